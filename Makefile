@@ -1,0 +1,77 @@
+# make reproduce   run the notebooks in order     SCALE=smoke|mini|smol|paper|released  SEED=0  SET="a.b=v c.d=w"  ARGS="--only 20_ppo"
+# make test        lint, unit tests, notebooks    make test-fast leaves the notebooks and slow tests out
+# Both set everything up by themselves in .venv. PYTHON=/path/to/python3.11 chooses the interpreter,
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu spares a machine without a GPU the download of CUDA.
+
+SHELL := /bin/bash
+SCALE ?= mini
+SEED ?= 0
+RUN_DIR ?= runs/$(notdir $(basename $(SCALE)))-$(SEED)
+SET ?=
+ARGS ?=
+PYTHON ?=
+TORCH_INDEX ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+# pytest, and each notebook's kernel, use one thread: two processes with two threads each on two cores are far slower
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false
+
+.PHONY: install reproduce test test-fast lint lab tiny-model lock clean help
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@chosen=""; for candidate in $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then chosen="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$chosen" ]; then \
+	  echo "No Python 3.11 or newer found (tried: $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)). Name one: make install PYTHON=/path/to/python3.11" >&2; exit 1; \
+	fi; \
+	if ! "$(PY)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	  echo "making $(VENV) with $$("$$chosen" --version)"; \
+	  "$$chosen" -m venv --clear $(VENV) || { echo "$$chosen cannot make virtual environments (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }; \
+	fi
+	@echo "installing requirements.lock (the first time takes some minutes)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+reproduce: install
+	$(PY) -m rlpa_lib reproduce --scale $(SCALE) --seed $(SEED) --run-dir $(RUN_DIR) $(foreach s,$(SET),--set '$(s)') $(ARGS)
+
+lint: install
+	$(PY) -m ruff check .
+
+# runs/smoke-0 is the notebooks' default run directory; it is emptied, so that every test run executes everything
+test: lint
+	rm -rf runs/smoke-0
+	$(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=900
+
+test-fast: lint
+	$(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests -m "not slow"
+
+lab: install
+	$(PY) -m jupyter lab notebooks
+
+# trains the built-in model from scratch and rewrites rlpa_lib/mini/weights
+tiny-model: install
+	$(OFFLINE) $(PY) -m rlpa_lib.mini.pretrain $(ARGS)
+
+# for maintainers: after changing pyproject.toml and upgrading in .venv, write down what is installed
+lock:
+	@{ head -n 1 requirements.lock; $(PY) -m pip freeze --all --exclude pip --exclude rlpa-lib | sed 's/+cpu$$//'; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+	@{ sed '/^      - /d' environment.yml; sed -n 's/^\([^#].*\)/      - \1/p' requirements.lock; echo "      - --editable ."; } > environment.yml.new
+	@mv environment.yml.new environment.yml
+
+# results under runs/ are kept
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

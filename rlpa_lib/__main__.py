@@ -1,0 +1,90 @@
+"""Command line: reproduce, plan, audit. Exit codes: 0 done, 1 failed, 2 bad input or params (one line on stderr)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rlpa_lib import config
+from rlpa_lib.config import InputError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with a single line per error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"rlpa_lib: {message} (try: {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        return {"reproduce": _reproduce, "plan": _plan, "audit": _audit}[options.command](options)
+    except InputError as error:
+        print(f"rlpa_lib: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rlpa_lib: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m rlpa_lib", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    reproduce = commands.add_parser("reproduce", help="run the notebooks in order, into a run directory")
+    _add_scale(reproduce)
+    reproduce.add_argument("--seed", type=int, default=0)
+    reproduce.add_argument("--run-dir", type=Path, help="default: runs/<scale>-<seed>")
+    reproduce.add_argument("--only", action="append", default=[], metavar="NOTEBOOK", help="20_ppo or 20; repeatable")
+    reproduce.add_argument("--notebooks", type=Path, help="another folder of numbered notebooks")
+    reproduce.add_argument("--verbose", action="store_true", help="show what the notebooks print while they run")
+
+    plan = commands.add_parser("plan", help="count what a run will generate and judge")
+    _add_scale(plan)
+
+    audit = commands.add_parser("audit", help="check a folder of tables shaped like the paper's against each other")
+    audit.add_argument("--tables", type=Path, metavar="DIR", help="default: the paper's own tables")
+    audit.add_argument("--json", type=Path, metavar="OUT", help="where to write the list of findings")
+    return parser
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--scale", default="mini", help="smoke, mini, smol, paper, released, or a params file")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting")
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from rlpa_lib import reproduce
+
+    run_dir = options.run_dir or Path("runs") / f"{Path(options.scale).stem}-{options.seed}"
+    return reproduce.reproduce(
+        scale=options.scale,
+        seed=options.seed,
+        run_dir=run_dir.expanduser().absolute(),
+        only=options.only,
+        overrides=options.set,
+        notebooks=(options.notebooks or reproduce.NOTEBOOKS).resolve(),
+        verbose=options.verbose,
+    )
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from rlpa_lib import plan
+
+    print(plan.table(config.load(options.scale, options.set)))
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from rlpa_lib import audit
+
+    return audit.main(options.tables or audit.PAPER_TABLES, options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
