@@ -1,0 +1,72 @@
+"""Turns labelled by hand, and how well a judge agrees with the labels (appendix H)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rlpa_lib import metrics
+from rlpa_lib.config import InputError
+from rlpa_lib.dialogue import Dialogue
+from rlpa_lib.judges import CRITERIA, Verdict
+from rlpa_lib.personas import Persona
+from rlpa_lib.profile import Profile, Reply
+from rlpa_lib.storage import read_jsonl
+
+
+@dataclass(frozen=True)
+class LabelledTurn:
+    """A reply to a pending utterance with hand-made marks: each criterion, `score` (eq. 4) and `evaluation` (C.3), 0 or 1."""
+
+    persona: Persona
+    dialogue: Dialogue
+    reply: Reply
+    labels: dict[str, int]
+    source: str
+
+
+def read_labels(path: Path) -> list[LabelledTurn]:
+    """Rows of a JSONL file of labelled turns. InputError: missing file, broken line, or a missing or impossible field (line named)."""
+    turns = []
+    for number, row in enumerate(read_jsonl(path), start=1):
+        try:
+            turns.append(_read_row(row))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}, row {number}: {type(error).__name__}: {error}") from None
+    return turns
+
+
+def agreement(labels: Sequence[int], marks: Sequence[int]) -> dict[str, float]:
+    """Counts tp, fp, fn, tn (positive = marked 1, labels taken as true) and the columns of table 10. ValueError: no case or unequal length."""
+    pairs = list(zip(labels, marks, strict=True))
+    counts = {name: sum(pair == wanted for pair in pairs) for name, wanted in (("tp", (1, 1)), ("fp", (0, 1)), ("fn", (1, 0)), ("tn", (0, 0)))}
+    return {**counts, **metrics.classification_metrics(**counts)}
+
+
+def judge_agreement(turns: Sequence[LabelledTurn], training: Sequence[Verdict], evaluation: Sequence[Verdict]) -> pd.DataFrame:
+    """One row a criterion, one for the training judge's score and one for the evaluation judge's; columns mark, tp ... cohens_kappa."""
+    rows = [{"mark": c, **agreement([t.labels[c] for t in turns], [int(v.marks[c]) for v in training])} for c in CRITERIA]
+    for name, verdicts in (("score", training), ("evaluation", evaluation)):
+        rows.append({"mark": name, **agreement([t.labels[name] for t in turns], [v.score for v in verdicts])})
+    return pd.DataFrame(rows)
+
+
+def _read_row(row: Mapping[str, Any]) -> LabelledTurn:
+    who = row["persona"]
+    persona = Persona(who["id"], who["description"], who["personality"], _profile(who["profile"]))
+    dialogue = Dialogue.from_json(row["dialogue"])
+    if dialogue.pending is None:
+        raise ValueError("no utterance of the dialogue is pending")
+    labels = {name: row["labels"][name] for name in (*CRITERIA, "score", "evaluation")}
+    if not set(labels.values()) <= {0, 1}:
+        raise ValueError(f"labels other than 0 and 1: {labels}")
+    return LabelledTurn(persona, dialogue, Reply(_profile(row["reply"]["profile"]), row["reply"]["response"], True), labels, row["source"])
+
+
+def _profile(data: Mapping | Sequence) -> Profile:
+    """From `Profile.to_json`, or from a plain list of [slot, value]."""
+    return Profile.from_json(data) if isinstance(data, Mapping) else Profile(tuple((slot, value) for slot, value in data))

@@ -1,0 +1,137 @@
+"""The text that the tiny model is trained on: dialogues of agenda users with a mixed crowd of scripted assistants, in the
+modes that the baselines need, and a warm-up of copying stated facts. Training personas and phrasings only."""
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from rlpa_lib import prompts
+from rlpa_lib.dialogue import Dialogue, Utterance, policy_view
+from rlpa_lib.mini import language
+from rlpa_lib.mini import lexicon as lex
+from rlpa_lib.mini.teacher import MIX, STYLES, compose, scene, write_profile
+from rlpa_lib.mini.user import AgendaUser
+from rlpa_lib.personas import Persona
+from rlpa_lib.profile import SLOTS, Profile, Reply, render_reply
+
+TURNS = 10
+SYLLABLES = "ba be bo da de do fa fi ga go ha ka ki la le lo ma mi mo na ne no pa ra re ri ro sa se so ta ti to va ve wa zu".split()
+MODES = ("rlpa", "base", "reminder", "revision", "rag")
+MODE_WEIGHTS = (0.62, 0.14, 0.07, 0.10, 0.07)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt as chat messages, and the completion that is learned."""
+
+    messages: tuple[dict[str, str], ...]
+    completion: str
+
+
+def pseudo_word(rng: random.Random) -> str:
+    """A word that means nothing: copying it cannot be memorised."""
+    return "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 3))) + rng.choice(["", "n", "r", "l", "s"])
+
+
+def scramble(slot: str, rng: random.Random, pool: Sequence[str]) -> str:
+    """A value that looks like one of the slot's but holds words from elsewhere."""
+    words = rng.choice(rng.choice(lex.lexicon().values(slot, "train")).forms).split()
+    places = [i for i, w in enumerate(words) if w not in lex.STOPWORDS]
+    for i in rng.sample(places, min(len(places), rng.randint(1, 2))):
+        word = rng.choice(pool) if rng.random() < 0.85 else pseudo_word(rng)
+        words[i] = word.capitalize() if words[i][:1].isupper() else word
+    return " ".join(words)
+
+
+def word_pool() -> tuple[str, ...]:
+    """Every word of the world's values, the test values included, one by one: a base model knows the words of its
+    language. What it never meets before the test is the values themselves, and the sentence frames around them."""
+    return tuple(sorted({w for values in lex.lexicon().by_slot.values() for v in values for f in v.forms for w in f.split()}))
+
+
+def scrambled(persona: Persona, rng: random.Random, pool: Sequence[str], share: float) -> Persona:
+    """The persona with some values replaced by scrambled ones."""
+    items = tuple((s, scramble(s, rng, pool) if s in lex.FILES and rng.random() < share else v) for s, v in persona.profile.items)
+    return replace(persona, profile=Profile(items))
+
+
+def dialogues(personas: Sequence[Persona], seed: int, mode: str) -> Iterator[tuple[Dialogue, Profile, str, random.Random]]:
+    """Play every persona for ten turns; yields before each reply (dialogue with a pending utterance, profile, response, rng)."""
+    for persona in personas:
+        rng, user = random.Random(f"corpus|{seed}|{persona.id}"), AgendaUser(seed)
+        dialogue, profile = Dialogue(persona.id, persona.id), None
+        diligence, style = rng.choice([0.4, 0.7, 0.9, 1.0]), rng.choices(STYLES, MIX[mode])[0]
+        for _ in range(TURNS):
+            dialogue = dialogue.heard(user.reply([persona], [dialogue])[0])
+            if rng.random() < 0.7:
+                style = rng.choices(STYLES, MIX[mode])[0]
+            profile = write_profile(dialogue, profile, diligence, rng)
+            response = compose(style, scene(dialogue), rng)
+            yield dialogue, profile, response, rng
+            dialogue = dialogue.answered(response, Reply(profile, response, True))
+
+
+def copy_example(rng: random.Random, pool: Sequence[str]) -> Example:
+    """The warm-up: one to four facts are stated, in any frame, and listed. Half of the values mean nothing."""
+    slots, said, items = rng.sample(SLOTS, rng.randint(1, 4)), [], {}
+    for slot in slots:
+        if slot in ("Age", "Gender"):
+            value = str(rng.randint(18, 82)) if slot == "Age" else rng.choice(sorted(lex.GENDERS))
+            phrase = rng.choice(language.spoken_forms(slot, value))
+        else:
+            phrase = scramble(slot, rng, pool) if rng.random() < 0.5 else rng.choice(rng.choice(lex.lexicon().values(slot, "train")).forms)
+        items[slot] = phrase
+        said.append(language.realise(rng.choice(language.templates("user_train", "say", slot)), rng, {slot: phrase}))
+    user = Dialogue("copy", "copy").heard(Utterance(" ".join(said)))
+    profile = Profile(tuple(items.items()))
+    messages = policy_view(user, _load("policy"))
+    slot = rng.choice(slots)
+    response = language.realise(rng.choice(language.templates("assistant", rng.choice(["ack", "suggest", "detail"]), slot)), rng, items)
+    return Example(tuple(messages), render_reply(profile, response))
+
+
+def _load(name: str) -> str:
+    return prompts.load(name, "mini")
+
+
+def example(mode: str, dialogue: Dialogue, profile: Profile, response: str, rng: random.Random) -> Example:
+    """One training example of a mode from a moment of a dialogue."""
+    if mode == "rlpa":
+        return Example(tuple(policy_view(dialogue, _load("policy"))), render_reply(profile, response))
+    messages = policy_view(dialogue, _load("base"), "none")
+    if mode == "reminder":
+        messages[-1] = {"role": "user", "content": f"{messages[-1]['content']} {_load('reminder')}"}
+    if mode == "rag":
+        context = " ".join(t.user.text for t in dialogue.turns if t.user.stated)
+        text = _load("rag").format(context=context or "nothing yet.", message=messages[-1]["content"])
+        messages = [messages[0], {"role": "user", "content": text}]
+    if mode == "revision":
+        return _revision(messages, dialogue, response, rng)
+    return Example(tuple(messages), response)
+
+
+def _revision(messages: list, dialogue: Dialogue, response: str, rng: random.Random) -> Example:
+    draft = compose(rng.choices(STYLES, MIX["base"])[0], scene(dialogue), rng)
+    sentences = [options[0] for options in language.parse(draft) if options]
+    used = [phrase for s in sentences for _, phrase in s.facts]
+    told = list(dialogue.facts().values())
+    verdict = f"It used {used[0]}." if used else "It used nothing that you told me."
+    advice = f"It should have looked at {rng.choice(told)}." if told else "There was nothing to use yet."
+    critique = [{"role": "assistant", "content": draft}, {"role": "user", "content": _load("critique")}]
+    if rng.random() < 0.4:
+        return Example((*messages, *critique), f"{verdict} {advice}")
+    revise = [{"role": "assistant", "content": f"{verdict} {advice}"}, {"role": "user", "content": _load("revise")}]
+    return Example((*messages, *critique, *revise), response)
+
+
+def corpus(personas: Sequence[Persona], seed: int, turns_per_dialogue: int = 4) -> Iterator[Example]:
+    """Examples in random modes, some turns of every persona's dialogue; a third of the values are scrambled."""
+    rng, pool = random.Random(f"mix|{seed}"), word_pool()
+    for persona in personas:
+        mode = rng.choices(MODES, MODE_WEIGHTS)[0]
+        played = scrambled(persona, rng, pool, rng.choice([0.0, 0.0, 0.6, 1.0]))
+        wanted = set(rng.sample(range(TURNS), turns_per_dialogue))
+        for turn, moment in enumerate(dialogues([played], seed, mode)):
+            if turn in wanted:
+                yield example(mode, *moment)

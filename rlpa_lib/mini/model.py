@@ -1,0 +1,52 @@
+"""The tiny policy: a Qwen2-architecture model with its own tokenizer and chat template, about three million parameters."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+WEIGHTS = Path(__file__).parent / "weights"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+END, PAD = "<|end|>", "<|pad|>"
+TAGS = ("<profile>", "</profile>", "<response>", "</response>")
+CHAT_TEMPLATE = ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+                 "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+VOCABULARY = 6144
+
+
+def make_tokenizer(texts: Sequence[str], words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Byte-level unigram pieces: any text can be written, every word of the world is one token (so that copying a value
+    takes one step a word), other words fall into common pieces; digits stand one by one, tags and roles are tokens."""
+    split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    pieces = Counter(piece for text in texts for piece, _ in split.pre_tokenize_str(text))
+    known = {piece for word in words for piece, _ in split.pre_tokenize_str(f" {word}")} | {p for p, n in pieces.items() if n >= 20}
+    vocabulary = [PAD, END, *ROLES, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary += sorted((known | _common_pieces(texts)) - set(vocabulary))
+    raw = Tokenizer(models.Unigram([(piece, -10.0) for piece in vocabulary], None, False))
+    raw.pre_tokenizer, raw.decoder = split, decoders.ByteLevel()
+    raw.add_special_tokens([PAD, END, *ROLES])
+    # The tags are ordinary text to a reader of the output, so they must survive skip_special_tokens.
+    raw.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=END, pad_token=PAD)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _common_pieces(texts: Sequence[str], size: int = 1200) -> set[str]:
+    """Frequent parts of words, for words that the world does not have."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, show_progress=False))
+    return set(raw.get_vocab())
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, hidden: int = 192, layers: int = 6) -> Qwen2ForCausalLM:
+    """A fresh model; set torch's seed before."""
+    config = Qwen2Config(vocab_size=len(tokenizer), hidden_size=hidden, num_hidden_layers=layers, intermediate_size=3 * hidden,
+                         num_attention_heads=hidden // 32, num_key_value_heads=2, max_position_embeddings=4096,
+                         tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+                         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
+    return Qwen2ForCausalLM(config)

@@ -1,0 +1,167 @@
+"""Policies: what turns message lists into sampled completions. `LocalPolicy` runs a transformers model in process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from peft.tuners.lora import LoraLayer
+
+from rlpa_lib.config import InputError
+from rlpa_lib.decoding import Sampled, decode
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled reply: the very ids that training uses, the end token included when `finished`.
+
+    `logprobs` are natural logarithms at the temperature of sampling, fp32, one a token id.
+    """
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finished: bool
+
+
+class Policy(Protocol):
+    """Anything that can answer: n completions for each message list, in order."""
+
+    def generate(
+        self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float, max_new_tokens: int
+    ) -> list[list[Completion]]: ...
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from any printable parts; the same parts give the same seed on every machine."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def prompt_ids(tokenizer, messages: list[Message]) -> list[int]:
+    """Token ids of a message list under the tokenizer's chat template, ready for the assistant's next words."""
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def fit_prompt(tokenizer, messages: list[Message], limit: int) -> tuple[list[int], int]:
+    """(token ids, number of dropped turns) of a prompt of at most `limit` tokens.
+
+    Whole turns (a user message and its answer) go from the oldest on; the system prompt and the last user message
+    stay. Raises InputError when these two alone are too long.
+    """
+    lead = [m for m in messages[:1] if m["role"] == "system"]
+    rest = list(messages[len(lead) :])
+    dropped = 0
+    ids = prompt_ids(tokenizer, lead + rest)
+    while len(ids) > limit and len(rest) > 2:
+        rest, dropped = rest[2:], dropped + 1
+        ids = prompt_ids(tokenizer, lead + rest)
+    if len(ids) > limit:
+        raise InputError(
+            f"rollout.max_prompt_tokens: the system prompt and the last user message take {len(ids)} tokens, limit {limit}"
+        )
+    return ids, dropped
+
+
+def row_draws(keys: Sequence[object], n: int, steps: int, seed: int) -> torch.Tensor:
+    """Numbers in [0, 1) of shape [len(keys) * n, steps]: each row has its own stream, made from (seed, key, sample)."""
+    rows = []
+    for key in keys:
+        for sample in range(n):
+            generator = torch.Generator().manual_seed(derive_seed(seed, key, sample))
+            rows.append(torch.rand(steps, generator=generator))
+    return torch.stack(rows).clamp_max(1 - 1e-6)
+
+
+@contextmanager
+def merged_adapters(model) -> Iterator[None]:
+    """Within the context the active LoRA adapters are added into the weights (fp32 only: other dtypes would round them away).
+
+    Afterwards the weights are bit for bit what they were. A small model then decodes about a quarter faster.
+    """
+    table = model.get_input_embeddings().weight  # may be shared with the output layer
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, LoraLayer) and hasattr(layer, "get_delta_weight") and not (layer.merged or layer.disable_adapters)
+    ]
+    layers = [m for m in layers if m.base_layer.weight is not table and m.base_layer.weight.dtype == torch.float32]
+    before = [layer.base_layer.weight.data for layer in layers]
+    try:
+        for layer, weight in zip(layers, before, strict=True):
+            active = [name for name in layer.active_adapters if name in layer.lora_A]
+            layer.base_layer.weight.data = weight + sum(layer.get_delta_weight(name) for name in active)
+            layer.merged_adapters.extend(active)
+        yield
+    finally:
+        for layer, weight in zip(layers, before, strict=True):
+            layer.base_layer.weight.data = weight
+            layer.merged_adapters.clear()
+
+
+class LocalPolicy:
+    """A causal language model of transformers (with or without PEFT adapters) sampled by `decoding.decode`.
+
+    A completion depends on (weights, seed, prompt, how many equal prompts came before it in the call, sample index),
+    not on the batch around it, up to rounding. `n_cut` counts prompts that lost turns to `max_prompt_tokens`.
+    """
+
+    def __init__(self, model, tokenizer, *, max_prompt_tokens: int = 4096, batch_prompts: int = 128):
+        if tokenizer.eos_token_id is None:
+            raise InputError("policy.model: the tokenizer has no end token")
+        self.model, self.tokenizer = model, tokenizer
+        self.max_prompt_tokens, self.batch_prompts, self.n_cut = max_prompt_tokens, batch_prompts, 0
+
+    def generate(
+        self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float, max_new_tokens: int
+    ) -> list[list[Completion]]:
+        """n completions a message list; `temperature` 0 is greedy. Raises InputError on n, lengths or temperature < their minimum."""
+        if n < 1 or max_new_tokens < 1 or temperature < 0:
+            raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
+        prompts = [self._encode(m) for m in messages]
+        seen: Counter[tuple[int, ...]] = Counter()
+        keys = []
+        for prompt in prompts:
+            keys.append((seen[prompt], *prompt))
+            seen[prompt] += 1
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i], i))
+        answers: dict[int, list[Completion]] = {}
+        for start in range(0, len(order), self.batch_prompts):
+            part = order[start : start + self.batch_prompts]
+            draws = row_draws([keys[i] for i in part], n, max_new_tokens, seed)
+            sampled = self._decode([prompts[i] for i in part], n, draws, temperature)
+            for place, i in enumerate(part):
+                answers[i] = [self._completion(prompts[i], s) for s in sampled[place * n : (place + 1) * n]]
+        return [answers[i] for i in range(len(prompts))]
+
+    def _encode(self, messages: list[Message]) -> tuple[int, ...]:
+        ids, dropped = fit_prompt(self.tokenizer, messages, self.max_prompt_tokens)
+        self.n_cut += bool(dropped)
+        return tuple(ids)
+
+    def _decode(self, prompts: list[tuple[int, ...]], n: int, draws: torch.Tensor, temperature: float) -> list[Sampled]:
+        distinct = list(dict.fromkeys(prompts))
+        owners = [distinct.index(p) for p in prompts]
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        was_training = model.training
+        model.eval()  # no dropout while sampling
+        with torch.no_grad(), merged_adapters(self.model):
+            sampled = decode(
+                model, distinct, owners, n, draws, temperature=temperature, end_id=self.tokenizer.eos_token_id
+            )
+        model.train(was_training)
+        return sampled
+
+    def _completion(self, prompt: tuple[int, ...], sampled: Sampled) -> Completion:
+        text_ids = sampled.token_ids[:-1] if sampled.finished else sampled.token_ids
+        text = self.tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return Completion(prompt, sampled.token_ids, sampled.logprobs, text, sampled.finished)

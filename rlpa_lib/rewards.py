@@ -1,0 +1,96 @@
+"""Turn rewards: profile reward (eq. 2-3), response reward (eq. 4) and what of them counts (eq. 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlpa_lib.config import InputError
+from rlpa_lib.dialogue import Dialogue
+from rlpa_lib.judges import CRITERIA, Judge, Verdict
+from rlpa_lib.personas import Persona
+from rlpa_lib.profile import Profile, Reply, precision_recall, profile_f1
+
+PARTS = ("PRR", "PR", "RR")
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One sample's reward with every component kept; `total` in 0..2 for PRR, 0..1 for PR and RR."""
+
+    format_ok: bool
+    precision: float
+    recall: float
+    profile: float
+    criteria: dict[str, int]
+    response: float
+    total: float
+    n_unrevealed_guesses: int
+    n_inferred: int
+    n_unrevealed_matched: int = 0  # unrevealed guesses that the judge matched with a true item
+
+
+def broken_format_reward() -> Reward:
+    """The reward of a reply that breaks the format: zero in every part, and no judge is asked (released code)."""
+    return Reward(False, 0.0, 0.0, 0.0, dict.fromkeys(CRITERIA, 0), 0.0, 0.0, 0, 0)
+
+
+def check_parts(parts: str) -> str:
+    """Return `parts` if it is one of PRR, PR, RR; InputError otherwise."""
+    if parts not in PARTS:
+        raise InputError(f"ppo.reward_parts: {parts!r} is not one of {', '.join(PARTS)}")
+    return parts
+
+
+def score(
+    reply: Reply,
+    true_profile: Profile,
+    ledger_slots: frozenset[str],
+    pairs: Sequence[tuple[int, int]],
+    verdict: Verdict,
+    parts: str = "PRR",
+) -> Reward:
+    """Reward of one well or badly formed reply (sections 3.2-3.4, eq. 2-5).
+
+    `ledger_slots` are the slots the user has revealed so far; `pairs` the judge's one-to-one matches between items of
+    `reply.profile` and of `true_profile`; `parts` PRR counts both rewards, PR the profile's alone, RR the response's.
+    Raises InputError when `parts` is unknown.
+    """
+    check_parts(parts)
+    if not reply.format_ok:
+        return broken_format_reward()
+    n_inferred, n_true, n_matched = len(reply.profile), len(true_profile), len(pairs)
+    precision, recall = precision_recall(n_inferred, n_true, n_matched)
+    profile = profile_f1(n_inferred, n_true, n_matched)
+    criteria = {name: int(verdict.marks[name]) for name in CRITERIA}
+    response = float(verdict.score)
+    total = {"PRR": profile + response, "PR": profile, "RR": response}[parts]
+    guesses = {i for i, (slot, _) in enumerate(reply.profile.items) if slot not in ledger_slots}
+    lucky = sum(inferred in guesses for inferred, _ in pairs)
+    return Reward(True, precision, recall, profile, criteria, response, total, len(guesses), n_inferred, lucky)
+
+
+def score_replies(
+    judge: Judge,
+    personas: Sequence[Persona],
+    dialogues: Sequence[Dialogue],
+    replies: Sequence[Reply],
+    parts: str = "PRR",
+) -> list[Reward | None]:
+    """Rewards of a batch, one persona and one pending dialogue a reply; one judge call per kind of question.
+
+    The profile is held against the true one, the response against the inferred one (section 3.3). None stands
+    where the judge gave no readable answer: such a sample is left out, it is neither 0 nor 1.
+    """
+    check_parts(parts)
+    asked = [i for i, reply in enumerate(replies) if reply.format_ok]
+    matches = judge.matches([(replies[i].profile, personas[i].profile) for i in asked])
+    verdicts = judge.responses([(dialogues[i], replies[i]) for i in asked])
+    rewards: list[Reward | None] = [broken_format_reward() for _ in replies]
+    for i, pairs, verdict in zip(asked, matches, verdicts, strict=True):
+        if pairs is None or verdict is None:
+            rewards[i] = None
+            continue
+        revealed = frozenset(dialogues[i].ledger())
+        rewards[i] = score(replies[i], personas[i].profile, revealed, pairs, verdict, parts)
+    return rewards

@@ -1,0 +1,79 @@
+"""From judgements to the paper's tables: 1 (summary), 4 and 5 (turn by turn), and paired comparisons, all with intervals."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from rlpa_lib import intervals, metrics
+
+# (method, benchmark) -> scores (E, K) in 0..1.
+Scores = Mapping[tuple[str, str], np.ndarray]
+TABLE_OF = {"vanilla": "table4", "extended": "table5"}
+LABELS = {"base": "Base", "reminder": "Reminder", "self_critic": "Self-Critic", "cot": "CoT", "rag": "RAG(Top-5)", "sft": "SFT",
+          "dpo": "DPO", "rlpa_prompting": "RLPA prompting (untrained)", "random": "random control", "oracle": "oracle control",
+          "rlpa": "RLPA"}
+
+
+def summary(scores_EK: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """avg (percent), n_ir and n_r2 (eq. 8, both normalisations) with 95 % intervals: bootstrap over users for avg,
+    first order for the two others (intervals.delta_interval says how far to trust it)."""
+    average = intervals.bootstrap_interval(scores_EK, seed=seed)
+    row = {"avg": 100 * average.estimate, "avg_low": 100 * average.low, "avg_high": 100 * average.high}
+    al = metrics.alignment_level(scores_EK)
+    for norm, suffix in (("global", ""), ("running", "_running")):
+        for place, name in enumerate(("n_ir", "n_r2")):
+            row[f"{name}{suffix}"] = metrics.normalized_improvement(al, norm)[place]
+    for place, name in enumerate(("n_ir", "n_r2")):
+        flat = np.ptp(al) == 0
+        interval = None if flat else intervals.delta_interval(scores_EK, partial(_improvement, place))
+        row[f"{name}_low"] = row[name] if flat else interval.low
+        row[f"{name}_high"] = row[name] if flat else interval.high
+    return row
+
+
+def _improvement(place: int, al: np.ndarray) -> np.ndarray:
+    rows = np.atleast_2d(al)
+    values = np.array([metrics.normalized_improvement(row)[place] for row in rows])
+    return values if np.ndim(al) > 1 else values[0]
+
+
+def turnwise_table(scores: Scores, benchmark: str, model: str) -> pd.DataFrame:
+    """Table 4 or 5: AL(k) in percent with exact 95 % intervals, then avg, N-IR and N-R2 in both normalisations."""
+    rows = []
+    for (method, bench), table in scores.items():
+        if bench == benchmark:
+            al, (low, high) = metrics.alignment_level(table), intervals.alignment_interval(table)
+            turns = {f"k{k + 1}{part}": 100 * values[k] for k in range(len(al)) for part, values in (("", al), ("_low", low), ("_high", high))}
+            rows.append({"model": model, "method": LABELS[method], **turns, **summary(table)})
+    return pd.DataFrame(rows)
+
+
+def main_table(scores: Scores, model: str) -> pd.DataFrame:
+    """Table 1: one row a method, vanilla and extended side by side; a benchmark that was not run leaves no column."""
+    rows: dict[str, dict] = {}
+    for (method, benchmark), table in scores.items():
+        row = rows.setdefault(method, {"model": model, "method": LABELS[method]})
+        row |= {f"{benchmark}_{name}": value for name, value in summary(table).items()}
+    return pd.DataFrame(rows.values())
+
+
+def paired_table(scores: Scores, treated: str = "rlpa") -> pd.DataFrame:
+    """RLPA against each other row on the same users: difference in percent points, interval, p and Holm-corrected p."""
+    rows = []
+    for (method, benchmark), table in scores.items():
+        if method != treated and (treated, benchmark) in scores:
+            c = intervals.paired_difference(scores[treated, benchmark], table)
+            rows.append({"benchmark": benchmark, "method": LABELS[method], "difference": 100 * c.difference,
+                         "low": 100 * c.low, "high": 100 * c.high, "p": c.p_value})
+    frame = pd.DataFrame(rows)
+    if len(frame):
+        frame["p_holm"] = intervals.holm(frame["p"])
+    return frame
+
+
+def without_first_turn(scores: Scores, treated: str = "rlpa") -> pd.DataFrame:
+    """The paired table again without k = 1, where the user has said nothing but "Hello"."""
+    return paired_table({key: table[:, 1:] for key, table in scores.items() if table.shape[1] > 1}, treated)

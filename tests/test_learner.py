@@ -1,0 +1,223 @@
+"""Packing, and the three roles on one backbone."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from rlpa_lib import ppo
+from rlpa_lib.config import Config, InputError
+from rlpa_lib.experience import gather_experience, update
+from rlpa_lib.learner import CRITIC, POLICY, Learner, accumulate
+from rlpa_lib.packing import pack, tree_mask
+from rlpa_lib.policies import Completion, LocalPolicy
+from rlpa_lib.profile import Profile, Reply
+from rlpa_lib.rewards import Reward
+from rlpa_lib.rollout import Sample, TurnGroup
+
+GROUPS = [
+    ((5, 6, 7, 8), ((9, 10, 2), (11, 2), (12, 13, 14, 15))),
+    ((20, 21), ((22, 2), (2,), (23, 24, 25))),
+]
+
+
+def settings(**changes):
+    """A config for the tiny model; `ppo` keys by name, `lora_dropout` apart."""
+    ppo_keys = {"minibatch": 8, "lr": 1e-2, "critic_lr": 1e-2, "packing": "rows", **changes}
+    return Config.model_validate(
+        {"policy": {"lora_rank": 4, "lora_alpha": 8}, "rollout": {"users": 8, "samples": 4}, "ppo": ppo_keys}
+    )
+
+
+def make(model, **changes):
+    learner = Learner(copy.deepcopy(model), settings(**changes), seed=3)
+    torch.manual_seed(7)
+    for role in (POLICY, CRITIC):  # as if already trained: adapters that do something
+        for parameter in learner.parameters(role).values():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return learner
+
+
+def turn_groups(groups=GROUPS):
+    made = []
+    for number, (prompt, completions) in enumerate(groups):
+        samples = []
+        for i, tokens in enumerate(completions):
+            reward = Reward(True, 0.0, 0.0, 0.0, {}, 0.0, 0.5 * i, 0, 0)
+            completion = Completion(prompt, tokens, tuple(-2.0 - 0.1 * t for t in range(len(tokens))), "", True)
+            samples.append(Sample(completion, Reply(Profile(), "x", True), reward))
+        made.append(TurnGroup(f"d{number}", 1, prompt, tuple(samples), 0))
+    return made
+
+
+def test_tree_packing_by_hand():
+    packed = pack([((5, 6), ((7, 8, 2), (9, 2)))], "tree", torch.float32)
+    assert packed.input_ids_BL.tolist() == [[5, 6, 7, 8, 9]]  # the last token of a completion is only predicted
+    assert packed.position_ids_BL.tolist() == [[0, 1, 2, 3, 2]]
+    assert packed.places_ST.tolist() == [[1, 2, 3], [1, 4, 0]]
+    assert packed.targets_ST.tolist() == [[7, 8, 2], [9, 2, 0]]
+    assert packed.keep_ST.tolist() == [[True, True, True], [True, True, False]]
+    seen = (packed.mask_B1LL[0, 0] == 0).int().tolist()
+    assert seen == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
+
+
+def test_padding_sees_itself_alone():
+    seen = (tree_mask(torch.tensor([[0, 1, -1, -1]]), torch.float32)[0, 0] == 0).int().tolist()
+    assert seen == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+
+
+def test_row_packing_by_hand():
+    packed = pack([((5, 6), ((7, 8, 2), (9, 2)))], "rows", torch.float32)
+    assert packed.input_ids_BL.tolist() == [[5, 6, 7, 8], [5, 6, 9, 0]] and packed.mask_B1LL is None
+    assert packed.rows_ST.tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert packed.places_ST.tolist() == [[1, 2, 3], [1, 2, 0]]
+
+
+def test_policy_logprobs_are_those_of_a_plain_forward_pass(tiny_random_model):
+    learner = make(tiny_random_model[0])
+    for packing in ("tree", "rows"):
+        packed = pack(GROUPS, packing, torch.float32)
+        with torch.no_grad():
+            logprobs = learner.run(packed, POLICY).logprobs_ST
+        row = 0
+        for prompt, completions in GROUPS:
+            for completion in completions:
+                ids = torch.tensor([[*prompt, *completion]])
+                with torch.no_grad():
+                    full = torch.log_softmax(learner.model(ids).logits[0, len(prompt) - 1 : -1], -1)
+                want = full.gather(-1, torch.tensor(completion)[:, None])[:, 0]
+                assert torch.allclose(logprobs[row, : len(completion)], want, atol=1e-5)
+                assert not logprobs[row, len(completion) :].any()
+                row += 1
+
+
+@pytest.mark.parametrize("critic", ["head", "lora"])
+def test_tree_and_rows_give_the_same_losses_and_gradients(tiny_random_model, critic):
+    found = []
+    for packing in ("rows", "tree"):
+        learner = make(tiny_random_model[0], critic=critic, packing=packing)
+        data = gather_experience(learner, turn_groups())
+        packed = learner.pack(data.groups)
+        where = data.samples([0, 1])
+        names = ("old_logprobs", "advantages", "values", "returns", "features")
+        batch = {n: None if getattr(data, n) is None else getattr(data, n)[where] for n in names}
+        logged = accumulate(learner, packed, batch, float(data.keep.sum()))
+        gradients = {n: p.grad for role in (POLICY, CRITIC) for n, p in learner.parameters(role).items()}
+        found.append((logged, gradients))
+    (rows, row_gradients), (tree, tree_gradients) = found
+    assert rows == pytest.approx(tree, abs=1e-5)
+    assert row_gradients.keys() == tree_gradients.keys() and all(g is not None for g in row_gradients.values())
+    for name, gradient in row_gradients.items():
+        assert torch.allclose(gradient, tree_gradients[name], atol=1e-5), name
+    assert any(g.abs().max() > 1e-3 for n, g in row_gradients.items() if POLICY in n)
+
+
+def test_reference_is_the_model_as_it_came(tiny_random_model):
+    model, _ = tiny_random_model
+    untouched = copy.deepcopy(model)
+    learner = make(model, critic="lora")
+    packed = pack(GROUPS, "tree", torch.float32)
+    with torch.no_grad():
+        reference, policy = learner.run(packed, "reference"), learner.run(packed, POLICY)
+        ids = torch.tensor([[*GROUPS[0][0], *GROUPS[0][1][0]]])
+        want = torch.log_softmax(untouched(ids).logits[0, 3:-1], -1).gather(-1, ids[0, 4:, None])[:, 0]
+    assert torch.allclose(reference.logprobs_ST[0, :3], want, atol=1e-5)
+    assert not torch.allclose(reference.logprobs_ST, policy.logprobs_ST, atol=1e-2)
+    update(learner, gather_experience(learner, turn_groups()), seed=0, scales=[1.0])
+    with torch.no_grad():
+        assert torch.equal(learner.run(packed, "reference").logprobs_ST, reference.logprobs_ST)
+        assert not torch.equal(learner.run(packed, POLICY).logprobs_ST, policy.logprobs_ST)
+
+
+@pytest.mark.parametrize("critic", ["head", "lora"])
+def test_there_is_one_backbone(tiny_random_model, critic):
+    model, _ = tiny_random_model
+    own = {p.data_ptr(): p.numel() for p in model.parameters()}
+    learner = Learner(model, settings(critic=critic), seed=0)
+    roles = {p.data_ptr() for role in (POLICY, CRITIC) for p in learner.parameters(role).values()}
+    everything = {p.data_ptr(): p.numel() for p in [*learner.model.parameters(), *learner.head.parameters()]}
+    assert everything.keys() - roles == own.keys(), "every weight is the backbone's, an adapter's or the head's"
+    adapter = sum(p.numel() for n, p in learner.parameters(POLICY).items())
+    copies = 2 if critic == "lora" else 1
+    assert sum(everything.values()) == sum(own.values()) + copies * adapter + sum(p.numel() for p in learner.head.parameters())
+    assert roles.isdisjoint(own) and not any(p.requires_grad for p in model.parameters() if p.data_ptr() in own)
+
+
+@pytest.mark.parametrize("critic", ["head", "lora"])
+def test_an_update_trains_both_and_neither_the_other(tiny_random_model, critic):
+    learner = make(tiny_random_model[0], critic=critic)
+    before = {r: {n: p.clone() for n, p in learner.parameters(r).items()} for r in (POLICY, CRITIC)}
+    logged = update(learner, gather_experience(learner, turn_groups()), seed=0, scales=[1.0])
+    for role in (POLICY, CRITIC):
+        assert all(not torch.equal(before[role][n], p) for n, p in learner.parameters(role).items()), role
+    assert logged["optimizer_steps"] == 1 and logged["value_loss"] > 0 and logged["sampler_gap"] > 0
+
+
+def test_experience_by_the_functions_it_is_made_of(tiny_random_model):
+    learner = make(tiny_random_model[0], kl_coef=0.1, lam=0.9, gamma=0.8, advantage_norm="none")
+    data = gather_experience(learner, turn_groups())
+    assert data.groups == GROUPS and data.starts == [0, 3]
+    size = len(GROUPS[0][1][2])  # third sample of the first group: reward 1.0
+    rewards = -0.1 * (data.old_logprobs[2, :size] - data.reference[2, :size])
+    rewards[-1] += 1.0
+    want = ppo.gae(rewards, data.values[2, :size], 0.8, 0.9)
+    assert torch.allclose(data.advantages[2, :size], want, atol=1e-6)
+    assert torch.allclose(data.returns[2, :size], want + data.values[2, :size], atol=1e-6)
+    assert data.values[data.keep].abs().max() > 0
+
+
+def test_normalising_by_turn_or_over_all(tiny_random_model):
+    groups = turn_groups()
+    groups[1] = TurnGroup(groups[1].dialogue_id, 2, groups[1].prompt_ids, groups[1].samples, 0)
+    by_turn = gather_experience(make(tiny_random_model[0], advantage_norm="rollout"), groups)
+    over_all = gather_experience(make(tiny_random_model[0], advantage_norm="cohort"), groups)
+    for rows in (slice(0, 3), slice(3, 6)):
+        assert abs(by_turn.advantages[rows][by_turn.keep[rows]].mean()) < 1e-5
+        assert abs(over_all.advantages[rows][over_all.keep[rows]].mean()) > 1e-3
+    assert abs(over_all.advantages[over_all.keep].mean()) < 1e-5
+
+
+def test_samples_without_a_reward_do_not_train(tiny_random_model):
+    groups = turn_groups()
+    lost = Sample(groups[0].samples[1].completion, groups[0].samples[1].reply, None)
+    kept = TurnGroup("d0", 1, groups[0].prompt_ids, (groups[0].samples[0], lost, groups[0].samples[2]), 0)
+    empty = TurnGroup("d1", 1, groups[1].prompt_ids, (lost,), 0)
+    data = gather_experience(make(tiny_random_model[0]), [kept, empty])
+    assert data.groups == [(GROUPS[0][0], (GROUPS[0][1][0], GROUPS[0][1][2]))]
+
+
+def test_small_forward_passes_give_the_same_step(tiny_random_model):
+    weights = []
+    for micro in (None, 4):
+        learner = make(tiny_random_model[0], micro_batch=micro)
+        update(learner, gather_experience(learner, turn_groups()), seed=0, scales=[1.0])
+        weights.append(torch.cat([p.flatten() for p in learner.parameters(POLICY).values()]))
+    assert torch.allclose(*weights, atol=1e-4)
+
+
+@pytest.mark.parametrize("active", ["policy", "none"])
+def test_sampling_with_merged_adapters_is_sampling_with_adapters(tiny_random_model, monkeypatch, active):
+    model, tokenizer = tiny_random_model
+    learner = make(model, critic="lora")
+    before = {n: p.clone() for n, p in learner.model.named_parameters()}
+    asked = {"seed": 0, "temperature": 1.0, "max_new_tokens": 20}
+    talk = [[{"role": "user", "content": "Hello"}]]
+
+    def sample():
+        with learner.model.disable_adapter() if active == "none" else nullcontext():
+            return LocalPolicy(learner.model, tokenizer).generate(talk, 4, **asked)[0]
+
+    merged = sample()
+    assert all(torch.equal(before[n], p) for n, p in learner.model.named_parameters())
+    monkeypatch.setattr("rlpa_lib.policies.merged_adapters", lambda _: nullcontext())
+    for one, other in zip(merged, sample(), strict=True):
+        assert one.token_ids == other.token_ids and one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    base = LocalPolicy(copy.deepcopy(model), tokenizer).generate(talk, 4, **asked)[0]
+    assert ([c.token_ids for c in base] == [c.token_ids for c in merged]) == (active == "none")
+
+
+def test_full_tuning_is_refused(tiny_random_model):
+    cfg = Config.model_validate({"policy": {"tuning": "full"}})
+    with pytest.raises(InputError, match="policy.tuning"):
+        Learner(tiny_random_model[0], cfg, seed=0)

@@ -1,0 +1,135 @@
+"""LocalPolicy against transformers' own generate and forward pass."""
+
+import pytest
+import torch
+
+from rlpa_lib.config import InputError
+from rlpa_lib.policies import LocalPolicy, derive_seed, fit_prompt, prompt_ids
+
+
+def talk(*texts):
+    """System prompt, then user and assistant in turn."""
+    roles = ["user" if i % 2 == 0 else "assistant" for i in range(len(texts))]
+    return [{"role": "system", "content": "Be kind."}] + [
+        {"role": role, "content": text} for role, text in zip(roles, texts, strict=True)
+    ]
+
+
+PROMPTS = [talk("Hello"), talk("Hello", "Hi!", "I like old maps."), talk("Hello"), talk("What now?")]
+
+
+def sample(policy, prompts=PROMPTS, n=3, seed=1, temperature=1.0, length=12):
+    return policy.generate(prompts, n, seed=seed, temperature=temperature, max_new_tokens=length)
+
+
+def end_early(model, bias=3.0):
+    """Make the end token frequent, so that rows finish at different steps."""
+    with torch.no_grad():
+        table = model.get_input_embeddings().weight
+        table[2] += bias * torch.randn(table.shape[1], generator=torch.Generator().manual_seed(5)) * 0.3
+
+
+def test_greedy_equals_transformers_generate(tiny_random_model):
+    model, tokenizer = tiny_random_model
+    answers = sample(LocalPolicy(model, tokenizer), n=2, temperature=0, length=20)
+    for messages, completions in zip(PROMPTS, answers, strict=True):
+        ids = torch.tensor([prompt_ids(tokenizer, messages)])
+        want = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20)
+        assert list(completions[0].token_ids) == want[0, ids.shape[1] :].tolist()
+        assert completions[0] == completions[1]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_logprobs_equal_a_full_forward_pass(tiny_random_model, early):
+    model, tokenizer = tiny_random_model
+    if early:
+        end_early(model)
+    answers = sample(LocalPolicy(model, tokenizer), length=90, temperature=0.8)
+    sizes = set()
+    for completion in (c for group in answers for c in group):
+        ids = torch.tensor([[*completion.prompt_ids, *completion.token_ids]])
+        with torch.no_grad():
+            logprobs = torch.log_softmax(model(ids).logits[0, len(completion.prompt_ids) - 1 : -1] / 0.8, -1)
+        want = logprobs.gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        assert torch.allclose(torch.tensor(completion.logprobs), want, atol=2e-5)
+        assert completion.finished == (completion.token_ids[-1] == tokenizer.eos_token_id)
+        sizes.add(len(completion.token_ids))
+    # rows that end at different steps are dropped on the way; rows that do not end make the store of keys grow
+    assert len(sizes) > 3 if early else max(sizes) > 64
+
+
+def test_same_seed_same_output_other_seed_other_output(tiny_random_model):
+    policy = LocalPolicy(*tiny_random_model)
+    assert sample(policy, seed=4) == sample(policy, seed=4)
+    assert sample(policy, seed=4) != sample(policy, seed=5)
+
+
+def test_rows_do_not_depend_on_the_batch(tiny_random_model):
+    model, tokenizer = tiny_random_model
+    end_early(model)
+    whole = sample(LocalPolicy(model, tokenizer), length=40)
+    single = [sample(LocalPolicy(model, tokenizer), [p], length=40)[0] for p in PROMPTS]
+    for i in (0, 1, 3):  # prompt 2 equals prompt 0: alone, it would be the first of its kind
+        assert [c.token_ids for c in whole[i]] == [c.token_ids for c in single[i]]
+    backwards = sample(LocalPolicy(model, tokenizer, batch_prompts=2), PROMPTS[::-1], length=40)
+    assert [c.token_ids for c in backwards[2]] == [c.token_ids for c in whole[1]]
+    fewer = sample(LocalPolicy(model, tokenizer), n=2, length=40)
+    assert [c.token_ids for c in fewer[1]] == [c.token_ids for c in whole[1][:2]]
+
+
+def test_equal_prompts_are_sampled_apart(tiny_random_model):
+    answers = sample(LocalPolicy(*tiny_random_model), [talk("Hello")] * 3, n=2)
+    assert len({c.token_ids for group in answers for c in group}) == 6
+
+
+def test_sampling_frequencies_match_the_model(tiny_random_model):
+    model, tokenizer = tiny_random_model
+    answers = sample(LocalPolicy(model, tokenizer), [talk("Hello")] * 8, n=250, length=1)
+    ids = torch.tensor([prompt_ids(tokenizer, talk("Hello"))])
+    with torch.no_grad():
+        probabilities = torch.softmax(model(ids).logits[0, -1], -1)
+    counts = torch.bincount(torch.tensor([c.token_ids[0] for g in answers for c in g]), minlength=len(probabilities))
+    top = probabilities.argmax()
+    spread = (probabilities[top] * (1 - probabilities[top]) / 2000).sqrt()
+    assert abs(counts[top] / 2000 - probabilities[top]) < 4 * spread
+
+
+def test_text_is_without_the_end_token(tiny_random_model):
+    model, tokenizer = tiny_random_model
+    end_early(model)
+    done = [c for g in sample(LocalPolicy(model, tokenizer), length=90) for c in g if c.finished]
+    assert done and all("<|end|>" not in c.text for c in done)
+
+
+def test_long_prompts_lose_their_oldest_turns(tiny_random_model):
+    _, tokenizer = tiny_random_model
+    messages = talk("one", "ONE", "two", "TWO", "three")
+    whole = prompt_ids(tokenizer, messages)
+    assert fit_prompt(tokenizer, messages, len(whole)) == (whole, 0)
+    ids, dropped = fit_prompt(tokenizer, messages, len(whole) - 1)
+    assert dropped == 1 and ids == prompt_ids(tokenizer, talk("two", "TWO", "three"))
+    only = prompt_ids(tokenizer, talk("three"))
+    assert fit_prompt(tokenizer, messages, len(only)) == (only, 2)
+    with pytest.raises(InputError, match="max_prompt_tokens"):
+        fit_prompt(tokenizer, messages, len(only) - 1)
+
+
+def test_cut_prompts_are_counted(tiny_random_model):
+    model, tokenizer = tiny_random_model
+    limit = len(prompt_ids(tokenizer, PROMPTS[1])) - 1
+    policy = LocalPolicy(model, tokenizer, max_prompt_tokens=limit)
+    answers = sample(policy, length=2)
+    assert policy.n_cut == 1
+    assert list(answers[1][0].prompt_ids) == prompt_ids(tokenizer, talk("I like old maps."))
+
+
+def test_impossible_requests_are_refused(tiny_random_model):
+    policy = LocalPolicy(*tiny_random_model)
+    for bad in ({"n": 0}, {"temperature": -1.0}, {"length": 0}):
+        with pytest.raises(InputError):
+            sample(policy, **bad)
+
+
+def test_derived_seeds_are_stable_and_distinct():
+    assert derive_seed(1, "a") == derive_seed("1", "a") and derive_seed(1, "a") != derive_seed(11, "")
+    assert 0 <= derive_seed(0) < 2**63

@@ -1,0 +1,204 @@
+"""The training loop on a tiny random model: schedule, records, exact resume."""
+
+import json
+
+import pytest
+import torch
+from conftest import byte_tokenizer, random_model
+from safetensors.torch import load_file
+
+from rlpa_lib import checkpoints, runs
+from rlpa_lib.config import Config, InputError
+from rlpa_lib.dialogue import Utterance
+from rlpa_lib.judges import CRITERIA, Verdict
+from rlpa_lib.learner import Learner
+from rlpa_lib.personas import Persona
+from rlpa_lib.profile import Profile, Reply, parse_reply
+from rlpa_lib.trainer import Trainer, cohort_personas
+
+PERSONAS = [Persona(f"p{i}", "", "", Profile((("Age", str(20 + i)), ("Location", "Rome")))) for i in range(7)]
+
+
+class EchoUser:
+    """Says hello, then its age at every turn."""
+
+    def reply(self, personas, dialogues):
+        return [self._say(persona, len(d.turns)) for persona, d in zip(personas, dialogues, strict=True)]
+
+    def _say(self, persona, turn):
+        return Utterance(f"I am {persona.profile.get('Age')}.", ("Age",)) if turn else Utterance("Hello")
+
+
+class VowelJudge:
+    """Likes responses by how their characters fall, so that samples of a random model get different rewards."""
+
+    def matches(self, pairs):
+        return [() for _ in pairs]
+
+    def responses(self, cases):
+        marks = [{c: len(r.response) % 2 == 0 for c in CRITERIA} for _, r in cases]
+        return [Verdict(m, dict.fromkeys(CRITERIA, "")) for m in marks]
+
+
+def config(**changes):
+    tree = {
+        "policy": {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.1},
+        "rollout": {"users": 3, "turns": 2, "samples": 4, "max_new_tokens": 8, "max_prompt_tokens": 400},
+        "ppo": {"iterations": 2, "minibatch": 4, "lr": 1e-2, "critic_lr": 1e-2, "epochs": 2},
+        "run": {"tensorboard": False},
+    }
+    for section, values in changes.items():
+        tree.setdefault(section, {}).update(values)
+    return Config.model_validate(tree)
+
+
+@pytest.fixture(autouse=True)
+def any_text_is_well_formed(monkeypatch):
+    """A random model never writes the reply format; here its whole text is the response."""
+    monkeypatch.setattr("rlpa_lib.rollout.parse_reply", lambda text: Reply(Profile(), text, True))
+    assert not parse_reply("x").format_ok
+
+
+def trainer(folder, cfg=None):
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    cfg = cfg or config()
+    run = runs.claim(cfg, 5, folder, "test")
+    learner = Learner(random_model(), cfg, seed=5)
+    return Trainer(run, learner, byte_tokenizer(), EchoUser(), VowelJudge(), PERSONAS, system_prompt="Be kind.")
+
+
+def quiet(_):
+    pass
+
+
+def weights(made):
+    return {n: p.detach().clone() for role in made.learner.optimizers for n, p in made.learner.parameters(role).items()}
+
+
+def same(rows):
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+
+
+class Killed(Exception):
+    """Stands for the process being killed."""
+
+
+@pytest.mark.parametrize("critic", ["head", "lora"])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, critic):
+    cfg = config(ppo={"critic": critic})
+    whole = trainer(tmp_path / "whole", cfg)
+    rows = whole.train(say=quiet)
+    assert [(r["update"], r["iteration"], r["turn"]) for r in rows] == [(1, 1, 1), (2, 1, 2), (3, 2, 1), (4, 2, 2)]
+
+    killed = trainer(tmp_path / "killed", cfg)
+    steps = killed.learner.step
+    taken = []
+
+    def step_until_killed(scale):
+        taken.append(scale)
+        if len(taken) == 2 * 6 + 3:  # in the middle of the third update
+            raise Killed
+        return steps(scale)
+
+    monkeypatch.setattr(killed.learner, "step", step_until_killed)
+    with pytest.raises(Killed):
+        killed.train(say=quiet)
+    resumed = trainer(tmp_path / "killed", cfg)
+    resumed_rows = resumed.train(say=quiet)
+    assert same(resumed_rows) == same(rows)
+    first, second = weights(whole), weights(resumed)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    files = [load_file(tmp_path / f / "adapters/ppo/adapter_model.safetensors") for f in ("whole", "killed")]
+    assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+
+
+def test_resume_in_the_middle_of_a_cohort(tmp_path):
+    whole = trainer(tmp_path / "whole", config())
+    whole.train(say=quiet)
+    halves = trainer(tmp_path / "halves", config())
+    halves.train(until=1, say=quiet)
+    saved = json.loads((tmp_path / "halves/checkpoints/ppo/progress.json").read_text())
+    assert saved["turn"] == 1 and len(saved["dialogues"]) == 3 and len(saved["dialogues"][0]["turns"]) == 1
+    again = trainer(tmp_path / "halves", config())
+    again.train(say=quiet)
+    first, second = weights(whole), weights(again)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_metrics_ahead_of_the_checkpoint_are_done_again(tmp_path):
+    made = trainer(tmp_path, config(ppo={"checkpoint_every": 2}))
+    rows = made.train(until=2, say=quiet)
+    made.run.log_metrics("ppo", {**rows[-1], "update": 3})
+    again = trainer(tmp_path, config(ppo={"checkpoint_every": 2}))
+    assert [r["update"] for r in again.train(say=quiet)] == [1, 2, 3, 4]
+
+
+def test_what_a_run_leaves_behind(tmp_path):
+    made = trainer(tmp_path, config(run={"tensorboard": True}, ppo={"iterations": 1}))
+    rows = made.train(say=quiet)
+    wanted = {"reward_total", "reward_profile", "reward_response", *CRITERIA, "format_rate", "kl", "entropy", "clip_fraction",
+              "value_loss", "explained_variance", "completion_tokens", "prompt_tokens", "distinct_responses", "unrevealed_share",
+              "unrevealed_precision", "seconds_rollout", "seconds_update", "prompts_cut", "sampler_gap"}
+    assert wanted <= rows[0].keys()
+    assert abs(rows[0]["kl"]) < 1e-5, "before the first update policy and reference are one"
+    assert rows[1]["kl_k3"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "dialogues/ppo/update-0001.jsonl").read_text().splitlines()]
+    assert len(lines) == 12 and sum(line["chosen"] for line in lines) == 3
+    assert {p.name for p in (tmp_path / "adapters/ppo").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert any((tmp_path / "tensorboard/ppo").iterdir())
+    assert not [p for p in tmp_path.rglob("*") if p.suffix in {".pt", ".bin", ".pkl", ".pth"}]
+
+
+def test_the_saved_adapter_is_the_policy(tmp_path):
+    from peft import PeftModel
+
+    made = trainer(tmp_path, config(ppo={"iterations": 1}))
+    made.train(say=quiet)
+    loaded = PeftModel.from_pretrained(random_model(), str(tmp_path / "adapters/ppo")).eval()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, made.learner.model.eval()(ids).logits)
+        assert not torch.allclose(loaded(ids).logits, random_model()(ids).logits, atol=1e-3)
+
+
+def test_one_update_a_cohort(tmp_path):
+    rows = trainer(tmp_path, config(ppo={"update_every": "dialogue"})).train(say=quiet)
+    assert [(r["update"], r["iteration"], r["turn"]) for r in rows] == [(1, 1, 2), (2, 2, 2)]
+    assert len((tmp_path / "dialogues/ppo/update-0001.jsonl").read_text().splitlines()) == 24
+
+
+def test_independent_dialogues_train_too(tmp_path):
+    cfg = config(rollout={"continuation": "independent"}, ppo={"iterations": 1})
+    assert len(trainer(tmp_path, cfg).train(say=quiet)) == 2
+
+
+def test_a_crash_between_two_renames_loses_nothing(tmp_path):
+    made = trainer(tmp_path)
+    made.train(until=1, say=quiet)
+    folder = tmp_path / "checkpoints/ppo"
+    folder.rename(tmp_path / "checkpoints/.ppo.old")
+    assert checkpoints.load(made.learner, folder)["updates"] == 1 and folder.exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    trainer(tmp_path / "a").train(until=1, say=quiet)
+    other = Learner(random_model(), config(policy={"lora_rank": 2}), seed=0)
+    with pytest.raises(InputError, match="state.safetensors"):
+        checkpoints.load(other, tmp_path / "a/checkpoints/ppo")
+
+
+def test_cohorts_pass_over_all_users_before_one_comes_again():
+    drawn = [p.id for c in range(7) for p in cohort_personas(PERSONAS, 3, c, seed=1)]
+    assert [sorted(drawn[i : i + 7]) for i in (0, 7, 14)] == [sorted(p.id for p in PERSONAS)] * 3
+    assert drawn[:7] != drawn[7:14]
+    assert [p.id for p in cohort_personas(PERSONAS, 3, 2, seed=1)] == drawn[6:9]
+
+
+def test_what_is_not_there_yet_is_refused(tmp_path):
+    cfg = config(rollout={"continuation": "random"}, ppo={"turn_discount": 0.9, "update_every": "dialogue"})
+    with pytest.raises(InputError, match="turn_discount"):
+        trainer(tmp_path / "a", cfg)
+    with pytest.raises(InputError, match="top_p"):
+        trainer(tmp_path / "b", config(rollout={"top_p": 0.9}))
