@@ -26,8 +26,10 @@ def slot_distribution(statistics: pd.DataFrame, title: str) -> tuple[Figure, pd.
     data = statistics.assign(found_share=statistics["share"] * (1 - statistics["filled_share"]))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7, 0.9 + 0.32 * len(data)), layout="constrained")
-        axes.barh(data["slot"], 100 * data["share"], color="white", edgecolor=GREY, hatch="////", label="filled with a plausible value")
-        axes.barh(data["slot"], 100 * data["found_share"], color=PALETTE[0], edgecolor=PALETTE[0], label="stated in the text")
+        axes.barh(data["slot"], 100 * data["found_share"], color=PALETTE[0], label="stated in the text")
+        filled = {"left": 100 * data["found_share"], "color": "white", "edgecolor": GREY, "hatch": "////"}
+        if data["filled_share"].any():
+            axes.barh(data["slot"], 100 * (data["share"] - data["found_share"]), label="filled with a plausible value", **filled)
         axes.invert_yaxis()
         axes.set(xlabel="share of personas (%)", ylabel="slot", title=title, xlim=(0, 100))
         axes.grid(axis="y", visible=False)
@@ -45,10 +47,11 @@ def profile_card(profile: Profile, title: str) -> tuple[Figure, pd.DataFrame]:
         figure, axes = plt.subplots(figsize=(7, 0.6 + 0.27 * (sum(heights) + 1)), layout="constrained")
         axes.axis("off")
         axes.set_title(title)
-        table = axes.table(cells, colLabels=["slot", "value"], colWidths=[0.28, 0.72], cellLoc="left", bbox=(0, 0, 1, 1))
+        table = axes.table(cells, colLabels=["slot", "value"], colWidths=[0.3, 0.7], cellLoc="left", colLoc="left", bbox=(0, 0, 1, 1))
         table.auto_set_font_size(False)
         table.set_fontsize(10)
         for (row, column), cell in table.get_celld().items():
+            cell.PAD = 0.03  # of the cell's width
             cell.set_height(1 if row == 0 else heights[row - 1])
             cell.set_edgecolor("0.8")
             cell.set_facecolor("0.92" if row == 0 else "white")

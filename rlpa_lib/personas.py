@@ -14,10 +14,10 @@ import pandas as pd
 
 from rlpa_lib.config import InputError
 from rlpa_lib.extraction import extract_profile, extraction_quality, text_key
-from rlpa_lib.extraction_text import stems
+from rlpa_lib.extraction.pronouns import adjust_pronouns
+from rlpa_lib.extraction.text import stems
 from rlpa_lib.persona_files import read_json_texts, read_personachat_lists
 from rlpa_lib.profile import Profile
-from rlpa_lib.pronouns import adjust_pronouns
 
 __all__ = [
     "Persona",
@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 SPLITS = ("train", "vanilla", "extended")
+# The generator can make any number; "all" means as many as the paper has (appendices C.1 and C.2).
+BUILTIN_USERS = {"train": 3821, "vanilla": 74, "extended": 74}
 TEST_USERS = 74  # size of each of the paper's two test sets (appendix C.2)
 NEAR_DUPLICATE = 0.6  # share of common words above which two descriptions count as one person
 
@@ -66,7 +68,7 @@ def read_personachat(path: str | Path) -> list[Persona]:
 
     InputError: a column is missing, or a row is broken (file and line are named).
     """
-    from rlpa_lib.extraction_free import free_profile
+    from rlpa_lib.extraction.free import free_profile
 
     personas = []
     for number, lines in enumerate(read_personachat_lists(path), start=1):
@@ -88,7 +90,7 @@ def load_personas(cfg, split: Literal["train", "vanilla", "extended"], n: int | 
     if cfg.source == "builtin" or (cfg.source == "aloe" and split == "extended" and not cfg.personachat_path):
         from rlpa_lib.mini.personas import builtin_personas
 
-        return builtin_personas(split, n, seed)
+        return builtin_personas(split, BUILTIN_USERS[split] if n is None else n, seed)
     if not cfg.path:
         raise InputError(f"personas.path: is needed when personas.source is {cfg.source}")
     personas = _from_files(cfg, split)

@@ -86,13 +86,27 @@ def check_map(path: Path | None = None, repository: Path = record.REPOSITORY) ->
 
 
 def to_html(table: pd.DataFrame, kind: str) -> str:
-    """The rows of one kind as an HTML table for a notebook; texts escaped, line ends kept, empty columns left out."""
+    """The rows of one kind as an HTML table for a notebook; texts escaped, line ends kept, settings of all configs in one column."""
     part = table[table["kind"] == kind].drop(columns="kind")
+    scales = [name for name in part if name.endswith(" settings")]
+    settings = [_merged({name.removesuffix(" settings"): row[name] for name in scales}) for _, row in part.iterrows()]
+    part = part.drop(columns=scales)
+    part.insert(part.columns.get_loc("why"), "settings", settings)
     part = part.loc[:, [name for name in part if part[name].astype(bool).any()]]
     with pd.option_context("display.max_colwidth", None):
         html = part.to_html(index=False, border=0, justify="left").replace("\\n", "<br>")
-    style = "<style>.rlpa-map td {text-align: left; vertical-align: top; white-space: pre-line; min-width: 6em}</style>"
-    return f'{style}<div class="rlpa-map" style="overflow-x: auto">{html}</div>'
+    cell = "text-align: left; vertical-align: top; white-space: pre-line; min-width: 5.5em; max-width: 17em"
+    return f'<style>.rlpa-map :is(td, th) {{{cell}}}</style><div class="rlpa-map" style="overflow-x: auto">{html}</div>'
+
+
+def _merged(cells: Mapping[str, str]) -> str:
+    """One line per key: "key = value" where all configs agree, else the value in each of them."""
+    lines = []
+    for same in zip(*(cell.splitlines() for cell in cells.values()), strict=True):
+        key = same[0].split(" = ")[0]
+        differing = "; ".join(f"{name} {line.removeprefix(f'{key} = ')}" for name, line in zip(cells, same, strict=True))
+        lines.append(same[0] if len(set(same)) == 1 else f"{key}: {differing}")
+    return "\n".join(lines)
 
 
 def _row(kind: str, entry: Any, source: str) -> dict[str, Any]:
@@ -107,7 +121,7 @@ def _row(kind: str, entry: Any, source: str) -> dict[str, Any]:
 
 def _line(row: Mapping[str, Any], cfgs: Mapping[str, Config]) -> dict[str, str]:
     places = [*row["code"], *row["files"], *(f"notebook {name}" for name in row["notebooks"])]
-    later = [f"not yet: {row['planned'] or 'no notebook named'}"] if row["status"] != "built" else []
+    later = [f"not yet: {row['planned']}"] if row["planned"] else []
     return {
         "kind": row["kind"],
         "item": row["item"] + (f"\n{row['title']}" if row["title"] else ""),

@@ -50,6 +50,7 @@ def context(run: Run) -> dict[str, Any]:
         "run_name": run.dir.name,
         "record": facts,
         "notice": _notice(facts),
+        "code_changed": any(session["code"]["library_sha256"] != facts["code"]["library_sha256"] for session in facts["resumed"]),
         "claims": found,
         "rule": report_claims.RULE,
         "counts": [(verdict, counts[verdict]) for verdict in VERDICTS],

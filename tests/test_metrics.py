@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from rlpa_lib import metrics
-from rlpa_lib.audit_tables import PAPER_TABLES, curve, load
+from rlpa_lib.audit.tables import PAPER_TABLES, curve, load
 
 PAPER = load(PAPER_TABLES)
 READING = {"table2": "global", "table4": "global", "table5": "running"}

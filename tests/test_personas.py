@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from rlpa_lib.config import InputError
-from rlpa_lib.extraction_free import free_profile
-from rlpa_lib.extraction_rules import evidence
+from rlpa_lib.extraction.free import free_profile
+from rlpa_lib.extraction.pronouns import adjust_pronouns
+from rlpa_lib.extraction.rules import evidence
 from rlpa_lib.personas import (
     Persona,
     extract_profile,
@@ -19,7 +20,6 @@ from rlpa_lib.personas import (
     split_hash,
 )
 from rlpa_lib.profile import SLOTS, Profile, parse_reply, render_reply
-from rlpa_lib.pronouns import adjust_pronouns
 
 ANNA = "She is a 41-year-old tram driver who enjoys rowing and baking her own bread. She is divorced with two small sons."
 BEN = "He is a 19-year-old college student studying geology. He collects fossils. He lives in a dorm with two friends."

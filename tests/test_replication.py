@@ -126,3 +126,10 @@ def test_html_is_escaped_and_whole():
     assert "<b>" not in html and "&lt;b&gt;" in html
     assert "long " * 39 in html
     assert html.count("<tr") == 9
+
+
+def test_html_says_a_common_setting_once_and_a_different_one_per_scale():
+    cfgs = {name: config.load(name) for name in ("mini", "paper", "released")}
+    html = replication.to_html(replication.replication_table(cfgs), "hyper-parameter")
+    assert f"ppo.kl_coef = {cfgs['paper'].ppo.kl_coef}" in html
+    assert f"ppo.lr: mini {cfgs['mini'].ppo.lr}; paper 5e-06; released 5e-07" in html

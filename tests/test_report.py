@@ -187,6 +187,12 @@ def test_times_and_record_are_shown(full):
     assert f"Versions of installed packages ({len(full.record['packages'])})" in html
 
 
+def test_changed_code_is_said(full):
+    assert "with changed code" not in build(full)
+    full.note("resumed", [{"start": "later", "code": {**full.record["code"], "library_sha256": "other"}}])
+    assert "1 times, with changed code" in build(full)
+
+
 def test_floats_survive_yaml():
     for value in (1e-5, 3e-4, 0.0, 2.5e-7, 1e22, 5.0):
         assert config.load("mini", [f"endpoint.max_usd={report_parts._yaml(value)}"]).endpoint.max_usd == value

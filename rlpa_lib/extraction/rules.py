@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from rlpa_lib.extraction_interests import interests_value
-from rlpa_lib.extraction_text import KIN, NUMBER, PRONOUN, clause, join_items, sentences, without_pronouns
+from rlpa_lib.extraction.interests import interests_value
+from rlpa_lib.extraction.text import KIN, NUMBER, PRONOUN, clause, join_items, sentences, without_pronouns
 
 _WHO = rf"\b{KIN}\s+who\s+[^,;]*$"
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from rlpa_lib.config import InputError
 
-PAPER_TABLES = Path(__file__).parent / "paper_tables"
+PAPER_TABLES = Path(__file__).parents[1] / "paper_tables"
 TURNS = tuple(f"k{turn}" for turn in range(1, 11))
 SETTINGS = {"table2": "vanilla", "table4": "vanilla", "table5": "extended"}
 _SCORES = ("avg", "n_ir", "n_r2")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from rlpa_lib.audit_tables import SETTINGS, TURNS, Finding, Tables, curve, label, undated, version
+from rlpa_lib.audit.tables import SETTINGS, TURNS, Finding, Tables, curve, label, undated, version
 from rlpa_lib.metrics import normalized_improvement
 
 STATED_USERS = 74  # appendix C.2, both settings

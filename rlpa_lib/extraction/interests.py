@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from rlpa_lib.extraction_text import KIN, clause, gerund, join_items, sentences, stems, without_pronouns
+from rlpa_lib.extraction.text import KIN, clause, gerund, join_items, sentences, stems, without_pronouns
 
 MAX_ITEMS = 4
 

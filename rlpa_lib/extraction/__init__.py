@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from rlpa_lib.config import InputError
-from rlpa_lib.extraction_rules import evidence
-from rlpa_lib.extraction_text import join_items, stems
+from rlpa_lib.extraction.rules import evidence
+from rlpa_lib.extraction.text import join_items, stems
 from rlpa_lib.profile import SLOTS, Profile
 
 if TYPE_CHECKING:

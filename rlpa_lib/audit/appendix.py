@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from rlpa_lib.audit_checks import on_grid
-from rlpa_lib.audit_tables import SETTINGS, TURNS, Finding, Tables, label
+from rlpa_lib.audit.checks import on_grid
+from rlpa_lib.audit.tables import SETTINGS, TURNS, Finding, Tables, label
 from rlpa_lib.metrics import classification_metrics
 
 RATED_CASES = 30  # appendix G: 3 annotators x 10 personas

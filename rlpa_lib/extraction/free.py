@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rlpa_lib.extraction_text import KIN, gerund, sentences, without_pronouns
+from rlpa_lib.extraction.text import KIN, gerund, sentences, without_pronouns
 from rlpa_lib.profile import Profile
 
 _PET = r"(?:dogs?|cats?|puppy|kitten|pets?|turtle|parrot|rabbits?|bunny|hamster|snake|fish|birds?|horses?|iguana|ferret|lizard)"

@@ -13,10 +13,10 @@ from typing import Literal
 
 import pandas as pd
 
-from rlpa_lib.audit_checks import STATED_USERS, on_grid, table_users
-from rlpa_lib.audit_facts import CHARITABLE, FIGURE_CLAIMS, TEXT_CLAIMS
-from rlpa_lib.audit_resolution import average_error
-from rlpa_lib.audit_tables import MissingRow, Tables, curve, undated
+from rlpa_lib.audit.checks import STATED_USERS, on_grid, table_users
+from rlpa_lib.audit.facts import CHARITABLE, FIGURE_CLAIMS, TEXT_CLAIMS
+from rlpa_lib.audit.resolution import average_error
+from rlpa_lib.audit.tables import MissingRow, Tables, curve, undated
 from rlpa_lib.metrics import normalized_improvement
 
 Verdict = Literal["holds", "does not hold", "cannot be checked"]

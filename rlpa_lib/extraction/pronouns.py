@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rlpa_lib.extraction_rules import gender
+from rlpa_lib.extraction.rules import gender
 
 # "her" stands for "him" before these words and at the end of a clause, for "his" elsewhere.
 _AFTER_OBJECT = r"(?=\s*(?:[.,;!?]|$)|\s+(?:and|or|to|in|on|at|by|with|for|from|as|because|when|if|feel|feels|through)\b)"

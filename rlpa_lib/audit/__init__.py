@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from rlpa_lib.audit_appendix import check_ranges, check_table6, check_table7, check_table8, check_tables9_10
-from rlpa_lib.audit_checks import check_copies, check_turnwise
-from rlpa_lib.audit_claims import claims
-from rlpa_lib.audit_resolution import first_turn_share
-from rlpa_lib.audit_tables import PAPER_TABLES, Finding, MissingRow, Tables, load
+from rlpa_lib.audit.appendix import check_ranges, check_table6, check_table7, check_table8, check_tables9_10
+from rlpa_lib.audit.checks import check_copies, check_turnwise
+from rlpa_lib.audit.claims import claims
+from rlpa_lib.audit.resolution import first_turn_share
+from rlpa_lib.audit.tables import PAPER_TABLES, Finding, MissingRow, Tables, load
 from rlpa_lib.config import InputError
 
 _CHECKS = (check_ranges, check_copies, check_turnwise, check_table6, check_table7, check_table8, check_tables9_10)
