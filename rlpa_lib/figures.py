@@ -5,6 +5,8 @@ Sizes are inches at 150 dpi; about 7 wide, so that a picture of 1000 px can be r
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -121,6 +123,56 @@ def judge_confusion(table: pd.DataFrame, title: str) -> tuple[Figure, pd.DataFra
             axes.set(title=f"{row['mark']}: kappa {row['cohens_kappa']:.2f}", xlabel="judge", ylabel="hand label")
         figure.suptitle(title, fontsize=12, fontweight="bold")
     return _closed(figure), table
+
+
+def training_curve(metrics_by_name: Mapping[str, Sequence[dict]], turns: int) -> tuple[Figure, pd.DataFrame]:
+    """Figure 18: mean reward per cohort of users over the updates; one panel for each part."""
+    frame = pd.concat([pd.DataFrame(rows).assign(run=name) for name, rows in metrics_by_name.items()])
+    parts = {"reward_total": "total reward (0 to 2)", "reward_profile": "profile reward, F1", "reward_response": "response reward",
+             "format_rate": "format rate"}
+    columns = ["run", "update", "iteration", "turn", "kl", *parts]
+    data = frame[columns]
+    per_cohort = data.groupby(["run", "iteration"], as_index=False)[list(parts)].mean()
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), sharex=True, layout="constrained")
+    for axis, (column, label) in zip(axes, parts.items(), strict=True):
+        sns.lineplot(per_cohort, x="iteration", y=column, hue="run", marker="o", ax=axis, palette="colorblind", legend=axis is axes[0])
+        axis.set(xlabel=f"cohort (of {turns} turns each)", ylabel=label)
+        axis.set_ylim(0, max(1.0, 1.05 * per_cohort[column].max()))
+    return _closed(figure), data
+
+
+def turnwise(table: pd.DataFrame, benchmark: str) -> tuple[Figure, pd.DataFrame]:
+    """Figures 3, 14 and 15: AL(k) in percent with exact 95 % intervals, one panel a method."""
+    turns = sorted(int(c[1:]) for c in table.columns if re.fullmatch(r"k\d+", c))
+    rows = [{"method": row["method"], "turn": k, "al": row[f"k{k}"], "low": row[f"k{k}_low"], "high": row[f"k{k}_high"]}
+            for _, row in table.iterrows() for k in turns]
+    data = pd.DataFrame(rows)
+    methods = list(table["method"])
+    figure, axes = plt.subplots(1, len(methods), figsize=(2.6 * len(methods), 3.2), sharey=True, squeeze=False, layout="constrained")
+    for axis, method, color in zip(axes[0], methods, sns.color_palette("colorblind", len(methods)), strict=True):
+        part = data[data["method"] == method]
+        axis.fill_between(part["turn"], part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
+        axis.plot(part["turn"], part["al"], color=color, marker="o", markersize=3)
+        axis.set(title=method, xlabel="turn k", ylim=(0, 100))
+        axis.title.set_fontsize(9)
+    axes[0][0].set_ylabel(f"AL(k), % of users ({benchmark})")
+    return _closed(figure), data
+
+
+def profile_progress(rows_by_method: Mapping[str, Sequence[dict]]) -> tuple[Figure, pd.DataFrame]:
+    """Profile score and Theoretical Max by turn (as in figure 4b, ten turns)."""
+    frame = pd.concat([pd.DataFrame(rows).assign(method=name) for name, rows in rows_by_method.items()])
+    frame["ceiling"] = frame["n_told"] / frame["n_true"]
+    frame["recall"] = frame["n_matched"] / frame["n_true"]
+    data = frame.groupby(["method", "turn"], as_index=False)[["profile_f1", "recall", "ceiling"]].mean()  # sorted by method, as the colours are
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
+    sns.lineplot(data, x="turn", y="profile_f1", hue="method", marker="o", ax=axes[0], palette="colorblind")
+    sns.lineplot(data, x="turn", y="recall", hue="method", marker="o", ax=axes[1], palette="colorblind", legend=False)
+    for (_, part), color in zip(data.groupby("method"), PALETTE, strict=False):
+        axes[1].plot(part["turn"], part["ceiling"], linestyle="--", color=color)
+    axes[0].set(xlabel="turn k", ylabel="profile score, F1", ylim=(0, 1))
+    axes[1].set(xlabel="turn k", ylabel="recall; dashed: Theoretical Max")
+    return _closed(figure), data
 
 
 def _closed(figure: Figure) -> Figure:

@@ -29,8 +29,10 @@ def summary(scores_EK: np.ndarray, seed: int = 0) -> dict[str, float]:
     for place, name in enumerate(("n_ir", "n_r2")):
         flat = np.ptp(al) == 0
         interval = None if flat else intervals.delta_interval(scores_EK, partial(_improvement, place))
-        row[f"{name}_low"] = row[name] if flat else interval.low
-        row[f"{name}_high"] = row[name] if flat else interval.high
+        # A determination lies in 0..1; the first-order interval does not know that.
+        bounds = (0.0, 1.0) if name == "n_r2" else (-np.inf, np.inf)
+        row[f"{name}_low"] = row[name] if flat else float(np.clip(interval.low, *bounds))
+        row[f"{name}_high"] = row[name] if flat else float(np.clip(interval.high, *bounds))
     return row
 
 
