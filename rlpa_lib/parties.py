@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.judges import EvaluationJudge, Judge
@@ -46,6 +47,14 @@ def with_adapter(model, folder: Path):
     return PeftModel.from_pretrained(model, folder).eval()
 
 
+def _tokenizer_class(source: str):
+    """AutoTokenizer goes by the model's architecture and would read our own pieces as Qwen2's byte pairs, letter by letter;
+    a folder whose tokenizer says that its file is complete is taken at its word."""
+    settings = Path(source) / "tokenizer_config.json"
+    complete = settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") == "TokenizersBackend"
+    return PreTrainedTokenizerFast if complete else AutoTokenizer
+
+
 def load_model(cfg: Config):
     """(model, tokenizer) of `policy.model`: "tiny" ships with the package, a folder or a hub name goes to transformers.
     InputError: there is no such model."""
@@ -54,7 +63,7 @@ def load_model(cfg: Config):
         raise InputError("policy.model: 'smollm2' is not part of this version; use 'tiny', a folder or a hub name")
     source = str(WEIGHTS) if name == "tiny" else str(Path(name).expanduser()) if name.startswith((".", "/", "~")) else name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=cfg.policy.revision)
+        tokenizer = _tokenizer_class(source).from_pretrained(source, revision=cfg.policy.revision)
         model = AutoModelForCausalLM.from_pretrained(source, revision=cfg.policy.revision, dtype=getattr(torch, cfg.policy.dtype))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]

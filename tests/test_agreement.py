@@ -46,7 +46,10 @@ def test_labels_are_read_and_compared(tmp_path):
         assert table.loc[mark, ["tp", "fp", "fn", "tn"]].tolist() == [1, 0, 1, 1], mark
 
 
-@pytest.mark.parametrize("broken", [{"labels": {"N": 1}}, {"reply": {"response": "x"}}, {"labels": dict.fromkeys((*CRITERIA, "score", "evaluation"), 2)}])
+TWOS = {"labels": dict.fromkeys((*CRITERIA, "score", "evaluation"), 2)}
+
+
+@pytest.mark.parametrize("broken", [{"labels": {"N": 1}}, {"reply": {"response": "x"}}, TWOS])
 def test_a_broken_row_is_named(tmp_path, broken):
     with pytest.raises(InputError, match="row 2"):
         read_labels(written(tmp_path, row("x"), row("x") | broken))

@@ -72,15 +72,16 @@ def dialogues(personas: Sequence[Persona], seed: int, mode: str) -> Iterator[tup
             dialogue = dialogue.answered(response, Reply(profile, response, True))
 
 
-def copy_example(rng: random.Random, pool: Sequence[str]) -> Example:
-    """The warm-up: one to four facts are stated, in any frame, and listed. Half of the values mean nothing."""
+def copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: float = 0.5) -> Example:
+    """The warm-up: one to four facts are stated, in any frame, and listed. Some of the values mean nothing."""
     slots, said, items = rng.sample(SLOTS, rng.randint(1, 4)), [], {}
     for slot in slots:
         if slot in ("Age", "Gender"):
             value = str(rng.randint(18, 82)) if slot == "Age" else rng.choice(sorted(lex.GENDERS))
             phrase = rng.choice(language.spoken_forms(slot, value))
         else:
-            phrase = scramble(slot, rng, pool) if rng.random() < 0.5 else rng.choice(rng.choice(lex.lexicon().values(slot, "train")).forms)
+            known = rng.choice(rng.choice(lex.lexicon().values(slot, "train")).forms)
+            phrase = scramble(slot, rng, pool) if rng.random() < scrambled_share else known
         items[slot] = phrase
         said.append(language.realise(rng.choice(language.templates("user_train", "say", slot)), rng, {slot: phrase}))
     user = Dialogue("copy", "copy").heard(Utterance(" ".join(said)))
@@ -125,12 +126,12 @@ def _revision(messages: list, dialogue: Dialogue, response: str, rng: random.Ran
     return Example((*messages, *critique, *revise), response)
 
 
-def corpus(personas: Sequence[Persona], seed: int, turns_per_dialogue: int = 4) -> Iterator[Example]:
-    """Examples in random modes, some turns of every persona's dialogue; a third of the values are scrambled."""
+def corpus(personas: Sequence[Persona], seed: int, shares: Sequence[float], turns_per_dialogue: int = 4) -> Iterator[Example]:
+    """Examples in random modes, some turns of every persona's dialogue; `shares` are the shares of scrambled values to draw from."""
     rng, pool = random.Random(f"mix|{seed}"), word_pool()
     for persona in personas:
         mode = rng.choices(MODES, MODE_WEIGHTS)[0]
-        played = scrambled(persona, rng, pool, rng.choice([0.0, 0.0, 0.6, 1.0]))
+        played = scrambled(persona, rng, pool, rng.choice(shares))
         wanted = set(rng.sample(range(TURNS), turns_per_dialogue))
         for turn, moment in enumerate(dialogues([played], seed, mode)):
             if turn in wanted:
