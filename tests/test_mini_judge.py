@@ -43,8 +43,8 @@ def test_gallery(attack):
         assert found.score == 1 and evaluated(attack.response).score == 1
     else:
         assert not found.marks[attack.fails] and found.score == 0
-        # Another criterion may fail with it only where nothing can be understood or the claim is unusable.
-        assert failed(found) in (attack.fails, "NRLGF", "RL"), found.reasons
+        # Another criterion may fail with it only where nothing can be understood, the claim is unusable, or its words are no phrase.
+        assert failed(found) in (attack.fails, "NRLGF", "RL", "NL", "NRL"), found.reasons
 
 
 def test_before_anything_is_told_a_greeting_and_a_question_pass():
@@ -166,3 +166,8 @@ def test_the_policy_never_sees_the_true_profile():
         hidden = [v for s, v in persona.profile.items if s not in before.ledger() and s not in ("Age", "Gender")]
         assert not [v for v in hidden if v.lower() in text]
         assert persona.description.lower() not in text
+
+
+def test_word_salad_in_a_hole_is_not_natural():
+    assert not verdict("There is something special about cheesecake sailing on stars. What did you study?").marks["N"]
+    assert verdict("There is something special about restoring old radios. What did you study?").marks["N"]  # a phrase, if a wrong one

@@ -97,6 +97,15 @@ def _whole(slot: str, phrase: str, known: str) -> bool:
     return value is not None and said in map(str.casefold, value.forms) and lex.same_value(slot, phrase, known)
 
 
+def _phrase(fact: tuple[str, str], facts: dict[str, str]) -> bool:
+    """Is what stands in a hole a phrase at all: something the user said, or a value of the world that fits the frame?"""
+    slot, phrase = fact
+    if slot in ("Age", "Gender"):
+        return lex.parse_age(phrase) is not None if slot == "Age" else lex.gender_of(phrase) is not None
+    value = lex.lexicon().find(phrase)
+    return grounded(fact, facts) is not None or (value is not None and slot in language.frame_slots(value.slot))
+
+
 def naturalness(response: str) -> tuple[bool, str]:
     """N: every sentence derives from the grammar; 1-4 different sentences, at most 60 words."""
     sentences = language.split_sentences(response)
@@ -175,6 +184,9 @@ def judge_response(response: str, evidence: Evidence) -> tuple[Verdict, dict[str
     sentences = [_best(options, evidence.facts) for options in language.parse(response)]
     used = {slot: f[1] for s in sentences for f in s.facts if (slot := grounded(f, evidence.facts))}
     acts = [s.template.act for s in sentences]
+    odd = next((f[1] for s in sentences for f in s.facts if not _phrase(f, evidence.facts)), None)
+    if odd is not None:
+        natural = False, f"{odd!r} is no phrase that fits there"
     results = (natural, relevance(used, acts, evidence), logic(sentences, response, evidence),
                engagement(sentences, evidence), informativeness(sentences, response, evidence))
     marks = {c: bool(r[0]) for c, r in zip(CRITERIA, results, strict=True)}
