@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rlpa_lib.intervals import bootstrap_interval
 from rlpa_lib.profile import Profile
@@ -138,6 +139,7 @@ def training_curve(metrics_by_name: Mapping[str, Sequence[dict]], turns: int) ->
         sns.lineplot(per_cohort, x="iteration", y=column, hue="run", marker="o", ax=axis, palette="colorblind", legend=axis is axes[0])
         axis.set(xlabel=f"cohort (of {turns} turns each)", ylabel=label)
         axis.set_ylim(0, max(1.0, 1.05 * per_cohort[column].max()))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _closed(figure), data
 
 
@@ -155,6 +157,7 @@ def turnwise(table: pd.DataFrame, benchmark: str) -> tuple[Figure, pd.DataFrame]
         axis.plot(part["turn"], part["al"], color=color, marker="o", markersize=3)
         axis.set(title=method, xlabel="turn k", ylim=(0, 100))
         axis.title.set_fontsize(9)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0][0].set_ylabel(f"AL(k), % of users ({benchmark})")
     return _closed(figure), data
 

@@ -38,7 +38,7 @@ def test_any_text_survives_the_tokenizer(policy):
 
 
 def test_known_words_are_one_token(policy):
-    assert len(policy.tokenizer(" Note what you know about the user", add_special_tokens=False).input_ids) == 7
+    assert len(policy.tokenizer("Note what you know about the user", add_special_tokens=False).input_ids) == 7
 
 
 @pytest.fixture(scope="module")

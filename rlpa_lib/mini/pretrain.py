@@ -83,7 +83,7 @@ def train(model, tokenizer, rows, *, steps: int, lr: float, seed: int, log: list
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Three stages, each with a fresh optimiser: copying alone, dialogues, and again both with values that mean nothing,
+    """Stages, each with a fresh optimiser: copying alone, dialogues, and then again both with values that mean nothing,
     so that nothing can be recited. Weights are rounded to bf16 in between, so that a stage can start from a saved one."""
     args = _arguments(argv)
     torch.manual_seed(args.seed)
@@ -103,19 +103,22 @@ def main(argv: list[str] | None = None) -> None:
         learn([encode(tokenizer, e) for e in copies], steps=args.steps[0], seed=args.seed, stage="copy")
         learn([encode(tokenizer, e) for e in [*examples, *copies[:4600]]], steps=args.steps[1], seed=args.seed + 1, stage="dialogues")
         save(model, tokenizer, args, log)
-    copies = [world.copy_example(rng, pool, 0.85) for _ in range(40000)]
-    examples = list(world.corpus(builtin_personas("train", 4500, args.seed + 2), args.seed + 2, (0.5, 1.0, 1.0)))
-    train(model.float(), tokenizer, [encode(tokenizer, e) for e in [*copies, *examples]], steps=args.steps[2], lr=1.5e-3,
-          seed=args.seed + 2, log=log, stage="nothing to recite")
-    save(model, tokenizer, args, log)
+    for stage, steps in enumerate(args.steps[2:] if not args.start else args.steps, args.start_stage):
+        rng = random.Random(f"{args.seed}|{stage}")
+        copies = [world.copy_example(rng, pool, 0.85) for _ in range(40000 // (stage - 1))]
+        examples = list(world.corpus(builtin_personas("train", 5000, args.seed + stage), args.seed + stage, (0.3, 0.8, 1.0)))
+        train(model.float(), tokenizer, [encode(tokenizer, e) for e in [*copies, *examples]], steps=steps, lr=1.5e-3,
+              seed=args.seed + stage, log=log, stage=f"nothing to recite {stage - 1}")
+        save(model, tokenizer, args, log)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, nargs=3, default=[500, 1500, 2200], help="optimiser steps of the three stages")
-    parser.add_argument("--start", type=Path, help="a folder saved after the second stage: do the third alone")
+    parser.add_argument("--steps", type=int, nargs="+", default=[500, 1500, 2200, 1500], help="optimiser steps of each stage")
+    parser.add_argument("--start", type=Path, help="a folder saved after a stage: go on from there, with --steps of what is left")
+    parser.add_argument("--start-stage", type=int, default=2, help="with --start: how many stages are done")
     return parser.parse_args(argv)
 
 
