@@ -1,4 +1,4 @@
-"""Turns labelled by hand, and how well a judge agrees with the labels (appendix H)."""
+"""Turns labelled one by one, and how well a judge agrees with the labels (appendix H)."""
 
 from __future__ import annotations
 
