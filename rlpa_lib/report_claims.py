@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
@@ -14,6 +14,7 @@ import pandas as pd
 from pandas.errors import EmptyDataError
 from scipy import stats
 
+from rlpa_lib import record as records
 from rlpa_lib import storage
 from rlpa_lib.tables import LABELS
 
@@ -22,8 +23,9 @@ VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "not tested")
 RULE = (
     "A claim holds when every 95 % interval that its rule names lies above 0, and does not hold when at least one of them does not: "
     "an interval across 0 counts as not shown. It is not tested when anything that the rule needs was not run. Intervals are over users "
-    "(over cohorts for training reward) of this one run; another training seed may give another result."
+    "(over cohorts for training reward) of this one run; another training seed may give another result. A run with fewer than 30 users tests nothing."
 )
+LEAST_USERS = 30
 OURS = "our question"  # a claim that the paper does not make, and that is not counted as one of its claims
 _UNTRAINED = ("base", "rlpa_prompting")
 _PROMPTING = ("reminder", "self_critic", "cot", "rag")
@@ -47,7 +49,11 @@ class Claim:
 
 def claims(run_dir: Path) -> list[Claim]:
     """Verdicts on the paper's main claims from a run directory alone; whatever is missing there makes a claim "not tested"."""
-    return [*_against_methods(run_dir), _rises_over_turns(run_dir), _reward_rises(run_dir), *_not_built()]
+    found = [*_against_methods(run_dir), _rises_over_turns(run_dir), _reward_rises(run_dir), *_not_built()]
+    users = records.read(run_dir)["params"]["evaluation"]["users"]
+    if users >= LEAST_USERS:
+        return found
+    return [replace(claim, verdict="not tested", evidence=f"only {users} users; {claim.evidence}") for claim in found]
 
 
 def to_frame(found: Sequence[Claim]) -> pd.DataFrame:

@@ -158,6 +158,13 @@ def test_claims_follow_their_rule(full):
     assert verdicts(full)["Training with RLPA improves alignment with new users"] == "not tested"
 
 
+def test_a_run_with_few_users_tests_nothing(empty):
+    empty.save_table(paired(20.0), "paired")
+    found = report_claims.claims(empty.dir)
+    assert {claim.verdict for claim in found} == {"not tested"}
+    assert found[0].evidence.startswith("only 8 users; vanilla, Base: +30.0")
+
+
 def test_reward_needs_four_cohorts_and_a_clear_rise():
     assert report_claims._halves([]) == ("not tested", "no training in this run")
     assert report_claims._halves([0.1, 0.2, 0.3])[0] == "not tested"
