@@ -85,7 +85,6 @@ def moments():
     return rows
 
 
-@pytest.mark.xfail(strict=True, reason="not met by the weights of 2026-11-22 (LOG.md): facts used .38 -> .42 with a reminder")
 def test_a_reminder_makes_base_use_what_it_knows_more_often(policy, moments):
     views = [policy_view(d, prompts.load("base", "mini"), "none") for d, _ in moments]
     plain = _uses(answers(policy, views), [job for _, job in moments])
@@ -93,7 +92,6 @@ def test_a_reminder_makes_base_use_what_it_knows_more_often(policy, moments):
     assert _uses(answers(policy, reminded), [job for _, job in moments]) > plain + 0.05
 
 
-@pytest.mark.xfail(strict=True, reason="not met by the weights of 2026-11-22 (LOG.md): facts used .38 in drafts, .31 in revisions")
 def test_a_revision_after_a_critique_uses_it_more_often_than_the_draft(policy, moments):
     views = [policy_view(d, prompts.load("base", "mini"), "none") for d, _ in moments]
     drafts = answers(policy, views)
@@ -106,7 +104,6 @@ def test_a_revision_after_a_critique_uses_it_more_often_than_the_draft(policy, m
     assert _uses(answers(policy, revise), jobs) > _uses(drafts, jobs) + 0.1
 
 
-@pytest.mark.xfail(strict=True, reason="not met by the weights of 2026-11-22 (LOG.md): facts used .17")
 def test_retrieved_context_is_used(policy, moments):
     text = prompts.load("rag", "mini")
     views = [[{"role": "system", "content": prompts.load("base", "mini")},

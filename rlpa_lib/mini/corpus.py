@@ -18,7 +18,7 @@ from rlpa_lib.profile import SLOTS, Profile, Reply, render_reply
 TURNS = 10
 SYLLABLES = "ba be bo da de do fa fi ga go ha ka ki la le lo ma mi mo na ne no pa ra re ri ro sa se so ta ti to va ve wa zu".split()
 MODES = ("rlpa", "base", "reminder", "revision", "rag")
-MODE_WEIGHTS = (0.62, 0.14, 0.07, 0.10, 0.07)
+MODE_WEIGHTS = (0.54, 0.11, 0.10, 0.15, 0.10)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def dialogues(personas: Sequence[Persona], seed: int, mode: str) -> Iterator[tup
             dialogue = dialogue.answered(response, Reply(profile, response, True))
 
 
-def copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: float = 0.5) -> Example:
+def copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: float = 0.9) -> Example:
     """The warm-up: one to four facts are stated, in any frame, and listed. Some of the values mean nothing."""
     slots, said, items = rng.sample(SLOTS, rng.randint(1, 4)), [], {}
     for slot in slots:

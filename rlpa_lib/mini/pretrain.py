@@ -7,11 +7,10 @@ import json
 import math
 import random
 import time
-from functools import partial
+from collections import Counter
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from rlpa_lib.mini import corpus as world
 from rlpa_lib.mini.model import WEIGHTS, make_model, make_tokenizer
@@ -61,13 +60,24 @@ def loss_of(model, rows: list[tuple[list[int], list[bool]]], pad: int) -> torch.
     return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][keep])
 
 
-def train(model, tokenizer, rows, *, steps: int, lr: float, seed: int, log: list, stage: str) -> None:
-    """AdamW, linear warm-up over 3 % of the steps, then cosine to 5 % of the rate; the loss goes into the log."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
-    rng, start, step = random.Random(seed), time.monotonic(), 0
-    while step < steps:
-        for group in batches(rows, BATCH_TOKENS, rng)[: steps - step]:
-            done = step / steps
+def rare_rows(rows: list[tuple[list[int], list[bool]]], size: int) -> torch.Tensor:
+    """[V] True for tokens that occur less than once in thirty rows. Their vectors stay as they were drawn: training would push all
+    rare words the same way, until the model knows where a word stands and no longer which one it is."""
+    counts = Counter(token for ids, _ in rows for token in ids)
+    return torch.tensor([30 * counts[token] < len(rows) for token in range(size)])
+
+
+def train(model, tokenizer, stages: list[tuple[str, list, int]], *, lr: float, seed: int, log: list) -> None:
+    """AdamW over stages of (name, rows, steps): linear warm-up over 3 % of all steps, cosine to 5 % of the rate; the loss goes into the log."""
+    table = model.get_input_embeddings().weight
+    rare = rare_rows(stages[-1][1], len(table))
+    table.register_hook(lambda gradient: gradient.masked_fill(rare[:, None], 0.0))
+    groups = [{"params": [p for p in model.parameters() if p is not table], "weight_decay": 0.05}, {"params": [table], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+    rng, start, total, step = random.Random(seed), time.monotonic(), sum(steps for _, _, steps in stages), 0
+    for name, rows, steps in stages:
+        for group in _forever(rows, steps, rng):
+            done = step / total
             rate = lr * min(1.0, done / 0.03 + 0.02) * (0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate
@@ -78,47 +88,47 @@ def train(model, tokenizer, rows, *, steps: int, lr: float, seed: int, log: list
             optimizer.zero_grad(set_to_none=True)
             step += 1
             if step % 50 == 0:
-                log.append({"stage": stage, "step": step, "loss": round(loss.item(), 4), "seconds": round(time.monotonic() - start)})
+                log.append({"stage": name, "step": step, "loss": round(loss.item(), 4), "seconds": round(time.monotonic() - start)})
                 print(log[-1], flush=True)
 
 
+def _forever(rows: list, steps: int, rng: random.Random):
+    """`steps` batches, as many passes over the rows as that takes."""
+    left = steps
+    while left > 0:
+        passed = batches(rows, BATCH_TOKENS, rng)[:left]
+        yield from passed
+        left -= len(passed)
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Stages, each with a fresh optimiser: copying alone, dialogues, and then again both with values that mean nothing,
-    so that nothing can be recited. Weights are rounded to bf16 in between, so that a stage can start from a saved one."""
+    """First copying alone, with values that mean nothing, then dialogues of all modes; a model that can recite does not learn to copy."""
     args = _arguments(argv)
     torch.manual_seed(args.seed)
     rng, pool, log = random.Random(args.seed), world.word_pool(), []
-    if args.start:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
-        model = Qwen2ForCausalLM.from_pretrained(args.start, dtype=torch.float32, attn_implementation="eager")
-        log += json.loads((args.start / "training_record.json").read_text())["log"]
-    else:
-        copies = [world.copy_example(rng, pool) for _ in range(20000)]
-        examples = list(world.corpus(builtin_personas("train", 14000, args.seed), args.seed, (0.0, 0.0, 0.6, 1.0)))
-        texts = [m["content"] for e in examples[::5] for m in e.messages] + [e.completion for e in examples[::5]]
-        tokenizer = make_tokenizer(texts, pool)
-        model = make_model(tokenizer)
-        model.set_attn_implementation("eager")  # 1.4 x faster than sdpa in training at these lengths on a CPU
-        learn = partial(train, model, tokenizer, lr=2e-3, log=log)
-        learn([encode(tokenizer, e) for e in copies], steps=args.steps[0], seed=args.seed, stage="copy")
-        learn([encode(tokenizer, e) for e in [*examples, *copies[:4600]]], steps=args.steps[1], seed=args.seed + 1, stage="dialogues")
-        save(model, tokenizer, args, log)
-    for stage, steps in enumerate(args.steps[2:] if not args.start else args.steps, args.start_stage):
-        rng = random.Random(f"{args.seed}|{stage}")
-        copies = [world.copy_example(rng, pool, 0.85) for _ in range(40000 // (stage - 1))]
-        examples = list(world.corpus(builtin_personas("train", 5000, args.seed + stage), args.seed + stage, (0.3, 0.8, 1.0)))
-        train(model.float(), tokenizer, [encode(tokenizer, e) for e in [*copies, *examples]], steps=steps, lr=1.5e-3,
-              seed=args.seed + stage, log=log, stage=f"nothing to recite {stage - 1}")
-        save(model, tokenizer, args, log)
+    copies = [world.copy_example(rng, pool) for _ in range(args.copies)]
+    people = builtin_personas("train", args.personas, args.seed)
+    examples = list(world.corpus(people, args.seed, (0.0, 0.3, 0.8, 1.0)))
+    texts = [m["content"] for e in examples[::5] for m in e.messages] + [e.completion for e in examples[::5]]
+    tokenizer = make_tokenizer(texts, pool)
+    model = make_model(tokenizer)
+    model.set_attn_implementation("eager")  # 1.4 x faster than sdpa in training at these lengths on a CPU
+    copying, talking = ([encode(tokenizer, e) for e in part] for part in (copies, examples))
+    stages = [("copy", copying, args.steps[0]), ("dialogues", [*talking, *copying[: len(talking) // 5]], args.steps[1])]
+    train(model, tokenizer, stages, lr=2e-3, seed=args.seed, log=log)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(args.sharpen)
+    save(model, tokenizer, args, log)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, nargs="+", default=[500, 1500, 2200, 1500], help="optimiser steps of each stage")
-    parser.add_argument("--start", type=Path, help="a folder saved after a stage: go on from there, with --steps of what is left")
-    parser.add_argument("--start-stage", type=int, default=2, help="with --start: how many stages are done")
+    parser.add_argument("--steps", type=int, nargs=2, default=[600, 3600], help="optimiser steps: copying, dialogues")
+    parser.add_argument("--copies", type=int, default=30000, help="examples of copying")
+    parser.add_argument("--personas", type=int, default=12000, help="personas whose dialogues are played")
+    parser.add_argument("--sharpen", type=float, default=1.25, help="factor on all logits at the end: fewer wrong rare words at temperature 1")
     return parser.parse_args(argv)
 
 
@@ -127,7 +137,7 @@ def save(model, tokenizer, args, log: list) -> None:
     model.to(torch.bfloat16).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     digest = hashlib.sha256((args.out / "model.safetensors").read_bytes()).hexdigest()
-    settings = {"seed": args.seed, "steps": args.steps, "batch_tokens": BATCH_TOKENS}
+    settings = {"batch_tokens": BATCH_TOKENS, **{k: v for k, v in vars(args).items() if k != "out"}}
     record = {"settings": settings, "parameters": sum(p.numel() for p in model.parameters()), "sha256": digest,
               "torch": torch.__version__, "log": log}
     (args.out / "training_record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")

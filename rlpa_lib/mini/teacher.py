@@ -14,9 +14,9 @@ from rlpa_lib.profile import SLOTS, Profile
 
 STYLES = ("careful", "generic", "forgetful", "inventive", "flattering", "curious")
 # How often each style occurs per mode: assistants that were not asked for care are mostly generic.
-MIX = {"base": (0.14, 0.58, 0.10, 0.06, 0.06, 0.06), "rlpa": (0.34, 0.32, 0.10, 0.08, 0.04, 0.12),
-       "reminder": (0.36, 0.34, 0.08, 0.06, 0.04, 0.12), "revision": (0.55, 0.20, 0.05, 0.05, 0.03, 0.12),
-       "rag": (0.45, 0.30, 0.05, 0.06, 0.04, 0.10)}
+MIX = {"base": (0.06, 0.64, 0.12, 0.07, 0.06, 0.05), "rlpa": (0.30, 0.34, 0.10, 0.08, 0.05, 0.13),
+       "reminder": (0.50, 0.24, 0.06, 0.06, 0.04, 0.10), "revision": (0.80, 0.06, 0.02, 0.03, 0.02, 0.07),
+       "rag": (0.62, 0.18, 0.04, 0.05, 0.03, 0.08)}
 
 
 @dataclass(frozen=True)
