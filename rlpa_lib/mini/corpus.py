@@ -10,7 +10,7 @@ from rlpa_lib import prompts
 from rlpa_lib.dialogue import Dialogue, Utterance, policy_view
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.mini.teacher import MIX, STYLES, compose, scene, write_profile
+from rlpa_lib.mini.teacher import MIX, STYLES, compose, in_slot_order, scene, write_profile
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.personas import Persona
 from rlpa_lib.profile import SLOTS, Profile, Reply, render_reply
@@ -85,7 +85,7 @@ def copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: float
         items[slot] = phrase
         said.append(language.realise(rng.choice(language.templates("user_train", "say", slot)), rng, {slot: phrase}))
     user = Dialogue("copy", "copy").heard(Utterance(" ".join(said)))
-    profile = Profile(tuple(items.items()))
+    profile = Profile(in_slot_order(items))
     messages = policy_view(user, _load("policy"))
     slot = rng.choice(slots)
     response = language.realise(rng.choice(language.templates("assistant", rng.choice(["ack", "suggest", "detail"]), slot)), rng, items)

@@ -109,7 +109,8 @@ def _line(act: str, rng: random.Random, slot: str = "") -> str:
 
 def write_profile(dialogue: Dialogue, previous: Profile | None, diligence: float, rng: random.Random) -> Profile:
     """The profile that a crowd member notes: each fact told so far with probability `diligence`, kept once noted;
-    now and then a guess. Guesses pay under F1, so the crowd must show that they exist."""
+    now and then a guess. Guesses pay under F1, so the crowd must show that they exist. Slots stand in their usual order: a
+    small model that writes them as they came loses its place and names a slot twice."""
     facts = dialogue.facts()
     kept = dict(previous.items) if previous else {}
     for slot, phrase in facts.items():
@@ -119,7 +120,12 @@ def write_profile(dialogue: Dialogue, previous: Profile | None, diligence: float
         slot = rng.choice(["Gender", "Marital Status", "Age"])
         guess = str(rng.randint(20, 60)) if slot == "Age" else rng.choice(["man", "woman", "single", "happily married"])
         kept.setdefault(slot, guess)
-    return Profile(tuple(kept.items()))
+    return Profile(in_slot_order(kept))
+
+
+def in_slot_order(items: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """Items in the order of SLOTS, other slots behind them."""
+    return tuple(sorted(items.items(), key=lambda item: SLOTS.index(item[0]) if item[0] in SLOTS else len(SLOTS)))
 
 
 def oracle_reply(persona, dialogue: Dialogue, rng: random.Random) -> tuple[Profile, str]:
