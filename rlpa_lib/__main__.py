@@ -1,4 +1,4 @@
-"""Command line: reproduce, plan, audit. Exit codes: 0 done, 1 failed, 2 bad input or params (one line on stderr)."""
+"""Command line: reproduce, plan, audit, publish. Exit codes: 0 done, 1 failed, 2 bad input or params (one line on stderr)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     options = _parser().parse_args(argv)
     try:
-        return {"reproduce": _reproduce, "plan": _plan, "audit": _audit}[options.command](options)
+        return {"reproduce": _reproduce, "plan": _plan, "audit": _audit, "publish": _publish}[options.command](options)
     except InputError as error:
         print(f"rlpa_lib: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -50,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     audit = commands.add_parser("audit", help="check a folder of tables shaped like the paper's against each other")
     audit.add_argument("--tables", type=Path, metavar="DIR", help="default: the paper's own tables")
     audit.add_argument("--json", type=Path, metavar="OUT", help="where to write the list of findings")
+
+    publish = commands.add_parser("publish", help="pool finished runs that differ in the seed alone, for figures/")
+    publish.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
+    publish.add_argument("--out", type=Path, default=Path("figures"))
     return parser
 
 
@@ -84,6 +88,14 @@ def _audit(options: argparse.Namespace) -> int:
     from rlpa_lib import audit
 
     return audit.main(options.tables or audit.PAPER_TABLES, options.json)
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from rlpa_lib import publish
+
+    for path in publish.publish([run.expanduser().absolute() for run in options.runs], options.out):
+        print(path)
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rlpa_lib.intervals import bootstrap_interval
+from rlpa_lib.intervals import bootstrap_interval, seed_interval
 from rlpa_lib.profile import Profile
+from rlpa_lib.tables import LABELS
 
 PALETTE = sns.color_palette("colorblind")
 GREY = "0.35"
@@ -160,6 +162,28 @@ def turnwise(table: pd.DataFrame, benchmark: str) -> tuple[Figure, pd.DataFrame]
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0][0].set_ylabel(f"AL(k), % of users ({benchmark})")
     return _closed(figure), data
+
+
+def alignment_over_seeds(by_seed: Sequence[Mapping[tuple[str, str], np.ndarray]]) -> tuple[Figure, pd.DataFrame]:
+    """AL(k) in percent of every row that all S seeds have, scores (E, K) each, with 95 % intervals over seeds and users; a panel a benchmark."""
+    rows = []
+    for name, benchmark in set.intersection(*(set(scores) for scores in by_seed)):
+        scores_SEK = np.stack([scores[name, benchmark] for scores in by_seed])
+        for turn in range(scores_SEK.shape[2]):
+            found = seed_interval(scores_SEK[:, :, turn : turn + 1])
+            rows.append((benchmark, name, turn + 1, 100 * found.estimate, 100 * max(0, found.low), 100 * min(1, found.high)))
+    data = pd.DataFrame(rows, columns=["benchmark", "method", "turn", "al", "low", "high"]).sort_values(["benchmark", "method", "turn"])
+    panels = sorted(data["benchmark"].unique(), reverse=True)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.8), sharey=True, layout="constrained", squeeze=False)
+        for axis, benchmark in zip(axes[0], panels, strict=True):
+            for color, (name, part) in zip(PALETTE, data[data["benchmark"] == benchmark].groupby("method"), strict=False):
+                axis.fill_between(part["turn"], part["low"], part["high"], color=color, alpha=0.15, linewidth=0)
+                axis.plot(part["turn"], part["al"], color=color, marker="o", markersize=4, label=LABELS.get(name, name))
+            axis.set(xlabel="turn k", ylabel="AL(k), %", title=benchmark, ylim=(-2, 102))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    return _closed(figure), data.reset_index(drop=True)
 
 
 def profile_progress(rows_by_method: Mapping[str, Sequence[dict]]) -> tuple[Figure, pd.DataFrame]:

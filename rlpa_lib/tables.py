@@ -1,7 +1,7 @@
 """From judgements to the paper's tables: 1 (summary), 4 and 5 (turn by turn), and paired comparisons, all with intervals."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -79,3 +79,26 @@ def paired_table(scores: Scores, treated: str = "rlpa") -> pd.DataFrame:
 def without_first_turn(scores: Scores, treated: str = "rlpa") -> pd.DataFrame:
     """The paired table again without k = 1, where the user has said nothing but "Hello"."""
     return paired_table({key: table[:, 1:] for key, table in scores.items() if table.shape[1] > 1}, treated)
+
+
+def seeds_table(by_seed: Sequence[Scores], model: str, treated: str = "rlpa") -> pd.DataFrame:
+    """Over S seeds and their users: avg (percent) of each row, and RLPA minus the row, with 95 % intervals (intervals.seed_interval).
+
+    A row that not every seed has is left out. ValueError: fewer than three seeds.
+    """
+    rows = []
+    common = set.intersection(*(set(scores) for scores in by_seed))
+    for benchmark in TABLE_OF:
+        for name in sorted((name for name, bench in common if bench == benchmark), key=list(LABELS).index):
+            own = np.stack([scores[name, benchmark] for scores in by_seed])
+            row = {"benchmark": benchmark, "model": model, "method": LABELS[name], "seeds": len(own), "users": own.shape[1], **_percent("avg", own)}
+            if name != treated and (treated, benchmark) in common:
+                row |= _percent("rlpa_minus", np.stack([scores[treated, benchmark] for scores in by_seed]) - own)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _percent(name: str, scores_SEK: np.ndarray) -> dict[str, float]:
+    interval = intervals.seed_interval(scores_SEK)
+    floor = -1.0 if name == "rlpa_minus" else 0.0  # a t interval does not know where the scale ends
+    return {name: 100 * interval.estimate, f"{name}_low": 100 * max(floor, interval.low), f"{name}_high": 100 * min(1.0, interval.high)}

@@ -1,0 +1,60 @@
+"""Pooling of seeds for figures/: what is averaged, what is refused, and that failures are kept."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from rlpa_lib import config, publish, runs, storage
+from rlpa_lib.config import InputError
+
+
+def finished(folder, seed, marks, status="done", overrides=()):
+    """A run directory with two rows of three users and two turns; `marks` are RLPA's scores of the first user."""
+    cfg = config.load("mini", ["evaluation.methods=[base, rlpa]", "evaluation.benchmarks=[vanilla]", *overrides])
+    run = runs.claim(cfg, seed, folder, "params/mini.yaml")
+    for method, first in (("base", (0, 0)), ("rlpa", marks)):
+        scores = {"a": first, "b": (0, 1), "c": (1, 0)}
+        rows = [{"user": user, "turn": k + 1, "score": score} for user, given in scores.items() for k, score in enumerate(given)]
+        run.write_jsonl(f"judgements/{method}-vanilla.jsonl", rows)
+    parts = {"reward_total": 1.0, "reward_profile": 0.5, "reward_response": 0.5, "format_rate": 1.0, "kl": 0.0}
+    run.write_jsonl("metrics/ppo.jsonl", [{"update": k, "iteration": k, "turn": 1, **parts} for k in (1, 2)])
+    facts = json.loads((folder / "record.json").read_text())
+    storage.write_json(folder / "record.json", {**facts, "status": status})
+    return folder
+
+
+def test_three_seeds_are_averaged_over_seeds_and_users(tmp_path):
+    folders = [finished(tmp_path / f"mini-{s}", s, marks) for s, marks in enumerate([(1, 1), (1, 1), (1, 0)])]
+    publish.publish(folders, tmp_path / "figures")
+    table = pd.read_csv(tmp_path / "figures" / "mini_seeds.csv").set_index("method")
+    # RLPA: 4 of 6 marks, 4 of 6, 3 of 6; Base: 2 of 6 in every seed.
+    assert table.loc["RLPA", "avg"] == pytest.approx(100 * 11 / 18)
+    assert table.loc["Base", "avg"] == pytest.approx(100 / 3)
+    assert table.loc["Base", "rlpa_minus"] == pytest.approx(100 * (11 / 18 - 1 / 3))
+    drawn = pd.read_csv(tmp_path / "figures" / "mini_alignment.csv")
+    assert drawn.query("method == 'rlpa'")["al"].tolist() == pytest.approx([100 * 2 / 3, 100 * 5 / 9])
+    facts = json.loads((tmp_path / "figures" / "mini_alignment.json").read_text())
+    assert facts["runs"] == ["mini-0", "mini-1", "mini-2"] and facts["data_sha256"]
+
+
+def test_a_failed_run_is_remembered_and_not_pooled(tmp_path):
+    folders = [finished(tmp_path / f"mini-{s}", s, (1, 1)) for s in range(3)]
+    failed = finished(tmp_path / "mini-9", 9, (0, 0), status="failed")
+    publish.publish([*folders, failed], tmp_path / "figures")
+    publish.publish([*folders, failed], tmp_path / "figures")
+    rows = storage.read_jsonl(tmp_path / "figures" / "runs.jsonl")
+    assert [(row["run"], row["status"]) for row in rows] == [("mini-0", "done"), ("mini-1", "done"), ("mini-2", "done"), ("mini-9", "failed")]
+    assert json.loads((tmp_path / "figures" / "mini_seeds.json").read_text())["seeds"] == [0, 1, 2]
+
+
+def test_what_cannot_be_pooled_is_refused(tmp_path):
+    folders = [finished(tmp_path / f"mini-{s}", s, (1, 1)) for s in range(2)]
+    with pytest.raises(InputError, match="2 finished runs"):
+        publish.publish(folders, tmp_path / "figures")
+    other = finished(tmp_path / "other", 5, (1, 1), overrides=["ppo.lr=1.0e-4"])
+    with pytest.raises(InputError, match="other: its settings"):
+        publish.publish([*folders, other], tmp_path / "figures")
+    again = finished(tmp_path / "again", 1, (1, 1))
+    with pytest.raises(InputError, match="again: seed 1 is already"):
+        publish.publish([*folders, again], tmp_path / "figures")
