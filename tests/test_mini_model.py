@@ -65,8 +65,8 @@ def test_facts_are_copied_from_unseen_frames_and_values(held_out):
     for persona, dialogue, reply in held_out:
         items = tuple((s, v) for s, v in reply.profile.items if s in dialogue.ledger())
         right, written = right + len(match_profiles(Profile(items), persona.profile)), written + len(items)
-    # Measured .47 with the weights of 2026-11-22; the aim is .9 (LOG.md), this is the floor below which something broke.
-    assert written > 100 and right / written >= 0.4
+    # Measured .88 (368 of 417); the aim is .9 (LOG.md), this is the floor below which something broke.
+    assert written > 100 and right / written >= 0.8
 
 
 def _uses(texts, phrases):
@@ -78,7 +78,7 @@ def _uses(texts, phrases):
 def moments():
     """(dialogue with one told fact and a question pending, the words of the fact) of training users."""
     rows = []
-    for i, persona in enumerate(builtin_personas("train", 120, 9)):
+    for i, persona in enumerate(builtin_personas("train", 500, 9)):
         job = persona.profile.get("Occupation")
         first = Dialogue(str(i), persona.id).heard(Utterance("Hello")).answered("x", Reply(Profile(), "Hello and welcome. What is your job?", True))
         rows.append((first.heard(Utterance(f"I work as {language.article(job)}.", ("Occupation",), (job,))), job))
@@ -89,7 +89,8 @@ def test_a_reminder_makes_base_use_what_it_knows_more_often(policy, moments):
     views = [policy_view(d, prompts.load("base", "mini"), "none") for d, _ in moments]
     plain = _uses(answers(policy, views), [job for _, job in moments])
     reminded = [[*v[:-1], {"role": "user", "content": f"{v[-1]['content']} {prompts.load('reminder', 'mini')}"}] for v in views]
-    assert _uses(answers(policy, reminded), [job for _, job in moments]) > plain + 0.05
+    # Measured with 500 moments and two seeds: .59 -> .71 and .64 -> .72; with 120 the difference drowns in chance.
+    assert _uses(answers(policy, reminded), [job for _, job in moments]) > plain + 0.03
 
 
 def test_a_revision_after_a_critique_uses_it_more_often_than_the_draft(policy, moments):
