@@ -1,5 +1,6 @@
 # make reproduce   run the notebooks in order     SCALE=smoke|mini|smol|paper|released  SEED=0  SET="a.b=v c.d=w"  ARGS="--only 20_ppo"
 # make test        lint, unit tests, notebooks    make test-fast leaves the notebooks and slow tests out
+# make test-vllm   the tests that need real vLLM servers; sets vLLM up in .venv-vllm first
 # Both set everything up by themselves in .venv. PYTHON=/path/to/python3.11 chooses the interpreter,
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu spares a machine without a GPU the download of CUDA.
 
@@ -19,7 +20,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 # pytest, and each notebook's kernel, use one thread: two processes with two threads each on two cores are far slower
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false
 
-.PHONY: install reproduce test test-fast lint lab tiny-model lock clean help
+.PHONY: install reproduce test test-fast test-vllm lint lab tiny-model lock clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -57,6 +58,10 @@ test: lint
 test-fast: lint
 	$(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests -m "not slow"
 
+test-vllm: install
+	$(PY) -m rlpa_lib.vllm_server setup $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+	$(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests/real_vllm -s
+
 lab: install
 	$(PY) -m jupyter lab notebooks
 
@@ -73,5 +78,5 @@ lock:
 
 # results under runs/ are kept
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Command line: reproduce, plan, audit, publish. Exit codes: 0 done, 1 failed, 2 bad input or params (one line on stderr)."""
+"""Command line: reproduce, train, plan, audit, publish. Exit codes: 0 done, 1 failed, 2 bad input or params (one line on stderr)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     options = _parser().parse_args(argv)
     try:
-        return {"reproduce": _reproduce, "plan": _plan, "audit": _audit, "publish": _publish}[options.command](options)
+        return {"reproduce": _reproduce, "train": _train, "plan": _plan, "audit": _audit, "publish": _publish}[options.command](options)
     except InputError as error:
         print(f"rlpa_lib: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -43,6 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--only", action="append", default=[], metavar="NOTEBOOK", help="20_ppo or 20; repeatable")
     reproduce.add_argument("--notebooks", type=Path, help="another folder of numbered notebooks")
     reproduce.add_argument("--verbose", action="store_true", help="show what the notebooks print while they run")
+
+    train = commands.add_parser("train", help="train by PPO alone, as 20_ppo does; also under accelerate launch")
+    _add_scale(train)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--run-dir", type=Path, help="default: runs/<scale>-<seed>")
+    train.add_argument("--name", default="ppo", help="of the adapter and the metrics")
 
     plan = commands.add_parser("plan", help="count what a run will generate and judge")
     _add_scale(plan)
@@ -75,6 +81,18 @@ def _reproduce(options: argparse.Namespace) -> int:
         notebooks=(options.notebooks or reproduce.NOTEBOOKS).resolve(),
         verbose=options.verbose,
     )
+
+
+def _train(options: argparse.Namespace) -> int:
+    from rlpa_lib import training
+    from rlpa_lib.processes import MainFailed, ProcessLost
+
+    run_dir = options.run_dir or Path("runs") / f"{Path(options.scale).stem}-{options.seed}"
+    try:
+        return training.worker(options.scale, options.seed, run_dir, options.set, options.name)
+    except (MainFailed, ProcessLost) as error:
+        print(f"rlpa_lib: {error}", file=sys.stderr, flush=True)
+        return 1
 
 
 def _plan(options: argparse.Namespace) -> int:

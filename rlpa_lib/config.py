@@ -16,7 +16,7 @@ from rlpa_lib.schema import Config
 # The package is installed editable: params/ lies beside the package, in the repository.
 PARAMS_DIR = Path(__file__).resolve().parents[1] / "params"
 
-_PATH_KEYS = ("personas.path", "personas.personachat_path", "run.prompt_dir")
+_PATH_KEYS = ("personas.path", "personas.personachat_path", "policy.adapter", "run.prompt_dir")
 _NUMBER_AS_TEXT = re.compile(r"([+-]?\d+)[eE]([+-]?\d+)")
 
 

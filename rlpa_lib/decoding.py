@@ -111,22 +111,43 @@ def decoding_kernel(model: PreTrainedModel) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], owners_P: torch.Tensor, n: int):
+def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], owners_P: torch.Tensor, n: int, portion: int | None = None):
     """Run every distinct prompt once; return (SharedPrefix of the owners, last hidden states [P * n, 1, D]).
 
-    Prompts are padded on the right, which plain causal attention needs no mask for.
+    Prompts are padded on the right, which plain causal attention needs no mask for. `portion` is how many tokens pass at once (None: all):
+    a CPU works faster on what its cache can hold.
     """
     device = owners_P.device
     longest = max(map(len, prompts))
-    ids = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
-    cache = DynamicCache(config=model.config)
-    hidden = model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
-    last = hidden[torch.arange(len(prompts), device=device), lengths - 1]
-    keys = [layer.keys[owners_P] for layer in cache.layers]
-    values = [layer.values[owners_P] for layer in cache.layers]
-    shared = SharedPrefix(keys, values, lengths[owners_P], n)
-    return shared, last[owners_P].repeat_interleave(n, dim=0)[:, None], lengths[owners_P].repeat_interleave(n)
+    last, keys, values = [], [], []
+    for part in _portions(prompts, portion):
+        width = max(map(len, part))
+        ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in part], device=device)
+        cache = DynamicCache(config=model.config)
+        hidden = model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        ends = torch.tensor([len(p) - 1 for p in part], device=device)
+        last.append(hidden[torch.arange(len(part), device=device), ends])
+        keys.append([_widened(layer.keys, longest) for layer in cache.layers])
+        values.append([_widened(layer.values, longest) for layer in cache.layers])
+    joint = [[torch.cat(layer)[owners_P] if len(layer) > 1 else layer[0][owners_P] for layer in zip(*store, strict=True)] for store in (keys, values)]
+    shared = SharedPrefix(*joint, lengths[owners_P], n)
+    return shared, torch.cat(last)[owners_P].repeat_interleave(n, dim=0)[:, None], lengths[owners_P].repeat_interleave(n)
+
+
+def _portions(prompts: Sequence[Sequence[int]], tokens: int | None) -> Iterator[Sequence[Sequence[int]]]:
+    """The prompts in order, cut where padding them to the longest of their part would pass `tokens`; at least one a part."""
+    start = 0
+    for end in range(1, len(prompts) + 1):
+        full = tokens is not None and end < len(prompts) and (end + 1 - start) * max(map(len, prompts[start : end + 1])) > tokens
+        if full or end == len(prompts):
+            yield prompts[start:end]
+            start = end
+
+
+def _widened(tensor: torch.Tensor, length: int) -> torch.Tensor:
+    """Keys or values [P, H, L, D] with zeros up to `length` tokens, which the mask leaves out."""
+    return torch.nn.functional.pad(tensor, (0, 0, 0, length - tensor.shape[2])) if tensor.shape[2] < length else tensor
 
 
 def choose(logits_RV: torch.Tensor, draws_R: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,16 +199,17 @@ def decode(
     *,
     temperature: float,
     end_id: int,
+    portion: int | None = None,
 ) -> list[Sampled]:
     """Sample n completions for each entry of `owners` (indices into the distinct `prompts`), R = len(owners) * n rows.
 
     `draws_RT` holds one number in [0, 1) a row and step; T is the longest completion. Rows that ended are dropped
-    from the batch once they are half of it. Rows of one owner are neighbours in the answer.
+    from the batch once they are half of it. Rows of one owner are neighbours in the answer. `portion`: see `prefill`.
     """
     device = model.get_input_embeddings().weight.device
     head, body, (total, longest) = model.get_output_embeddings(), model.get_decoder(), draws_RT.shape
     draws_RT = draws_RT.to(device)
-    shared, hidden, lengths_R = prefill(model, prompts, torch.tensor(owners, device=device), n)
+    shared, hidden, lengths_R = prefill(model, prompts, torch.tensor(owners, device=device), n, portion)
     output, rows = _Output(total, longest, end_id, device), torch.arange(total, device=device)
     with decoding_kernel(model):
         for step in range(longest):

@@ -1,15 +1,16 @@
 """A method meets the users of a benchmark for K turns: an (E, K) table of alignment scores with every judgement kept."""
+
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rlpa_lib.dialogue import Dialogue
-from rlpa_lib.judges import CRITERIA, EvaluationJudge, Judge, Verdict
+from rlpa_lib.judges import EvaluationJudge, Judge, Verdict
 from rlpa_lib.methods import Answer, Method
 from rlpa_lib.personas import Persona
 from rlpa_lib.policies import derive_seed
@@ -20,7 +21,12 @@ from rlpa_lib.users import SimulatedUser
 
 @dataclass(frozen=True)
 class Judgement:
-    """One turn of one user: the marks against the true persona, and how good the inferred profile is."""
+    """One turn of one user: the marks against the true persona, and how good the inferred profile is.
+
+    `score` is 0 for a broken format, which no judge is asked about, and None where the judge failed. `swapped_score` is the same response
+    judged against another user's persona. `n_matched` is None where the profile judge failed. `hidden` are the method's steps before the
+    answer, which nobody judged; `n_tokens` counts theirs, too.
+    """
 
     method: str
     benchmark: str
@@ -31,79 +37,156 @@ class Judgement:
     reasons: dict[str, str] | None
     format_ok: bool
     n_inferred: int
-    n_matched: int
+    n_matched: int | None
     n_true: int
     n_told: int
     n_guesses: int
     n_right_guesses: int
     n_tokens: int
     response: str
+    swapped_user: str | None = None
+    swapped_score: int | None = None
+    hidden: tuple[dict[str, Any], ...] = ()
 
     @property
-    def profile_f1(self) -> float:
-        return profile_f1(self.n_inferred, self.n_true, self.n_matched)
+    def profile_f1(self) -> float | None:
+        """Eq. 3 against the true profile."""
+        return None if self.n_matched is None else profile_f1(self.n_inferred, self.n_true, self.n_matched)
 
     def to_json(self) -> dict[str, Any]:
         """All fields and the profile score, as one JSONL row."""
         return {**self.__dict__, "profile_f1": self.profile_f1}
 
 
-def evaluate(
-    method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge,
-    judge: Judge, *, turns: int, seed: int,
-) -> tuple[list[Dialogue], list[Judgement]]:
-    """Play E dialogues of K turns in lockstep and judge every response (appendix C.3).
+@dataclass(frozen=True)
+class PlayedTurn:
+    """One turn of all E dialogues: the dialogues so far, the turn's judgements, and seconds by party."""
 
-    A reply of broken format scores 0. The evaluator sees the true persona, the method only the transcript. The same
-    seed, users and weights give the same judgements. A judge that could not answer leaves score None.
+    turn: int
+    dialogues: list[Dialogue]
+    judgements: list[Judgement]
+    seconds: dict[str, float]  # method_s, user_s, judges_s
+
+
+def play(
+    method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge, *,
+    turns: int, seed: int, swap: bool = True, dialogues: Sequence[Dialogue] | None = None,
+) -> Iterator[PlayedTurn]:
+    """Play E dialogues in lockstep up to turn K and judge every response (appendix C.3); goes on where `dialogues` stop.
+
+    The evaluator sees the true persona, the method only the transcript. A turn depends on seed, users, weights and the dialogues so far,
+    so going on gives what playing through would have given. With `swap` each response is judged a second time, against the next
+    user's persona.
     """
-    dialogues = [Dialogue(f"{benchmark}-{p.id}", p.id) for p in personas]
-    judgements: list[Judgement] = []
-    for turn in range(1, turns + 1):
-        utterances = user.reply(personas, dialogues)
-        dialogues = [d.heard(u) for d, u in zip(dialogues, utterances, strict=True)]
-        answers = method.respond(personas, dialogues, derive_seed(seed, method.name, benchmark, turn))
-        cases = [(p, d, a.reply.response) for p, d, a in zip(personas, dialogues, answers, strict=True)]
-        verdicts = evaluator.evaluate(cases)
-        pairs = judge.matches([(a.reply.profile, p.profile) for a, p in zip(answers, personas, strict=True)])
-        rows = zip(personas, dialogues, answers, verdicts, pairs, strict=True)
-        judgements += [_judgement(method.name, benchmark, turn, *row) for row in rows]
-        dialogues = [d.answered(a.completion, a.reply) for d, a in zip(dialogues, answers, strict=True)]
-    return dialogues, judgements
+    now = [Dialogue(f"{benchmark}-{p.id}", p.id) for p in personas] if dialogues is None else list(dialogues)
+    for turn in range(len(now[0].turns) + 1, turns + 1):
+        watch = [time.perf_counter()]
+        now = [d.heard(u) for d, u in zip(now, user.reply(personas, now), strict=True)]
+        watch.append(time.perf_counter())
+        answers = method.respond(personas, now, derive_seed(seed, method.name, benchmark, turn))
+        watch.append(time.perf_counter())
+        judgements = _judge(method.name, benchmark, turn, personas, now, answers, evaluator, judge, swap)
+        watch.append(time.perf_counter())
+        now = [d.answered(a.completion, a.reply) for d, a in zip(now, answers, strict=True)]
+        seconds = dict(zip(("user_s", "method_s", "judges_s"), np.diff(watch).tolist(), strict=True))
+        yield PlayedTurn(turn, now, judgements, seconds)
+
+
+def evaluate(
+    method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge, *,
+    turns: int, seed: int, swap: bool = True,
+) -> tuple[list[Dialogue], list[Judgement]]:
+    """All K turns of `play`: the finished dialogues and E x K judgements."""
+    played = list(play(method, benchmark, personas, user, evaluator, judge, turns=turns, seed=seed, swap=swap))
+    return played[-1].dialogues, [j for part in played for j in part.judgements]
+
+
+def _judge(
+    method: str, benchmark: str, turn: int, personas: Sequence[Persona], dialogues: Sequence[Dialogue], answers: Sequence[Answer],
+    evaluator: EvaluationJudge, judge: Judge, swap: bool,
+) -> list[Judgement]:
+    """Both judgements of every response go to the evaluator in one batch."""
+    asked = [i for i, a in enumerate(answers) if a.reply.format_ok]
+    cases = [(personas[i], dialogues[i], answers[i].reply.response) for i in asked]
+    swap = swap and len(personas) > 1
+    others = [personas[(i + 1) % len(personas)] for i in range(len(personas))]
+    swapped_cases = [(others[i], dialogues[i], answers[i].reply.response) for i in asked] if swap else []
+    verdicts = evaluator.evaluate([*cases, *swapped_cases])
+    own = dict(zip(asked, verdicts, strict=False))
+    swapped = dict(zip(asked, verdicts[len(cases) :], strict=False))
+    pairs = judge.matches([(a.reply.profile, p.profile) for a, p in zip(answers, personas, strict=True)])
+    rows = []
+    for i, (persona, dialogue, answer) in enumerate(zip(personas, dialogues, answers, strict=True)):
+        row = _judgement(method, benchmark, turn, persona, dialogue, answer, own.get(i), pairs[i])
+        rows.append(replace(row, swapped_user=others[i].id, swapped_score=_score(answer, swapped.get(i))) if swap else row)
+    return rows
+
+
+def _score(answer: Answer, verdict: Verdict | None) -> int | None:
+    if not answer.reply.format_ok:
+        return 0
+    return None if verdict is None else verdict.score
 
 
 def _judgement(method: str, benchmark: str, turn: int, persona: Persona, dialogue: Dialogue, answer: Answer,
-               verdict: Verdict | None, pairs: Sequence[tuple[int, int]]) -> Judgement:
-    told, matched = dialogue.ledger(), dict(pairs)
+               verdict: Verdict | None, pairs: Sequence[tuple[int, int]] | None) -> Judgement:
+    told, matched = dialogue.ledger(), dict(pairs or ())
     # A true slot that has not been told yet: whatever the profile says of it is a guess.
     slots = [s for s, _ in persona.profile.items]
     guesses = [i for i, (s, _) in enumerate(answer.reply.profile.items) if (slots[matched[i]] if i in matched else s) not in told]
-    broken = not answer.reply.format_ok
-    score = 0 if broken else None if verdict is None else verdict.score
     return Judgement(
-        method, benchmark, persona.id, turn, score, verdict and verdict.marks, verdict and verdict.reasons,
-        answer.reply.format_ok, len(answer.reply.profile), len(pairs), len(persona.profile), len(told), len(guesses),
-        sum(i in matched for i in guesses), answer.n_tokens, answer.reply.response)
+        method, benchmark, persona.id, turn, _score(answer, verdict), verdict and verdict.marks, verdict and verdict.reasons,
+        answer.reply.format_ok, len(answer.reply.profile), None if pairs is None else len(pairs), len(persona.profile), len(told),
+        len(guesses), sum(i in matched for i in guesses), answer.n_tokens, answer.reply.response,
+        hidden=tuple({**step.__dict__} for step in answer.hidden))
 
 
 def evaluated(
     run: Run, method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge,
     judge: Judge, version: str = "",
 ) -> list[dict]:
-    """The judgement rows of one table row; played when this run has not yet, for these inputs and this `version` of the
-    weights, else read back. Leaves dialogues/<method>-<benchmark>.jsonl and judgements/<method>-<benchmark>.jsonl."""
-    name = f"{method.name}-{benchmark}"
-    fingerprint = run.fingerprint(name, version)
-    if not run.done(f"evaluation/{name}", fingerprint):
-        dialogues, judgements = evaluate(
-            method, benchmark, personas, user, evaluator, judge, turns=run.cfg.evaluation.turns, seed=run.seed)
-        unjudged = sum(j.score is None for j in judgements) / len(judgements)
-        if unjudged > run.cfg.run.max_judge_failure_rate:
-            raise RuntimeError(f"{name}: the judge failed on {unjudged:.1%} of the turns, more than run.max_judge_failure_rate")
-        run.write_jsonl(f"dialogues/{name}.jsonl", [d.to_json() for d in dialogues])
-        run.write_jsonl(f"judgements/{name}.jsonl", [j.to_json() for j in judgements])
-        run.mark_done(f"evaluation/{name}", fingerprint)
+    """The judgement rows of one table row; what this run has played already, for these inputs and this `version` of the weights, is
+    read back, and the rest is played. Every finished turn is on disk: a killed evaluation loses at most the turn that it was in.
+
+    Leaves dialogues/<method>-<benchmark>.jsonl, judgements/<method>-<benchmark>.jsonl and seconds a turn in metrics/evaluation.jsonl.
+    RuntimeError: the judge failed more often than run.max_judge_failure_rate.
+    """
+    name, cfg = f"{method.name}-{benchmark}", run.cfg
+    dialogues, rows = _so_far(run, name, version)
+    for part in play(method, benchmark, personas, user, evaluator, judge, turns=cfg.evaluation.turns, seed=run.seed,
+                     swap=cfg.evaluation.swap, dialogues=dialogues):  # fmt: skip
+        rows += [j.to_json() for j in part.judgements]
+        _check_failures(name, rows, len(personas) * cfg.evaluation.turns, cfg.run.max_judge_failure_rate)
+        run.write_jsonl(f"dialogues/{name}.jsonl", [d.to_json() for d in part.dialogues])
+        run.write_jsonl(f"judgements/{name}.jsonl", rows)
+        run.mark_done(f"evaluation/{name}", run.fingerprint(name, version, str(part.turn)))
+        tokens = sum(j.n_tokens for j in part.judgements)
+        run.log_metrics("evaluation", {"method": method.name, "benchmark": benchmark, "turn": part.turn, **part.seconds, "tokens": tokens})
     return run.read_jsonl(f"judgements/{name}.jsonl")
+
+
+def _so_far(run: Run, name: str, version: str) -> tuple[list[Dialogue] | None, list[dict]]:
+    """Dialogues and judgement rows of the turns that this run has finished with these inputs; (None, []) for none."""
+    for turn in range(run.cfg.evaluation.turns, 0, -1):
+        if run.done(f"evaluation/{name}", run.fingerprint(name, version, str(turn))):
+            # A run that was killed between two files has one turn more in the first of them.
+            dialogues = [Dialogue.from_json(row) for row in run.read_jsonl(f"dialogues/{name}.jsonl")]
+            rows = [row for row in run.read_jsonl(f"judgements/{name}.jsonl") if row["turn"] <= turn]
+            return [replace(d, turns=d.turns[:turn]) for d in dialogues], rows
+    return None, []
+
+
+def finished(run: Run, method: str, benchmark: str, version: str = "") -> list[dict] | None:
+    """The judgement rows of a table row when all its turns are played with these inputs, else None. Plays nothing."""
+    dialogues, rows = _so_far(run, f"{method}-{benchmark}", version)
+    return rows if dialogues and len(dialogues[0].turns) == run.cfg.evaluation.turns else None
+
+
+def _check_failures(name: str, rows: Sequence[dict], planned: int, limit: float) -> None:
+    """Stop as soon as the limit can no longer be kept, not when everything has been paid for."""
+    failed = sum(row["score"] is None for row in rows)
+    if failed > limit * planned:
+        raise RuntimeError(f"{name}: the judge failed on {failed} of {planned} turns, more than run.max_judge_failure_rate = {limit:g} allows")
 
 
 def played(run: Run, method: str, benchmark: str) -> list[Dialogue]:
@@ -111,43 +194,11 @@ def played(run: Run, method: str, benchmark: str) -> list[Dialogue]:
     return [Dialogue.from_json(row) for row in run.read_jsonl(f"dialogues/{method}-{benchmark}.jsonl")]
 
 
-def score_table(rows: Sequence[dict]) -> np.ndarray:
+def score_table(rows: Sequence[dict], field: str = "score") -> np.ndarray:
     """(E, K) scores of one method and benchmark from its judgement rows, users in order of appearance; NaN = not judged."""
-    users = list(dict.fromkeys(r["user"] for r in rows))
+    users = {user: place for place, user in enumerate(dict.fromkeys(r["user"] for r in rows))}
     table = np.full((len(users), max(r["turn"] for r in rows)), np.nan)
     for row in rows:
-        if row["score"] is not None:
-            table[users.index(row["user"]), row["turn"] - 1] = row["score"]
+        if row[field] is not None:
+            table[users[row["user"]], row["turn"] - 1] = row[field]
     return table
-
-
-def diagnostics(rows: Sequence[dict]) -> dict[str, float]:
-    """What the score alone does not tell, of one method and benchmark: format, each criterion, profile, guesses, lengths."""
-    guesses = sum(r["n_guesses"] for r in rows)
-    judged = [r for r in rows if r["marks"]]
-    return {
-        "format_rate": fmean(r["format_ok"] for r in rows),
-        **{c: fmean(r["marks"][c] for r in judged) for c in CRITERIA},
-        "profile_f1": fmean(r["profile_f1"] for r in rows),
-        "profile_recall_of_told": sum(r["n_matched"] - r["n_right_guesses"] for r in rows) / max(1, sum(r["n_told"] for r in rows)),
-        "theoretical_max": fmean(r["n_told"] / r["n_true"] for r in rows),
-        "guesses_per_turn": guesses / len(rows),
-        "guess_precision": sum(r["n_right_guesses"] for r in rows) / guesses if guesses else float("nan"),
-        "response_words": fmean(len(r["response"].split()) for r in rows),
-        "distinct_responses": len({r["response"] for r in rows}) / len(rows),
-        "tokens_per_turn": fmean(r["n_tokens"] for r in rows),
-    }
-
-
-def swap_test(rows: Sequence[dict], personas: Sequence[Persona], dialogues: Sequence[Dialogue], evaluator: EvaluationJudge) -> dict:
-    """Every response judged again against another user's persona (the next one in the list): what is left of the
-    score is style, what is lost is personal. Turn 1 is left out: only "Hello" has been said."""
-    own = [r["score"] for r in rows if r["turn"] > 1 and r["score"] is not None]
-    cases = []
-    for i, dialogue in enumerate(dialogues):
-        other = personas[(i + 1) % len(personas)]
-        for k in range(1, len(dialogue.turns)):
-            before = Dialogue(dialogue.id, dialogue.persona_id, dialogue.turns[:k], dialogue.turns[k].user)
-            cases.append((other, before, dialogue.turns[k].reply.response))
-    swapped = [v.score for v in evaluator.evaluate(cases) if v is not None]
-    return {"own": fmean(own), "swapped": fmean(swapped), "personal_share": fmean(own) - fmean(swapped)}

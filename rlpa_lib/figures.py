@@ -5,7 +5,6 @@ Sizes are inches at 150 dpi; about 7 wide, so that a picture of 1000 px can be r
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from textwrap import fill
 
@@ -142,25 +141,6 @@ def training_curve(metrics_by_name: Mapping[str, Sequence[dict]], turns: int) ->
         axis.set(xlabel=f"cohort (of {turns} turns each)", ylabel=label)
         axis.set_ylim(0, max(1.0, 1.05 * per_cohort[column].max()))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _closed(figure), data
-
-
-def turnwise(table: pd.DataFrame, benchmark: str) -> tuple[Figure, pd.DataFrame]:
-    """Figures 3, 14 and 15: AL(k) in percent with exact 95 % intervals, one panel a method."""
-    turns = sorted(int(c[1:]) for c in table.columns if re.fullmatch(r"k\d+", c))
-    rows = [{"method": row["method"], "turn": k, "al": row[f"k{k}"], "low": row[f"k{k}_low"], "high": row[f"k{k}_high"]}
-            for _, row in table.iterrows() for k in turns]
-    data = pd.DataFrame(rows)
-    methods = list(table["method"])
-    figure, axes = plt.subplots(1, len(methods), figsize=(2.6 * len(methods), 3.2), sharey=True, squeeze=False, layout="constrained")
-    for axis, method, color in zip(axes[0], methods, sns.color_palette("colorblind", len(methods)), strict=True):
-        part = data[data["method"] == method]
-        axis.fill_between(part["turn"], part["low"], part["high"], color=color, alpha=0.25, linewidth=0)
-        axis.plot(part["turn"], part["al"], color=color, marker="o", markersize=3)
-        axis.set(title=method, xlabel="turn k", ylim=(0, 100))
-        axis.title.set_fontsize(9)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0][0].set_ylabel(f"AL(k), % of users ({benchmark})")
     return _closed(figure), data
 
 

@@ -1,176 +1,152 @@
-"""Policy, reference and critic on one frozen backbone: adapters in PEFT format, a value head, and their optimisers."""
+"""The learner: the networks of a run, their optimisers, and one optimiser step."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, PeftModel, get_peft_model
+from accelerate.utils import DistributedType
+from peft import PeftModel
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from rlpa_lib import ppo
+from rlpa_lib.backbone import CRITIC, HEAD, POLICY, Backbone, Pass
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.packing import Group, Packed, pack
 from rlpa_lib.policies import derive_seed
+from rlpa_lib.processes import Processes
 
-POLICY, CRITIC = "policy", "critic"
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What a forward pass says about each completion token, [S, T]; `features_STF` only for the critic's head."""
-
-    logprobs_ST: torch.Tensor
-    entropy_ST: torch.Tensor
-    features_STF: torch.Tensor | None
-
-
-class ValueHead(nn.Module):
-    """Value of a state from hidden features F, fp32; starts at 0 everywhere."""
-
-    def __init__(self, width: int, hidden: int = 256):
-        super().__init__()
-        self.width = width
-        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.layers(features.float())[..., 0]
+REPLICATED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
 class Learner:
-    """LoRA policy, reference = the same backbone with adapters off, critic = a head on the reference's features
-    (`ppo.critic: head`) or on a second LoRA adapter (`lora`). No weight of the backbone exists twice.
+    """Policy, reference and critic (`Backbone`) with one AdamW for the policy and one for the critic.
 
-    InputError when `policy.tuning` is not lora: full tuning would need a second copy as its reference.
+    Under `accelerate launch` each process computes its share of every gradient, and the shares are added up before the step, so that all
+    take the same one. Each holds all weights, or with an FSDP configuration a part of every layer's (torch's fully_shard).
     """
 
     def __init__(self, model, cfg: Config, *, seed: int, accelerator: Accelerator | None = None):
-        if cfg.policy.tuning != "lora":
-            raise InputError(f"policy.tuning: {cfg.policy.tuning!r} is not in this release, only lora")
         self.cfg, self.seed = cfg, seed
         self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+        self.processes = Processes(self.accelerator)
         torch.manual_seed(derive_seed(seed, "adapters"))
-        model.requires_grad_(False)
-        self.model: PeftModel = get_peft_model(model, _lora(cfg), adapter_name=POLICY)
-        width = 2 * model.config.hidden_size
-        if cfg.ppo.critic == "lora":
-            self.model.add_adapter(CRITIC, _lora(cfg))
-            width = model.config.hidden_size
-        self.head = ValueHead(width)
+        self.network = Backbone(model, cfg)
         self.device, self.dtype = self.accelerator.device, model.dtype
-        self.model.to(self.device)
-        self.head.to(self.device)
-        self._activate(POLICY)
+        self.network.to(self.device)
+        self.sharded = self.processes.world > 1 and _asks_for_fsdp(self.accelerator)
+        if self.sharded:
+            _shard(self.network)
         betas = {"betas": tuple(cfg.ppo.adam_betas), "weight_decay": 0.0}
         self.optimizers = {
             POLICY: torch.optim.AdamW(self.parameters(POLICY).values(), lr=cfg.ppo.lr, **betas),
             CRITIC: torch.optim.AdamW(self.parameters(CRITIC).values(), lr=cfg.ppo.critic_lr, **betas),
         }
 
+    @property
+    def model(self):
+        """The policy as a model of transformers or PEFT, for sampling and saving."""
+        return self.network.model
+
+    @property
+    def head(self) -> nn.Module:
+        """The critic's value head."""
+        return self.network.head
+
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """Name -> trainable weights of the policy, or of the critic (its head, and its adapter if there is one)."""
-        named = {name: p for name, p in self.model.named_parameters() if f".{role}." in name}
-        if role == CRITIC:
-            named |= {f"head.{name}": p for name, p in self.head.named_parameters()}
-        return named
+        """Name -> trainable weights of the policy or of the critic."""
+        return self.network.parameters_of(role)
 
     def pack(self, groups: list[Group]) -> Packed:
         """The groups as `ppo.packing` says, on the learner's device."""
         return pack(groups, self.cfg.ppo.packing, self.dtype, self.device)
 
     def run(self, packed: Packed, role: str, features: bool = False) -> Pass:
-        """Log-probabilities (at the sampling temperature) and entropies under "policy" or "reference"; head on completions only.
-
-        `features` adds the last and the middle hidden state of each predicting token.
-        """
-        with self.model.disable_adapter() if role == "reference" else nullcontext():
-            hidden, middle = self._hidden(packed, middle=features)
-        keep = packed.keep_ST
-        where = packed.rows_ST[keep], packed.places_ST[keep]
-        logits = self.model.get_base_model().get_output_embeddings()(hidden[where]).float()
-        logprobs = torch.log_softmax(logits / (self.cfg.rollout.temperature or 1.0), dim=-1)
-        chosen = logprobs.gather(-1, packed.targets_ST[keep][:, None])[:, 0]
-        with torch.no_grad():
-            entropy = -(logprobs.exp() * logprobs).sum(-1)
-        made = _spread(torch.cat([hidden[where], middle[where]], -1), keep) if features else None
-        return Pass(_spread(chosen, keep), _spread(entropy, keep), made)
+        """Log-probabilities (at the sampling temperature) and entropies under "policy" or "reference", see `Backbone.forward`."""
+        return Pass(*self.network(packed, role, features))
 
     def values(self, packed: Packed, features_STF: torch.Tensor | None) -> torch.Tensor:
         """Values [S, T] of the states before each completion token, from given features or from the critic's own adapter."""
-        if self.cfg.ppo.critic == "head":
-            return self.head(features_STF) * packed.keep_ST
-        self._activate(CRITIC)
-        hidden, _ = self._hidden(packed, middle=False)
-        self._activate(POLICY)
-        values = self.head(hidden[packed.rows_ST[packed.keep_ST], packed.places_ST[packed.keep_ST]])
-        return _spread(values, packed.keep_ST)
+        return self.network(packed, CRITIC if self.network.own_critic else HEAD, features_STF)
 
     def step(self, scale: float) -> dict[str, float]:
         """Clip both gradients to `ppo.grad_norm`, take one step at `scale` times the learning rates; return the norms."""
+        self._add_up_gradients()
         norms = {}
         rates = {POLICY: self.cfg.ppo.lr, CRITIC: self.cfg.ppo.critic_lr}
         for role, optimizer in self.optimizers.items():
-            norm = self.accelerator.clip_grad_norm_(list(self.parameters(role).values()), self.cfg.ppo.grad_norm)
-            norms[f"grad_norm_{role}"] = float(norm)
+            norm = nn.utils.clip_grad_norm_(list(self.parameters(role).values()), self.cfg.ppo.grad_norm)
+            norms[f"grad_norm_{role}"] = float(norm.full_tensor() if self.sharded else norm)
             for group in optimizer.param_groups:
                 group["lr"] = rates[role] * scale
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return norms
 
-    def _activate(self, role: str) -> None:
-        self.model.set_adapter(role)
-        # PEFT freezes the adapters that are not active, which would lose the gradients of a graph still to be run back
-        for name in (POLICY, CRITIC):
-            for parameter in self.parameters(name).values():
-                parameter.requires_grad_(True)
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within the context every process holds all weights, as a sampler in process needs them."""
+        parts = [module for module in self.network.modules() if isinstance(module, FSDPModule)] if self.sharded else []
+        for module in parts:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in parts:
+                module.reshard()
+                module.set_reshard_after_forward(module is not self.network, recurse=False)
 
-    def _hidden(self, packed: Packed, middle: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        tree = packed.mask_B1LL is not None
-        out = self.model.get_base_model().get_decoder()(
-            input_ids=packed.input_ids_BL,
-            position_ids=packed.position_ids_BL if tree else None,
-            attention_mask=packed.mask_B1LL,
-            use_cache=False,
-            output_hidden_states=middle,
-        )
-        states = out.hidden_states
-        return out.last_hidden_state, states[len(states) // 2] if middle else None
-
-
-def _spread(flat: torch.Tensor, keep_ST: torch.Tensor) -> torch.Tensor:
-    """Kept tokens back in their places [S, T, ...], zero elsewhere."""
-    spread = flat.new_zeros(*keep_ST.shape, *flat.shape[1:])
-    return spread.masked_scatter(keep_ST.view(*keep_ST.shape, *[1] * (flat.ndim - 1)), flat)
+    def _add_up_gradients(self) -> None:
+        if self.processes.world == 1 or self.sharded:  # FSDP adds up in the backward pass
+            return
+        weights = [p for role in self.optimizers for p in self.parameters(role).values()]
+        for weight in weights:
+            if weight.grad is None:  # this process had no part in the minibatch
+                weight.grad = torch.zeros_like(weight)
+        self.processes.add_up(weight.grad for weight in weights)
 
 
-def _lora(cfg: Config) -> LoraConfig:
-    targets = cfg.policy.lora_targets
-    return LoraConfig(
-        r=cfg.policy.lora_rank,
-        lora_alpha=cfg.policy.lora_alpha,
-        lora_dropout=cfg.policy.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-    )
+def _asks_for_fsdp(accelerator: Accelerator) -> bool:
+    """Whether the launch configuration spreads weights over processes. InputError for DeepSpeed and others that this code has no path for."""
+    kind = accelerator.distributed_type
+    if kind not in (*REPLICATED, DistributedType.FSDP):
+        raise InputError(f"accelerate: {kind.value} is not supported; the fsdp2 configurations spread weights, gradients and moments too")
+    # between CPUs accelerate leaves its own switch unread
+    return kind == DistributedType.FSDP or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def accumulate(learner: Learner, packed: Packed, batch: dict[str, torch.Tensor | None], total: float) -> dict[str, float]:
-    """Add one forward pass's gradients of policy loss and value loss; means are over `total` tokens.
+def _shard(network: Backbone) -> None:
+    """Spread the weights over the processes: each decoder layer by itself, the rest together. Gradients are sums, not means."""
+    names = set(network.model.get_base_model()._no_split_modules if isinstance(network.model, PeftModel) else network.model._no_split_modules)
+    layers = [module for module in network.modules() if type(module).__name__ in names]
+    for layer in layers:
+        fully_shard(layer, reshard_after_forward=True)
+    fully_shard(network)
+    for module in (*layers, network):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no other
 
-    `batch` holds old_logprobs, advantages, values, returns [S, T] and features [S, T, F] or None. Returns numbers for the
-    log that add up over the passes of a minibatch.
+
+def accumulate(
+    learner: Learner, packed: Packed, batch: dict[str, torch.Tensor | None], total: float, value_total: float | None = None
+) -> dict[str, float]:
+    """Add one forward pass's gradients of policy loss and value loss; means are over `total` tokens and `value_total` values.
+
+    `batch` holds keep, taught, old_logprobs, advantages, values, returns [S, T], weights [S, T] or None and features [S, T, F] or None.
+    Returns numbers for the log that add up over the passes of a minibatch.
     """
-    settings, keep, old = learner.cfg.ppo, packed.keep_ST, batch["old_logprobs"]
+    settings, keep, old = learner.cfg.ppo, batch["keep"], batch["old_logprobs"]
     now = learner.run(packed, POLICY)
-    loss, clipped = ppo.policy_loss(now.logprobs_ST, old, batch["advantages"], keep, settings.clip, total)
+    loss, clipped = ppo.policy_loss(now.logprobs_ST, old, batch["advantages"], keep, settings.clip, total, batch["weights"])
     learner.accelerator.backward(loss)
     values = learner.values(packed, batch["features"])
-    error = ppo.value_loss(values, batch["values"], batch["returns"], keep, settings.value_clip, total)
+    value_total = total if value_total is None else value_total
+    error = ppo.value_loss(values, batch["values"], batch["returns"], batch["taught"], settings.value_clip, value_total)
     learner.accelerator.backward(error)
     with torch.no_grad():
         means = {

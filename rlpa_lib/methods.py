@@ -1,25 +1,41 @@
-"""Methods: how a dialogue becomes an answer. Every row of table 1 is one of these (appendix D.2 and section 3)."""
+"""Methods: how a dialogue becomes an answer (appendix D.2 and section 3). Rows of the tables are these, with and without training, and controls.
+
+A method works with any Policy. `Prompted` is one call behind a system prompt; the others take a `Prompted` and do something before,
+between or after its calls. What the user never sees (drafts, critiques, thoughts) is kept in `Answer.hidden`, and its tokens are counted.
+"""
+
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from rlpa_lib import prompts
-from rlpa_lib.dialogue import Dialogue, policy_view
+from rlpa_lib.dialogue import Dialogue, Turn, policy_view
 from rlpa_lib.personas import Persona
-from rlpa_lib.policies import Policy, derive_seed
-from rlpa_lib.profile import Profile, Reply, parse_reply, render_reply
+from rlpa_lib.policies import Completion, Message, Policy, derive_seed
+from rlpa_lib.profile import Profile, Reply, parse_reply
+from rlpa_lib.retrieval import SentenceEncoder, top_k
+
+THOUGHT, VISIBLE = "Thought:", "Reply:"  # the labels of the chain-of-thought prompts, in every language
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something on the way to an answer that the user does not see; `n_tokens` were generated for it alone."""
+
+    kind: str
+    text: str
+    n_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method did at one turn: the raw text, the reply read in it, and how many tokens it generated."""
+    """What a method did at one turn: the raw text, the reply read in it, all tokens generated for it, and the hidden steps."""
 
     completion: str
     reply: Reply
     n_tokens: int
+    hidden: tuple[Step, ...] = ()
 
 
 class Method(Protocol):
@@ -34,7 +50,10 @@ class Method(Protocol):
 @dataclass(frozen=True)
 class Prompted:
     """A policy behind one system prompt. With `writes_profile` the answer is a profile block and a response (RLPA, and
-    RLPA prompting: the same without training); without, the whole text is the response (Base)."""
+    RLPA prompting: the same without training); without, the whole text is the response (Base, SFT, DPO).
+
+    `suffix` stands behind the user message (Reminder). With `thinks` only what follows the label "Reply:" is the response (CoT).
+    """
 
     name: str
     policy: Policy
@@ -43,60 +62,137 @@ class Prompted:
     history_profiles: str = "latest"
     temperature: float = 1.0
     max_new_tokens: int = 128
+    suffix: str = ""
+    thinks: bool = False
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
         """One sampled answer a dialogue; the same seed gives the same answers."""
-        history = self.history_profiles if self.writes_profile else "none"
-        completions = self.policy.generate(
-            [policy_view(d, self.system_prompt, history) for d in dialogues], 1, seed=seed,
-            temperature=self.temperature, max_new_tokens=self.max_new_tokens)
-        return [self._answer(c[0].text, len(c[0].token_ids)) for c in completions]
+        return [self.answer(c) for c in self.ask([self.messages(d) for d in dialogues], seed)]
 
-    def _answer(self, text: str, n_tokens: int) -> Answer:
-        reply = parse_reply(text) if self.writes_profile else Reply(Profile(()), text.strip(), bool(text.strip()))
-        return Answer(text, reply, n_tokens)
+    def messages(self, dialogue: Dialogue) -> list[Message]:
+        """The prompt of a dialogue with a pending utterance."""
+        view = policy_view(dialogue, self.system_prompt, self.history_profiles if self.writes_profile else "none")
+        return with_last(view, f"{view[-1]['content']} {self.suffix}") if self.suffix else view
 
+    def ask(self, messages: Sequence[list[Message]], seed: int) -> list[Completion]:
+        """One completion a prompt."""
+        drawn = self.policy.generate(messages, 1, seed=seed, temperature=self.temperature, max_new_tokens=self.max_new_tokens)
+        return [completions[0] for completions in drawn]
 
-@dataclass(frozen=True)
-class OracleControl:
-    """The ceiling: a scripted assistant that sees the true profile."""
-
-    name: str = "oracle"
-    writes_profile: bool = True
-
-    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
-        """Profile and response from mini.teacher, drawn by seed and dialogue."""
-        from rlpa_lib.mini.teacher import oracle_reply
-
-        answers = []
-        for persona, dialogue in zip(personas, dialogues, strict=True):
-            profile, response = oracle_reply(persona, dialogue, random.Random(derive_seed(seed, dialogue.id)))
-            answers.append(Answer(render_reply(profile, response), Reply(profile, response, True), 0))
-        return answers
+    def answer(self, completion: Completion, start: str = "") -> Answer:
+        """The answer read in a completion; `start` is the part of the text that the policy was given."""
+        text, hidden = start + completion.text, _reasoning(completion)
+        if self.writes_profile:
+            reply = parse_reply(text)
+        elif self.thinks:
+            thought, visible = split_thought(text)
+            reply, hidden = Reply(Profile(), visible, bool(visible)), (*hidden, *([Step("thought", thought)] if thought else []))
+        else:
+            reply = Reply(Profile(), text.strip(), bool(text.strip()))
+        return Answer(text, reply, completion.n_generated, hidden)
 
 
 @dataclass(frozen=True)
-class RandomControl:
-    """The floor: a well-formed response that was once given to somebody else, and an empty profile."""
+class SelfCritic:
+    """Draft, critique, revision: three calls, of which the user sees the last (appendix D.2). Later turns see revisions alone."""
 
-    pool: tuple[str, ...]
-    name: str = "random"
-    writes_profile: bool = True
+    inner: Prompted
+    critique_request: str
+    revision_request: str
+    name: str = "self_critic"
+    writes_profile: bool = False
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
-        """One response of the pool each, drawn by seed and dialogue."""
-        drawn = [random.Random(derive_seed(seed, d.id)).choice(self.pool) for d in dialogues]
-        return [Answer(r, Reply(Profile(()), r, True), 0) for r in drawn]
+        """The revision as the answer, draft and critique as hidden steps, the tokens of all three."""
+        talks = [self.inner.messages(d) for d in dialogues]
+        drafts = self.inner.ask(talks, derive_seed(seed, "draft"))
+        talks = [_went_on(talk, draft, self.critique_request) for talk, draft in zip(talks, drafts, strict=True)]
+        critiques = self.inner.ask(talks, derive_seed(seed, "critique"))
+        talks = [_went_on(talk, critique, self.revision_request) for talk, critique in zip(talks, critiques, strict=True)]
+        revisions = self.inner.ask(talks, derive_seed(seed, "revision"))
+        return [self._answer(*calls) for calls in zip(drafts, critiques, revisions, strict=True)]
+
+    def _answer(self, draft: Completion, critique: Completion, revision: Completion) -> Answer:
+        final = self.inner.answer(revision)
+        hidden = (Step("draft", draft.text, draft.n_generated), Step("critique", critique.text, critique.n_generated), *final.hidden)
+        return replace(final, n_tokens=final.n_tokens + draft.n_generated + critique.n_generated, hidden=hidden)
 
 
-def build(name: str, policy: Policy | None, cfg) -> Method:
-    """The method of a row, by its name in `evaluation.methods`; `policy` is the model that it runs on (None for controls)."""
-    common = {"temperature": cfg.evaluation.temperature, "max_new_tokens": cfg.rollout.max_new_tokens}
-    if name == "oracle":
-        return OracleControl()
-    if name == "random":
-        from rlpa_lib.mini.teacher import response_pool
+@dataclass(frozen=True)
+class Retrieval:
+    """The exchanges of this dialogue that are closest to the message, up to `k` of them, before the message (appendix D.2).
 
-        return RandomControl(response_pool())
-    system = prompts.load("base" if name == "base" else "policy", cfg.run.prompt_set, cfg.run.prompt_dir)
-    return Prompted(name, policy, system, name != "base", cfg.ppo.history_profiles, **common)
+    The index of a dialogue is made of its own finished turns alone. `template` holds {context} and {message}, `exchange` may hold
+    {number}, {user} and {assistant}, and `nothing` is the context while there is none.
+    """
+
+    inner: Prompted
+    encoder: SentenceEncoder
+    template: str
+    exchange: str
+    nothing: str
+    k: int = 5
+    name: str = "rag"
+    writes_profile: bool = False
+
+    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
+        """One sampled answer a dialogue; which turns were retrieved is a hidden step."""
+        self.encoder.encode([text for d in dialogues for text in (d.pending.text, *map(_exchange_text, d.turns))])  # all at once: faster
+        found = [self.retrieve(d) for d in dialogues]
+        prompts_ = [self._messages(d, turns) for d, turns in zip(dialogues, found, strict=True)]
+        answers = [self.inner.answer(c) for c in self.inner.ask(prompts_, seed)]
+        return [replace(a, hidden=(Step("retrieved", _told(turns)), *a.hidden)) for a, turns in zip(answers, found, strict=True)]
+
+    def retrieve(self, dialogue: Dialogue) -> list[tuple[int, float]]:
+        """(index of a finished turn, cosine) of the exchanges closest to the pending message, the closest first."""
+        if not dialogue.turns:
+            return []
+        index = self.encoder.encode([_exchange_text(turn) for turn in dialogue.turns])
+        return top_k(self.encoder.encode([dialogue.pending.text])[0], index, self.k)
+
+    def _messages(self, dialogue: Dialogue, found: Sequence[tuple[int, float]]) -> list[Message]:
+        turns = [dialogue.turns[i] for i, _ in found]
+        lines = [self.exchange.format(number=n, user=t.user.text, assistant=t.reply.response) for n, t in enumerate(turns, start=1)]
+        joint = "\n" if "\n" in self.template else " "  # one exchange a line, where the prompt has lines
+        view = self.inner.messages(dialogue)
+        return with_last(view, self.template.format(context=joint.join(lines) or self.nothing, message=view[-1]["content"]))
+
+
+def with_last(messages: Sequence[Message], content: str) -> list[Message]:
+    """The messages with another text in the last one."""
+    return [*messages[:-1], {**messages[-1], "content": content}]
+
+
+def split_thought(text: str) -> tuple[str, str]:
+    """(thought, visible reply) of a chain of thought: the user sees what follows the first "Reply:" that begins a line.
+
+    Without that label the whole text is the reply, unless it begins as a thought: then the reply was never reached and is empty.
+    """
+    before, label, after = f"\n{text.strip()}".partition(f"\n{VISIBLE}")
+    before = before.strip()
+    if label:
+        return before.removeprefix(THOUGHT).strip(), after.strip()
+    # A model that writes on one line still parts the two.
+    thought, label, after = before.partition(f" {VISIBLE}")
+    if before.startswith(THOUGHT):
+        return thought.removeprefix(THOUGHT).strip(), after.strip()
+    return "", before
+
+
+def _went_on(talk: Sequence[Message], said: Completion, request: str) -> list[Message]:
+    # Some servers refuse a message without text.
+    return [*talk, {"role": "assistant", "content": said.text.strip() or "(nothing)"}, {"role": "user", "content": request}]
+
+
+def _reasoning(completion: Completion) -> tuple[Step, ...]:
+    """The thinking of a reasoning model, which its server keeps apart from the text; its tokens are part of the completion's count."""
+    text = getattr(completion, "reasoning", "")
+    return (Step("reasoning", text),) if text else ()
+
+
+def _exchange_text(turn: Turn) -> str:
+    return f"{turn.user.text} {turn.reply.response}"
+
+
+def _told(found: Sequence[tuple[int, float]]) -> str:
+    return ", ".join(f"turn {i + 1} ({cosine:.3f})" for i, cosine in found)

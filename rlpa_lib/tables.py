@@ -1,7 +1,11 @@
-"""From judgements to the paper's tables: 1 (summary), 4 and 5 (turn by turn), and paired comparisons, all with intervals."""
+"""From judgements to the paper's tables: 1 (summary), 4 and 5 (turn by turn), and paired comparisons, all with intervals.
+
+A row's key is its method, or "method@model" for a model of evaluation.comparators (`rows.Row.name`).
+"""
+
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -9,12 +13,26 @@ import pandas as pd
 
 from rlpa_lib import intervals, metrics
 
-# (method, benchmark) -> scores (E, K) in 0..1.
+# (row key, benchmark) -> scores (E, K) in 0..1.
 Scores = Mapping[tuple[str, str], np.ndarray]
 TABLE_OF = {"vanilla": "table4", "extended": "table5"}
+# The paper's rows in the paper's order, then ours.
 LABELS = {"base": "Base", "reminder": "Reminder", "self_critic": "Self-Critic", "cot": "CoT", "rag": "RAG(Top-5)", "sft": "SFT",
-          "dpo": "DPO", "rlpa_prompting": "RLPA prompting (untrained)", "random": "random control", "oracle": "oracle control",
-          "rlpa": "RLPA"}
+          "dpo": "DPO", "rlpa": "RLPA", "rlpa_prompting": "RLPA prompting (untrained)", "grpo": "GRPO",
+          "sft_aloe": "SFT (ALOE's scripts)", "dpo_aloe": "DPO (ALOE's scripts)", "style_only_empty": "RLPA, profile emptied",
+          "style_only_other": "RLPA, another user's profile", "random": "random control", "oracle": "oracle control"}  # fmt: skip
+
+
+def arranged(names: Iterable[str]) -> list[str]:
+    """Row keys as the tables list them: other models first, as in the paper, then the order of LABELS."""
+    order = list(LABELS)
+    return sorted(names, key=lambda name: ("@" not in name, order.index(name.partition("@")[0]) if "@" not in name else 0))
+
+
+def label(name: str, model: str) -> tuple[str, str]:
+    """(model, method) as the tables print them; a hub name loses its owner."""
+    method, _, other = name.partition("@")
+    return other or model.rstrip("/").rpartition("/")[2], LABELS[method]
 
 
 def summary(scores_EK: np.ndarray, seed: int = 0) -> dict[str, float]:
@@ -45,31 +63,41 @@ def _improvement(place: int, al: np.ndarray) -> np.ndarray:
 def turnwise_table(scores: Scores, benchmark: str, model: str) -> pd.DataFrame:
     """Table 4 or 5: AL(k) in percent with exact 95 % intervals, then avg, N-IR and N-R2 in both normalisations."""
     rows = []
-    for (method, bench), table in scores.items():
-        if bench == benchmark:
-            al, (low, high) = metrics.alignment_level(table), intervals.alignment_interval(table)
-            turns = {f"k{k + 1}{part}": 100 * values[k] for k in range(len(al)) for part, values in (("", al), ("_low", low), ("_high", high))}
-            rows.append({"model": model, "method": LABELS[method], **turns, **summary(table)})
+    for name in arranged(name for name, bench in scores if bench == benchmark):
+        table = scores[name, benchmark]
+        al, (low, high) = metrics.alignment_level(table), intervals.alignment_interval(table)
+        turns = {f"k{k + 1}{part}": 100 * values[k] for k in range(len(al)) for part, values in (("", al), ("_low", low), ("_high", high))}
+        rows.append({**_labelled(name, model), **turns, **summary(table)})
     return pd.DataFrame(rows)
 
 
 def main_table(scores: Scores, model: str) -> pd.DataFrame:
     """Table 1: one row a method, vanilla and extended side by side; a benchmark that was not run leaves no column."""
-    rows: dict[str, dict] = {}
-    for (method, benchmark), table in scores.items():
-        row = rows.setdefault(method, {"model": model, "method": LABELS[method]})
-        row |= {f"{benchmark}_{name}": value for name, value in summary(table).items()}
-    return pd.DataFrame(rows.values())
+    rows = []
+    for name in arranged(dict.fromkeys(name for name, _ in scores)):
+        benchmarks = [b for b in TABLE_OF if (name, b) in scores]
+        values = {f"{b}_{key}": value for b in benchmarks for key, value in summary(scores[name, b]).items()}
+        rows.append({**_labelled(name, model), **values})
+    return pd.DataFrame(rows)
+
+
+def _labelled(name: str, model: str) -> dict[str, str]:
+    return dict(zip(("model", "method"), label(name, model), strict=True))
 
 
 def paired_table(scores: Scores, treated: str = "rlpa") -> pd.DataFrame:
-    """RLPA against each other row on the same users: difference in percent points, interval, p and Holm-corrected p."""
+    """RLPA against each other row on the same users: difference in percent points, interval, p and Holm-corrected p.
+
+    The correction is over all comparisons of the table, both benchmarks and the controls included.
+    """
     rows = []
-    for (method, benchmark), table in scores.items():
-        if method != treated and (treated, benchmark) in scores:
-            c = intervals.paired_difference(scores[treated, benchmark], table)
-            rows.append({"benchmark": benchmark, "method": LABELS[method], "difference": 100 * c.difference,
-                         "low": 100 * c.low, "high": 100 * c.high, "p": c.p_value})
+    for benchmark in TABLE_OF:
+        for name in arranged(name for name, bench in scores if bench == benchmark and name != treated):
+            if (treated, benchmark) in scores:
+                c = intervals.paired_difference(scores[treated, benchmark], scores[name, benchmark])
+                model, method = label(name, "")
+                rows.append({"benchmark": benchmark, "method": f"{model}, {method}" if model else method, "difference": 100 * c.difference,
+                             "low": 100 * c.low, "high": 100 * c.high, "p": c.p_value})  # fmt: skip
     frame = pd.DataFrame(rows)
     if len(frame):
         frame["p_holm"] = intervals.holm(frame["p"])
@@ -89,9 +117,9 @@ def seeds_table(by_seed: Sequence[Scores], model: str, treated: str = "rlpa") ->
     rows = []
     common = set.intersection(*(set(scores) for scores in by_seed))
     for benchmark in TABLE_OF:
-        for name in sorted((name for name, bench in common if bench == benchmark), key=list(LABELS).index):
+        for name in arranged(name for name, bench in common if bench == benchmark):
             own = np.stack([scores[name, benchmark] for scores in by_seed])
-            row = {"benchmark": benchmark, "model": model, "method": LABELS[name], "seeds": len(own), "users": own.shape[1], **_percent("avg", own)}
+            row = {"benchmark": benchmark, **_labelled(name, model), "seeds": own.shape[0], "users": own.shape[1], **_percent("avg", own)}
             if name != treated and (treated, benchmark) in common:
                 row |= _percent("rlpa_minus", np.stack([scores[treated, benchmark] for scores in by_seed]) - own)
             rows.append(row)

@@ -1,11 +1,28 @@
-"""What a simulated user is (section 3.1): it holds a profile that the policy cannot see and reveals it turn by turn."""
+"""Simulated users (section 3.1): they hold a profile that the policy cannot see and reveal it turn by turn."""
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
+from pydantic import BaseModel, BeforeValidator, Field
+
+from rlpa_lib import quoting
+from rlpa_lib.chat import Answer, BadAnswer, EndpointError, Refused, Request
 from rlpa_lib.dialogue import Dialogue, Utterance
 from rlpa_lib.personas import Persona
+from rlpa_lib.policies import derive_seed
+
+if TYPE_CHECKING:
+    from rlpa_lib.endpoint import ChatEndpoint
+
+OPENING = "Hello"  # appendix C.2
+SHARE_PER_TURN = 0.15  # of the profile, on average over the turns so far
+MAX_PERSONA = 6000  # characters of a profile, and of a personality text
+MAX_REPLY = 2000  # characters of a response that a user model is shown
+TRIES = 3  # of one utterance, each under a seed of its own, when the model refuses or answers nothing readable
+SAME = 0.75  # share of common letter triples from which on a response counts as said before
 
 
 class SimulatedUser(Protocol):
@@ -13,3 +30,120 @@ class SimulatedUser(Protocol):
 
     def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
         """The next utterance of each user, in order; the first of every dialogue is "Hello" (appendix C.2)."""
+
+
+def _said(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+class UserMessage(BaseModel):
+    """What a user model answers: its words, and the numbers of the profile items that they tell."""
+
+    message: Annotated[str, BeforeValidator(_said), Field(min_length=1, json_schema_extra={"maxLength": 600})]
+    revealed: Annotated[list[Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 50})]], Field(json_schema_extra={"maxItems": 10})]
+
+
+class LLMUser:
+    """A chat model that role-plays a persona (sections 3.1 and C.4). It sees its own profile and the words of both sides, never a
+    profile block of the policy.
+
+    It may tell 15 % of its profile a turn on average, at most two items at once; the budget follows from the ledger and reaches it as a
+    note, as does that a response was said before. `stated` is what the model itself reports. Context rule: as many of the
+    latest turns as fit into `max_prompt_tokens` (estimated); older ones are left out, the model is told how many, and what it has
+    told stays in its notes. `n_cut` counts the prompts that lost turns.
+    """
+
+    def __init__(self, endpoint: ChatEndpoint, seed: int, prompt: str, *, temperature: float = 1.0, max_tokens: int = 512,
+                 max_prompt_tokens: int = 8000):
+        self.endpoint, self.seed, self.prompt = endpoint, seed, prompt
+        self.temperature, self.max_tokens, self.max_prompt_tokens, self.n_cut = temperature, max_tokens, max_prompt_tokens, 0
+
+    def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
+        """The next utterance of each user, in order. EndpointError: a user could not be brought to speak, or the server cannot be used."""
+        utterances = [Utterance(OPENING)] * len(dialogues)
+        waiting = [i for i, dialogue in enumerate(dialogues) if dialogue.turns]
+        talks = {i: tuple(self.messages(personas[i], dialogues[i])) for i in waiting}
+        for attempt in range(TRIES):
+            requests = [self._request(personas[i], dialogues[i], talks[i], attempt) for i in waiting]
+            answers = self.endpoint.complete(requests, desc="user", on_error="return") if requests else []
+            silent = []
+            for i, answer in zip(waiting, answers, strict=True):
+                if isinstance(answer, Answer):
+                    utterances[i] = _utterance(personas[i], answer.parsed[0])
+                elif attempt + 1 == TRIES or not isinstance(answer, (BadAnswer, Refused)):
+                    raise _named(answer, personas[i])
+                else:
+                    silent.append(i)
+            waiting = silent
+        return utterances
+
+    def _request(self, persona: Persona, dialogue: Dialogue, talk: tuple[dict[str, str], ...], attempt: int) -> Request:
+        parts = (self.seed, "user", persona.id, dialogue.id, len(dialogue.turns), attempt)
+        seed = derive_seed(*parts) % 2**31
+        return Request(talk, UserMessage, self.temperature, max_tokens=self.max_tokens, seed=seed)
+
+    def messages(self, persona: Persona, dialogue: Dialogue) -> list[dict[str, str]]:
+        """System prompt and the dialogue from the user's side: its own words are `assistant`, the responses `user`, all as JSON."""
+        numbered = "\n".join(f"{i}. {slot}: {value}" for i, (slot, value) in enumerate(persona.profile.items, start=1))
+        told = {"{profile}": numbered, "{personality}": persona.personality or "-"}
+        filled = {name: quoting.plain(text, MAX_PERSONA) for name, text in told.items()}
+        system = re.sub("|".join(map(re.escape, filled)), lambda m: filled[m[0]], self.prompt)
+        turns = [self._turn(persona, turn.user, turn.reply.response) for turn in dialogue.turns]
+        notes = self._notes(persona, dialogue)
+        room = self.max_prompt_tokens - quoting.estimated_tokens(system, quoting.dumps(notes)) - 30
+        first = len(turns) - 1
+        room -= quoting.estimated_tokens(*turns[first])
+        while first > 0 and (cost := quoting.estimated_tokens(*turns[first - 1])) <= room:
+            first, room = first - 1, room - cost
+        self.n_cut += bool(first)
+        hidden = {"turns_not_shown": first} if first else {}
+        talk = [text for turn in turns[first:] for text in turn][:-1]
+        last = {"they_said": quoting.plain(dialogue.turns[-1].reply.response, MAX_REPLY), **notes, **hidden}
+        texts = [quoting.dumps({"they_said": None}), *talk, quoting.dumps(last)]
+        roles = ("user", "assistant")
+        return [{"role": "system", "content": system}, *({"role": roles[i % 2], "content": text} for i, text in enumerate(texts))]
+
+    @staticmethod
+    def _turn(persona: Persona, own: Utterance, response: str) -> tuple[str, str]:
+        numbers = [i for i, slot in enumerate(persona.profile.slots(), start=1) if slot in own.stated]
+        theirs = {"they_said": quoting.plain(response, MAX_REPLY)}
+        return quoting.dumps({"message": own.text, "revealed": numbers}), quoting.dumps(theirs)
+
+    @staticmethod
+    def _notes(persona: Persona, dialogue: Dialogue) -> dict[str, Any]:
+        told, slots = dialogue.ledger(), persona.profile.slots()
+        return {
+            "already_told": [i for i, slot in enumerate(slots, start=1) if slot in told],
+            "new_items_allowed": reveal_budget(len(slots), len(dialogue.turns) + 1, len(told)),
+            "they_repeat_themselves": said_before([turn.reply.response for turn in dialogue.turns]),
+        }
+
+
+def reveal_budget(n_slots: int, turn: int, n_told: int) -> int:
+    """How many more items may be told at turn `turn` (from 1, "Hello"): at most two, and 15 % of the profile a turn on average."""
+    return max(0, min(2, math.ceil(SHARE_PER_TURN * n_slots * (turn - 1)) - n_told, n_slots - n_told))
+
+
+def said_before(responses: Sequence[str]) -> bool:
+    """Is the last response nearly the same as an earlier one? Shares of common letter triples (Jaccard), in any language."""
+    if not responses:
+        return False
+    last = _triples(responses[-1])
+    return any(len(last & other) >= SAME * len(last | other) for other in map(_triples, responses[:-1]))
+
+
+def _triples(text: str) -> set[str]:
+    letters = "".join(sign for sign in text.casefold() if sign.isalnum())
+    return {letters[i : i + 3] for i in range(max(1, len(letters) - 2))}
+
+
+def _utterance(persona: Persona, answer: UserMessage) -> Utterance:
+    """The answer with its item numbers as slots; numbers that no item has tell nothing."""
+    slots = persona.profile.slots()
+    told = dict.fromkeys(slots[n - 1] for n in answer.revealed if 1 <= n <= len(slots))
+    return Utterance(quoting.plain(answer.message, MAX_REPLY).strip(), tuple(told))
+
+
+def _named(error: EndpointError, persona: Persona) -> EndpointError:
+    error.args = (f"user {persona.id}: {error}", *error.args[1:])
+    return error

@@ -1,13 +1,15 @@
-"""Evaluation on the real miniature: the controls bound the scale, the same seed repeats a run, the true profile stays hidden."""
+"""Evaluation on the real miniature: the controls bound the scale, the same seed repeats a run, a kill loses one turn at most."""
 
 import json
 
 import numpy as np
 import pytest
 
-from rlpa_lib import evaluation, tables
+from rlpa_lib import config, evaluation, runs
+from rlpa_lib.controls import OracleControl, RandomControl, made_for_somebody
 from rlpa_lib.dialogue import Dialogue
-from rlpa_lib.methods import OracleControl, Prompted, RandomControl
+from rlpa_lib.judges import CRITERIA, Verdict
+from rlpa_lib.methods import Prompted
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.teacher import response_pool
@@ -17,10 +19,15 @@ from rlpa_lib.policies import Completion
 PEOPLE = builtin_personas("vanilla", 12, 0)
 
 
-def play(method, people=PEOPLE, benchmark="vanilla", turns=6, seed=0):
+def play(method, people=PEOPLE, benchmark="vanilla", turns=6, seed=0, **options):
     return evaluation.evaluate(
-        method, benchmark, people, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(), turns=turns, seed=seed
-    )
+        method, benchmark, people, AgendaUser(0, "user_test"), options.pop("evaluator", RuleEvaluationJudge()),
+        options.pop("judge", RuleJudge()), turns=turns, seed=seed, **options,
+    )  # fmt: skip
+
+
+def rows_of(method, **options):
+    return [j.to_json() for j in play(method, **options)[1]]
 
 
 class Recorder:
@@ -35,10 +42,11 @@ class Recorder:
 
 
 def test_oracle_is_a_ceiling_and_random_a_floor():
-    oracle, random = (
-        evaluation.score_table([j.to_json() for j in play(m)[1]]).mean() for m in (OracleControl(), RandomControl(response_pool(10)))
-    )
-    assert oracle > 0.9 and random < 0.3
+    pool = made_for_somebody(response_pool(10))
+    personal = "Life in Lisbon must be lovely. What is your job?"
+    assert made_for_somebody(["What is your job?", personal]) == (personal,)
+    oracle, random = (evaluation.score_table(rows_of(m)).mean() for m in (OracleControl(), RandomControl(pool)))
+    assert oracle > 0.9 and random < 0.1
 
 
 def test_the_same_seed_gives_the_same_judgements_and_another_seed_others():
@@ -57,51 +65,124 @@ def test_a_policy_never_sees_what_the_user_has_not_said():
         assert persona.description not in shown
 
 
-def test_a_broken_format_scores_zero_and_is_counted():
-    rows = [j.to_json() for j in play(Prompted("rlpa", Recorder("Hello there."), "system", True), turns=2)[1]]
-    assert evaluation.score_table(rows).sum() == 0
-    assert evaluation.diagnostics(rows)["format_rate"] == 0
+class Counting:
+    """A judge that finds everything good, and remembers what it was asked."""
+
+    def __init__(self, verdict=Verdict(dict.fromkeys(CRITERIA, True), dict.fromkeys(CRITERIA, ""))):  # noqa: B008
+        self.verdict, self.cases = verdict, []
+
+    def evaluate(self, cases):
+        self.cases += cases
+        return [self.verdict for _ in cases]
+
+
+def test_a_broken_format_scores_zero_is_counted_and_costs_no_judge():
+    judge = Counting()
+    rows = rows_of(Prompted("rlpa", Recorder("Hello there."), "system", True), turns=2, evaluator=judge)
+    assert [r["score"] for r in rows] == [r["swapped_score"] for r in rows] == [0] * 24
+    assert not any(r["format_ok"] for r in rows) and judge.cases == []
+
+
+def test_every_response_is_judged_again_for_the_next_user():
+    judge = Counting()
+    rows = rows_of(OracleControl(), people=PEOPLE[:3], turns=1, evaluator=judge)
+    asked = [persona.id for persona, _, _ in judge.cases]
+    ids = [p.id for p in PEOPLE[:3]]
+    assert asked == [*ids, ids[1], ids[2], ids[0]]
+    assert [text for _, _, text in judge.cases[:3]] == [text for _, _, text in judge.cases[3:]]
+    assert [r["swapped_user"] for r in rows] == asked[3:]
+    assert rows_of(OracleControl(), people=PEOPLE[:3], turns=1, swap=False)[0]["swapped_score"] is None
+    assert rows_of(OracleControl(), people=PEOPLE[:1], turns=1)[0]["swapped_user"] is None
+
+
+def test_a_judge_that_fails_leaves_neither_0_nor_1():
+    class NoOverlap(RuleJudge):
+        def matches(self, pairs):
+            return [None for _ in pairs]
+
+    [row] = rows_of(OracleControl(), people=PEOPLE[:1], turns=1, evaluator=Counting(None), judge=NoOverlap())
+    assert row["score"] is row["marks"] is row["n_matched"] is row["profile_f1"] is None
+    assert np.isnan(evaluation.score_table([row])).all()
 
 
 def test_base_answers_are_plain_text():
-    rows = [j.to_json() for j in play(Prompted("base", Recorder("Hi, nice to meet you. What is your job?"), "system", False), turns=1)[1]]
+    rows = rows_of(Prompted("base", Recorder("Hi, nice to meet you. What is your job?"), "system", False), turns=1)
     assert all(r["format_ok"] and r["n_inferred"] == 0 for r in rows)
     assert evaluation.score_table(rows).mean() == 1.0  # nothing is known at turn 1, so a definite question is enough
 
 
-def test_swapping_the_persona_takes_the_personal_part_away():
-    dialogues, judgements = play(OracleControl(), turns=8)
-    swap = evaluation.swap_test([j.to_json() for j in judgements], PEOPLE, dialogues, RuleEvaluationJudge())
-    assert swap["own"] > 0.9 and swap["personal_share"] > 0.5
-
-
 def test_guesses_are_items_about_slots_that_were_not_told():
     text = "<profile>\n- Gender: woman\n- Marital Status: single\n</profile>\n\n<response>\nI see.\n</response>"
-    rows = [j.to_json() for j in play(Prompted("rlpa", Recorder(text), "system", True), turns=1)[1]]
+    rows = rows_of(Prompted("rlpa", Recorder(text), "system", True), turns=1)
     assert all(r["n_guesses"] == 2 and r["n_told"] == 0 for r in rows)
     right = sum(r["n_right_guesses"] for r in rows)
     assert right == sum(p.profile.get("Gender") == "female" for p in PEOPLE)
 
 
 def test_rows_survive_json_and_a_missing_verdict_is_left_out():
-    row = json.loads(json.dumps(play(OracleControl(), turns=1)[1][0].to_json()))
+    row = json.loads(json.dumps(rows_of(OracleControl(), turns=1)[0]))
     table = evaluation.score_table([row, {**row, "user": "x", "score": None}])
     assert table.shape == (2, 1) and np.isnan(table[1, 0])
-
-
-def test_tables_by_hand():
-    scores = {("base", "vanilla"): np.array([[0, 0, 1], [0, 1, 1], [0, 0, 0], [1, 0, 0]], dtype=float),
-              ("rlpa", "vanilla"): np.array([[0, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0]], dtype=float)}
-    turnwise = tables.turnwise_table(scores, "vanilla", "tiny").set_index("method")
-    assert turnwise.loc["Base", ["k1", "k2", "k3", "avg"]].tolist() == pytest.approx([25, 25, 50, 100 / 3])
-    assert turnwise.loc["Base", "n_ir"] == pytest.approx(0.5)  # 0, 0, 1 against 1, 2, 3: slope 1/2
-    assert turnwise.loc["Base", "n_r2"] == pytest.approx(0.75)
-    assert turnwise.loc["Base", "k1_low"] == pytest.approx(0.63, abs=0.01)  # Clopper-Pearson of 1 in 4
-    paired = tables.paired_table(scores)
-    assert paired["difference"].item() == pytest.approx(100 * (9 - 4) / 12)
-    assert "extended_avg" not in tables.main_table(scores, "tiny")
 
 
 def test_dialogues_are_read_back():
     dialogues, _ = play(OracleControl(), turns=2)
     assert [Dialogue.from_json(json.loads(json.dumps(d.to_json()))) for d in dialogues] == dialogues
+
+
+class Mortal(OracleControl):
+    """The oracle, which dies at its n-th call and counts what it answers."""
+
+    calls, dies_at = 0, None
+
+    def respond(self, personas, dialogues, seed):
+        type(self).calls += 1
+        if self.calls == self.dies_at:
+            raise KeyboardInterrupt
+        return super().respond(personas, dialogues, seed)
+
+
+def evaluated(run, method, version="v1"):
+    return evaluation.evaluated(run, method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(), version)
+
+
+@pytest.fixture
+def open_run(tmp_path):
+    def make(name, *overrides):
+        return runs.claim(config.load("smoke", ["evaluation.turns=4", *overrides]), 0, tmp_path / name, "params/smoke.yaml")
+
+    return make
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_killed_evaluation_goes_on_at_the_turn_it_was_in(open_run, torn):
+    whole = evaluated(open_run("whole"), OracleControl())
+    run = open_run("killed")
+    Mortal.calls, Mortal.dies_at = 0, 3
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(run, Mortal())
+    if torn:  # killed between two files: the dialogues are one turn ahead of the mark
+        later = evaluation.played(open_run("whole"), "oracle", "vanilla")
+        run.write_jsonl("dialogues/oracle-vanilla.jsonl", [Dialogue(d.id, d.persona_id, d.turns[:3]).to_json() for d in later])
+    assert evaluated(run, Mortal()) == whole
+    assert Mortal.calls == 3 + 2  # turns 1 and 2, the death, then turns 3 and 4
+    assert evaluated(run, Mortal()) == whole and Mortal.calls == 5
+    assert evaluation.finished(run, "oracle", "vanilla", "v1") == whole
+    assert evaluation.finished(run, "oracle", "vanilla", "v2") is None
+    for file in ("dialogues", "judgements"):
+        written = (run.dir / file / "oracle-vanilla.jsonl").read_bytes()
+        assert written == (open_run("whole").dir / file / "oracle-vanilla.jsonl").read_bytes()
+
+
+def test_other_weights_are_evaluated_again(open_run):
+    run = open_run("run")
+    Mortal.calls, Mortal.dies_at = 0, None
+    evaluated(run, Mortal(), "weights 1")
+    evaluated(run, Mortal(), "weights 2")
+    assert Mortal.calls == 8
+
+
+def test_a_judge_that_fails_too_often_stops_the_row_early(open_run):
+    run = open_run("run")
+    with pytest.raises(RuntimeError, match="oracle-vanilla: the judge failed on 12 of 48 turns, more than run.max_judge_failure_rate = 0.02"):
+        evaluation.evaluated(run, OracleControl(), "vanilla", PEOPLE, AgendaUser(0, "user_test"), Counting(None), RuleJudge())

@@ -1,15 +1,19 @@
 """Packing, and the three roles on one backbone."""
 
 import copy
+import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from rlpa_lib import ppo
+from rlpa_lib import checkpoints, ppo
+from rlpa_lib.backbone import CRITIC, POLICY
 from rlpa_lib.config import Config, InputError
-from rlpa_lib.experience import gather_experience, update
-from rlpa_lib.learner import CRITIC, POLICY, Learner, accumulate
+from rlpa_lib.experience import gather_experience, token_batch, update
+from rlpa_lib.learner import Learner, accumulate
 from rlpa_lib.packing import pack, tree_mask
 from rlpa_lib.policies import Completion, LocalPolicy
 from rlpa_lib.profile import Profile, Reply
@@ -99,10 +103,7 @@ def test_tree_and_rows_give_the_same_losses_and_gradients(tiny_random_model, cri
         learner = make(tiny_random_model[0], critic=critic, packing=packing)
         data = gather_experience(learner, turn_groups())
         packed = learner.pack(data.groups)
-        where = data.samples([0, 1])
-        names = ("old_logprobs", "advantages", "values", "returns", "features")
-        batch = {n: None if getattr(data, n) is None else getattr(data, n)[where] for n in names}
-        logged = accumulate(learner, packed, batch, float(data.keep.sum()))
+        logged = accumulate(learner, packed, token_batch(learner, data, [0, 1], packed), float(data.keep.sum()))
         gradients = {n: p.grad for role in (POLICY, CRITIC) for n, p in learner.parameters(role).items()}
         found.append((logged, gradients))
     (rows, row_gradients), (tree, tree_gradients) = found
@@ -217,7 +218,129 @@ def test_sampling_with_merged_adapters_is_sampling_with_adapters(tiny_random_mod
     assert ([c.token_ids for c in base] == [c.token_ids for c in merged]) == (active == "none")
 
 
-def test_full_tuning_is_refused(tiny_random_model):
-    cfg = Config.model_validate({"policy": {"tuning": "full"}})
-    with pytest.raises(InputError, match="policy.tuning"):
-        Learner(tiny_random_model[0], cfg, seed=0)
+def make_full(model, **changes):
+    cfg = settings(**changes)
+    return Learner(copy.deepcopy(model), cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"tuning": "full"})}), seed=3)
+
+
+@pytest.mark.parametrize("critic", ["head", "lora"])
+def test_full_tuning_moves_all_weights_and_keeps_its_start_as_the_reference(tiny_random_model, critic):
+    model, _ = tiny_random_model
+    learner = make_full(model, critic=critic, lr=1e-3)
+    assert sum(p.numel() for p in learner.parameters(POLICY).values()) == sum(p.numel() for p in model.parameters())
+    packed = learner.pack(GROUPS)
+    with torch.no_grad():
+        start = learner.run(packed, "reference").logprobs_ST
+        assert torch.equal(learner.run(packed, POLICY).logprobs_ST, start)
+    before = {n: p.clone() for n, p in learner.parameters(POLICY).items()}
+    update(learner, gather_experience(learner, turn_groups()), seed=0, scales=[1.0])
+    assert all(not torch.equal(before[n], p) for n, p in learner.parameters(POLICY).items())
+    with torch.no_grad():
+        assert torch.equal(learner.run(packed, "reference").logprobs_ST, start)
+        assert not torch.allclose(learner.run(packed, POLICY).logprobs_ST, start, atol=1e-3)
+
+
+def test_full_tuning_keeps_small_steps_that_bf16_would_lose(tiny_random_model):
+    model, _ = tiny_random_model
+    learner = make_full(copy.deepcopy(model).bfloat16(), lr=1e-6)
+    assert {p.dtype for p in learner.parameters(POLICY).values()} == {torch.float32}
+    assert {p.dtype for p in learner.network.start.parameters()} == {torch.bfloat16}
+    before = {n: p.clone() for n, p in learner.parameters(POLICY).items()}
+    update(learner, gather_experience(learner, turn_groups()), seed=0, scales=[1.0])
+    steps = torch.cat([(p - before[n]).abs().flatten() for n, p in learner.parameters(POLICY).items()])
+    assert 0 < steps.max() < 2e-6 and (steps > 0).float().mean() > 0.2
+    rounded = torch.cat([(p.bfloat16() != before[n].bfloat16()).flatten() for n, p in learner.parameters(POLICY).items()])
+    assert rounded.float().mean() < 0.01
+
+
+@pytest.fixture
+def warm_adapter(tiny_random_model, tmp_path):
+    """Folder of an adapter that does something."""
+    learner = make(tiny_random_model[0])
+    return checkpoints.save_adapter(learner, tmp_path / "warm"), learner
+
+
+@pytest.mark.parametrize(("tuning", "critic"), [("lora", "head"), ("lora", "lora"), ("full", "head")])
+def test_a_warm_start_is_where_training_begins_and_the_reference(tiny_random_model, warm_adapter, tuning, critic):
+    model, _ = tiny_random_model
+    folder, former = warm_adapter
+    cfg = settings(critic=critic)
+    cfg = cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"adapter": str(folder), "tuning": tuning})})
+    learner = Learner(copy.deepcopy(model), cfg, seed=9)
+    packed = learner.pack(GROUPS)
+    with torch.no_grad():
+        want, base = (former.run(packed, role).logprobs_ST for role in (POLICY, "reference"))
+        for role in (POLICY, "reference"):
+            assert torch.allclose(learner.run(packed, role).logprobs_ST, want, atol=1e-5)
+    assert not torch.allclose(want, base, atol=1e-2)
+    trained = {n for role in (POLICY, CRITIC) for n in learner.parameters(role)}
+    assert not any(".reference." in n for n in trained)
+    update(learner, gather_experience(learner, turn_groups()), seed=0, scales=[1.0])
+    with torch.no_grad():
+        assert torch.allclose(learner.run(packed, "reference").logprobs_ST, want, atol=1e-5)
+        assert not torch.allclose(learner.run(packed, POLICY).logprobs_ST, want, atol=1e-3)
+    if tuning == "lora":
+        backbone = sum(p.numel() for p in model.parameters())
+        adapters = {n.split(".lora_")[1].split(".")[1] for n, _ in learner.model.named_parameters() if ".lora_" in n}
+        assert adapters == {"policy", "reference"} | ({"critic"} if critic == "lora" else set())
+        assert sum(p.numel() for n, p in learner.model.named_parameters() if ".lora_" not in n) == backbone
+
+
+def test_a_warm_start_that_does_not_fit_is_refused(tiny_random_model, warm_adapter, tmp_path):
+    folder, _ = warm_adapter
+    missing, other_rank = {"adapter": str(tmp_path / "none")}, {"adapter": str(folder), "lora_rank": 8}
+    for changes, message in ((missing, "adapter_config.json"), (other_rank, "lora_rank is 8")):
+        cfg = settings()
+        cfg = cfg.model_copy(update={"policy": cfg.policy.model_copy(update=changes)})
+        with pytest.raises(InputError, match=message):
+            Learner(tiny_random_model[0], cfg, seed=0)
+
+
+def test_a_warm_started_policy_is_saved_alone(tiny_random_model, warm_adapter, tmp_path):
+    folder, _ = warm_adapter
+    cfg = settings(critic="lora")
+    cfg = cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"adapter": str(folder)})})
+    learner = Learner(copy.deepcopy(tiny_random_model[0]), cfg, seed=9)
+    again = load_file(checkpoints.save_adapter(learner, tmp_path / "again") / "adapter_model.safetensors")
+    first = load_file(folder / "adapter_model.safetensors")
+    assert again.keys() == first.keys() and all(torch.equal(again[n], first[n]) for n in first)
+
+
+def test_the_critic_of_its_own_does_not_touch_the_policy(tiny_random_model):
+    learner = make(tiny_random_model[0], critic="lora")
+    packed = learner.pack(GROUPS)
+    first = learner.run(packed, POLICY).logprobs_ST
+    learner.values(packed, None).sum().backward()
+    assert all(p.grad is None for p in learner.parameters(POLICY).values())
+    assert all(p.grad is not None for p in learner.parameters(CRITIC).values())
+    assert torch.equal(learner.run(packed, POLICY).logprobs_ST, first)
+    first.sum().backward()  # the graph of a pass before the critic's can still be run back
+    assert all(p.grad is not None for p in learner.parameters(POLICY).values())
+
+
+def test_a_sampler_of_its_own_is_measured_and_corrected(tiny_random_model):
+    learner = make(tiny_random_model[0], importance_cap=1.5, advantage_norm="none")
+    packed = learner.pack(GROUPS)
+    learner.network.eval()
+    with torch.no_grad():
+        own = learner.run(packed, POLICY).logprobs_ST
+    groups, shifts = turn_groups(), torch.tensor([0.1, -0.2, 1.0, 0.0])  # trainer minus sampler, by place in the reply
+    told = []
+    for g, group in enumerate(groups):
+        rows = []
+        for i, s in enumerate(group.samples):
+            n = len(s.completion.token_ids)
+            logprobs = tuple((own[3 * g + i, :n] - shifts[:n]).tolist())
+            rows.append(replace(s, completion=replace(s.completion, logprobs=logprobs)))
+        told.append(replace(group, samples=tuple(rows)))
+    data = gather_experience(learner, told, elsewhere=True)
+    assert torch.allclose(data.old_logprobs, own, atol=1e-5)
+    assert data.weights[0, :3].tolist() == pytest.approx([math.exp(0.1), math.exp(-0.2), 1.5], abs=1e-4)
+    n = data.keep.sum(0).tolist()
+    assert data.gap["sampler_gap"] == pytest.approx((0.1 * n[0] + 0.2 * n[1] + 1.0 * n[2]) / sum(n), abs=1e-4)
+    assert data.gap["sampler_max_ratio"] == pytest.approx(math.e, abs=1e-3)
+    logged = update(learner, data, seed=0, scales=[0.0])
+    assert logged["sampler_gap"] == data.gap["sampler_gap"]
+    # at the first step every ratio to the old policy is 1, so the loss is the weighted mean advantage
+    want = -float((data.weights * data.advantages)[data.keep].mean())
+    assert logged["policy_loss"] == pytest.approx(want, abs=1e-4)

@@ -5,13 +5,37 @@ import pytest
 from rlpa_lib import config, parties, prompts
 from rlpa_lib.config import InputError
 
+LLM = ["user.kind=llm", "user.model=m", "judge.kind=llm", "judge.model=m", "evaluator.kind=llm", "evaluator.model=m", "policy.kind=endpoint",
+       "policy.model=m", "evaluation.methods=[base, rlpa_prompting]"]  # fmt: skip
+LOCAL = [f"{section}.base_url=http://127.0.0.1:9/v1" for section in ("user", "judge", "evaluator", "policy")]
 
-@pytest.mark.parametrize("section, make", [
-    ("user", lambda c: parties.simulated_user(c, "train", 0)), ("judge", parties.reward_judge), ("evaluator", parties.evaluation_judge)])
-def test_endpoint_kinds_are_refused_for_now(section, make):
-    cfg = config.load("smoke", [f"{section}.kind=llm", f"{section}.model=m"])
-    with pytest.raises(InputError, match=f"{section}.kind"):
-        make(cfg)
+
+@pytest.mark.parametrize("make", [
+    lambda c, run: parties.simulated_user(c, "train", 0, run), parties.reward_judge, parties.evaluation_judge, parties.policy])
+def test_parties_behind_a_server_need_the_run(make, tmp_path):
+    cfg = config.load("smoke", LLM + LOCAL)
+    with pytest.raises(InputError, match="needs the run"):
+        make(cfg, None)
+    assert type(make(cfg, tmp_path)).__name__ in ("LLMUser", "LLMJudge", "LLMEvaluationJudge", "EndpointPolicy")
+
+
+def test_a_missing_key_is_named_before_anything_is_asked(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(InputError, match="judge.api_key_env: the environment variable OPENAI_API_KEY is not set"):
+        parties.reward_judge(config.load("smoke", LLM), tmp_path)
+
+
+def test_the_miniatures_prompts_are_for_its_own_model_alone(tmp_path):
+    """With prompt_set mini, parties behind a server get the English prompts."""
+    judge = parties.reward_judge(config.load("smoke", LLM + LOCAL), tmp_path)
+    assert judge.replies.prompt.system == prompts.load("judge_criteria", "en").partition("\n---\n")[0]
+
+
+def test_offline_parties_need_no_run():
+    cfg = config.load("smoke")
+    made = (parties.simulated_user(cfg, "train", 0), parties.reward_judge(cfg), parties.evaluation_judge(cfg), parties.policy(cfg))
+    assert [type(party).__name__ for party in made] == ["AgendaUser", "RuleJudge", "RuleEvaluationJudge", "LocalPolicy"]
 
 
 def test_a_missing_model_is_named():

@@ -151,3 +151,38 @@ def test_groups_are_never_cut():
     assert ppo.split_groups([4, 3, 4, 2], 8, [0, 1, 2, 3]) == [[0, 1], [2, 3]]
     assert ppo.split_groups([9], 8, [0]) == [[0]]
     assert ppo.split_groups([], 8, []) == []
+
+
+def test_adaptive_coefficient_by_hand():
+    # KL 12 against a target of 10: error .2; 500 replies over a horizon of 10,000: times 1.01
+    assert ppo.adapted_kl_coef(0.1, 12.0, 10.0, 10000, 500) == approx(0.101)
+    assert ppo.adapted_kl_coef(0.1, 11.0, 10.0, 10000, 500) == approx(0.1005)
+    assert ppo.adapted_kl_coef(0.1, 99.0, 10.0, 10000, 500) == approx(0.101)  # errors are cut to .2
+    assert ppo.adapted_kl_coef(0.1, -3.0, 10.0, 10000, 500) == approx(0.099)
+    assert ppo.adapted_kl_coef(0.1, 99.0, None, 10000, 500) == 0.1
+
+
+def test_sampler_gap_by_hand():
+    trainer, sampler = torch.tensor([[-1.0, -2.0, 5.0]]), torch.tensor([[-1.5, -1.9, -9.0]])
+    gap = ppo.sampler_gap(trainer, sampler, torch.tensor([[True, True, False]]))
+    assert gap == {"sampler_gap": approx(0.3), "sampler_max_ratio": approx(math.exp(0.5))}
+
+
+def test_importance_is_truncated():
+    weights = ppo.truncated_importance(torch.tensor([math.log(0.5), math.log(0.2)]), torch.tensor([math.log(0.1), math.log(0.4)]), 2.0)
+    assert weights.tolist() == approx([2.0, 0.5])
+
+
+def test_weights_scale_the_surrogate_of_each_token():
+    advantages, keep = torch.tensor([[1.0, -2.0]]), torch.ones(1, 2).bool()
+    loss, _ = ppo.policy_loss(torch.zeros(1, 2), torch.zeros(1, 2), advantages, keep, 0.2, weights=torch.tensor([[0.5, 2.0]]))
+    assert loss.item() == approx((-0.5 + 4.0) / 2)
+
+
+def test_other_estimators_in_the_reward():
+    keep = torch.ones(1, 2).bool()
+    now, reference = torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.5, -0.5]])
+    rewards = {k: ppo.token_rewards(torch.tensor([1.0]), ppo.kl_estimate(now, reference, k), keep, 0.1)[0].tolist() for k in ("k1", "k2", "k3")}
+    assert rewards["k1"] == approx([-0.05, 1.05])
+    assert rewards["k2"] == approx([-0.0125, 0.9875])
+    assert rewards["k3"] == approx([-0.1 * (math.exp(-0.5) - 0.5), 1 - 0.1 * (math.exp(0.5) - 1.5)])

@@ -1,18 +1,22 @@
 """The training loop on a tiny random model: schedule, records, exact resume."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import byte_tokenizer, random_model
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from rlpa_lib import checkpoints, runs
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.dialogue import Utterance
+from rlpa_lib.experience import gather_experience
 from rlpa_lib.judges import CRITERIA, Verdict
 from rlpa_lib.learner import Learner
 from rlpa_lib.personas import Persona
+from rlpa_lib.policies import LocalPolicy
 from rlpa_lib.profile import Profile, Reply, parse_reply
 from rlpa_lib.trainer import Trainer, cohort_personas
 
@@ -152,8 +156,6 @@ def test_what_a_run_leaves_behind(tmp_path):
 
 
 def test_the_saved_adapter_is_the_policy(tmp_path):
-    from peft import PeftModel
-
     made = trainer(tmp_path, config(ppo={"iterations": 1}))
     made.train(say=quiet)
     loaded = PeftModel.from_pretrained(random_model(), str(tmp_path / "adapters/ppo")).eval()
@@ -196,9 +198,122 @@ def test_cohorts_pass_over_all_users_before_one_comes_again():
     assert [p.id for p in cohort_personas(PERSONAS, 3, 2, seed=1)] == drawn[6:9]
 
 
-def test_what_is_not_there_yet_is_refused(tmp_path):
-    cfg = config(rollout={"continuation": "random"}, ppo={"turn_discount": 0.9, "update_every": "dialogue"})
-    with pytest.raises(InputError, match="turn_discount"):
-        trainer(tmp_path / "a", cfg)
+def test_sampling_that_cannot_train_is_refused(tmp_path):
     with pytest.raises(InputError, match="top_p"):
         trainer(tmp_path / "b", config(rollout={"top_p": 0.9}))
+
+
+MDP = {"turn_discount": 0.9, "update_every": "dialogue", "value_clip": None}
+
+
+@pytest.mark.parametrize("continuation", ["random", "independent"])
+def test_turns_are_linked_within_a_dialogue(tmp_path, continuation):
+    cfg = config(rollout={"continuation": continuation, "turns": 3}, ppo={**MDP, "lam": 1.0, "kl_coef": 0.0, "minibatch": 12})
+    made = trainer(tmp_path, cfg)
+    groups, _ = made._rollout(0, seed=1)
+    data = gather_experience(made.learner, groups)
+    went_on = {(g.dialogue_id, g.turn): g.samples[g.chosen].reward.total for g in groups}
+    assert len(went_on) == (9 if continuation == "random" else 36) and len(data.keep) == 36
+    assert len({round(r, 3) for r in went_on.values()}) > 1
+
+    def worth(dialogue, turn):
+        # the critic starts at 0 everywhere: lambda is 1 inside a turn and .95 from turn to turn
+        return sum((0.9 * 0.95) ** (t - turn) * went_on[dialogue, t] for t in range(turn + 1, 4))
+
+    samples = [(g, i) for g in groups for i in range(len(g.samples))]
+    want = [s.reward.total + (worth(g.dialogue_id, g.turn) if i == g.chosen else 0.0) for g, i in samples for s in [g.samples[i]]]
+    assert data.returns[:, 0].tolist() == pytest.approx(want, abs=1e-5)
+    lasting = [(row, g) for row, (g, i) in enumerate(samples) if i == g.chosen and g.turn < 3]
+    ends = [(row, int(data.keep[row].sum())) for row, _ in lasting]
+    assert int(data.taught.sum() - data.keep.sum()) == len(ends)
+    found = [float(data.returns[end]) * 0.9 for end in ends]
+    assert found == pytest.approx([worth(g.dialogue_id, g.turn) for _, g in lasting], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rollout": {"continuation": "random"}, "ppo": {**MDP, "critic": "lora", "iterations": 4}},
+        {"ppo": {"kl_target": 0.01, "kl_horizon": 100.0}},
+        {"policy": {"tuning": "full", "lora_dropout": 0.0}, "ppo": {"lr": 1e-4}},
+    ],
+    ids=["discounted", "adaptive", "full"],
+)
+def test_every_mode_resumes_exactly(tmp_path, changes):
+    whole = trainer(tmp_path / "whole", config(**changes))
+    rows = whole.train(say=quiet)
+    trainer(tmp_path / "halves", config(**changes)).train(until=2, say=quiet)
+    again = trainer(tmp_path / "halves", config(**changes))
+    assert same(again.train(say=quiet)) == same(rows) and len(rows) == 4
+    first, second = weights(whole), weights(again)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    if "kl_target" in changes["ppo"]:
+        coefs = [row["kl_coef"] for row in rows]
+        assert coefs[0] == 0.01 and coefs[3] != coefs[1], "it moves, and the checkpoint keeps it"
+        assert coefs[1] == pytest.approx(0.01 * (1 - 0.2 * 12 / 100)), "before the first update policy and reference are one"
+
+
+def test_a_fully_tuned_policy_is_saved_whole(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    made = trainer(tmp_path, config(policy={"tuning": "full"}, ppo={"iterations": 1, "lr": 1e-4}))
+    made.train(say=quiet)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "models/ppo")
+    assert all(torch.equal(p, made.learner.model.state_dict()[n]) for n, p in loaded.state_dict().items())
+    assert not (tmp_path / "adapters").exists()
+
+
+class ServedPolicy:
+    """A sampler with weights of its own, as a server has: it knows of the trainer's adapter only what is in the folder."""
+
+    def __init__(self):
+        self.seen, self.n_cut, self.max_policy_lag, self.policy, self.version = [], 0, 0, None, None
+
+    def refresh(self, folder, version):
+        self.seen.append((version, load_file(folder / "adapter_model.safetensors")))
+        self.policy = LocalPolicy(PeftModel.from_pretrained(random_model(), str(folder)), byte_tokenizer(), max_prompt_tokens=400)
+        self.version = version
+
+    def generate(self, *args, **kwargs):
+        return [[replace(c, version=self.version) for c in group] for group in self.policy.generate(*args, **kwargs)]
+
+
+def served(folder, policy, cfg):
+    run = runs.claim(cfg, 5, folder, "test")
+    parties = (byte_tokenizer(), EchoUser(), VowelJudge(), PERSONAS)
+    return Trainer(run, Learner(random_model(), cfg, seed=5), *parties, system_prompt="Be kind.", policy=policy)
+
+
+def test_a_policy_on_servers_gets_each_adapter_once(tmp_path):
+    cfg = config(policy={"lora_dropout": 0.0}, ppo={"importance_cap": 2.0})
+    policy = ServedPolicy()
+    made = served(tmp_path / "served", policy, cfg)
+    rows = made.train(say=quiet)
+    assert [version for version, _ in policy.seen] == [0, 1, 2, 3, 4]
+    assert all(any(not torch.equal(b[n], a[n]) for n in a) for (_, a), (_, b) in zip(policy.seen, policy.seen[1:], strict=False))
+    assert [p.name for p in (tmp_path / "served/adapters/ppo-served").iterdir()] == ["v000004"]
+    assert [row["policy_lag"] for row in rows] == [0, 0, 0, 0]
+    assert all(row["sampler_gap"] < 1e-4 and 1 <= row["sampler_max_ratio"] < 1.001 for row in rows)
+    local = trainer(tmp_path / "local", config(policy={"lora_dropout": 0.0}))
+    for one, other in zip(rows, local.train(say=quiet), strict=True):
+        assert one["reward_total"] == other["reward_total"] and one["kl"] == pytest.approx(other["kl"], abs=1e-4)
+
+
+def test_a_resumed_trainer_gives_the_servers_what_it_holds(tmp_path):
+    cfg = config(policy={"lora_dropout": 0.0})
+    served(tmp_path, ServedPolicy(), cfg).train(until=2, say=quiet)
+    policy = ServedPolicy()
+    made = served(tmp_path, policy, cfg)
+    made.train(until=3, say=quiet)
+    assert [version for version, _ in policy.seen] == [2, 3]
+
+
+def test_servers_cannot_swap_whole_models(tmp_path):
+    with pytest.raises(InputError, match="policy.tuning"):
+        served(tmp_path, ServedPolicy(), config(policy={"tuning": "full"}))
+
+
+def test_cuts_are_counted_for_each_update(tmp_path):
+    rows = trainer(tmp_path, config(rollout={"turns": 3, "max_prompt_tokens": 120}, ppo={"iterations": 1})).train(say=quiet)
+    assert [row["completions_cut"] for row in rows] == [12, 12, 12]
+    assert rows[0]["prompts_cut"] == 0 and rows[2]["prompts_cut"] == 3

@@ -1,0 +1,73 @@
+"""GRPO: the moments that it trains on, the reward that it is given, and the reference of its KL term."""
+
+import json
+
+import pytest
+from baseline_world import PERSONAS, SYSTEM, EchoUser, VowelJudge, open_run, settings, train
+from conftest import byte_tokenizer, random_model
+
+from rlpa_lib import grpo
+from rlpa_lib.dialogue import Dialogue, Utterance
+from rlpa_lib.policies import LocalPolicy
+from rlpa_lib.profile import Profile, Reply
+from rlpa_lib.rewards import broken_format_reward
+from rlpa_lib.rollout import Sampling
+
+
+@pytest.fixture
+def any_text_is_well_formed(monkeypatch):
+    """A random model never writes the reply format; here its whole text is the response."""
+    monkeypatch.setattr("rlpa_lib.grpo.parse_reply", lambda text: Reply(Profile(), text, True))
+
+
+def test_moments_are_those_of_the_dialogues(any_text_is_well_formed):
+    policy = LocalPolicy(random_model(), byte_tokenizer(), max_prompt_tokens=400)
+    sampling = Sampling(1, "independent", SYSTEM, max_new_tokens=6)
+    moments = grpo.collect_moments(policy, EchoUser(), PERSONAS[:3], 2, sampling, 1)
+    assert [(m.persona.id, len(m.dialogue.turns), m.dialogue.pending.text) for m in moments] == [
+        ("p0", 0, "Hello"), ("p1", 0, "Hello"), ("p2", 0, "Hello"), ("p0", 1, "I am 20."), ("p1", 1, "I am 21."), ("p2", 1, "I am 22.")]  # fmt: skip
+    assert moments == grpo.collect_moments(policy, EchoUser(), PERSONAS[:3], 2, sampling, 1)
+    assert moments != grpo.collect_moments(policy, EchoUser(), PERSONAS[:3], 2, sampling, 2)
+
+
+def test_the_reward_is_ppos_reward():
+    """Profile F1 plus the product of the criteria: 1 of 2 true items, 1 inferred: 2/3; the second reply breaks the format."""
+
+    class Matches(VowelJudge):
+        def matches(self, pairs):
+            return [((0, 0),) for _ in pairs]
+
+    moments = [grpo.Moment(PERSONAS[0], Dialogue("d", "p0").heard(Utterance("Hello")))]
+    logged = {}
+    reward = grpo.reward_function(Matches(), moments, "PRR", 2, 0.0)
+    good = "<profile>\n- Age: 20\n</profile>\n\n<response>\nHey\n</response>"
+    totals = reward([[{"content": good}], [{"content": "Hi"}]], moment=[0, 0], log_metric=logged.__setitem__, prompts=None)
+    assert totals == [pytest.approx(2 / 3 + 1), 0.0]
+    assert logged["turn_format_ok"] == 0.5 and logged["turn_response"] == 0.5
+
+
+def test_a_judge_failure_is_neither_0_nor_1():
+    class Total:
+        def __init__(self, total):
+            self.total = total
+
+    assert grpo.filled([Total(2.0), None, Total(1.0), None, None, None], 3) == [2.0, 1.5, 1.0, 0.0, 0.0, 0.0]
+    assert grpo.filled([broken_format_reward()] * 2, 2) == [0.0, 0.0]
+
+    class Silent(VowelJudge):
+        def responses(self, cases):
+            return [None for _ in cases]
+
+    moments = [grpo.Moment(PERSONAS[0], Dialogue("d", "p0").heard(Utterance("Hello")))]
+    good = "<profile>\n</profile>\n\n<response>\nHi\n</response>"
+    with pytest.raises(RuntimeError, match="2 of 2"):
+        grpo.reward_function(Silent(), moments, "PRR", 2, 0.1)([[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None)
+
+
+def test_grpo_measures_its_kl_to_the_base_model_in_every_round(tmp_path, any_text_is_well_formed):
+    rows = train("grpo", open_run(tmp_path, settings(policy={"lora_dropout": 0.0})))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert abs(rows[0]["kl"]) < 1e-6 and rows[2]["kl"] > 1e-4, "round 2 starts away from the reference"
+    assert {"reward", "turn_profile", "turn_response", "turn_format_ok"} <= rows[0].keys()
+    saved = json.loads((tmp_path / "adapters/grpo/adapter_config.json").read_text())
+    assert saved["r"] == 4 and {p.name for p in (tmp_path / "adapters/grpo").iterdir()} >= {"README.md", "adapter_model.safetensors"}
