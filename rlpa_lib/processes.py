@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from torch import distributed
 
 Item = TypeVar("Item")
 RESUME = "the same command again goes on from the last checkpoint"
+NETWORK_SIGNS = ("gloo", "nccl", "connection", "socket")  # in what torch says when another process has gone
 
 
 class ProcessLost(RuntimeError):
@@ -99,6 +101,32 @@ class Processes:
         """Go on when all have come here."""
         self.gather(None)
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within the context the end of another process is ProcessLost, also in communication that is torch's own (FSDP), and when the
+        launcher is the first to notice: it then sends SIGTERM to those that are left."""
+        if self.world == 1:
+            yield
+            return
+
+        def stop(*_) -> None:
+            raise ProcessLost(f"process {self.rank} of {self.world} was told to stop, as happens when another has ended; {RESUME}")
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            yield
+        except RuntimeError as error:
+            said = str(error).lower()
+            if isinstance(error, (ProcessLost, MainFailed)) or not any(sign in said for sign in NETWORK_SIGNS):
+                raise
+            raise self._lost(error) from error
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _lost(self, error: RuntimeError) -> ProcessLost:
+        reason = str(error).strip().splitlines()[0]
+        return ProcessLost(f"process {self.rank} of {self.world} lost touch with the others ({reason}); {RESUME}")
+
     def _broadcast(self, data: bytes) -> bytes:
         with self._talking():
             size = torch.tensor([len(data)], device=self.device)
@@ -112,6 +140,7 @@ class Processes:
     def _talking(self) -> Iterator[None]:
         try:
             yield
+        except ProcessLost:  # told to stop while talking
+            raise
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ProcessLost(f"process {self.rank} of {self.world} lost touch with the others ({reason}); {RESUME}") from error
+            raise self._lost(error) from error

@@ -83,14 +83,15 @@ def worker(scale: str, seed: int, run_dir: Path, overrides: Sequence[str], name:
     cfg = config.load(scale, overrides)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     processes = Processes(accelerator)
-    opened: list[Run] = []
-    processes.on_main(lambda: opened.append(runs.open_run(scale, seed, run_dir, overrides)))
-    if not processes.main:
-        opened.append(Run(cfg, seed, (record.REPOSITORY / run_dir.expanduser()).resolve()))
-        runs.set_threads(cfg.run.threads)
-        runs.set_seed(seed)
-    prepare(opened[0], name=name, accelerator=accelerator).train(say=lambda line: print(line, flush=True))
-    processes.wait()
+    with processes.watched():
+        opened: list[Run] = []
+        processes.on_main(lambda: opened.append(runs.open_run(scale, seed, run_dir, overrides)))
+        if not processes.main:
+            opened.append(Run(cfg, seed, (record.REPOSITORY / run_dir.expanduser()).resolve()))
+            runs.set_threads(cfg.run.threads)
+            runs.set_seed(seed)
+        prepare(opened[0], name=name, accelerator=accelerator).train(say=lambda line: print(line, flush=True))
+        processes.wait()
     accelerator.end_training()
     return 0
 

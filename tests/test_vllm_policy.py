@@ -9,9 +9,11 @@ import pytest
 import torch
 from conftest import byte_tokenizer
 from pretend_vllm import PretendVLLM
+from test_trainer import config, quiet, same, served
 
 from rlpa_lib import ppo
 from rlpa_lib.config import InputError
+from rlpa_lib.profile import Profile, Reply
 from rlpa_lib.vllm_client import Adapter, ServerLost, adapter_of
 from rlpa_lib.vllm_policy import NoServerLeft, StaleSamples, VLLMPolicy, completions, too_old
 
@@ -348,3 +350,27 @@ def test_samples_that_stay_too_old_are_an_error(servers, policy_of, adapter):
     server.answer = answer
     with pytest.raises(StaleSamples, match="max_policy_lag = 0"):
         sample(policy, prompts("a"))
+
+
+# ---- training
+
+
+def test_training_stops_clearly_without_servers_and_goes_on_exactly(servers, policy_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlpa_lib.rollout.parse_reply", lambda text: Reply(Profile(), text, True))
+    server, cfg = servers(), config(policy={"lora_dropout": 0.0})
+
+    def train(folder):
+        return served(tmp_path / folder, policy_of(server), cfg).train(say=quiet)
+
+    whole = train("whole")
+    answered = len(server.requests)
+
+    def die(path, body, count):
+        server.dead = path.endswith("completions") and len(server.requests) >= answered + 8
+        return "hang up" if server.dead else None
+
+    server.fail = die
+    with pytest.warns(UserWarning, match="dropped"), pytest.raises(NoServerLeft, match="last checkpoint"):
+        train("stopped")
+    server.fail, server.dead = lambda *_: None, False
+    assert same(train("stopped")) == same(whole) and len(server.requests) > answered + 8
