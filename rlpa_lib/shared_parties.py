@@ -11,6 +11,7 @@ from rlpa_lib.personas import Persona
 from rlpa_lib.policies import Completion, Message, Policy
 from rlpa_lib.processes import Processes
 from rlpa_lib.profile import Profile, Reply
+from rlpa_lib.unfinished import completion_of
 from rlpa_lib.users import SimulatedUser
 
 
@@ -68,16 +69,12 @@ class SharedPolicy:
         asked = {"seed": seed, "temperature": temperature, "max_new_tokens": max_new_tokens}
         if self.on_main:
             rows = self.processes.on_main(lambda: [[vars(c) for c in group] for group in self.policy.generate(messages, n, **asked)])
-            return [[_completion(row) for row in group] for group in rows]
+            return [[completion_of(row) for row in group] for group in rows]
         own = self.processes.share(range(len(messages)))
         answers = self.policy.generate(messages, n, own=own, **asked) if own else []
         parts = self.processes.gather([[vars(c) for c in group] for group in answers])
         found: dict[int, list[Completion]] = {}
         for rank, part in enumerate(parts):
             places = range(rank, len(messages), self.processes.world)
-            found |= {i: [_completion(row) for row in group] for i, group in zip(places, part, strict=True)}
+            found |= {i: [completion_of(row) for row in group] for i, group in zip(places, part, strict=True)}
         return [found[i] for i in range(len(messages))]
-
-
-def _completion(row: dict) -> Completion:
-    return Completion(**{**row, "prompt_ids": tuple(row["prompt_ids"]), "token_ids": tuple(row["token_ids"]), "logprobs": tuple(row["logprobs"])})

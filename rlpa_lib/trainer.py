@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rlpa_lib import checkpoints, experience, ppo, storage
+from rlpa_lib import checkpoints, experience, ppo, storage, unfinished
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.dialogue import Dialogue
 from rlpa_lib.judges import Judge
@@ -19,6 +19,7 @@ from rlpa_lib.rollout import Cohort, Sampling, TurnGroup, advance, start
 from rlpa_lib.runs import Run
 from rlpa_lib.shared_parties import SharedJudge, SharedPolicy, SharedUser
 from rlpa_lib.training_metrics import data_metrics, progress_line, reward_metrics, sample_rows
+from rlpa_lib.unfinished import TakenTurn
 from rlpa_lib.users import SimulatedUser
 
 
@@ -106,6 +107,7 @@ class Trainer:
         self.turns_per_update = rollout.turns if settings.update_every == "dialogue" else 1
         self.total_updates = settings.iterations * rollout.turns // self.turns_per_update
         self.progress = Progress()
+        self.waiting = run.path(f"checkpoints/{name}-rollout")
 
     def train(self, *, until: int | None = None, say: Callable[[str], None] = print) -> list[dict]:
         """Train up to update `until` (default: the end) and return the metrics of all updates so far."""
@@ -120,6 +122,8 @@ class Trainer:
             metrics = self._one_update()
             if self.progress.updates % self.cfg.ppo.checkpoint_every == 0 or self.progress.updates == last:
                 checkpoints.save(self.learner, checkpoint, self.progress.to_json())
+            if self.processes.main:
+                unfinished.clear(self.waiting)
             self._serve_adapter()
             if self.processes.main:
                 self._note(metrics, board, say)
@@ -150,10 +154,10 @@ class Trainer:
                 shutil.rmtree(old)
 
     def _one_update(self) -> dict:
-        clock, settings, cuts = [time.perf_counter()], self.cfg.ppo, getattr(self.policy, "n_cut", 0)
+        clock, settings = [time.perf_counter()], self.cfg.ppo
         index, iteration = self.progress.updates, self.progress.updates * self.turns_per_update // self.cfg.rollout.turns
         seed = derive_seed(self.run.seed, "iteration", iteration)
-        groups, cohort = self._rollout(iteration, seed)
+        groups, cohort, prompts_cut = self._rollout(iteration, seed)
         clock.append(time.perf_counter())
         coef = settings.kl_coef if self.progress.kl_coef is None else self.progress.kl_coef
         data = experience.gather_experience(self.learner, groups, kl_coef=coef, elsewhere=self.served)
@@ -174,7 +178,7 @@ class Trainer:
         phases = ("rollout", "experience", "update")
         seconds = {f"seconds_{phase}": b - a for phase, a, b in zip(phases, clock[:-1], clock[1:], strict=True)}
         head = {"update": index + 1, "iteration": iteration + 1, "turn": cohort.turn, "kl_coef": coef}
-        tail = {"prompts_cut": getattr(self.policy, "n_cut", 0) - cuts, **self._lag(groups)}
+        tail = {"prompts_cut": prompts_cut, **self._lag(groups)}
         return {**head, **reward_metrics(groups), **measured, **learned, **seconds, **tail}
 
     def _lag(self, groups: Sequence[TurnGroup]) -> dict[str, int]:
@@ -183,17 +187,28 @@ class Trainer:
             return {}
         return {"policy_lag": self.progress.updates - 1 - min(s.completion.version for g in groups for s in g.samples)}
 
-    def _rollout(self, iteration: int, seed: int) -> tuple[list[TurnGroup], Cohort]:
+    def _rollout(self, iteration: int, seed: int) -> tuple[list[TurnGroup], Cohort, int]:
+        """Groups of the turns that one update sees, the cohort after them, and how many prompts were cut.
+
+        With more than one turn an update each turn is kept on disk until the update is saved: a rollout that stops goes on from there.
+        """
         personas = cohort_personas(self.personas, self.cfg.rollout.users, iteration, self.run.seed)
         cohort = start(personas, self.sampling)
         if self.progress.turn:
             cohort = Cohort(cohort.personas, self.progress.dialogues, self.progress.turn)
-        groups: list[TurnGroup] = []
+        update, several = self.progress.updates, self.turns_per_update > 1
+        turns = [unfinished.taken(rows) for rows in self.processes.on_main(lambda: unfinished.read(self.waiting, update))] if several else []
         with self.learner.whole():
-            for _ in range(self.turns_per_update):
-                done, cohort = advance(cohort, self.policy, self.user, self.judge, self.sampling, seed=seed)
-                groups += done
-        return groups, cohort
+            while len(turns) < self.turns_per_update:
+                if turns:
+                    cohort = Cohort(cohort.personas, turns[-1].dialogues, turns[-1].groups[0].turn)
+                cuts = getattr(self.policy, "n_cut", 0)
+                groups, cohort = advance(cohort, self.policy, self.user, self.judge, self.sampling, seed=seed)
+                turns.append(TakenTurn(groups, cohort.dialogues, getattr(self.policy, "n_cut", 0) - cuts))
+                if several and self.processes.main:
+                    unfinished.keep(self.waiting, update, turns[-1])
+        cohort = Cohort(cohort.personas, turns[-1].dialogues, turns[-1].groups[0].turn)
+        return [group for turn in turns for group in turn.groups], cohort, sum(turn.prompts_cut for turn in turns)
 
     def _scales(self) -> list[float]:
         settings, rollout = self.cfg.ppo, self.cfg.rollout

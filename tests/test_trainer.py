@@ -9,7 +9,7 @@ from conftest import byte_tokenizer, random_model
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from rlpa_lib import checkpoints, runs
+from rlpa_lib import checkpoints, runs, unfinished
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.dialogue import Utterance
 from rlpa_lib.experience import gather_experience
@@ -210,7 +210,7 @@ MDP = {"turn_discount": 0.9, "update_every": "dialogue", "value_clip": None}
 def test_turns_are_linked_within_a_dialogue(tmp_path, continuation):
     cfg = config(rollout={"continuation": continuation, "turns": 3}, ppo={**MDP, "lam": 1.0, "kl_coef": 0.0, "minibatch": 12})
     made = trainer(tmp_path, cfg)
-    groups, _ = made._rollout(0, seed=1)
+    groups, *_ = made._rollout(0, seed=1)
     data = gather_experience(made.learner, groups)
     went_on = {(g.dialogue_id, g.turn): g.samples[g.chosen].reward.total for g in groups}
     assert len(went_on) == (9 if continuation == "random" else 36) and len(data.keep) == 36
@@ -317,3 +317,44 @@ def test_cuts_are_counted_for_each_update(tmp_path):
     rows = trainer(tmp_path, config(rollout={"turns": 3, "max_prompt_tokens": 120}, ppo={"iterations": 1})).train(say=quiet)
     assert [row["completions_cut"] for row in rows] == [12, 12, 12]
     assert rows[0]["prompts_cut"] == 0 and rows[2]["prompts_cut"] == 3
+
+
+class StopsAt(EchoUser):
+    """A user who does not answer any more after `calls` turns; `asked` counts them."""
+
+    def __init__(self, calls):
+        self.calls, self.asked = calls, 0
+
+    def reply(self, personas, dialogues):
+        if self.asked == self.calls:
+            raise Killed
+        self.asked += 1
+        return super().reply(personas, dialogues)
+
+
+def test_a_rollout_that_stops_is_not_sampled_twice(tmp_path):
+    cfg = config(rollout={"continuation": "random", "turns": 4, "max_prompt_tokens": 160}, ppo={**MDP, "minibatch": 12})
+    whole = trainer(tmp_path / "whole", cfg)
+    rows = whole.train(say=quiet)
+    assert rows[0]["prompts_cut"] > 0
+    stopped = trainer(tmp_path / "stopped", cfg)
+    stopped.user = StopsAt(4 + 3)  # in the last turn of the second cohort
+    with pytest.raises(Killed):
+        stopped.train(say=quiet)
+    waiting = tmp_path / "stopped/checkpoints/ppo-rollout"
+    assert [f.name for f in sorted(waiting.iterdir())] == ["turn-001.jsonl", "turn-002.jsonl", "turn-003.jsonl"]
+    resumed = trainer(tmp_path / "stopped", cfg)
+    resumed.user = StopsAt(99)
+    assert same(resumed.train(say=quiet)) == same(rows) and resumed.user.asked == 1
+    assert all(torch.equal(weight, weights(resumed)[name]) for name, weight in weights(whole).items())
+    assert not waiting.exists()
+
+
+def test_turns_of_another_update_are_not_taken_for_this_one(tmp_path):
+    cfg = config(rollout={"continuation": "random"}, ppo=MDP)
+    made = trainer(tmp_path, cfg)
+    groups, cohort, _ = made._rollout(0, seed=1)
+    kept = unfinished.read(made.waiting, 0)
+    assert [unfinished.taken(rows).groups for rows in kept] == [groups[:3], groups[3:]]
+    assert unfinished.taken(kept[1]).dialogues == cohort.dialogues
+    assert unfinished.read(made.waiting, 1) == [] and not made.waiting.exists()
