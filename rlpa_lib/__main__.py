@@ -96,9 +96,10 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from rlpa_lib import plan
+    from rlpa_lib import memory, plan
 
-    print(plan.table(config.load(options.scale, options.set)))
+    cfg = config.load(options.scale, options.set)
+    print("\n\n".join(text for text in (plan.table(cfg), memory.table(cfg)) if text))
     return 0
 
 

@@ -100,11 +100,11 @@ class Backbone(nn.Module):
             hidden, middle = _hidden(network, packed, middle=features is True)
             if role == CRITIC:
                 return spread(self.head(hidden[where]), keep)
-            logits = network.get_output_embeddings()(hidden[where]).float()
-        logprobs = torch.log_softmax(logits / self.temperature, dim=-1)
+            # not held by a name: over a large vocabulary it is the largest tensor of the update
+            logprobs = torch.log_softmax(network.get_output_embeddings()(hidden[where]).float() / self.temperature, dim=-1)
         chosen = logprobs.gather(-1, packed.targets_ST[keep][:, None])[:, 0]
         with torch.no_grad():
-            entropy = -(logprobs.exp() * logprobs).sum(-1)
+            entropy = torch.cat([-(part.exp() * part).sum(-1) for part in logprobs.split(256)])
         made = spread(torch.cat([hidden[where], middle[where]], -1), keep) if features else None
         return spread(chosen, keep), spread(entropy, keep), made
 
