@@ -130,6 +130,8 @@ def _shard(network: Backbone) -> None:
     for module in (*layers, network):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    # torch does this at the first forward pass of the whole; sampling runs the decoder alone before that
+    network._get_fsdp_state()._lazy_init()
 
 
 def accumulate(
