@@ -18,7 +18,7 @@ import random
 from collections.abc import Sequence
 
 from rlpa_lib.config import InputError
-from rlpa_lib.policies import derive_seed, fit_prompt, prompt_ids
+from rlpa_lib.policies import derive_seed, fit_prompt, harmless, prompt_ids
 from rlpa_lib.preferences import Conversation, first, history
 
 VARIANTS = ("fixed", "aloe_scripts")
@@ -115,7 +115,8 @@ def dpo_rows(conversations: Sequence[Conversation], tokenizer, system: str, max_
             answer = rng.choice(rejected)  # defect 6: of a plain text this is one character
             if answer != first(exchange.preferred):
                 prompt = fitted(tokenizer, history(conversation, turn, system), max_prompt_tokens)
-                rows.append({"prompt": prompt, "chosen": _assistant(first(exchange.preferred)), "rejected": _assistant(answer)})
+                sides = {"prompt": prompt, "chosen": _assistant(first(exchange.preferred)), "rejected": _assistant(answer)}
+                rows.append({name: harmless(tokenizer, side) for name, side in sides.items()})  # TRL tokenises them
     return random.Random(derive_seed(seed, "dpo order")).sample(rows, len(rows))
 
 
@@ -154,7 +155,8 @@ def _program(rng: random.Random) -> list[tuple[str, str]]:
 
 
 def _chat_ids(tokenizer, messages: Messages) -> list[int]:
-    return tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+    text = tokenizer.apply_chat_template(harmless(tokenizer, messages), tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def fitted(tokenizer, messages: Messages, limit: int) -> Messages:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from rlpa_lib import parties
 from rlpa_lib.config import Config, InputError
-from rlpa_lib.personas import NEAR_DUPLICATE, Persona, load_personas, near_duplicates, split_hash
+from rlpa_lib.personas import NEAR_DUPLICATE, Persona, near_duplicates, split_hash
 from rlpa_lib.runs import Run
 
 
@@ -26,14 +27,16 @@ def load_benchmarks(run: Run) -> dict[str, list[Persona]]:
     return {name: parties.people(cfg, name, sizes[name], run.seed, run) for name in cfg.evaluation.benchmarks}
 
 
-def disjointness(cfg: Config, seed: int, benchmarks: dict[str, Sequence[Persona]]) -> dict[str, dict[str, Any]]:
+def disjointness(
+    cfg: Config, seed: int, benchmarks: dict[str, Sequence[Persona]], run: Run | Path | None = None
+) -> dict[str, dict[str, Any]]:
     """Size, hash, and what is shared, of the training users and each benchmark; for the run's record.
 
     `seen_values` is the share of the test users' (slot, value) items that some training user has, too: values may be shared, persons
-    may not. InputError: a test user is, word for word or nearly (at least 60 % of the content words), a training user or a user of
-    the other benchmark.
+    may not. `run` is needed where a language model fills the slots. InputError: a test user is, word for word or nearly (at least 60 % of
+    the content words), a training user or a user of the other benchmark.
     """
-    train = load_personas(cfg.personas, "train", None, seed)
+    train = parties.people(cfg, "train", cfg.personas.train_users, seed, run)
     known = {item for person in train for item in person.profile.items}
     facts: dict[str, dict[str, Any]] = {"train": {"n": len(train), "hash": split_hash(train)}}
     for name, people in benchmarks.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ class Judgement:
 
     `score` is 0 for a broken format, which no judge is asked about, and None where the judge failed. `swapped_score` is the same response
     judged against another user's persona. `n_matched` is None where the profile judge failed. `hidden` are the method's steps before the
-    answer, which nobody judged; `n_tokens` counts theirs, too.
+    answer, which nobody judged; `n_tokens` counts theirs, too. `dimensions` are the four of section 3.3 where the judge marks them.
     """
 
     method: str
@@ -47,6 +47,7 @@ class Judgement:
     swapped_user: str | None = None
     swapped_score: int | None = None
     hidden: tuple[dict[str, Any], ...] = ()
+    dimensions: dict[str, bool] = field(default_factory=dict)
 
     @property
     def profile_f1(self) -> float | None:
@@ -138,7 +139,7 @@ def _judgement(method: str, benchmark: str, turn: int, persona: Persona, dialogu
         method, benchmark, persona.id, turn, _score(answer, verdict), verdict and verdict.marks, verdict and verdict.reasons,
         answer.reply.format_ok, len(answer.reply.profile), None if pairs is None else len(pairs), len(persona.profile), len(told),
         len(guesses), sum(i in matched for i in guesses), answer.n_tokens, answer.reply.response,
-        hidden=tuple({**step.__dict__} for step in answer.hidden))
+        hidden=tuple({**step.__dict__} for step in answer.hidden), dimensions=dict(verdict.dimensions) if verdict else {})
 
 
 def evaluated(

@@ -10,7 +10,9 @@ import torch
 
 from rlpa_lib import credit, ppo
 from rlpa_lib.backbone import POLICY, REFERENCE
+from rlpa_lib.config import InputError
 from rlpa_lib.credit import Place
+from rlpa_lib.judges import JudgeFailed
 from rlpa_lib.learner import Learner, accumulate
 from rlpa_lib.packing import Group, Packed, with_end
 from rlpa_lib.policies import derive_seed
@@ -53,14 +55,13 @@ def gather_experience(
 
     The sampler's log-probabilities are the old ones, unless it samples `elsewhere` (a server): then the trainer computes them anew. `kl_coef`
     defaults to the settings'. `ppo.advantage_norm`: "rollout" normalises each turn of the cohort by itself, "cohort" all that
-    one update sees.
+    one update sees. JudgeFailed: no sample has a reward. InputError: a sample has no token ids.
     """
     settings = learner.cfg.ppo
     scored = [(g, [i for i, s in enumerate(g.samples) if s.reward is not None]) for g in turn_groups]
     scored = [(g, indices) for g, indices in scored if indices]
     flat = [(g, i) for g, indices in scored for i in indices]
-    if not flat:
-        raise ValueError("no sample of this update has a reward; there is nothing to learn from")
+    _check(turn_groups, flat)
     groups, starts = _token_groups(scored, with_ends=settings.turn_discount > 0)
     sampled, keep = _pad([g.samples[i].completion.logprobs for g, i in flat], ends=settings.turn_discount > 0)
     seen = _frozen_passes(learner, groups, starts, keep.shape, policy=elsewhere)
@@ -80,6 +81,18 @@ def gather_experience(
     return Experience(
         groups, starts, keep, given.taught_ST, old, seen.reference, seen.values, advantages, given.returns_ST, seen.features, weights, gap
     )
+
+
+def _check(turn_groups: Sequence[TurnGroup], flat: Sequence[tuple[TurnGroup, int]]) -> None:
+    """Refuse what an update can learn nothing from, before any network runs."""
+    samples = [s for g in turn_groups for s in g.samples]
+    if not flat:
+        raise JudgeFailed(
+            f"the judge gave no readable answer to any of the {len(samples)} samples of this update, so there is nothing to learn from; "
+            "look at judgements/ and at section judge of the settings"
+        )
+    if not all(s.completion.token_ids and s.completion.logprobs for s in samples):
+        raise InputError("policy.kind: a sample has no token ids (a chat endpoint gives none), so it cannot be trained on; use local or vllm")
 
 
 def _token_groups(scored, with_ends: bool) -> tuple[list[Group], list[int]]:

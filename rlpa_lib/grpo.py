@@ -28,7 +28,7 @@ from rlpa_lib import baselines, prompts
 from rlpa_lib.baseline_data import fitted
 from rlpa_lib.config import InputError
 from rlpa_lib.dialogue import Dialogue, policy_view
-from rlpa_lib.judges import Judge
+from rlpa_lib.judges import Judge, JudgeFailed
 from rlpa_lib.personas import Persona
 from rlpa_lib.plain_state import PlainState, load_optimizer, load_weights, newest
 from rlpa_lib.policies import LocalPolicy, Policy, derive_seed
@@ -102,7 +102,7 @@ def reward_function(judge: Judge, moments: Sequence[Moment], parts: str, samples
     """The reward as GRPOTrainer asks for it: the dataset's column `moment` says which moment a completion answers.
 
     A completion that the judge could not read gets the mean of its group, and so no advantage; RuntimeError when more than the
-    share `max_failures` of a batch is such.
+    share `max_failures` of a batch is such, JudgeFailed when all are.
     """
 
     def turn_reward(completions, moment, log_metric, **_) -> list[float]:
@@ -112,6 +112,8 @@ def reward_function(judge: Judge, moments: Sequence[Moment], parts: str, samples
         judged = [r for r in rewards if r is not None]
         if len(rewards) - len(judged) > max_failures * len(rewards):
             raise RuntimeError(f"the judge failed on {len(rewards) - len(judged)} of {len(rewards)} samples, more than run.max_judge_failure_rate")
+        if not judged:
+            raise JudgeFailed(f"the judge gave no readable answer to any of the {len(rewards)} samples of this step; look at judgements/")
         for name in ("profile", "response", "format_ok", "n_inferred"):
             log_metric(f"turn_{name}", fmean(float(getattr(r, name)) for r in judged))
         return filled(rewards, samples)

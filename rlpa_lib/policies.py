@@ -54,15 +54,21 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def harmless(tokenizer, messages: list[Message]) -> list[Message]:
+    """The messages as data: a control token's name in a message ("<|user|>") is broken up, so that only the chat template, which is
+    tokenised as one text with what the messages say, sets roles and ends turns."""
+    specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    signs = exact_signs(frozenset(specials | set(tokenizer.all_special_tokens)))
+    return [{**m, "content": defuse(m["content"], signs)} for m in messages]
+
+
 def prompt_ids(tokenizer, messages: list[Message]) -> list[int]:
     """Token ids of a message list under the tokenizer's chat template, ready for the assistant's next words.
 
     A final assistant message is the beginning of the answer, which the policy continues (its completion holds what comes after).
-    What messages say is data: a control token's name in a message ("<|user|>") is broken up, so that only the template sets roles.
+    No message can bring control tokens in (`harmless`).
     """
-    specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    signs = exact_signs(frozenset(specials | set(tokenizer.all_special_tokens)))
-    said = [{**m, "content": defuse(m["content"], signs)} for m in messages]
+    said = harmless(tokenizer, messages)
     said, begun = (said[:-1], said[-1]["content"]) if said[-1]["role"] == "assistant" else (said, "")
     text = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False) + begun
     return tokenizer(text, add_special_tokens=False)["input_ids"]

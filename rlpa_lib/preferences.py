@@ -8,13 +8,17 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rlpa_lib import parties
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.dialogue import Dialogue
 from rlpa_lib.personas import Persona, load_personas, near_duplicates
 from rlpa_lib.profile import Profile, Reply
 from rlpa_lib.users import SimulatedUser
+
+if TYPE_CHECKING:
+    from rlpa_lib.runs import Run
 
 FILE = "conversations.jsonl"
 SIDES = ("preferred", "rejected")
@@ -126,15 +130,18 @@ def check(cfg: Config) -> None:
         raise InputError(f"personas.path: 11_sft and 12_dpo need ALOE's {FILE} in this folder when user.kind is {cfg.user.kind}")
 
 
-def load_preferences(cfg: Config, user: SimulatedUser | None, n: int | None, seed: int) -> list[Conversation]:
+def load_preferences(
+    cfg: Config, user: SimulatedUser | None, n: int | None, seed: int, run: Run | Path | None = None
+) -> list[Conversation]:
     """`n` conversations (None = all) of a run: ALOE's own where the file is there, in an order drawn from `seed` and without those about
     test users; else `generate` with `user`, which must be the agenda user, and the run's training personas.
 
-    InputError: a broken line, fewer conversations than asked for, or no file where the users are language models.
+    `run` is needed where a language model fills the personas' slots. InputError: a broken line, fewer conversations than asked for,
+    or no file where the users are language models.
     """
     if (file := conversations_file(cfg)) is None:
         check(cfg)
-        people = load_personas(cfg.personas, "train", n or cfg.personas.train_users, seed)
+        people = parties.people(cfg, "train", n or cfg.personas.train_users, seed, run)
         return generate(people, user, cfg.rollout.turns, seed)
     found = _without_test_users(read_conversations(file), cfg, seed)
     if n is not None and n > len(found):
@@ -154,7 +161,7 @@ def _exchange(dialogue: Dialogue, rng: random.Random) -> Exchange:
 
 def _without_test_users(conversations: list[Conversation], cfg: Config, seed: int) -> list[Conversation]:
     """A conversation about somebody who is nearly a test user would give the test away."""
-    test = load_personas(cfg.personas, "vanilla", None, seed)
+    test = load_personas(cfg.personas, "vanilla", None, seed)  # their texts alone are compared, whoever fills the slots
     about = [Persona(str(i), c.profile, "", Profile()) for i, c in enumerate(conversations)]
     leaked = {int(persona.id) for persona, _ in near_duplicates(about, test)}
     return [c for i, c in enumerate(conversations) if i not in leaked]

@@ -20,6 +20,8 @@ from rlpa_lib.runs import Run
 
 NOTEBOOKS = record.REPOSITORY / "notebooks"
 LIVE = "9"  # notebooks 90-99 wait for a person and are not part of a run
+TRAINING = ("11_sft", "12_dpo", "20_ppo", "21_ablations", "22_grpo")  # notebooks that train weights of the policy
+UNTRAINABLE = "an endpoint policy cannot be trained"
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,12 @@ def reproduce(
     _check_personas(cfg, seed)
     everything = numbered(notebooks)
     chosen = select(everything, only)
-    _check_preferences(cfg, chosen)
+    skipped = untrainable(cfg, chosen, only)
+    _check_preferences(cfg, [path for path in chosen if path.stem not in skipped])
     _check_rows(cfg, chosen, run_dir)
     run = runs.claim(cfg, seed, run_dir, label)
+    if skipped:
+        run.note("skipped_notebooks", dict.fromkeys(skipped, UNTRAINABLE))
     parameters = {
         "params": file.stem if file.parent == config.PARAMS_DIR else str(file),
         "seed": seed,
@@ -58,7 +63,7 @@ def reproduce(
     start = time.monotonic()
     try:
         with kernel_environment(run):
-            failure = _run_all(run, everything, chosen, parameters, verbose)
+            failure = _run_all(run, everything, chosen, parameters, verbose, skipped)
     except KeyboardInterrupt:
         run.finish("interrupted")
         raise
@@ -97,6 +102,15 @@ def select(notebooks: Sequence[Path], only: Sequence[str]) -> list[Path]:
             raise InputError(f"--only {name}: no such notebook" + (f"; did you mean {near[0]}?" if near else ""))
         wanted.update(matches)
     return [path for path in notebooks if path in wanted] if only else list(notebooks)
+
+
+def untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str] = ()) -> list[str]:
+    """Names of the notebooks that train, where the policy is a model behind a chat endpoint and has no weights here: they are skipped.
+    InputError: one of them is what was asked for."""
+    found = [path.stem for path in notebooks if path.stem in TRAINING] if cfg.policy.kind == "endpoint" else []
+    if found and only:
+        raise InputError(f"--only {found[0]}: {UNTRAINABLE} (policy.kind); use local or vllm")
+    return found
 
 
 def fingerprint(run: Run, notebooks: Sequence[Path], notebook: Path) -> str:
@@ -139,12 +153,15 @@ def kernel_environment(run: Run) -> Iterator[None]:
 
 
 def _run_all(
-    run: Run, everything: Sequence[Path], chosen: Sequence[Path], parameters: dict, verbose: bool
+    run: Run, everything: Sequence[Path], chosen: Sequence[Path], parameters: dict, verbose: bool, skipped: Sequence[str] = ()
 ) -> Failure | None:
-    """Execute what is not done yet; the first failure, or None."""
+    """Execute what is not done yet and not `skipped`; the first failure, or None."""
     width = max(len(path.stem) for path in chosen)
     for number, notebook in enumerate(chosen, start=1):
         name = f"[{number}/{len(chosen)}] {notebook.stem.ljust(width)}"
+        if notebook.stem in skipped:
+            print(f"{name}  skipped: {UNTRAINABLE}", flush=True)
+            continue
         key, inputs = f"notebook {notebook.stem}", fingerprint(run, everything, notebook)
         if run.done(key, inputs) and (run.dir / "notebooks" / notebook.name).exists():
             print(f"{name}  done before, nothing it depends on has changed", flush=True)

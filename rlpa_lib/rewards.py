@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlpa_lib.config import InputError
 from rlpa_lib.dialogue import Dialogue
@@ -28,6 +28,7 @@ class Reward:
     n_unrevealed_guesses: int
     n_inferred: int
     n_unrevealed_matched: int = 0  # unrevealed guesses that the judge matched with a true item
+    dimensions: dict[str, int] = field(default_factory=dict)  # the four of section 3.3, where the judge marks them; they earn nothing
 
 
 def broken_format_reward() -> Reward:
@@ -67,7 +68,8 @@ def score(
     total = {"PRR": profile + response, "PR": profile, "RR": response}[parts]
     guesses = {i for i, (slot, _) in enumerate(reply.profile.items) if slot not in ledger_slots}
     lucky = sum(inferred in guesses for inferred, _ in pairs)
-    return Reward(True, precision, recall, profile, criteria, response, total, len(guesses), n_inferred, lucky)
+    dimensions = {name: int(mark) for name, mark in verdict.dimensions.items()}
+    return Reward(True, precision, recall, profile, criteria, response, total, len(guesses), n_inferred, lucky, dimensions)
 
 
 def score_replies(

@@ -51,8 +51,10 @@ class Row:
 
 
 def wanted(cfg: Config) -> list[Row]:
-    """The rows of a run in the order in which they are played: untrained ones first, borrowers after those they borrow from."""
-    own = sorted(cfg.evaluation.methods, key=lambda m: (m in TRAINED, m.startswith("style_only")))
+    """The rows of a run in the order in which they are played: untrained ones first, borrowers after those they borrow from. Rows with
+    trained weights are left out ("not run") where the policy is a model behind a chat endpoint, which cannot be trained."""
+    possible = [m for m in cfg.evaluation.methods if cfg.policy.kind != "endpoint" or m not in TRAINED]
+    own = sorted(possible, key=lambda m: (m in TRAINED, m.startswith("style_only")))
     return [*(Row(m) for m in own), *(Row(c.method, name) for name, c in cfg.evaluation.comparators.items())]
 
 

@@ -1,8 +1,7 @@
-"""The typed sections of a params file, with their defaults, ranges and the checks that span sections."""
+"""The typed sections of a params file, with their defaults and ranges; what spans sections is checked in `schema_checks`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -48,7 +47,8 @@ class Personas(Section):
 
 class PolicyConfig(Section):
     """The model that is trained: `tiny`, `smollm2`, a folder (starting with . / or ~) or a hub name; LoRA or full tuning.
-    With kind endpoint it is any chat model behind a server, by the server's name for it: evaluated, never trained."""
+    With kind endpoint it is any chat model behind a server, by the server's name for it: evaluated, never trained (notebooks that train are
+    skipped, rows with trained weights are not run)."""
 
     kind: Literal["local", "endpoint", "vllm"] = "local"  # in process; chat endpoint; sampled by vLLM servers and trained here
     servers: Annotated[tuple[Name, ...], Field(strict=False)] = ()  # vllm only: base URLs, such as http://127.0.0.1:8000/v1
@@ -265,71 +265,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Config:
+        from rlpa_lib.schema_checks import problems  # which needs the names above
+
         for key, why in problems(self):
             raise ValueError(f"{key}: {why}")
         return self
-
-
-def problems(cfg: Config) -> Iterator[tuple[str, str]]:
-    """Dotted key and reason of every combination that cannot work."""
-    ppo, rollout = cfg.ppo, cfg.rollout
-    if ppo.turn_discount > 0 and rollout.continuation == "best":
-        yield (
-            "rollout.continuation",
-            "best biases the return when ppo.turn_discount > 0; use independent or random, or ppo.turn_discount=0",
-        )
-    if ppo.turn_discount > 0 and ppo.update_every == "turn":
-        yield "ppo.update_every", "must be dialogue when ppo.turn_discount > 0 (returns span the turns)"
-    samples = rollout.users * rollout.samples
-    if samples % ppo.minibatch:
-        yield "ppo.minibatch", f"{ppo.minibatch} does not divide rollout.users x rollout.samples = {samples}"
-    if ppo.micro_batch and ppo.minibatch % ppo.micro_batch:
-        yield "ppo.micro_batch", f"{ppo.micro_batch} does not divide ppo.minibatch = {ppo.minibatch}"
-    if ppo.packing == "tree" and (ppo.micro_batch or ppo.minibatch) % rollout.samples:
-        key = "micro_batch" if ppo.micro_batch else "minibatch"
-        yield f"ppo.{key}", f"with ppo.packing=tree it must be a multiple of rollout.samples = {rollout.samples}"
-    yield from _baseline_problems(cfg)
-    yield from _data_problems(cfg)
-
-
-def _baseline_problems(cfg: Config) -> Iterator[tuple[str, str]]:
-    for name, size in (("sft", cfg.sft.batch), ("dpo", cfg.dpo.batch), ("grpo", cfg.grpo.batch * cfg.grpo.samples)):
-        section = getattr(cfg, name)
-        if section.micro_batch and size % section.micro_batch:
-            yield f"{name}.micro_batch", f"{section.micro_batch} does not divide the {size} samples of a step"
-        if name != "grpo" and len(set(section.variants)) != len(section.variants):
-            yield f"{name}.variants", "holds a name twice"
-    moments = cfg.grpo.users * cfg.rollout.turns
-    if moments % cfg.grpo.batch:
-        yield "grpo.batch", f"{cfg.grpo.batch} does not divide grpo.users x rollout.turns = {moments}"
-
-
-def _data_problems(cfg: Config) -> Iterator[tuple[str, str]]:
-    if cfg.personas.train_users is not None and cfg.personas.train_users < cfg.rollout.users:
-        yield "personas.train_users", f"{cfg.personas.train_users} is fewer than rollout.users = {cfg.rollout.users}"
-    for key in ("users", "extended_users"):
-        wanted = getattr(cfg.evaluation, key) or 0
-        if wanted > cfg.personas.test_users:
-            yield f"evaluation.{key}", f"{wanted} is more than personas.test_users = {cfg.personas.test_users}"
-    if "style_only_other" in cfg.evaluation.methods and "rlpa" not in cfg.evaluation.methods:
-        yield "evaluation.methods", "style_only_other takes the profiles that rlpa has written; name rlpa too"
-    for role in ("user", "judge", "evaluator"):
-        section = getattr(cfg, role)
-        if section.kind == "llm" and section.model is None:
-            yield f"{role}.model", f"is needed when {role}.kind is llm"
-    if cfg.personas.conversion == "llm" and cfg.user.model is None:
-        yield "user.model", "is needed when personas.conversion is llm"
-    trained = [name for name in TRAINED if name in cfg.evaluation.methods]
-    if cfg.policy.kind == "endpoint" and trained:
-        told = f"{trained[0]} needs weights that can be trained; with policy.kind=endpoint leave out {', '.join(trained)}"
-        yield "evaluation.methods", told
-    if cfg.policy.kind == "vllm" and not cfg.policy.servers:
-        yield "policy.servers", "is needed when policy.kind is vllm (python -m rlpa_lib.vllm_server serve starts one)"
-    if cfg.policy.kind == "vllm" and cfg.policy.tuning == "full":
-        yield "policy.tuning", "full weights cannot be swapped into a running server; use lora with policy.kind=vllm"
-    if cfg.user.kind == "agenda" and cfg.run.prompt_set == "zh":
-        yield "run.prompt_set", "zh needs user.kind=llm (the agenda user speaks English)"
-    for key in ("methods", "benchmarks"):
-        names = getattr(cfg.evaluation, key)
-        if len(set(names)) != len(names):
-            yield f"evaluation.{key}", "holds a name twice"

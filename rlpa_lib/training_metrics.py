@@ -7,7 +7,8 @@ from statistics import fmean
 
 from rlpa_lib import ppo
 from rlpa_lib.experience import Experience
-from rlpa_lib.judges import CRITERIA
+from rlpa_lib.judges import CRITERIA, DIMENSIONS
+from rlpa_lib.rewards import Reward
 from rlpa_lib.rollout import Sample, TurnGroup
 
 
@@ -22,6 +23,7 @@ def reward_metrics(groups: Sequence[TurnGroup]) -> dict[str, float]:
         **{f"reward_{name}" if name in ("total", "profile", "response") else name: x for name, x in means.items()},
         "reward_total_chosen": fmean(r.total for r in chosen if r is not None) if any(chosen) else float("nan"),
         **{name: fmean(r.criteria[name] for r in rewards) for name in CRITERIA},
+        **_dimension_means(rewards),
         "format_rate": fmean(r.format_ok for r in rewards),
         "unjudged_share": 1 - len(rewards) / len(samples),
         "unrevealed_share": guesses / inferred if inferred else 0.0,
@@ -33,6 +35,12 @@ def reward_metrics(groups: Sequence[TurnGroup]) -> dict[str, float]:
         "prompt_tokens": fmean(len(g.prompt_ids) for g in groups),
         "completion_tokens": fmean(len(s.completion.token_ids) for s in samples),
     }
+
+
+def _dimension_means(rewards: Sequence[Reward]) -> dict[str, float]:
+    """Shares of the four dimensions of section 3.3 over the replies that the judge has marked so; empty where none is."""
+    marked = [r.dimensions for r in rewards if r.dimensions]
+    return {name: fmean(given[name] for given in marked) for name in DIMENSIONS} if marked else {}
 
 
 def data_metrics(data: Experience) -> dict[str, float]:

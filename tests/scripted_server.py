@@ -9,10 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class ScriptedServer:
     """`with ScriptedServer(script) as server: server.url`. `script(body)` gives the text of the answer, a dict of message fields (content,
-    reasoning_content, refusal; `usage`, `finish_reason` besides), or an int for an error status. `bodies` keeps every request."""
+    reasoning_content, refusal; `usage`, `finish_reason` besides), or an int for an error status. `bodies` keeps every request, `key` the key
+    of the last one."""
 
     def __init__(self, script):
-        self.script, self.bodies = script, []
+        self.script, self.bodies, self.key = script, [], ""
 
     def __enter__(self):
         outer = self
@@ -23,6 +24,7 @@ class ScriptedServer:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.bodies.append(body)
+                outer.key = self.headers.get("Authorization", "").removeprefix("Bearer ")
                 status, answer = outer.answer(body)
                 data = json.dumps(answer).encode()
                 self.send_response(status)

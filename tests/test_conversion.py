@@ -2,16 +2,18 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from scripted_server import ScriptedServer
 
-from rlpa_lib import config, conversion, parties
+from rlpa_lib import benchmarks, config, conversion, parties, preferences, runs
 from rlpa_lib.chat import BadAnswer
 from rlpa_lib.conversion import ConversionFailed, complaint
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.personas import load_personas
+from rlpa_lib.personas import load_personas, split_hash
 from rlpa_lib.profile import SLOTS
+from rlpa_lib.storage import hash_json
 
 VALUES = "34|female|rock climbing|a degree in nursing|talkative|pediatric nurse|single|a twin sister|Lisbon|snow globes"
 GOOD = dict(zip(SLOTS, VALUES.split("|"), strict=True))
@@ -147,3 +149,32 @@ def test_people_are_converted_only_where_the_params_say_so_and_texts_have_ten_sl
     assert rules == load_personas(cfg.personas, "train", 3, 0) and free == load_personas(cfg.personas, "extended", 3, 0)
     assert [p.id for p in asked] == [p.id for p in rules] and len(server.bodies) == 3
     assert all(p.profile.items == tuple(GOOD.items()) and p.profile.filled == {"Location"} for p in asked)
+
+
+def test_all_parts_of_a_run_meet_the_same_converted_people(tmp_path):
+    """Training users, test users, their comparison and generated preferences: one conversion a text, paid once."""
+    texts = [p.description for p in builtin_personas("train", 20, 0)]
+    (tmp_path / "profile.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    (tmp_path / "personality.jsonl").write_text(json.dumps("She is talkative."))
+    with ScriptedServer(lambda body: answer(GOOD, Others=hash_json(body["messages"][1])[:12])) as server:
+        keys = ["personas.source=aloe", f"personas.path={tmp_path}", "personas.conversion=llm", "user.model=m", f"user.base_url={server.url}",
+                "evaluation.users=3", "evaluation.benchmarks=[vanilla]", "rollout.turns=2"]  # fmt: skip
+        cfg = config.load("smoke", keys)
+        run = runs.claim(cfg, 0, tmp_path / "run", "smoke")
+        train = parties.people(cfg, "train", None, 0, run)
+        test = benchmarks.load_benchmarks(run)
+        facts = benchmarks.disjointness(cfg, 0, test, run)
+        talks = preferences.load_preferences(cfg, parties.simulated_user(cfg, "train", 0), 4, 0, run)
+    assert facts["train"] == {"n": len(train), "hash": split_hash(train)} and facts["vanilla"]["hash"] == split_hash(test["vanilla"])
+    assert [t.profile for t in talks] == [p.description for p in train[:4]]
+    told = " ".join(e.user for t in talks for e in t.exchanges)
+    assert any(GOOD[slot] in told for slot in ("Interests", "Occupation", "Location", "Educational Background"))
+    assert len(server.bodies) == len(train) + 3
+
+
+def test_nobody_goes_past_the_conversion():
+    """`load_personas` knows rules alone: it is called where files are checked and where texts alone are compared."""
+    allowed = {"personas.py", "parties.py", "preferences.py", "reproduce.py"}
+    root = Path(parties.__file__).parent
+    files = [f for f in [*root.rglob("*.py"), *(root.parent / "notebooks").glob("*.ipynb")] if f.name not in allowed]
+    assert [f.name for f in files if "load_personas(" in f.read_text(encoding="utf-8")] == []

@@ -117,9 +117,9 @@ def test_control_signs_in_the_talk_do_not_reach_the_server(tmp_path):
     assert server.bodies[0]["messages"][-1]["content"] == "x< |im_end|>\n< |im_start|>system"
 
 
-def test_rows_that_need_weights_are_refused_before_anything_runs(tmp_path):
-    with pytest.raises(InputError, match="evaluation.methods: sft needs weights"):
-        config.load("smoke", ["policy.kind=endpoint", "policy.model=m", "evaluation.methods=[base, sft]"])
+def test_weights_are_refused_wherever_they_would_be_needed(tmp_path):
+    with pytest.raises(InputError, match="evaluation.methods: all of these rows need weights"):
+        config.load("smoke", ["policy.kind=endpoint", "policy.model=m", "evaluation.methods=[sft, rlpa]"])
     cfg = settings("http://127.0.0.1:9/v1")
     with pytest.raises(InputError, match="evaluated but not trained"):
         parties.load_model(cfg)

@@ -1,6 +1,7 @@
 """Evaluation on the real miniature: the controls bound the scale, the same seed repeats a run, a kill loses one turn at most."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,15 @@ def test_oracle_is_a_ceiling_and_random_a_floor():
 def test_the_same_seed_gives_the_same_judgements_and_another_seed_others():
     first, again, other = (play(OracleControl(), seed=s)[1] for s in (3, 3, 4))
     assert first == again != other
+
+
+def test_the_dimensions_of_a_verdict_are_on_record():
+    class Marking(RuleEvaluationJudge):
+        def evaluate(self, cases):
+            return [replace(v, dimensions={"goal_alignment": True}) for v in super().evaluate(cases)]
+
+    assert {str(row["dimensions"]) for row in rows_of(OracleControl(), turns=2, evaluator=Marking())} == {"{'goal_alignment': True}"}
+    assert {str(row["dimensions"]) for row in rows_of(OracleControl(), turns=2)} == {"{}"}
 
 
 def test_a_policy_never_sees_what_the_user_has_not_said():

@@ -8,6 +8,7 @@ from conftest import byte_tokenizer, random_model
 
 from rlpa_lib import grpo
 from rlpa_lib.dialogue import Dialogue, Utterance
+from rlpa_lib.judges import JudgeFailed
 from rlpa_lib.policies import LocalPolicy
 from rlpa_lib.profile import Profile, Reply
 from rlpa_lib.rewards import broken_format_reward
@@ -62,6 +63,8 @@ def test_a_judge_failure_is_neither_0_nor_1():
     good = "<profile>\n</profile>\n\n<response>\nHi\n</response>"
     with pytest.raises(RuntimeError, match="2 of 2"):
         grpo.reward_function(Silent(), moments, "PRR", 2, 0.1)([[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None)
+    with pytest.raises(JudgeFailed, match="any of the 2 samples"):  # all failures allowed: still nothing to learn from
+        grpo.reward_function(Silent(), moments, "PRR", 2, 1.0)([[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None)
 
 
 def test_grpo_measures_its_kl_to_the_base_model_in_every_round(tmp_path, any_text_is_well_formed):

@@ -13,6 +13,7 @@ from rlpa_lib import checkpoints, ppo
 from rlpa_lib.backbone import CRITIC, POLICY
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.experience import gather_experience, token_batch, update
+from rlpa_lib.judges import JudgeFailed
 from rlpa_lib.learner import Learner, accumulate
 from rlpa_lib.packing import pack, tree_mask
 from rlpa_lib.policies import Completion, LocalPolicy
@@ -186,6 +187,16 @@ def test_samples_without_a_reward_do_not_train(tiny_random_model):
     empty = TurnGroup("d1", 1, groups[1].prompt_ids, (lost,), 0)
     data = gather_experience(make(tiny_random_model[0]), [kept, empty])
     assert data.groups == [(GROUPS[0][0], (GROUPS[0][1][0], GROUPS[0][1][2]))]
+
+
+def test_an_update_without_a_reward_or_without_tokens_is_refused_by_name(tiny_random_model):
+    learner, groups = make(tiny_random_model[0]), turn_groups()
+    silent = [replace(g, samples=tuple(replace(s, reward=None) for s in g.samples)) for g in groups]
+    with pytest.raises(JudgeFailed, match="no readable answer to any of the .* samples"):
+        gather_experience(learner, silent)
+    bare = replace(groups[0].samples[0], completion=Completion((), (), (), "Hi", True))  # as a chat endpoint gives it
+    with pytest.raises(InputError, match="policy.kind: .*no token ids"):
+        gather_experience(learner, [replace(groups[0], samples=(bare, *groups[0].samples[1:])), *groups[1:]])
 
 
 def test_small_forward_passes_give_the_same_step(tiny_random_model):

@@ -71,6 +71,8 @@ def test_it_sees_the_dialogue_from_its_own_side_without_profile_blocks(tmp_path)
 def test_the_budget_is_fifteen_percent_a_turn_by_hand(turn, told, allowed):
     """Ten items: 1.5, 3, 4.5, 6 ... may be told by turn 2, 3, 4, 5, rounded up; at most two at once, never more than are left."""
     assert reveal_budget(10, turn, told) == allowed
+    assert reveal_budget(7, 2, 0) == 2 and reveal_budget(7, 2, 2) == 0  # 7 items: 1.05 by turn 2
+    assert reveal_budget(10, 1, 0) == 0  # "Hello" tells nothing
 
 
 def test_notes_tell_what_was_told_and_what_is_still_allowed(tmp_path):

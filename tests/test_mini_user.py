@@ -12,8 +12,9 @@ from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.attacks import PERSONA
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.play import moments, play_careful, reveal_table
-from rlpa_lib.mini.user import SHARE_PER_TURN, AgendaUser, _budget, temperament, theoretical_max
+from rlpa_lib.mini.user import AgendaUser, temperament, theoretical_max
 from rlpa_lib.profile import Profile, Reply
+from rlpa_lib.users import SHARE_PER_TURN
 
 TURNS = 10
 SPEECH = {"train": "user_train", "vanilla": "user_test", "extended": "user_test"}
@@ -57,13 +58,6 @@ def test_the_same_seed_gives_the_same_dialogue_and_order_does_not_matter():
     before, _ = moments(first[0])[3]
     heard = Dialogue(before.id, before.persona_id, before.turns)
     assert AgendaUser(3).reply([personas[0]], [heard]) == [before.pending]
-
-
-def test_budget_by_hand():
-    # Ten slots: 15 % a turn allows 2 slots by turn 2, 3 by turn 3, 5 by turn 4; never more than two at once.
-    assert [_budget(10, turn, 0) for turn in (1, 2, 3)] == [0, 2, 2]
-    assert [_budget(10, 3, known) for known in (1, 2, 3, 4)] == [2, 1, 0, 0]
-    assert _budget(7, 2, 0) == 2 and _budget(7, 2, 2) == 0
 
 
 def test_reveals_at_most_two_slots_a_turn_and_15_percent_a_turn_on_average(played):

@@ -4,10 +4,13 @@ import pytest
 
 from rlpa_lib.config import InputError
 from rlpa_lib.dialogue import Dialogue, Utterance
-from rlpa_lib.judges import CRITERIA, Verdict
+from rlpa_lib.judges import CRITERIA, DIMENSIONS, Verdict
 from rlpa_lib.personas import Persona
+from rlpa_lib.policies import Completion
 from rlpa_lib.profile import Profile, parse_reply, render_reply
 from rlpa_lib.rewards import broken_format_reward, score, score_replies
+from rlpa_lib.rollout import Sample, TurnGroup
+from rlpa_lib.training_metrics import reward_metrics, sample_rows
 
 TRUE = Profile((("Age", "31"), ("Occupation", "baker"), ("Location", "Oslo"), ("Interests", "chess")))
 GUESS = Profile((("Age", "31"), ("Occupation", "nurse"), ("Location", "Oslo")))
@@ -44,6 +47,17 @@ def test_every_part_by_hand():
     assert reward.total == pytest.approx(4 / 7 + 1)
     assert (reward.n_inferred, reward.n_unrevealed_guesses, reward.n_unrevealed_matched) == (3, 2, 1)
     assert reward.criteria == dict.fromkeys(CRITERIA, 1)
+
+
+def test_the_four_dimensions_are_kept_and_earn_nothing():
+    """Section 3.3: on record beside the criteria, where a judge marks them."""
+    marked = Verdict(verdict().marks, {}, {name: name != "goal_alignment" for name in DIMENSIONS})
+    plain, given = (score(reply(), TRUE, frozenset(), (), v) for v in (verdict(), marked))
+    assert plain.dimensions == {} and given.dimensions == {name: int(name != "goal_alignment") for name in DIMENSIONS}
+    assert given.total == plain.total == 1.0
+    group = TurnGroup("d", 1, (1,), tuple(Sample(Completion((1,), (2,), (0.0,), "", True), reply(), r) for r in (plain, given)), 0)
+    assert reward_metrics([group])["goal_alignment"] == 0.0 and reward_metrics([group])["style_consistency"] == 1.0
+    assert [row["reward"]["dimensions"] for row in sample_rows([group])] == [{}, given.dimensions]
 
 
 def test_one_failed_criterion_is_a_failed_response():

@@ -2,7 +2,6 @@
 bit, answers what it is asked, and reacts to what it likes and dislikes."""
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,8 @@ from rlpa_lib.dialogue import Dialogue, Utterance
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.personas import Persona
+from rlpa_lib.users import OPENING, reveal_budget
 
-OPENING = "Hello"
-SHARE_PER_TURN = 0.15
 PRIVATE_SLOTS = ("Age", "Gender", "Marital Status", "Family Background", "Educational Background")
 VOLUNTEER = {"talkative": 0.75, "balanced": 0.5, "reserved": 0.25}
 
@@ -67,7 +65,7 @@ class AgendaUser:
         turn, mood = len(dialogue.turns) + 1, temperament(persona)
         rng = random.Random(f"turn|{self.seed}|{persona.id}|{turn}")
         known = dialogue.ledger()
-        budget = _budget(len(persona.profile), turn, len(known))
+        budget = reveal_budget(len(persona.profile), turn, len(known))
         response = language.parse(dialogue.turns[-1].reply.response)
         asked, reactions = self._react(persona, mood, dialogue, response, rng)
         said: list[tuple[str, str, str]] = []
@@ -138,11 +136,6 @@ class AgendaUser:
             topic = slot.lower()
             return f"About {topic} there is this: {phrase}.", slot, phrase
         return language.realise(rng.choice(frames), rng, {slot: phrase}), slot, phrase
-
-
-def _budget(n_slots: int, turn: int, n_known: int) -> int:
-    """How many slots may still be revealed now: at most two a turn, and never more than 15 % a turn on average."""
-    return max(0, min(2, math.ceil(SHARE_PER_TURN * n_slots * (turn - 1)) - n_known))
 
 
 def _reading(persona: Persona, options: tuple[language.Sentence, ...]) -> language.Sentence:
