@@ -29,7 +29,7 @@ Text = str | tuple[str, ...]
 class Exchange:
     """One turn of the tree: the user's message, both responses, and which of the two continued the dialogue.
 
-    A response is a text, or a tuple of texts where the file lists several; their difference matters to `baseline_data`.
+    A response is a text, or a tuple of texts where the file lists several; their difference matters to `baselines.data`.
     """
 
     user: str

@@ -20,7 +20,7 @@ Method = Literal[
 ]  # fmt: skip
 Prompting = Literal["base", "reminder", "self_critic", "cot", "rag", "rlpa_prompting"]  # rows that need no training
 Benchmark = Literal["vanilla", "extended"]
-Variant = Literal["fixed", "aloe_scripts"]  # of SFT and DPO: rlpa_lib/baseline_data.py
+Variant = Literal["fixed", "aloe_scripts"]  # of SFT and DPO: rlpa_lib/baselines/data.py
 METHODS: tuple[str, ...] = get_args(Method)
 TRAINED: tuple[str, ...] = METHODS[METHODS.index("sft") :]
 WITH_PROFILE = ("rlpa_prompting", "rlpa", "grpo", "style_only_empty", "style_only_other")  # rows that write a profile block

@@ -4,7 +4,8 @@ import torch
 from conftest import byte_tokenizer, random_model
 from safetensors.torch import load_file
 
-from rlpa_lib import baselines, grpo, runs
+from rlpa_lib import runs
+from rlpa_lib.baselines import grpo, trainers
 from rlpa_lib.config import Config
 from rlpa_lib.dialogue import Utterance
 from rlpa_lib.judges import CRITERIA, Verdict
@@ -79,4 +80,4 @@ def train(method, run):
     model, tokenizer = random_model(), byte_tokenizer()
     if method == "grpo":
         return grpo.train_grpo(run, model, tokenizer, EchoUser(), VowelJudge(), PERSONAS, say=quiet)
-    return getattr(baselines, f"train_{method}")(run, model, tokenizer, TALKS, say=quiet)
+    return getattr(trainers, f"train_{method}")(run, model, tokenizer, TALKS, say=quiet)

@@ -6,8 +6,8 @@ from baseline_world import SYSTEM, TALKS, open_run, settings, talk
 from conftest import byte_tokenizer, random_model
 from transformers import PreTrainedTokenizerFast
 
-from rlpa_lib import baseline_data, baselines
-from rlpa_lib.baseline_data import IGNORED, branches, dpo_rows, growing, learned, sft_rows
+from rlpa_lib.baselines import data, trainers
+from rlpa_lib.baselines.data import IGNORED, branches, dpo_rows, growing, learned, sft_rows
 from rlpa_lib.config import InputError
 from rlpa_lib.mini.model import WEIGHTS
 from rlpa_lib.preferences import Conversation, Exchange
@@ -86,7 +86,7 @@ def test_a_template_that_rewrites_the_past_is_refused():
 
 
 def test_the_rows_reach_the_loss_as_they_are(tmp_path):
-    trainer, _ = baselines.sft_trainer(open_run(tmp_path), random_model(), byte_tokenizer(), TALKS, "fixed")
+    trainer, _ = trainers.sft_trainer(open_run(tmp_path), random_model(), byte_tokenizer(), TALKS, "fixed")
     tokenizer, found = byte_tokenizer(), []
     for batch in trainer.get_train_dataloader():
         found += ["".join(tokenizer.decode(labels[labels != IGNORED])) for labels in batch["labels"]]
@@ -112,7 +112,7 @@ def test_aloe_sft_growing_texts_by_hand():
 def test_aloe_sft_defects_in_what_reaches_the_loss(tmp_path):
     longest = {"max_new_tokens": 8, "max_prompt_tokens": 292}
     run = open_run(tmp_path, settings(rollout=longest, sft={"batch": 32}))
-    trainer, _ = baselines.sft_trainer(run, random_model(), byte_tokenizer(), TALKS, "aloe_scripts")
+    trainer, _ = trainers.sft_trainer(run, random_model(), byte_tokenizer(), TALKS, "aloe_scripts")
     batches, blocks = texts_that_reach_the_loss(trainer)
     whole = "".join(blocks)
     assert all("ua2" not in text and "ub2" not in text for text in blocks), "1: no second message of any user"
@@ -126,7 +126,7 @@ def test_aloe_sft_defects_in_what_reaches_the_loss(tmp_path):
 
 
 def test_the_fixed_variant_has_none_of_these(tmp_path):
-    trainer, _ = baselines.sft_trainer(open_run(tmp_path, settings(sft={"batch": 32})), random_model(), byte_tokenizer(), TALKS, "fixed")
+    trainer, _ = trainers.sft_trainer(open_run(tmp_path, settings(sft={"batch": 32})), random_model(), byte_tokenizer(), TALKS, "fixed")
     assert trainer.args.gradient_accumulation_steps * trainer.args.per_device_train_batch_size == 32
     whole = "".join(byte_tokenizer().decode(row["input_ids"]) for row in trainer.train_dataset)
     assert "ua2" in whole and "<execute>" not in whole
@@ -136,7 +136,7 @@ def test_the_fixed_variant_has_none_of_these(tmp_path):
 def test_aloe_dpo_rejects_single_characters(tmp_path):
     several = Conversation("", "", (Exchange("u", "good", ("first bad", "second bad"), "preferred"),))
     run = open_run(tmp_path, settings(dpo={"batch": 16, "beta": 0.01, "lr": 5e-6}))
-    trainer, card = baselines.dpo_trainer(run, random_model(), byte_tokenizer(), [*TALKS, several], "aloe_scripts")
+    trainer, card = trainers.dpo_trainer(run, random_model(), byte_tokenizer(), [*TALKS, several], "aloe_scripts")
     tokenizer, rejected = byte_tokenizer(), []
     for batch in trainer.get_train_dataloader():
         half = len(batch["input_ids"]) // 2
@@ -166,4 +166,4 @@ def test_an_unknown_variant_is_refused(make):
 
 def test_rows_of_a_batch_are_sorted_by_size_and_stay_in_it():
     rows = [{"n": n} for n in (5, 1, 3, 9, 2, 4, 8)]
-    assert [r["n"] for r in baseline_data.by_length(rows, [r["n"] for r in rows], 3)] == [1, 3, 5, 2, 4, 9, 8]
+    assert [r["n"] for r in data.by_length(rows, [r["n"] for r in rows], 3)] == [1, 3, 5, 2, 4, 9, 8]

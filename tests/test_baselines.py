@@ -9,8 +9,9 @@ from baseline_world import TALKS, open_run, quiet, same, settings, train, weight
 from conftest import byte_tokenizer, random_model
 from peft import PeftModel
 
-from rlpa_lib import baselines, config, plain_state
-from rlpa_lib.baseline_data import IGNORED
+from rlpa_lib import config
+from rlpa_lib.baselines import plain_state, trainers
+from rlpa_lib.baselines.data import IGNORED
 from rlpa_lib.config import InputError
 from rlpa_lib.profile import Profile, Reply
 
@@ -33,7 +34,7 @@ def logprobs_by_hand(model, ids):
 
 
 def test_sft_loss_by_hand(tmp_path):
-    trainer, _ = baselines.sft_trainer(open_run(tmp_path, settings(sft={"batch": 4})), random_model(), byte_tokenizer(), TALKS, "fixed")
+    trainer, _ = trainers.sft_trainer(open_run(tmp_path, settings(sft={"batch": 4})), random_model(), byte_tokenizer(), TALKS, "fixed")
     batch = next(iter(trainer.get_train_dataloader()))
     model = shaken(trainer)
     total, count = 0.0, 0
@@ -58,9 +59,9 @@ def test_dpo_loss_by_hand(tmp_path, start):
     run = open_run(tmp_path, settings(dpo={"start": start, "beta": 0.3, "micro_batch": 4}))
     reference = random_model()
     if start == "sft":
-        baselines.train_sft(run, random_model(), byte_tokenizer(), TALKS, say=quiet)
+        trainers.train_sft(run, random_model(), byte_tokenizer(), TALKS, say=quiet)
         reference = PeftModel.from_pretrained(reference, tmp_path / "adapters/sft").eval()
-    trainer, _ = baselines.dpo_trainer(run, random_model(), byte_tokenizer(), TALKS, "fixed")
+    trainer, _ = trainers.dpo_trainer(run, random_model(), byte_tokenizer(), TALKS, "fixed")
     batch = next(iter(trainer.get_train_dataloader()))
     model, sums = shaken(trainer), []
     for ids, mask, answer in zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True):
@@ -76,8 +77,8 @@ def test_dpo_loss_by_hand(tmp_path, start):
 
 def test_before_the_first_step_dpo_is_at_its_reference(tmp_path):
     run = open_run(tmp_path, settings(dpo={"start": "sft"}, policy={"lora_dropout": 0.0}))
-    baselines.train_sft(run, random_model(), byte_tokenizer(), TALKS, say=quiet)
-    rows = baselines.train_dpo(run, random_model(), byte_tokenizer(), TALKS, say=quiet)
+    trainers.train_sft(run, random_model(), byte_tokenizer(), TALKS, say=quiet)
+    rows = trainers.train_dpo(run, random_model(), byte_tokenizer(), TALKS, say=quiet)
     assert abs(rows[0]["loss"] - math.log(2)) < 1e-5 and rows[-1]["loss"] < math.log(2) - 1e-3
     assert not all(torch.equal(weights(tmp_path, "sft")[k], x) for k, x in weights(tmp_path, "dpo").items())
 
@@ -92,7 +93,7 @@ class Killed(Exception):
 @pytest.fixture
 def any_text_is_well_formed(monkeypatch):
     """A random model never writes the reply format; here its whole text is the response."""
-    monkeypatch.setattr("rlpa_lib.grpo.parse_reply", lambda text: Reply(Profile(), text, True))
+    monkeypatch.setattr("rlpa_lib.baselines.grpo.parse_reply", lambda text: Reply(Profile(), text, True))
 
 
 @pytest.mark.parametrize(("method", "steps", "killed_at"), [("sft", 6, 4), ("dpo", 3, 2), ("dpo from sft", 3, 2), ("grpo", 4, 4)])
@@ -101,7 +102,7 @@ def test_a_killed_run_ends_with_the_same_adapter(tmp_path, monkeypatch, any_text
     cfg = settings(dpo={"start": "sft" if from_sft else "base"})
     folders = [tmp_path / "whole", tmp_path / "killed"]
     for folder in folders if from_sft else []:
-        baselines.train_sft(open_run(folder, cfg), random_model(), byte_tokenizer(), TALKS, say=quiet)
+        trainers.train_sft(open_run(folder, cfg), random_model(), byte_tokenizer(), TALKS, say=quiet)
     rows = train(method, open_run(folders[0], cfg))
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
 
@@ -150,7 +151,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path):
 def test_a_checkpoint_of_another_adapter_is_refused(tmp_path):
     train("sft", open_run(tmp_path))
     [last] = (tmp_path / "checkpoints/sft").glob("*/checkpoint-6")
-    trainer, _ = baselines.sft_trainer(open_run(tmp_path / "b", settings(policy={"lora_rank": 2})), random_model(), byte_tokenizer(), TALKS, "fixed")
+    trainer, _ = trainers.sft_trainer(open_run(tmp_path / "b", settings(policy={"lora_rank": 2})), random_model(), byte_tokenizer(), TALKS, "fixed")
     with pytest.raises(InputError, match="state.safetensors"):
         plain_state.load_weights(trainer.model, last)
 
@@ -172,8 +173,8 @@ def test_what_a_training_leaves_behind(tmp_path):
 
 def test_the_saved_adapter_is_what_was_trained(tmp_path):
     run = open_run(tmp_path)
-    trainer, card = baselines.sft_trainer(run, random_model(), byte_tokenizer(), TALKS, "fixed")
-    baselines.fit(trainer, run, "sft", card, quiet)
+    trainer, card = trainers.sft_trainer(run, random_model(), byte_tokenizer(), TALKS, "fixed")
+    trainers.fit(trainer, run, "sft", card, quiet)
     loaded = PeftModel.from_pretrained(random_model(), tmp_path / "adapters/sft").eval()
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
@@ -191,7 +192,7 @@ def test_passes_of_a_part_of_a_batch_give_the_same_steps(tmp_path):
 
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(InputError, match="run 11_sft"):
-        baselines.dpo_trainer(open_run(tmp_path, settings(dpo={"start": "sft"})), random_model(), byte_tokenizer(), TALKS, "fixed")
+        trainers.dpo_trainer(open_run(tmp_path, settings(dpo={"start": "sft"})), random_model(), byte_tokenizer(), TALKS, "fixed")
     for change, message in (("sft.micro_batch=3", "sft.micro_batch: 3 does not divide"), ("sft.variants=[fixed,fixed]", "sft.variants: holds a name"),
                             ("dpo.variants=[aloe]", "dpo.variants"), ("grpo.batch=7", "grpo.batch: 7 does not divide")):  # fmt: skip
         with pytest.raises(InputError, match=message):

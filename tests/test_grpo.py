@@ -6,7 +6,7 @@ import pytest
 from baseline_world import PERSONAS, SYSTEM, EchoUser, VowelJudge, open_run, settings, train
 from conftest import byte_tokenizer, random_model
 
-from rlpa_lib import grpo
+from rlpa_lib.baselines import grpo
 from rlpa_lib.dialogue import Dialogue, Utterance
 from rlpa_lib.judges import JudgeFailed
 from rlpa_lib.policies import LocalPolicy
@@ -18,7 +18,7 @@ from rlpa_lib.rollout import Sampling
 @pytest.fixture
 def any_text_is_well_formed(monkeypatch):
     """A random model never writes the reply format; here its whole text is the response."""
-    monkeypatch.setattr("rlpa_lib.grpo.parse_reply", lambda text: Reply(Profile(), text, True))
+    monkeypatch.setattr("rlpa_lib.baselines.grpo.parse_reply", lambda text: Reply(Profile(), text, True))
 
 
 def test_moments_are_those_of_the_dialogues(any_text_is_well_formed):

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlpa_lib import breakdown, config, figures_evaluation, tables, tables_shown
+from rlpa_lib import breakdown, config, tables, tables_shown
+from rlpa_lib.figures import evaluation as drawn_as
 
 SCORES = {("rlpa", "vanilla"): np.array([[0, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0]], dtype=float),
           ("self_critic@GPT-4o", "vanilla"): np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0]], dtype=float),
@@ -69,8 +70,8 @@ def test_seeds_widen_what_users_alone_cannot_show():
 def test_figures_draw_what_was_run_and_say_what_was_not():
     scores = {**SCORES, ("oracle", "vanilla"): np.ones((4, 3))}
     table = tables.turnwise_table(scores, "vanilla", "tiny")
-    figure, data = figures_evaluation.turnwise_panels(table, "vanilla", figures_evaluation.FIGURE_14, 4)
-    assert [axes.get_title() for axes in figure.axes] == [model or method for model, method in figures_evaluation.FIGURE_14]
+    figure, data = drawn_as.turnwise_panels(table, "vanilla", drawn_as.FIGURE_14, 4)
+    assert [axes.get_title() for axes in figure.axes] == [model or method for model, method in drawn_as.FIGURE_14]
     by_title = {axes.get_title(): axes for axes in figure.axes}
     assert [t.get_text() for t in by_title["SFT"].texts] == ["not run"] and not by_title["RLPA"].texts
     drawn = by_title["RLPA"].lines[-1].get_ydata().tolist()
@@ -78,7 +79,7 @@ def test_figures_draw_what_was_run_and_say_what_was_not():
     assert by_title["GPT-4o"].lines[-1].get_ydata().tolist() == [75, 100, 75]
     assert by_title["SFT"].lines[0].get_ydata().tolist() == [100] * 3  # the ceiling is in every panel
     assert set(data["source"]) == {"ours"}
-    _, data = figures_evaluation.turnwise_panels(table, "vanilla", figures_evaluation.FIGURE_3, 2, "Qwen2.5-3B-Instruct")
+    _, data = drawn_as.turnwise_panels(table, "vanilla", drawn_as.FIGURE_3, 2, "Qwen2.5-3B-Instruct")
     assert data.query("source == 'paper' and method == 'RLPA' and turn == 1")["al"].tolist() == [62.16]
 
 

@@ -24,13 +24,14 @@ import torch
 from peft import get_peft_model
 from trl import GRPOConfig, GRPOTrainer
 
-from rlpa_lib import baselines, prompts
-from rlpa_lib.baseline_data import fitted
+from rlpa_lib import prompts
+from rlpa_lib.baselines import trainers
+from rlpa_lib.baselines.data import fitted
+from rlpa_lib.baselines.plain_state import PlainState, load_optimizer, load_weights, newest
 from rlpa_lib.config import InputError
 from rlpa_lib.dialogue import Dialogue, policy_view
 from rlpa_lib.judges import Judge, JudgeFailed
 from rlpa_lib.personas import Persona
-from rlpa_lib.plain_state import PlainState, load_optimizer, load_weights, newest
 from rlpa_lib.policies import LocalPolicy, Policy, derive_seed
 from rlpa_lib.profile import parse_reply
 from rlpa_lib.rewards import Reward, score_replies
@@ -144,7 +145,7 @@ def train_grpo(
     if run.cfg.rollout.top_p < 1 or not personas:
         raise InputError("rollout.top_p: training samples from the whole distribution; use 1" if personas else "personas: there is no training user")
     torch.manual_seed(derive_seed(run.seed, NAME, "adapter"))
-    model = get_peft_model(model, baselines.adapter_config(run.cfg))
+    model = get_peft_model(model, trainers.adapter_config(run.cfg))
     steps = run.cfg.grpo.users * run.cfg.rollout.turns // run.cfg.grpo.batch
     rows: list[dict] = []
     for number in range(run.cfg.grpo.rounds):
@@ -159,7 +160,7 @@ def train_grpo(
         given = run.cfg.grpo
         card = {"rounds": given.rounds, "users a round": given.users, "samples per prompt": given.samples, "prompts per step": given.batch,
                 "learning rate": given.lr, "beta": given.beta, "prompt": "policy (profile block and response)"}  # fmt: skip
-        rows = baselines.fit(trainer, run, NAME, card, say, offset=number * steps)
+        rows = trainers.fit(trainer, run, NAME, card, say, offset=number * steps)
     return rows
 
 
@@ -173,7 +174,7 @@ def _round(run: Run, model, tokenizer, user, judge, personas, number: int, folde
     moments = collect_moments(policy, user, cohort, cfg.rollout.turns, sampling, seed)
     size = settings.batch * settings.samples
     args = GRPOConfig(
-        **{**baselines.trainer_arguments(run, NAME, settings, size, settings.micro_batch or size, seed % 2**32, ""), "output_dir": str(folder)},
+        **{**trainers.trainer_arguments(run, NAME, settings, size, settings.micro_batch or size, seed % 2**32, ""), "output_dir": str(folder)},
         **_sampling_arguments(cfg),
         learning_rate=settings.lr,
         lr_scheduler_type="constant",
@@ -191,7 +192,7 @@ def _round(run: Run, model, tokenizer, user, judge, personas, number: int, folde
     draw = sampler(policy, settings.samples, sampling, seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
-        trainer = baselines.quietly(
+        trainer = trainers.quietly(
             PlainGRPO, model=model, reward_funcs=reward, args=args, train_dataset=data, processing_class=tokenizer, rollout_func=draw
         )
     if "ref" in model.peft_config:

@@ -1,18 +1,19 @@
-"""Figures 3, 14 and 15 in the paper's arrangement, and what goes beyond them. As in `figures`: (figure, the DataFrame that was drawn)."""
+"""Figures 3, 14 and 15 in the paper's arrangement, and what goes beyond them: swap test, price of a score, profiles, several seeds."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from rlpa_lib import tables
-from rlpa_lib.figures import GREY, PALETTE, STYLE
+from rlpa_lib.figures.frame import GREY, PALETTE, legend_below, panels, whole
+from rlpa_lib.intervals import seed_interval
 from rlpa_lib.tables_shown import printed_curve
 
 # Panels in the paper's order: figure 3, and figures 14 and 15 (a) to (l). Without a model: a method on the run's own model.
@@ -24,42 +25,36 @@ CONTROLS = {"oracle control": ("--", "oracle control"), "random control": (":", 
 
 
 def turnwise_panels(
-    table: pd.DataFrame, benchmark: str, panels: Sequence[tuple[str, str]], columns: int, paper_model: str = ""
+    table: pd.DataFrame, benchmark: str, wanted: Sequence[tuple[str, str]], columns: int, paper_model: str = ""
 ) -> tuple[Figure, pd.DataFrame]:
     """Figures 3, 14, 15 from table 4 or 5: AL(k) in percent with exact 95 % intervals, one panel a row, floor and ceiling in each.
 
     A panel whose row was not run says so. With `paper_model` (at the paper's scale alone) the printed curve is drawn beside ours.
     """
-    data = _curves(table, benchmark, panels, paper_model)
-    rows = -(-len(panels) // columns)
-    with plt.rc_context(STYLE | {"axes.titlesize": 10}):
-        size = {"figsize": (2.5 * columns + 0.4, 2.2 * rows + 0.6), "layout": "constrained"}
-        figure, grid = plt.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, **size)
-        for axes in grid.flat[len(panels) :]:
-            axes.axis("off")
-        for axes, (model, method) in zip(grid.flat, panels, strict=False):
+    data = _curves(table, benchmark, wanted, paper_model)
+    size = (2.5 * columns + 0.4, 2.2 * -(-len(wanted) // columns) + 0.6)
+    with panels(len(wanted), columns, size, {"axes.titlesize": 10}, sharex=True, sharey=True) as (figure, grid):
+        for axes, (model, method) in zip(grid, wanted, strict=True):
             part = data[(data["panel_model"] == model) & (data["method"] == method)]
             _panel(axes, part, data[data["method"].isin(CONTROLS)], model or method)
-        for axes in grid[:, 0]:
+        for axes in grid[::columns]:
             axes.set_ylabel("AL(k), %")
-        for axes in grid[-1]:
+        for axes in grid[-columns:]:
             axes.set_xlabel("turn k")
-        handles = {text: line for axes in grid.flat for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
-    plt.close(figure)
+        legend_below(figure, grid, 4)
     return figure, data
 
 
-def _curves(table: pd.DataFrame, benchmark: str, panels: Sequence[tuple[str, str]], paper_model: str) -> pd.DataFrame:
+def _curves(table: pd.DataFrame, benchmark: str, wanted: Sequence[tuple[str, str]], paper_model: str) -> pd.DataFrame:
     """Long form: panel_model, model, method, source (ours or paper), turn, al, low, high."""
     turns = sorted(int(c[1:]) for c in table.columns if re.fullmatch(r"k\d+", c))
-    others = {model for model, _ in panels if model}
+    others = {model for model, _ in wanted if model}
     lines = []
     for _, row in table.iterrows():
         panel = row["model"] if row["model"] in others else ""
-        if (panel, row["method"]) in panels or row["method"] in CONTROLS:
+        if (panel, row["method"]) in wanted or row["method"] in CONTROLS:
             lines += [(panel, row["model"], row["method"], "ours", k, row[f"k{k}"], row[f"k{k}_low"], row[f"k{k}_high"]) for k in turns]
-    for panel, method in panels if paper_model else ():
+    for panel, method in wanted if paper_model else ():
         model = panel or paper_model
         lines += [(panel, model, method, "paper", k, al, None, None) for k, al in printed_curve(benchmark, model, method).items()]
     names = ["panel_model", "model", "method", "source", "turn", "al", "low", "high"]
@@ -80,7 +75,7 @@ def _panel(axes: Axes, part: pd.DataFrame, controls: pd.DataFrame, title: str) -
     if len(paper):
         axes.plot(paper["turn"], paper["al"], color=PALETTE[1], marker="s", markersize=3, linewidth=1, label="paper")
     axes.set(title=title, ylim=(-2, 102))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole(axes)
 
 
 def personal_part(curves: Mapping[str, pd.DataFrame], benchmark: str, columns: int = 4) -> tuple[Figure, pd.DataFrame]:
@@ -88,25 +83,18 @@ def personal_part(curves: Mapping[str, pd.DataFrame], benchmark: str, columns: i
     personal. `curves` holds `breakdown.by_turn`."""
     names = tables.arranged(curves)
     data = pd.concat([curves[name].assign(row=name) for name in names], ignore_index=True)
-    rows = -(-len(names) // columns)
-    with plt.rc_context(STYLE | {"axes.titlesize": 9}):
-        size = {"figsize": (2.5 * columns + 0.4, 2.1 * rows + 0.6), "layout": "constrained"}
-        figure, grid = plt.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, **size)
-        for axes in grid.flat[len(names) :]:
-            axes.axis("off")
-        for axes, name in zip(grid.flat, names, strict=False):
+    size = (2.5 * columns + 0.4, 2.1 * -(-len(names) // columns) + 0.6)
+    with panels(len(names), columns, size, {"axes.titlesize": 9}, sharex=True, sharey=True) as (figure, grid):
+        for axes, name in zip(grid, names, strict=True):
             part, (model, method) = curves[name], tables.label(name, "")
             axes.fill_between(part["turn"], 100 * part["swapped"], 100 * part["own"], color=PALETTE[0], alpha=0.2, linewidth=0)
             axes.plot(part["turn"], 100 * part["own"], color=PALETTE[0], marker="o", markersize=3, label="own persona")
             axes.plot(part["turn"], 100 * part["swapped"], color=PALETTE[1], marker="s", markersize=3, label="another user's persona")
             axes.set(title=model or method, ylim=(-2, 102))
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes in grid.flat[max(0, len(names) - columns) : len(names)]:
-            axes.tick_params(labelbottom=True)  # also where the row below is not full
+            whole(axes)
         figure.supylabel(f"aligned responses, % ({benchmark})", fontsize=10)
         figure.supxlabel("turn k", fontsize=10)
-        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-    plt.close(figure)
+        legend_below(figure, grid, 2)
     return figure, data
 
 
@@ -114,17 +102,53 @@ def score_and_cost(data: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """AVG in percent with its interval against the tokens generated for one answer; `data` has columns method, benchmark, avg, avg_low,
     avg_high, tokens_per_turn."""
     benchmarks = list(dict.fromkeys(data["benchmark"]))
-    with plt.rc_context(STYLE):
-        size = {"figsize": (3.6 * len(benchmarks) + 0.6, 3.4), "layout": "constrained"}
-        figure, grid = plt.subplots(1, len(benchmarks), sharey=True, squeeze=False, **size)
-        for axes, benchmark in zip(grid[0], benchmarks, strict=True):
+    with panels(len(benchmarks), len(benchmarks), (3.6 * len(benchmarks) + 0.6, 3.4), sharey=True) as (figure, grid):
+        for axes, benchmark in zip(grid, benchmarks, strict=True):
             part = data[data["benchmark"] == benchmark].reset_index(drop=True)
             for i, row in part.iterrows():
                 reach = [[row["avg"] - row["avg_low"]], [row["avg_high"] - row["avg"]]]
                 axes.errorbar(row["tokens_per_turn"], row["avg"], yerr=reach, marker="o", capsize=3, color=PALETTE[i % 10], label=row["method"])
             axes.set(title=benchmark, xlabel="tokens generated an answer", xlim=(0, None))
             axes.set_ylim(bottom=0)
-        grid[0, 0].set_ylabel("AVG, %")
-        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    plt.close(figure)
+        grid[0].set_ylabel("AVG, %")
+        legend_below(figure, grid, 3)
+    return figure, data
+
+
+def alignment_over_seeds(by_seed: Sequence[Mapping[tuple[str, str], np.ndarray]]) -> tuple[Figure, pd.DataFrame]:
+    """AL(k) in percent of every row that all S seeds have, scores (E, K) each, with 95 % intervals over seeds and users; a panel a benchmark."""
+    rows = []
+    for name, benchmark in set.intersection(*(set(scores) for scores in by_seed)):
+        scores_SEK = np.stack([scores[name, benchmark] for scores in by_seed])
+        for turn in range(scores_SEK.shape[2]):
+            found = seed_interval(scores_SEK[:, :, turn : turn + 1])
+            rows.append((benchmark, name, turn + 1, 100 * found.estimate, 100 * max(0, found.low), 100 * min(1, found.high)))
+    data = pd.DataFrame(rows, columns=["benchmark", "method", "turn", "al", "low", "high"]).sort_values(["benchmark", "method", "turn"])
+    benchmarks = sorted(data["benchmark"].unique(), reverse=True)
+    with panels(len(benchmarks), len(benchmarks), (5 * len(benchmarks), 3.8), sharey=True) as (figure, grid):
+        for axes, benchmark in zip(grid, benchmarks, strict=True):
+            for color, (name, part) in zip(PALETTE, data[data["benchmark"] == benchmark].groupby("method"), strict=False):
+                axes.fill_between(part["turn"], part["low"], part["high"], color=color, alpha=0.15, linewidth=0)
+                axes.plot(part["turn"], part["al"], color=color, marker="o", markersize=4, label=tables.LABELS.get(name, name))
+            axes.set(xlabel="turn k", ylabel="AL(k), %", title=benchmark, ylim=(-2, 102))
+            whole(axes)
+        legend_below(figure, grid, 5)
+    return figure, data.reset_index(drop=True)
+
+
+def profile_progress(rows_by_method: Mapping[str, Sequence[dict]]) -> tuple[Figure, pd.DataFrame]:
+    """Profile score and Theoretical Max by turn (as in figure 4b, ten turns)."""
+    frame = pd.concat([pd.DataFrame(rows).assign(method=name) for name, rows in rows_by_method.items()])
+    frame["ceiling"] = frame["n_told"] / frame["n_true"]
+    frame["recall"] = frame["n_matched"] / frame["n_true"]
+    data = frame.groupby(["method", "turn"], as_index=False)[["profile_f1", "recall", "ceiling"]].mean()  # sorted by method, as the colours are
+    with panels(2, 2, (10, 3.6), sharey=True) as (figure, [score, recall]):
+        sns.lineplot(data, x="turn", y="profile_f1", hue="method", marker="o", ax=score, palette="colorblind")
+        sns.lineplot(data, x="turn", y="recall", hue="method", marker="o", ax=recall, palette="colorblind", legend=False)
+        for (_, part), color in zip(data.groupby("method"), PALETTE, strict=False):
+            recall.plot(part["turn"], part["ceiling"], linestyle="--", color=color)
+        score.set(xlabel="turn k", ylabel="profile score, F1", ylim=(0, 1))
+        recall.set(xlabel="turn k", ylabel="recall; dashed: Theoretical Max")
+        whole(score)
+        whole(recall)
     return figure, data

@@ -19,10 +19,11 @@ from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from rlpa_lib import baseline_data, parties, prompts, storage
-from rlpa_lib.baseline_data import ALOE_BATCH, ALOE_DPO_BETA, ALOE_DPO_LR, PAPER_BATCH, PAPER_DPO_LR
+from rlpa_lib import parties, prompts, storage
+from rlpa_lib.baselines import data
+from rlpa_lib.baselines.data import ALOE_BATCH, ALOE_DPO_BETA, ALOE_DPO_LR, PAPER_BATCH, PAPER_DPO_LR
+from rlpa_lib.baselines.plain_state import MetricsLog, PlainState, newest
 from rlpa_lib.config import Config, InputError
-from rlpa_lib.plain_state import MetricsLog, PlainState, newest
 from rlpa_lib.policies import derive_seed, prompt_ids
 from rlpa_lib.preferences import Conversation
 from rlpa_lib.runs import Run
@@ -46,7 +47,7 @@ def train_sft(
 ) -> list[dict]:
     """Supervised fine-tuning on the preferred responses; adapters/sft (or sft_aloe), and the metrics of every step.
 
-    One sample is a trunk or a branch of a conversation (`baseline_data.branches`), and the loss is a mean over the tokens of a batch. The
+    One sample is a trunk or a branch of a conversation (`data.branches`), and the loss is a mean over the tokens of a batch. The
     model is changed in place: load a new one for the next training. A killed run goes on from its checkpoint and ends with the same adapter.
     """
     trainer, card = sft_trainer(run, model, tokenizer, conversations, variant)
@@ -70,10 +71,10 @@ def sft_trainer(run: Run, model, tokenizer, conversations: Sequence[Conversation
     """The trainer ready to go, and what its model card says."""
     cfg, settings, aloe = run.cfg, run.cfg.sft, variant == "aloe_scripts"
     longest, seed = cfg.rollout.max_prompt_tokens + cfg.rollout.max_new_tokens, _seed(run, "sft")
-    rows = baseline_data.sft_rows(conversations, tokenizer, _system(cfg), longest, variant, seed)
+    rows = data.sft_rows(conversations, tokenizer, _system(cfg), longest, variant, seed)
     batch = _aloe_batch(settings.batch) if aloe else settings.batch
     if not aloe:
-        rows = baseline_data.by_length(rows, [len(row["input_ids"]) for row in rows], batch)
+        rows = data.by_length(rows, [len(row["input_ids"]) for row in rows], batch)
     micro = 1 if aloe else settings.micro_batch or batch
     args = SFTConfig(
         **trainer_arguments(run, row_name("sft", variant), settings, batch, micro, seed, _digest(conversations)),
@@ -93,9 +94,9 @@ def dpo_trainer(run: Run, model, tokenizer, conversations: Sequence[Conversation
     """The trainer ready to go, and what its model card says."""
     cfg, settings, aloe = run.cfg, run.cfg.dpo, variant == "aloe_scripts"
     seed, name = _seed(run, "dpo"), row_name("dpo", variant)
-    rows = baseline_data.dpo_rows(conversations, tokenizer, _system(cfg), cfg.rollout.max_prompt_tokens, variant, seed)
+    rows = data.dpo_rows(conversations, tokenizer, _system(cfg), cfg.rollout.max_prompt_tokens, variant, seed)
     batch = _aloe_batch(settings.batch) if aloe else settings.batch
-    rows = baseline_data.by_length(rows, [len(prompt_ids(tokenizer, row["prompt"])) for row in rows], batch)
+    rows = data.by_length(rows, [len(prompt_ids(tokenizer, row["prompt"])) for row in rows], batch)
     rate = settings.lr * (ALOE_DPO_LR / PAPER_DPO_LR if aloe else 1)
     beta = ALOE_DPO_BETA if aloe else settings.beta
     start = {"peft_config": adapter_config(cfg)} if settings.start == "base" else {}

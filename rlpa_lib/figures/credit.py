@@ -6,14 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from rlpa_lib import record, storage
-from rlpa_lib.figures import PALETTE, STYLE
+from rlpa_lib.figures.frame import PALETTE, panels, whole
 
 # what may differ between two runs that are compared as credit schemes
 _OWN_PPO = ("iterations", "reward_parts", "history_profiles", "kl_coef", "epochs")
@@ -67,11 +65,10 @@ def credit_curves(by_turn: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     Thin lines are seeds, the thick line their mean, the band its 95 % t interval over seeds (none for a single seed).
     """
     late = by_turn[by_turn["cohort"] > by_turn["cohort"].max() * 2 / 3]
-    panels = [("cohort", by_turn, "cohort of new users"), ("turn", late, "turn, last third of the cohorts")]
+    parts = [("cohort", by_turn, "cohort of new users"), ("turn", late, "turn, last third of the cohorts")]
     drawn = []
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
-        for axis, (x, part, label) in zip(axes, panels, strict=True):
+    with panels(2, 2, (11, 4), sharey=True) as (figure, axes):
+        for axis, (x, part, label) in zip(axes, parts, strict=True):
             for color, (name, rows) in zip(PALETTE, part.groupby("scheme"), strict=False):
                 seeds = rows.groupby(["seed", x])["reward"].mean().unstack("seed")
                 mean, reach = seeds.mean(axis=1), _reach(seeds)
@@ -81,10 +78,9 @@ def credit_curves(by_turn: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                 drawn.append(pd.DataFrame({"panel": x, "scheme": name, "x": mean.index, "mean": mean, "low": mean - reach, "high": mean + reach,
                                            "seeds": seeds.shape[1]}))  # fmt: skip
             axis.set(xlabel=label, ylim=(0, None))
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            whole(axis)
         axes[0].set_ylabel("reward of a turn, mean over samples")
         axes[0].legend(frameon=False, loc="lower right")
-    plt.close(figure)
     return figure, pd.concat(drawn, ignore_index=True)
 
 

@@ -28,7 +28,7 @@ class PlainState:
     """Mixed in before a TRL trainer: `class T(PlainState, SFTTrainer)`. Also keeps it from writing cards and from calling home."""
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """Nothing: `baselines.write_card` writes our own."""
+        """Nothing: `trainers.write_card` writes our own."""
 
     def _send_telemetry(self) -> None:
         """Nothing: a run talks to no server that its settings do not name."""
