@@ -1,33 +1,63 @@
-"""Two updates of PPO with rollouts from a real server: the trainer's adapter goes out, its samples come back."""
+"""PPO with rollouts from a real server: the trainer's adapter goes out, its samples come back, and a server that is killed costs nothing."""
 
-import torch
+import json
 
-from rlpa_lib import checkpoints, config, experience, parties, prompts
-from rlpa_lib.learner import Learner
-from rlpa_lib.personas import load_personas
-from rlpa_lib.rollout import Sampling, advance, start
-from rlpa_lib.vllm_policy import VLLMPolicy
+import pytest
+from test_real_server import once_busy
+
+from rlpa_lib import config, runs, training, vllm_server
+from rlpa_lib.vllm_policy import NoServerLeft
+
+BASE = ["policy.kind=vllm", "policy.lora_rank=8", "policy.lora_alpha=16", "ppo.lr=0.001", "rollout.max_new_tokens=64", "run.tensorboard=false"]
+MDP = ["ppo.turn_discount=0.9", "ppo.update_every=dialogue", "ppo.value_clip=null", "ppo.iterations=2", "rollout.continuation=random",
+       "rollout.users=4", "ppo.minibatch=16"]  # fmt: skip
 
 
-def test_each_rollout_is_sampled_by_the_weights_of_the_last_update(vllm_server_tiny, tmp_path):
-    cfg = config.load("smoke", ["policy.lora_rank=8", "ppo.minibatch=8", "ppo.lr=0.001"])
-    model, tokenizer = parties.load_model(cfg)
-    learner = Learner(model, cfg, seed=0)
-    policy = VLLMPolicy(tokenizer, [vllm_server_tiny.base_url])
-    policy.load_adapter(checkpoints.save_adapter(learner, tmp_path / "v0"), 0)
-    sampling = Sampling(4, "best", prompts.load("policy", "mini"), max_new_tokens=64)
-    user, judge = parties.simulated_user(cfg, "train", 0), parties.reward_judge(cfg)
-    cohort = start(load_personas(cfg.personas, "train", 4, 0), sampling)
-    for version in range(2):
-        groups, cohort = advance(cohort, policy, user, judge, sampling, seed=1)
-        assert {s.completion.version for g in groups for s in g.samples} == {version}
-        data = experience.gather_experience(learner, groups, elsewhere=True)
-        print(f"\nafter {version} updates: {data.gap}")
-        assert data.gap["sampler_gap"] < 1e-4
-        before = {name: weight.detach().clone() for name, weight in learner.parameters("policy").items()}
-        experience.update(learner, data, seed=version, scales=[1.0])
-        assert any(not torch.equal(weight, before[name]) for name, weight in learner.parameters("policy").items())
-        policy.load_adapter(checkpoints.save_adapter(learner, tmp_path / f"v{version + 1}"), version + 1)
-    stale = [s.completion for g in groups for s in g.samples]
-    [again], _ = advance(start(load_personas(cfg.personas, "train", 1, 0), sampling), policy, user, judge, sampling, seed=1)
-    assert {s.completion.version for s in again.samples} == {2} and {c.version for c in stale} == {1}
+def trainer(folder, server, *keys):
+    """A trainer as 20_ppo makes it."""
+    keys = [*BASE, f"policy.servers=[{server.base_url}]", *keys]
+    return training.prepare(runs.claim(config.load("smoke", keys), 0, folder, "params/smoke.yaml"))
+
+
+def rows_of(folder, update):
+    return [json.loads(line) for line in (folder / f"dialogues/ppo/update-{update:04d}.jsonl").read_text().splitlines()]
+
+
+def test_three_iterations_with_a_swap_after_each_update(vllm_server_tiny, tmp_path):
+    made = trainer(tmp_path / "run", vllm_server_tiny, "ppo.iterations=3")
+    rows = made.train()
+    assert [row["update"] for row in rows] == list(range(1, 10)) and made.policy.version == 9 and made.policy.n_redone == 0
+    for row in rows:
+        print(f"update {row['update']}: sampler gap mean {row['sampler_gap']:.2e} nats, largest ratio {row['sampler_max_ratio']:.6f}, "
+              f"lag {row['policy_lag']}, KL {row['kl']:.4f}")
+        assert row["sampler_gap"] < 1e-4 and row["sampler_max_ratio"] < 1.01 and row["policy_lag"] == 0
+    assert max(row["kl_k3"] for row in rows[1:]) > 1e-4, "the adapters that were swapped in are not the base model"
+    assert [p.name for p in (tmp_path / "run/adapters/ppo-served").iterdir()] == ["v000009"]
+
+
+def test_a_server_killed_in_mid_rollout_loses_no_dialogue(vllm_launch, vllm_venv, tmp_path):
+    server = vllm_launch()
+    whole = trainer(tmp_path / "whole", server, *MDP).train()
+    made = trainer(tmp_path / "stopped", server, *MDP)
+    asked, answer = [], made.user.reply
+
+    def reply(*parties):
+        asked.append(1)
+        if len(asked) == 3 + 3:  # the last turn of the second cohort
+            kills.append(once_busy(server, lambda: vllm_server.stop(server, vllm_venv, 0.0)))
+        return answer(*parties)
+
+    kills, made.user.reply = [], reply
+    with pytest.warns(UserWarning, match="dropped"), pytest.raises(NoServerLeft, match="last checkpoint"):
+        made.train()
+    kills[0].join()
+    waiting = sorted((tmp_path / "stopped/checkpoints/ppo-rollout").glob("turn-*.jsonl"))
+    said = [s["completion"]["text"] for file in waiting for line in file.read_text().splitlines()[:-1] for s in json.loads(line)["samples"]]
+    assert len(waiting) == 2 and len(said) == 2 * 4 * 4
+    again = vllm_launch(port=server.port)
+    assert again.base_url == server.base_url
+    resumed = trainer(tmp_path / "stopped", again, *MDP)
+    rows = resumed.train()
+    assert [row["completion"] for row in rows_of(tmp_path / "stopped", 2)][: len(said)] == said, "what was sampled is what is trained on"
+    assert [r["completion"] for r in rows_of(tmp_path / "stopped", 2)] == [r["completion"] for r in rows_of(tmp_path / "whole", 2)]
+    assert [row["reward_total"] for row in rows] == [row["reward_total"] for row in whole] and len(rows) == 2
