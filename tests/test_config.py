@@ -92,6 +92,7 @@ OVERRIDES = [
     ("evaluation.methods=base", "evaluation.methods: input should be a valid tuple"),
     ("evaluation.methods=[]", "evaluation.methods"),
     ("evaluation.methods=[base, base]", "evaluation.methods: holds a name twice"),
+    ("evaluation.turns=1", "evaluation.turns: input should be greater than or equal to 2; got 1"),
     ("evaluation.users=75", "75 is more than personas.test_users = 74"),
     ("personas.train_users=4", "4 is fewer than rollout.users = 8"),
     ("judge.kind=llm", "judge.model: is needed when judge.kind is llm"),

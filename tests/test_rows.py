@@ -1,6 +1,7 @@
 """Rows on the tiny model: every method of the settings plays, one model serves all, and what is missing is said before any work."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -65,13 +66,12 @@ def test_every_method_plays_on_one_model(open_run):
     assert [step["kind"] for step in judged["self_critic"][0]["hidden"]] == ["draft", "critique"]
     assert judged["rag"][-1]["hidden"][0]["text"].startswith("turn 1 (")
     # the adapter of one row is taken off before the next one speaks
-    fresh = Stage(run, [Row("base")]).method(Row("base"), "vanilla")
-    again = evaluation.evaluate(fresh, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(), turns=2, seed=0)
-    assert [j.response for j in again[1]] == [row["response"] for row in judged["base"]]
     stage.method(Row("sft"), "vanilla")
-    back = evaluation.evaluate(stage.method(Row("base"), "vanilla"), "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(),
-                               RuleJudge(), turns=2, seed=0)  # fmt: skip
-    assert [j.response for j in back[1]] == [row["response"] for row in judged["base"]]
+    for place in (stage, Stage(run)):
+        for name in ("base", "rlpa"):  # the same judgements once more, reasons and all
+            method = place.method(Row(name), "vanilla")
+            found = evaluation.evaluate(method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(), turns=2, seed=0)[1]
+            assert json.loads(json.dumps([j.to_json() for j in found])) == judged[name]
     assert judged["sft"] != judged["dpo"]
     assert seeds.finished_scores(run).keys() == {(name, "vanilla") for name in METHODS}
 
