@@ -44,7 +44,8 @@ def coverage(curve_K, name: str, norm: str, studies: int, users: int = 74, alike
     low, high = np.transpose(ends)
     # The truth of a straight line, 1, and that of a flat one, 0, are known to the last digit only up to rounding.
     above, below = np.mean(low > truth + 1e-9), np.mean(high < truth - 1e-9)
-    return {"covered": 1 - above - below, "above": above, "below": below, "length": np.mean(high - low), "seconds": (time.perf_counter() - start) / studies}
+    seconds = (time.perf_counter() - start) / studies
+    return {"covered": 1 - above - below, "above": above, "below": below, "length": np.mean(high - low), "seconds": seconds}
 
 
 def main() -> None:
