@@ -19,6 +19,7 @@ from rlpa_lib.intervals import (  # one address for every number and its uncerta
     bootstrap_interval,
     holm,
     paired_difference,
+    ratio_interval,
     seed_interval,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "normalized_improvement",
     "overlap_metrics",
     "paired_difference",
+    "ratio_interval",
     "seed_interval",
 ]
 

@@ -6,8 +6,8 @@ import pytest
 from safetensors.torch import load_file
 
 from rlpa_lib import config, runs, training
-from rlpa_lib.figures import credit
 from rlpa_lib.__main__ import main
+from rlpa_lib.figures import credit
 
 SMALL = ["rollout.users=2", "rollout.turns=2", "rollout.max_new_tokens=24", "ppo.iterations=1", "ppo.minibatch=8", "run.tensorboard=false"]
 

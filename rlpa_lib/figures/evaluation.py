@@ -65,6 +65,7 @@ def _panel(axes: Axes, part: pd.DataFrame, controls: pd.DataFrame, title: str) -
     for name, (style, text) in CONTROLS.items():
         line = controls[controls["method"] == name]
         if len(line):
+            axes.fill_between(line["turn"], line["low"], line["high"], color=GREY, alpha=0.1, linewidth=0)
             axes.plot(line["turn"], line["al"], color=GREY, linestyle=style, linewidth=1, label=text)
     ours, paper = part[part["source"] == "ours"], part[part["source"] == "paper"]
     if len(ours):

@@ -1,6 +1,6 @@
 """Coverage of the 95 % intervals of N-IR and N-R² over simulated studies whose true curve is known.
 
-`python tests/benchmarks/coverage.py` (1,000 studies a curve, 74 users, ten turns; about ten minutes on one core, not a test). Prints, for each
+`python tests/benchmarks/bench_coverage.py` (1,000 studies a curve, 74 users, ten turns; about ten minutes on one core, not a test). Prints, for each
 curve, statistic and normalisation: coverage, how often the interval lay above and below the truth (all in percent), mean length, milliseconds.
 """
 
