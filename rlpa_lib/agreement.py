@@ -17,6 +17,8 @@ from rlpa_lib.personas import Persona
 from rlpa_lib.profile import Profile, Reply
 from rlpa_lib.storage import read_jsonl
 
+NAN = float("nan")
+
 
 @dataclass(frozen=True)
 class LabelledTurn:
@@ -41,10 +43,23 @@ def read_labels(path: Path) -> list[LabelledTurn]:
 
 
 def agreement(labels: Sequence[int], marks: Sequence[int]) -> dict[str, float]:
-    """Counts tp, fp, fn, tn (positive = marked 1, labels taken as true) and the columns of table 10. ValueError: no case or unequal length."""
+    """Counts tp, fp, fn, tn (positive = marked 1, labels taken as true) and the columns of table 10 with exact 95 % intervals (_low, _high).
+
+    That of kappa is the interval of the accuracy with chance agreement as it was observed; F1, no share of cases, is read as
+    one of tp + (fp + fn) / 2. ValueError: no case or unequal length.
+    """
     pairs = list(zip(labels, marks, strict=True))
     counts = {name: sum(pair == wanted for pair in pairs) for name, wanted in (("tp", (1, 1)), ("fp", (0, 1)), ("fn", (1, 0)), ("tn", (0, 0)))}
-    return {**counts, **metrics.classification_metrics(**counts)}
+    found = metrics.classification_metrics(**counts)
+    tp, fp, fn, tn = counts.values()
+    cases = {"accuracy": (tp + tn, len(pairs)), "precision": (tp, tp + fp), "recall": (tp, tp + fn), "f1": (tp, tp + (fp + fn) / 2),
+             "specificity": (tn, tn + fp)}  # fmt: skip
+    ends = {name: metrics.binomial_interval(*shares) if shares[1] >= 1 else (NAN, NAN) for name, shares in cases.items()}
+    chance = ((tp + fp) * (tp + fn) + (tn + fp) * (tn + fn)) / len(pairs) ** 2
+    ends["cohens_kappa"] = tuple((end - chance) / (1 - chance) if chance < 1 else NAN for end in ends["accuracy"])
+    for name, (low, high) in ends.items():
+        found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return {**counts, **found}
 
 
 def judge_agreement(turns: Sequence[LabelledTurn], training: Sequence[Verdict], evaluation: Sequence[Verdict]) -> pd.DataFrame:

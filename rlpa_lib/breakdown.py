@@ -6,8 +6,7 @@ All functions take the judgement rows of one method and benchmark (`evaluation.J
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from statistics import fmean
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,73 +15,99 @@ from rlpa_lib import evaluation, intervals
 from rlpa_lib.judges import CRITERIA
 
 NAN = float("nan")
+Measure = Callable[[dict], tuple[float, float]]  # of one judgement row: (part, whole), summed over each user
+NOTHING = (0, 0)
 
 
 def diagnostics(rows: Sequence[dict]) -> dict[str, float]:
-    """Rates over all turns: format, each criterion among what was judged, profile, guesses, lengths, tokens."""
-    guesses = sum(r["n_guesses"] for r in rows)
-    judged = [r for r in rows if r["marks"]]
-    matched = [r for r in rows if r["n_matched"] is not None]
-    return {
-        "format_rate": fmean(r["format_ok"] for r in rows),
-        **{c: fmean(r["marks"][c] for r in judged) if judged else NAN for c in CRITERIA},
-        "profile_f1": fmean(r["profile_f1"] for r in matched) if matched else NAN,
-        "profile_recall_of_told": sum(r["n_matched"] - r["n_right_guesses"] for r in matched) / max(1, sum(r["n_told"] for r in matched)),
-        "theoretical_max": fmean(r["n_told"] / r["n_true"] for r in rows),
-        "guesses_per_turn": guesses / len(rows),
-        "guess_precision": sum(r["n_right_guesses"] for r in rows) / guesses if guesses else NAN,
-        "response_words": fmean(len(r["response"].split()) for r in rows),
-        "distinct_responses": len({r["response"] for r in rows}) / len(rows),
-        "tokens_per_turn": fmean(r["n_tokens"] for r in rows),
-        "hidden_tokens_per_turn": fmean(sum(step["n_tokens"] for step in r["hidden"]) for r in rows),
-        "unjudged": fmean(r["score"] is None for r in rows),
+    """Rates over all turns, each with its 95 % interval over users (_low, _high): format, each criterion among what was judged, profile,
+    guesses, lengths, tokens. `distinct_responses` counts what this run said and has none."""
+    shares = {
+        "format_rate": lambda r: (r["format_ok"], 1),
+        **{c: lambda r, c=c: (r["marks"][c], 1) if r["marks"] else NOTHING for c in CRITERIA},
+        "profile_f1": lambda r: (r["profile_f1"], 1) if r["n_matched"] is not None else NOTHING,
+        "profile_recall_of_told": lambda r: (r["n_matched"] - r["n_right_guesses"], r["n_told"]) if r["n_matched"] is not None else NOTHING,
+        "theoretical_max": lambda r: (r["n_told"] / r["n_true"], 1),
+        "guess_precision": lambda r: (r["n_right_guesses"], r["n_guesses"]),
+        "unjudged": lambda r: (r["score"] is None, 1),
     }
+    numbers = {
+        "guesses_per_turn": lambda r: (r["n_guesses"], 1),
+        "response_words": lambda r: (len(r["response"].split()), 1),
+        "tokens_per_turn": lambda r: (r["n_tokens"], 1),
+        "hidden_tokens_per_turn": lambda r: (sum(step["n_tokens"] for step in r["hidden"]), 1),
+    }
+    distinct = {"distinct_responses": len({r["response"] for r in rows}) / len(rows)}
+    return {**_over_users(rows, shares), **_over_users(rows, numbers, (0.0, np.inf)), **distinct}
+
+
+def _over_users(rows: Sequence[dict], measures: Mapping[str, Measure], limits: tuple[float, float] = (0.0, 1.0)) -> dict[str, float]:
+    """Sum of parts over sum of wholes of each measure, with its interval over users."""
+    places = {user: place for place, user in enumerate(dict.fromkeys(r["user"] for r in rows))}
+    found = {}
+    for name, measure in measures.items():
+        sums = np.zeros((len(places), 2))
+        for row in rows:
+            sums[places[row["user"]]] += measure(row)
+        interval = intervals.ratio_interval(*sums.T, limits)
+        found |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return found
 
 
 def swap_summary(rows: Sequence[dict], first: int = 2) -> dict[str, float]:
     """Share aligned with the own and with another user's persona from turn `first` on (before that only "Hello" has been said), in
-    [0, 1]; `personal_share` is the difference, with a 95 % interval over users. NaN when the run has no such turn or no swap."""
+    [0, 1]; `personal_share` is the difference. 95 % intervals over users. NaN when the run has no such turn or no swap."""
     own, swapped = evaluation.score_table(rows), evaluation.score_table(rows, "swapped_score")
     own, swapped = own[:, first - 1 :], swapped[:, first - 1 :]
     both = ~np.isnan(own) & ~np.isnan(swapped)
-    if not both.any(axis=0).all() or not own.shape[1] or len(own) < 2:
-        return dict.fromkeys(("own", "swapped", "personal_share", "low", "high"), NAN)
-    means = [float(intervals.average_alignment(np.nanmean(np.where(both, table, np.nan), axis=0))) for table in (own, swapped)]
-    personal = intervals.bootstrap_interval(np.where(both, own - swapped, np.nan))
-    return {"own": means[0], "swapped": means[1], "personal_share": personal.estimate, "low": personal.low, "high": personal.high}
+    none = not both.any(axis=0).all() or not own.shape[1] or len(own) < 2
+    found = {}
+    for name, table in (("own", own), ("swapped", swapped), ("personal_share", own - swapped)):
+        values = dict.fromkeys(("estimate", "low", "high"), NAN) if none else vars(intervals.bootstrap_interval(np.where(both, table, np.nan)))
+        found |= {name: values["estimate"], f"{name}_low": values["low"], f"{name}_high": values["high"]}
+    return found
 
 
 def first_turn(rows: Sequence[dict]) -> dict[str, float]:
     """What AL(1) is made of, in shares of users. The user has said "Hello", so a response can only be well made, or guess.
 
-    `al1` with its exact 95 % interval; `swapped`, the share that would also suit another user; `broken` and, per criterion, `fails_X`;
-    how many responses ask something, differ from each other or are the commonest one; profile items (all guesses) and how many are right.
+    `al1`; `swapped`, the share that would also suit another user; `broken` and, per criterion, `fails_X`; how many ask something; words;
+    profile items (all guesses) and how many are right: each with its 95 % interval (_low, _high). How many responses differ
+    from each other or are the commonest one counts what this run said.
     """
     now = [r for r in rows if r["turn"] == 1]
-    scored = [r["score"] for r in now if r["score"] is not None]
-    low, high = intervals.binomial_interval(sum(scored), len(scored)) if scored else (NAN, NAN)
-    swapped = [r["swapped_score"] for r in now if r["swapped_score"] is not None]
-    judged = [r["marks"] for r in now if r["marks"]]
     texts = Counter(r["response"] for r in now)
-    items = sum(r["n_inferred"] for r in now)
-    return {
-        "al1": fmean(scored) if scored else NAN, "low": float(low), "high": float(high),
-        "swapped": fmean(swapped) if swapped else NAN,
-        "broken": fmean(not r["format_ok"] for r in now),
-        **{f"fails_{c}": sum(not marks[c] for marks in judged) / len(now) for c in CRITERIA},
-        "asks": fmean("?" in r["response"] or "？" in r["response"] for r in now),
-        "distinct": len(texts) / len(now), "commonest": texts.most_common(1)[0][1] / len(now),
-        "words": fmean(len(r["response"].split()) for r in now),
-        "profile_items": items / len(now),
-        "right_items": sum(r["n_matched"] or 0 for r in now) / items if items else NAN,
-    }  # fmt: skip
+    shares = {
+        "al1": lambda r: (r["score"], 1) if r["score"] is not None else NOTHING,
+        "swapped": lambda r: (r["swapped_score"], 1) if r["swapped_score"] is not None else NOTHING,
+        "broken": lambda r: (not r["format_ok"], 1),
+        **{f"fails_{c}": lambda r, c=c: (bool(r["marks"]) and not r["marks"][c], 1) for c in CRITERIA},
+        "asks": lambda r: ("?" in r["response"] or "？" in r["response"], 1),
+        "right_items": lambda r: (r["n_matched"] or 0, r["n_inferred"]),
+    }
+    numbers = {"words": lambda r: (len(r["response"].split()), 1), "profile_items": lambda r: (r["n_inferred"], 1)}
+    counted = {"distinct": len(texts) / len(now), "commonest": texts.most_common(1)[0][1] / len(now)}
+    return {**_over_users(now, shares), **counted, **_over_users(now, numbers, (0.0, np.inf))}
+
+
+def mean_table(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str], user: str = "user") -> pd.DataFrame:
+    """Mean of each column, in [0, 1], per group, with its 95 % interval over users (_low, _high); NaN cells are left out."""
+    lines = []
+    for key, part in frame.groupby(list(by), sort=False):
+        line = dict(zip(by, key, strict=True))
+        for column in columns:
+            sums = part.groupby(user)[column].agg(["sum", "count"])
+            found = intervals.ratio_interval(sums["sum"], sums["count"])
+            line |= {column: found.estimate, f"{column}_low": found.low, f"{column}_high": found.high}
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def by_turn(rows: Sequence[dict]) -> pd.DataFrame:
-    """Share aligned with the own and with another user's persona at each turn, in [0, 1]: columns turn, own, swapped."""
-    frame = pd.DataFrame(rows)[["turn", "score", "swapped_score"]].astype(float)
-    means = frame.groupby("turn").mean().reset_index().rename(columns={"score": "own", "swapped_score": "swapped"})
-    return means.astype({"turn": int})
+    """Share aligned with the own and with another user's persona at each turn, in [0, 1]: columns turn, own, swapped, each with its interval."""
+    frame = pd.DataFrame(rows)[["user", "turn", "score", "swapped_score"]].astype({"score": float, "swapped_score": float})
+    named = frame.rename(columns={"score": "own", "swapped_score": "swapped"}).sort_values("turn")
+    return mean_table(named, ["turn"], ["own", "swapped"])
 
 
 def cost(lines: Sequence[dict]) -> pd.DataFrame:

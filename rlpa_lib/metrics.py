@@ -17,9 +17,9 @@ from rlpa_lib.intervals import (  # one address for every number and its uncerta
     average_alignment,
     binomial_interval,
     bootstrap_interval,
-    delta_interval,
     holm,
     paired_difference,
+    ratio_interval,
     seed_interval,
 )
 
@@ -33,13 +33,13 @@ __all__ = [
     "bootstrap_interval",
     "classification_metrics",
     "cohen_kappa",
-    "delta_interval",
     "holm",
     "improvement_rate",
     "normalize_levels",
     "normalized_improvement",
     "overlap_metrics",
     "paired_difference",
+    "ratio_interval",
     "seed_interval",
 ]
 
@@ -100,6 +100,7 @@ def normalized_improvement(al_K: ArrayLike, norm: Norm = "global") -> tuple[floa
     Input (K,) in any unit, or (B, K), which gives two arrays (B,). A flat curve gives (0.0, 0.0). Default "global": all turns of a
     curve are then measured on one scale, so curves can be compared. Under "running" every turn that sets a new maximum scores 1
     however small the gain, so all curves that never fall after a first rise share one value and an early dip raises N-IR.
+    Intervals: curve_intervals.improvement_interval.
     ValueError as in normalize_levels.
     """
     levels = normalize_levels(al_K, norm)

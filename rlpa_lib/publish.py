@@ -37,13 +37,15 @@ def publish(run_dirs: Sequence[Path], out: Path) -> list[Path]:
               "library_sha256": sorted({f["code"]["library_sha256"] for f in facts}), "commits": sorted({str(f["code"]["commit"]) for f in facts})}
     table = tables.seeds_table(by_seed, model)
     written = [storage.write_bytes(out / f"{scale}_seeds.csv", table.to_csv(index=False).encode())]
-    written.append(storage.write_json(out / f"{scale}_seeds.json", {**source, "caption": "AVG of each row and RLPA minus the row, percent, "
-                                                                    "95 % intervals over seeds and users"}))
-    rewards = {f"seed {f['seed']}": storage.read_jsonl(folder / "metrics" / "ppo.jsonl", appended=True) for folder, f in done}
+    caption = ("AVG, N-IR and N-R² (eq. 8 with all turns; _running: as printed) of each row, and RLPA's AVG minus the row's; "
+               "95 % intervals over seeds and users")  # fmt: skip
+    written.append(storage.write_json(out / f"{scale}_seeds.json", {**source, "caption": caption}))
+    rewards = {f"seed {f['seed']}": figures.cohort_rewards(folder) for folder, f in done}
     drawn = {
         "alignment": (figures.alignment_over_seeds(by_seed), "Turn-wise alignment over all seeds; bands: 95 % over seeds and users",
                       "Share of users with an aligned response at each turn, one line a method, for the two benchmarks"),
-        "reward": (figures.training_curve(rewards, facts[0]["params"]["rollout"]["turns"]), "Training reward of each seed, cohort by cohort",
+        "reward": (figures.training_curve(rewards, facts[0]["params"]["rollout"]["turns"]),
+                   "Training reward of each seed, cohort by cohort; bands: 95 % over the cohort's dialogues",
                    "Total, profile and response reward and format rate over the cohorts, one line a seed"),
     }  # fmt: skip
     for name, ((figure, data), caption, alt) in drawn.items():

@@ -18,6 +18,7 @@ from rlpa_lib import config, storage
 from rlpa_lib.config import InputError
 from rlpa_lib.report_claims import number, read_table
 from rlpa_lib.tables import LABELS
+from rlpa_lib.tables_shown import estimates
 
 CLOSED_MODELS = ("GPT-4o-mini", "GPT-4o", "Claude-3.5-Sonnet", "Claude-3.5-Haiku", "DeepSeek-V3")
 SAMPLED = ("rlpa", "rlpa_prompting", "base")
@@ -104,11 +105,18 @@ def _p(value: float) -> str:
 
 
 def plain_grid(table: pd.DataFrame, name: str, rows: int = MOST_ROWS) -> Grid:
-    """Any table with its own column names, at most `rows` of it; the first column heads the rows."""
-    heads = [str(column).replace("_", " ") for column in table]
-    lines = tuple((_text(line[0]), tuple(Cell(_text(x)) for x in line[1:])) for line in table.head(rows).itertuples(index=False, name=None))
+    """Any table with its own column names, at most `rows` of it; the first column heads the rows, x_low and x_high go below x."""
+    columns = estimates(table)
+    heads = [str(column).replace("_", " ") for column in columns]
+    lines = tuple((_text(row[columns[0]]), tuple(_plain(row, column) for column in columns[1:])) for row in table.head(rows).to_dict("records"))
     note = f"The first {rows} of {len(table)} rows; all of them are in the run directory." if len(table) > rows else ""
     return Grid(name, tuple(heads[1:]), lines, note, heads[0])
+
+
+def _plain(row: Mapping[str, Any], column: str) -> Cell:
+    ends = [row.get(f"{column}_{end}", math.nan) for end in ("low", "high")]
+    whole = all(isinstance(x, float) and not math.isnan(x) for x in ends)
+    return Cell(_text(row[column]), " to ".join(map(_text, ends)) if whole else "")
 
 
 def _text(value: Any) -> str:

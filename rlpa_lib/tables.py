@@ -6,12 +6,12 @@ A row's key is its method, or "method@model" for a model of evaluation.comparato
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
-from rlpa_lib import intervals, metrics
+from rlpa_lib import curve_intervals, intervals, metrics
 
 # (row key, benchmark) -> scores (E, K) in 0..1.
 Scores = Mapping[tuple[str, str], np.ndarray]
@@ -36,28 +36,26 @@ def label(name: str, model: str) -> tuple[str, str]:
 
 
 def summary(scores_EK: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """avg (percent), n_ir and n_r2 (eq. 8, both normalisations) with 95 % intervals: bootstrap over users for avg,
-    first order for the two others (intervals.delta_interval says how far to trust it)."""
+    """avg (percent), n_ir and n_r2 (eq. 8; with _running the other normalisation), each with its 95 % interval over users (_low, _high)."""
     average = intervals.bootstrap_interval(scores_EK, seed=seed)
     row = {"avg": 100 * average.estimate, "avg_low": 100 * average.low, "avg_high": 100 * average.high}
-    al = metrics.alignment_level(scores_EK)
+    return row | improvement(scores_EK, seed)
+
+
+def improvement(scores: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """N-IR and N-R² under both normalisations with 95 % intervals, from scores (E, K), or (S, E, K) of 3 or more seeds."""
+    # table 1 and the turn-by-turn tables ask for the same rows
+    return dict(_improvement(np.ascontiguousarray(scores, dtype=float).tobytes(), scores.shape, seed))
+
+
+@lru_cache(maxsize=512)
+def _improvement(data: bytes, shape: tuple[int, ...], seed: int) -> tuple[tuple[str, float], ...]:
+    scores, row = np.frombuffer(data).reshape(shape), {}
     for norm, suffix in (("global", ""), ("running", "_running")):
-        for place, name in enumerate(("n_ir", "n_r2")):
-            row[f"{name}{suffix}"] = metrics.normalized_improvement(al, norm)[place]
-    for place, name in enumerate(("n_ir", "n_r2")):
-        flat = np.ptp(al) == 0
-        interval = None if flat else intervals.delta_interval(scores_EK, partial(_improvement, place))
-        # A determination lies in 0..1; the first-order interval does not know that.
-        bounds = (0.0, 1.0) if name == "n_r2" else (-np.inf, np.inf)
-        row[f"{name}_low"] = row[name] if flat else float(np.clip(interval.low, *bounds))
-        row[f"{name}_high"] = row[name] if flat else float(np.clip(interval.high, *bounds))
-    return row
-
-
-def _improvement(place: int, al: np.ndarray) -> np.ndarray:
-    rows = np.atleast_2d(al)
-    values = np.array([metrics.normalized_improvement(row)[place] for row in rows])
-    return values if np.ndim(al) > 1 else values[0]
+        for name in ("n_ir", "n_r2"):
+            found = curve_intervals.improvement_interval(scores, name, norm, seed=seed)
+            row |= {f"{name}{suffix}": found.estimate, f"{name}{suffix}_low": found.low, f"{name}{suffix}_high": found.high}
+    return tuple(row.items())
 
 
 def turnwise_table(scores: Scores, benchmark: str, model: str) -> pd.DataFrame:
@@ -110,7 +108,7 @@ def without_first_turn(scores: Scores, treated: str = "rlpa") -> pd.DataFrame:
 
 
 def seeds_table(by_seed: Sequence[Scores], model: str, treated: str = "rlpa") -> pd.DataFrame:
-    """Over S seeds and their users: avg (percent) of each row, and RLPA minus the row, with 95 % intervals (intervals.seed_interval).
+    """Over S seeds and their users: avg (percent), N-IR and N-R² of each row, and RLPA minus the row's avg, with 95 % intervals.
 
     A row that not every seed has is left out. ValueError: fewer than three seeds.
     """
@@ -122,7 +120,7 @@ def seeds_table(by_seed: Sequence[Scores], model: str, treated: str = "rlpa") ->
             row = {"benchmark": benchmark, **_labelled(name, model), "seeds": own.shape[0], "users": own.shape[1], **_percent("avg", own)}
             if name != treated and (treated, benchmark) in common:
                 row |= _percent("rlpa_minus", np.stack([scores[treated, benchmark] for scores in by_seed]) - own)
-            rows.append(row)
+            rows.append(row | improvement(own))
     return pd.DataFrame(rows)
 
 

@@ -45,12 +45,33 @@ def shown(table: pd.DataFrame, name: str, cfg: Config) -> pd.DataFrame:
     return frame
 
 
+def joined(table: pd.DataFrame, decimals: int = 2) -> pd.DataFrame:
+    """A table whose columns x, x_low, x_high have become one column x of text, "estimate [low, high]"; "-" where there is no estimate."""
+    text = table[estimates(table)].astype(object)
+    for column in text:
+        if f"{column}_low" in table:
+            text[column] = [_text(row, column, _decimals(column, decimals)) or "-" for _, row in table.iterrows()]
+    return text
+
+
+def estimates(table: pd.DataFrame) -> list[str]:
+    """The columns of a table that are not ends of intervals."""
+    return [c for c in table if str(c).rpartition("_")[2] not in ("low", "high") or str(c).rpartition("_")[0] not in table]
+
+
 def _cell(row: pd.Series, column: str) -> str:
+    return _text(row, column, _decimals(column, 1)) or NOT_RUN
+
+
+def _decimals(column: str, otherwise: int) -> int:
+    return next((d for end, d in _DECIMALS.items() if column.removesuffix("_running").endswith(end)), otherwise)
+
+
+def _text(row: pd.Series, column: str, decimals: int) -> str:
     value, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
     if pd.isna(value):
-        return NOT_RUN
-    decimals = next((d for end, d in _DECIMALS.items() if column.endswith(end)), 1)
-    return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+        return ""
+    return f"{value:.{decimals}f}" + ("" if pd.isna(low) else f" [{low:.{decimals}f}, {high:.{decimals}f}]")
 
 
 def _printed(name: str, model: str, method: str) -> Iterator[tuple[str, str]]:

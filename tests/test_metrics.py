@@ -208,15 +208,25 @@ def test_seed_interval_needs_three_seeds():
         metrics.seed_interval(np.zeros((2, 5, 3)))
 
 
-def test_interval_of_n_ir_is_only_roughly_nominal():
-    # Eq. 8 divides by a noisy range: the docs call this interval a lower bound on the uncertainty, and this is how low.
-    levels_K = curve(PAPER.row("table4", "GPT-4o-mini", "Self-Critic")) / 100
-    truth = metrics.normalized_improvement(levels_K)[0]
+def test_ratio_interval_by_hand():
+    # Marks passed 1 of 2, 3 of 4, 2 of 2: 6 of 8. Residuals -.5, 0, .5; spread sqrt(3/2 * .5) / 8, t with 2 degrees of freedom 4.303.
+    found = metrics.ratio_interval([1, 3, 2], [2, 4, 2])
+    half = 4.302653 * 0.75**0.5 / 8
+    assert (found.estimate, found.low, found.high) == pytest.approx((0.75, 0.75 - half, 1.0))
+    # A share of users is binomial, and so is a share in which nobody differs; other numbers without spread have no interval.
+    assert metrics.ratio_interval([1, 0, 1], [1, 1, 1]).low == pytest.approx(metrics.binomial_interval(2, 3)[0])
+    assert metrics.ratio_interval([4, 4], [4, 4]).low == pytest.approx(metrics.binomial_interval(2, 2)[0])
+    assert np.isnan(metrics.ratio_interval([8, 8], [4, 4], (0, np.inf)).low)
+    assert np.isnan(metrics.ratio_interval([0, 0], [0, 0]).estimate) and np.isnan(metrics.ratio_interval([1], [2]).high)
 
+
+def test_ratio_interval_covers():
+    # Users differ in ability and in how often they were asked.
     def draw(rng):
-        return metrics.delta_interval((rng.random((74, 10)) < levels_K).astype(float), lambda al: metrics.normalized_improvement(al)[0])
+        asked = rng.integers(1, 11, 74)
+        return metrics.ratio_interval(rng.binomial(asked, rng.beta(2, 2, 74)), asked)
 
-    assert 0.85 <= coverage(draw, truth) <= 0.97
+    assert 0.93 <= coverage(draw, 0.5) <= 0.97
 
 
 def test_bootstrap_refuses_and_repeats():

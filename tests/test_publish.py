@@ -19,6 +19,9 @@ def finished(folder, seed, marks, status="done", overrides=()):
         run.write_jsonl(f"judgements/{method}-vanilla.jsonl", rows)
     parts = {"reward_total": 1.0, "reward_profile": 0.5, "reward_response": 0.5, "format_rate": 1.0, "kl": 0.0}
     run.write_jsonl("metrics/ppo.jsonl", [{"update": k, "iteration": k, "turn": 1, **parts} for k in (1, 2)])
+    for k in (1, 2):
+        reward = {"total": 1.0, "profile": 0.5, "response": 0.5, "format_ok": True}
+        run.write_jsonl(f"dialogues/ppo/update-{k:04d}.jsonl", [{"dialogue": f"000{k}-{user}", "turn": 1, "reward": reward} for user in "ab"])
     facts = json.loads((folder / "record.json").read_text())
     storage.write_json(folder / "record.json", {**facts, "status": status})
     return folder
@@ -32,6 +35,9 @@ def test_three_seeds_are_averaged_over_seeds_and_users(tmp_path):
     assert table.loc["RLPA", "avg"] == pytest.approx(100 * 11 / 18)
     assert table.loc["Base", "avg"] == pytest.approx(100 / 3)
     assert table.loc["Base", "rlpa_minus"] == pytest.approx(100 * (11 / 18 - 1 / 3))
+    # AL of RLPA falls from 6/9 to 5/9: over two turns any fall is the whole range. Base stays at 1/3.
+    assert table.loc["RLPA", "n_ir"] == pytest.approx(-1) and table.loc["Base", "n_ir"] == 0
+    assert -1 <= table.loc["RLPA", "n_ir_low"] <= -1 < table.loc["RLPA", "n_ir_high"]
     drawn = pd.read_csv(tmp_path / "figures" / "mini_alignment.csv")
     assert drawn.query("method == 'rlpa'")["al"].tolist() == pytest.approx([100 * 2 / 3, 100 * 5 / 9])
     facts = json.loads((tmp_path / "figures" / "mini_alignment.json").read_text())

@@ -98,7 +98,7 @@ ROWS = [judged("a", 1, 1, 1, response="Hi?", n_inferred=2, n_matched=1, n_guesse
 def test_the_personal_part_by_hand():
     swap = breakdown.swap_summary(ROWS)
     assert (swap["own"], swap["swapped"], swap["personal_share"]) == pytest.approx((1, 1 / 3, 2 / 3))  # d has no second judgement
-    assert swap["low"] <= 2 / 3 <= swap["high"]
+    assert swap["personal_share_low"] <= 2 / 3 <= swap["personal_share_high"]
     assert breakdown.swap_summary(ROWS, first=1)["personal_share"] == pytest.approx(1 / 3)
     assert np.isnan(breakdown.swap_summary(ROWS[:4])["own"])  # no turn but the first
     assert np.isnan(breakdown.swap_summary([{**r, "swapped_score": None} for r in ROWS])["own"])
@@ -109,7 +109,7 @@ def test_the_personal_part_by_hand():
 def test_the_first_turn_by_hand():
     first = breakdown.first_turn(ROWS)
     assert (first["al1"], first["swapped"], first["broken"]) == (0.5, 0.5, 0.25)
-    assert first["low"] == pytest.approx(0.068, abs=1e-3)  # exact, 2 of 4
+    assert first["al1_low"] == pytest.approx(0.068, abs=1e-3)  # exact, 2 of 4
     assert (first["fails_R"], first["fails_N"], first["asks"], first["commonest"], first["distinct"]) == (0.25, 0, 0.5, 0.5, 0.75)
     assert (first["profile_items"], first["right_items"]) == (0.5, 0.5)
 

@@ -5,8 +5,9 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from rlpa_lib import config, figures_training, runs, training
+from rlpa_lib import config, runs, training
 from rlpa_lib.__main__ import main
+from rlpa_lib.figures import credit
 
 SMALL = ["rollout.users=2", "rollout.turns=2", "rollout.max_new_tokens=24", "ppo.iterations=1", "ppo.minibatch=8", "run.tensorboard=false"]
 
@@ -74,11 +75,11 @@ def test_credit_curves_by_hand(tmp_path):
     written_run(tmp_path / "b", 1, 0, [[0.5, 1.0], [0.5, 1.0], [0.5, 1.0]])
     written_run(tmp_path / "c", 0, 0.9, [[0.2, 0.4], [0.4, 0.6], [0.6, 0.8]])
     written_run(tmp_path / "other", 0, 0, [[9.0, 9.0]] * 3, users=16)
-    folders = figures_training.comparable_runs(own)
+    folders = credit.comparable_runs(own)
     assert [f.name for f in folders] == ["a", "b", "c"], "another amount of users is no fair comparison"
-    by_turn = figures_training.training_by_turn(folders)
+    by_turn = credit.training_by_turn(folders)
     assert len(by_turn) == 3 * 3 * 2 and set(by_turn["scheme"]) == {"bandit, best", "MDP, discount 0.9, random"}
-    _, drawn = figures_training.credit_curves(by_turn)
+    _, drawn = credit.credit_curves(by_turn)
     first = drawn[(drawn["panel"] == "cohort") & (drawn["scheme"] == "bandit, best") & (drawn["x"] == 1)].iloc[0]
     # seeds .25 and .75: mean .5, deviation .3536, half width 12.706 * .3536 / sqrt 2 = 3.1766
     assert (first["mean"], first["high"] - first["mean"]) == (pytest.approx(0.5), pytest.approx(3.1766, abs=1e-3))

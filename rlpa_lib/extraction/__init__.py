@@ -12,6 +12,7 @@ import pandas as pd
 from rlpa_lib.config import InputError
 from rlpa_lib.extraction.rules import evidence
 from rlpa_lib.extraction.text import join_items, stems
+from rlpa_lib.intervals import ratio_interval
 from rlpa_lib.profile import SLOTS, Profile
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def text_key(text: str) -> str:
 
 
 def extraction_quality(labels: Mapping[str, Mapping], personas: Sequence[Persona]) -> pd.DataFrame:
-    """Precision and recall of the rules per labelled slot: columns slot, labelled, predicted, correct, precision, recall, personas.
+    """Precision and recall of the rules per labelled slot, with 95 % intervals over personas (_low, _high): columns slot, labelled, predicted,
+    correct, precision, recall, personas.
 
     `labels` maps `text_key(description)` to age, gender, occupation, marital_status (text or None) and interests (list). Only slots
     with evidence count as predictions; interests count item by item. InputError: no persona is labelled.
@@ -58,11 +60,12 @@ def extraction_quality(labels: Mapping[str, Mapping], personas: Sequence[Persona
     rows = []
     for key, slot in LABELLED_SLOTS.items():
         count = [_count(slot, _as_list(label[key]), _predicted(slot, profile)) for label, profile in pairs]
-        labelled, recalled, predicted, correct = (sum(column) for column in zip(*count, strict=True))
-        precision = correct / predicted if predicted else float("nan")
-        recall = recalled / labelled if labelled else float("nan")
-        rows.append((slot, labelled, predicted, correct, precision, recall, len(pairs)))
-    return pd.DataFrame(rows, columns=["slot", "labelled", "predicted", "correct", "precision", "recall", "personas"])
+        labelled, recalled, predicted, correct = zip(*count, strict=True)
+        row = {"slot": slot, "labelled": sum(labelled), "predicted": sum(predicted), "correct": sum(correct)}
+        for name, found in (("precision", ratio_interval(correct, predicted)), ("recall", ratio_interval(recalled, labelled))):
+            row |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+        rows.append({**row, "personas": len(pairs)})
+    return pd.DataFrame(rows)
 
 
 def _plausible(slot: str, age: str | None, rng: random.Random) -> str:

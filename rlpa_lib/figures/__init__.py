@@ -3,9 +3,9 @@
 from rlpa_lib.figures.data import judge_confusion, profile_card, reveal_curve, score_bars, slot_distribution
 from rlpa_lib.figures.evaluation import alignment_over_seeds, personal_part, profile_progress, score_and_cost, turnwise_panels
 from rlpa_lib.figures.frame import GREY, PALETTE, STYLE
-from rlpa_lib.figures.training import learning_curves, reward_by_samples, training_curve
+from rlpa_lib.figures.training import cohort_rewards, learning_curves, reward_by_samples, training_curve
 
 __all__ = [
-    "GREY", "PALETTE", "STYLE", "alignment_over_seeds", "judge_confusion", "learning_curves", "personal_part", "profile_card", "profile_progress",
-    "reveal_curve", "reward_by_samples", "score_and_cost", "score_bars", "slot_distribution", "training_curve", "turnwise_panels",
+    "GREY", "PALETTE", "STYLE", "alignment_over_seeds", "cohort_rewards", "judge_confusion", "learning_curves", "personal_part", "profile_card",
+    "profile_progress", "reveal_curve", "reward_by_samples", "score_and_cost", "score_bars", "slot_distribution", "training_curve", "turnwise_panels",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from rlpa_lib.breakdown import mean_table
 from rlpa_lib.figures.frame import GREY, PALETTE, panels
 from rlpa_lib.intervals import bootstrap_interval
 from rlpa_lib.profile import Profile
@@ -54,19 +55,21 @@ def profile_card(profile: Profile, title: str) -> tuple[Figure, pd.DataFrame]:
 def reveal_curve(shares: pd.DataFrame, limit: float, title: str) -> tuple[Figure, pd.DataFrame]:
     """Share of the profile revealed up to each turn by pace, and of all users (Theoretical Max, section 5.3).
 
-    `shares` has columns pace, turn, share in [0, 1]; `limit` is the share allowed per turn. Bands span the 10th to the 90th percentile.
+    `shares` has columns user, pace, turn, share in [0, 1]; `limit` is the share allowed per turn. Bands span the 10th to the 90th percentile of
+    users, bars the 95 % interval of the mean (share_low, share_high).
     """
     groups = [(name, shares if name == "all" else shares[shares["pace"] == name]) for name in ("all", *PACES)]
-    tables = [part.groupby("turn")["share"].agg(**_SUMMARY).reset_index().assign(pace=name) for name, part in groups if len(part)]
+    tables = [_revealed(part).assign(pace=name) for name, part in groups if len(part)]
     data = pd.concat(tables, ignore_index=True)
     with panels(1, 1, (7, 4.2)) as (figure, [axes]):
         for color, marker, name in zip(PALETTE, "osD", PACES, strict=False):
             part = data[data["pace"] == name]
             if len(part):
-                axes.fill_between(part["turn"], 100 * part["low"], 100 * part["high"], color=color, alpha=0.15, linewidth=0)
-                axes.plot(part["turn"], 100 * part["mean"], color=color, marker=marker, label=f"{name} (n = {part['users'].max()})")
+                axes.fill_between(part["turn"], 100 * part["p10"], 100 * part["p90"], color=color, alpha=0.15, linewidth=0)
+                axes.plot(part["turn"], 100 * part["share"], color=color, marker=marker, label=f"{name} (n = {part['users'].max()})")
         everybody = data[data["pace"] == "all"]
-        axes.plot(everybody["turn"], 100 * everybody["mean"], color="black", linewidth=3, label="all: Theoretical Max")
+        reach = (100 * (everybody["share"] - everybody["share_low"]), 100 * (everybody["share_high"] - everybody["share"]))
+        axes.errorbar(everybody["turn"], 100 * everybody["share"], reach, color="black", linewidth=3, capsize=3, label="all: Theoretical Max")
         turns = everybody["turn"]
         axes.plot(turns, (100 * limit * turns).clip(upper=100), color=GREY, linestyle="--", label=f"{100 * limit:.0f} % a turn")
         axes.set(xlabel="turn", ylabel="profile revealed so far (%)", title=title, ylim=(0, 102), xticks=sorted(turns))
@@ -74,7 +77,9 @@ def reveal_curve(shares: pd.DataFrame, limit: float, title: str) -> tuple[Figure
     return figure, data
 
 
-_SUMMARY = {"mean": "mean", "low": lambda s: s.quantile(0.1), "high": lambda s: s.quantile(0.9), "users": "size"}
+def _revealed(shares: pd.DataFrame) -> pd.DataFrame:
+    spread = shares.groupby("turn")["share"].agg(p10=lambda s: s.quantile(0.1), p90=lambda s: s.quantile(0.9), users="size").reset_index()
+    return mean_table(shares, ["turn"], ["share"]).merge(spread, on="turn")
 
 
 def score_bars(scores: pd.DataFrame, label: str, title: str) -> tuple[Figure, pd.DataFrame]:
@@ -96,7 +101,7 @@ def score_bars(scores: pd.DataFrame, label: str, title: str) -> tuple[Figure, pd
 
 
 def judge_confusion(table: pd.DataFrame, title: str) -> tuple[Figure, pd.DataFrame]:
-    """Hand labels against a judge's marks, one panel a row of `table` (columns mark, tp, fp, fn, tn, cohens_kappa)."""
+    """Hand labels against a judge's marks, one panel a row of `table` (columns mark, tp, fp, fn, tn, cohens_kappa and its _low, _high)."""
     columns = min(4, len(table))
     size = (8, 0.7 + 2.3 * -(-len(table) // columns))
     with panels(len(table), columns, size, {"axes.titlesize": 10, "axes.titleweight": "normal"}) as (figure, grid):
@@ -105,6 +110,7 @@ def judge_confusion(table: pd.DataFrame, title: str) -> tuple[Figure, pd.DataFra
             names = {"xticklabels": ["1", "0"], "yticklabels": ["1", "0"]}
             total = row["tp"] + row["fp"] + row["fn"] + row["tn"]
             sns.heatmap(counts, annot=True, fmt="d", cmap="Blues", vmin=0, vmax=total, cbar=False, square=True, ax=axes, **names)
-            axes.set(title=f"{row['mark']}: kappa {row['cohens_kappa']:.2f}", xlabel="judge", ylabel="hand label")
+            kappa, low, high = (row[f"cohens_kappa{end}"] for end in ("", "_low", "_high"))
+            axes.set(title=f"{row['mark']}: kappa {kappa:.2f}\n[{low:.2f}, {high:.2f}]", xlabel="judge", ylabel="hand label")
         figure.suptitle(title, fontsize=12, fontweight="bold")
     return figure, table

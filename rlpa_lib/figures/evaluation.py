@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlpa_lib import tables
+from rlpa_lib.breakdown import mean_table
 from rlpa_lib.figures.frame import GREY, PALETTE, legend_below, panels, whole
 from rlpa_lib.intervals import seed_interval
 from rlpa_lib.tables_shown import printed_curve
@@ -65,6 +65,7 @@ def _panel(axes: Axes, part: pd.DataFrame, controls: pd.DataFrame, title: str) -
     for name, (style, text) in CONTROLS.items():
         line = controls[controls["method"] == name]
         if len(line):
+            axes.fill_between(line["turn"], line["low"], line["high"], color=GREY, alpha=0.1, linewidth=0)
             axes.plot(line["turn"], line["al"], color=GREY, linestyle=style, linewidth=1, label=text)
     ours, paper = part[part["source"] == "ours"], part[part["source"] == "paper"]
     if len(ours):
@@ -79,8 +80,8 @@ def _panel(axes: Axes, part: pd.DataFrame, controls: pd.DataFrame, title: str) -
 
 
 def personal_part(curves: Mapping[str, pd.DataFrame], benchmark: str, columns: int = 4) -> tuple[Figure, pd.DataFrame]:
-    """The swap test by turn, one panel a row key: share aligned with the own persona, and with another user's; between them lies what is
-    personal. `curves` holds `breakdown.by_turn`."""
+    """The swap test by turn, one panel a row key: share aligned with the own persona, and with another user's, with 95 % intervals; between
+    them lies what is personal. `curves` holds `breakdown.by_turn`."""
     names = tables.arranged(curves)
     data = pd.concat([curves[name].assign(row=name) for name in names], ignore_index=True)
     size = (2.5 * columns + 0.4, 2.1 * -(-len(names) // columns) + 0.6)
@@ -88,8 +89,10 @@ def personal_part(curves: Mapping[str, pd.DataFrame], benchmark: str, columns: i
         for axes, name in zip(grid, names, strict=True):
             part, (model, method) = curves[name], tables.label(name, "")
             axes.fill_between(part["turn"], 100 * part["swapped"], 100 * part["own"], color=PALETTE[0], alpha=0.2, linewidth=0)
-            axes.plot(part["turn"], 100 * part["own"], color=PALETTE[0], marker="o", markersize=3, label="own persona")
-            axes.plot(part["turn"], 100 * part["swapped"], color=PALETTE[1], marker="s", markersize=3, label="another user's persona")
+            for column, color, marker, text in (("own", PALETTE[0], "o", "own persona"), ("swapped", PALETTE[1], "s", "another user's persona")):
+                middle = 100 * part[column]
+                reach = [middle - 100 * part[f"{column}_low"], 100 * part[f"{column}_high"] - middle]
+                axes.errorbar(part["turn"], middle, yerr=reach, color=color, marker=marker, markersize=3, elinewidth=0.8, label=text)
             axes.set(title=model or method, ylim=(-2, 102))
             whole(axes)
         figure.supylabel(f"aligned responses, % ({benchmark})", fontsize=10)
@@ -137,16 +140,17 @@ def alignment_over_seeds(by_seed: Sequence[Mapping[tuple[str, str], np.ndarray]]
 
 
 def profile_progress(rows_by_method: Mapping[str, Sequence[dict]]) -> tuple[Figure, pd.DataFrame]:
-    """Profile score and Theoretical Max by turn (as in figure 4b, ten turns)."""
+    """Profile score and Theoretical Max by turn (as in figure 4b, ten turns), with 95 % intervals over users."""
     frame = pd.concat([pd.DataFrame(rows).assign(method=name) for name, rows in rows_by_method.items()])
     frame["ceiling"] = frame["n_told"] / frame["n_true"]
     frame["recall"] = frame["n_matched"] / frame["n_true"]
-    data = frame.groupby(["method", "turn"], as_index=False)[["profile_f1", "recall", "ceiling"]].mean()  # sorted by method, as the colours are
+    data = mean_table(frame.sort_values(["method", "turn"]), ["method", "turn"], ["profile_f1", "recall", "ceiling"])
     with panels(2, 2, (10, 3.6), sharey=True) as (figure, [score, recall]):
-        sns.lineplot(data, x="turn", y="profile_f1", hue="method", marker="o", ax=score, palette="colorblind")
-        sns.lineplot(data, x="turn", y="recall", hue="method", marker="o", ax=recall, palette="colorblind", legend=False)
-        for (_, part), color in zip(data.groupby("method"), PALETTE, strict=False):
-            recall.plot(part["turn"], part["ceiling"], linestyle="--", color=color)
+        for (name, part), color in zip(data.groupby("method"), PALETTE, strict=False):
+            for axes, column, style in ((score, "profile_f1", "-"), (recall, "recall", "-"), (recall, "ceiling", "--")):
+                reach = (part[column] - part[f"{column}_low"], part[f"{column}_high"] - part[column])
+                axes.errorbar(part["turn"], part[column], reach, color=color, linestyle=style, marker="o" if style == "-" else "", label=name)
+        score.legend(frameon=False)
         score.set(xlabel="turn k", ylabel="profile score, F1", ylim=(0, 1))
         recall.set(xlabel="turn k", ylabel="recall; dashed: Theoretical Max")
         whole(score)
