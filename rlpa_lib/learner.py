@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from rlpa_lib import ppo
 from rlpa_lib.backbone import CRITIC, HEAD, POLICY, Backbone, Pass
@@ -80,7 +81,7 @@ class Learner:
         rates = {POLICY: self.cfg.ppo.lr, CRITIC: self.cfg.ppo.critic_lr}
         for role, optimizer in self.optimizers.items():
             norm = nn.utils.clip_grad_norm_(list(self.parameters(role).values()), self.cfg.ppo.grad_norm)
-            norms[f"grad_norm_{role}"] = float(norm.full_tensor() if self.sharded else norm)
+            norms[f"grad_norm_{role}"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
             for group in optimizer.param_groups:
                 group["lr"] = rates[role] * scale
             optimizer.step()

@@ -66,6 +66,7 @@ class PolicyConfig(Section):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     lora_targets: Annotated[tuple[Name, ...], Field(strict=False)] | Name = "all-linear"
     adapter: Name | None = None  # folder of a LoRA adapter (SFT's, say) from which training starts and which is then the reference
+    warm_up: Annotated[int, Field(ge=0)] = 0  # scripted replies from which such an adapter is made first, for a model that lacks the format; 0 = off
 
 
 class Role(Section):

@@ -64,6 +64,8 @@ def _data_problems(cfg: Config) -> Iterator[tuple[str, str]]:
         yield "policy.tuning", "full weights cannot be swapped into a running server; use lora with policy.kind=vllm"
     if cfg.user.kind == "agenda" and cfg.run.prompt_set == "zh":
         yield "run.prompt_set", "zh needs user.kind=llm (the agenda user speaks English)"
+    if cfg.policy.warm_up and (cfg.personas.source != "builtin" or cfg.run.prompt_set != "mini"):
+        yield "policy.warm_up", "its scripted replies belong to the built-in personas and prompt set mini; give policy.adapter an SFT adapter instead"
     for key in ("methods", "benchmarks"):
         names = getattr(cfg.evaluation, key)
         if len(set(names)) != len(names):

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from rlpa_lib import config, parties, prompts, record, runs
+from rlpa_lib import config, parties, prompts, record, runs, warmup
 from rlpa_lib.backbone import CRITIC, POLICY
 from rlpa_lib.config import InputError
 from rlpa_lib.learner import Learner
@@ -30,17 +30,20 @@ PATIENCE = timedelta(hours=3)  # how long a process waits for the others, who ma
 def train(run: Run, params: str, overrides: Sequence[str] = (), *, name: str = "ppo", say: Callable[[str], None] = print) -> list[dict]:
     """Train as `run.accelerate` says: here, or in processes of their own whose lines are passed on; the metrics of all updates."""
     if run.cfg.run.accelerate is None:
-        return prepare(run, name=name).train(say=say)
+        return prepare(run, name=name, say=say).train(say=say)
     launch(run, params, overrides, name=name, say=say)
     return run.read_metrics(name)
 
 
-def prepare(run: Run, *, name: str = "ppo", accelerator: Accelerator | None = None) -> Trainer:
-    """The trainer of a run with all its parties; what it trains is noted in the record."""
+def prepare(run: Run, *, name: str = "ppo", accelerator: Accelerator | None = None, say: Callable[[str], None] = print) -> Trainer:
+    """The trainer of a run with all its parties, after the warm-up if one is asked for; what it trains is noted in the record."""
     cfg = run.cfg
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     processes = Processes(accelerator)
     people = _people(run, processes)
+    if cfg.policy.warm_up and cfg.policy.adapter is None:
+        warm = str(warmup.adapter(run, people, accelerator, say))
+        cfg = cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"adapter": warm})})
     model, tokenizer = parties.load_model(cfg)
     learner = Learner(model, cfg, seed=run.seed, accelerator=accelerator)
     weights = {role: sum(p.numel() for p in learner.parameters(role).values()) for role in (POLICY, CRITIC)}
@@ -90,10 +93,14 @@ def worker(scale: str, seed: int, run_dir: Path, overrides: Sequence[str], name:
             opened.append(Run(cfg, seed, (record.REPOSITORY / run_dir.expanduser()).resolve()))
             runs.set_threads(cfg.run.threads)
             runs.set_seed(seed)
-        prepare(opened[0], name=name, accelerator=accelerator).train(say=lambda line: print(line, flush=True))
+        prepare(opened[0], name=name, accelerator=accelerator, say=_aloud).train(say=_aloud)
         processes.wait()
     accelerator.end_training()
     return 0
+
+
+def _aloud(line: str) -> None:
+    print(line, flush=True)  # a notebook reads it through a pipe
 
 
 def _people(run: Run, processes: Processes) -> list[Persona]:
