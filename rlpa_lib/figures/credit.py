@@ -34,7 +34,9 @@ def _common(folder: Path) -> str:
 def scheme(params: dict) -> str:
     """The credit scheme of a run's settings in words."""
     discount, continuation = params["ppo"]["turn_discount"], params["rollout"]["continuation"]
-    return f"bandit, {continuation}" if discount == 0 else f"MDP, discount {discount:g}, {continuation}"
+    if discount > 0:
+        return f"MDP, discount {discount:g}, {continuation}"
+    return f"bandit, {continuation}" + (", updated once a cohort" if params["ppo"]["update_every"] == "dialogue" else "")
 
 
 def training_by_turn(folders: Sequence[Path], name: str = "ppo") -> pd.DataFrame:
