@@ -50,8 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", type=Path, help="default: runs/<scale>-<seed>")
     train.add_argument("--name", default="ppo", help="of the adapter and the metrics")
 
-    plan = commands.add_parser("plan", help="count what a run will generate and judge")
+    plan = commands.add_parser("plan", help="what a run will cost: requests, tokens, USD, hours, GPU memory")
     _add_scale(plan)
+    plan.add_argument("--rpm", type=float, help="requests a minute that servers allow (default: endpoint.max_rpm, or 500)")
+    plan.add_argument("--tpm", type=float, default=2e6, help="tokens a minute that servers allow")
+    plan.add_argument("--against", type=Path, metavar="RUN_DIR", help="hold the plan against a finished run of the same settings")
 
     audit = commands.add_parser("audit", help="check a folder of tables shaped like the paper's against each other")
     audit.add_argument("--tables", type=Path, metavar="DIR", help="default: the paper's own tables")
@@ -99,7 +102,12 @@ def _plan(options: argparse.Namespace) -> int:
     from rlpa_lib import memory, plan
 
     cfg = config.load(options.scale, options.set)
-    print("\n\n".join(text for text in (plan.table(cfg), memory.table(cfg)) if text))
+    if options.against is None:
+        print("\n\n".join(text for text in (plan.table(cfg, rpm=options.rpm, tpm=options.tpm), memory.table(cfg)) if text))
+        return 0
+    for name, (predicted, actual) in plan.against(cfg, options.against).items():
+        off = f"{(predicted - actual) / actual:+.1%}" if actual else "-"
+        print(f"{name:14} planned {predicted:12,.0f}  asked {actual:12,.0f}  {off}")
     return 0
 
 

@@ -231,5 +231,5 @@ def _bca_tails(tails: Floats, estimate: float, draws_B: Floats, jackknife_E: Flo
     pull = jackknife_E.mean() - jackknife_E
     scale = (pull**2).sum() ** 1.5
     acceleration = (pull**3).sum() / (6 * scale) if scale > 0 else 0.0
-    z = bias + stats.norm.ppf(tails)
+    z = bias + stats.norm.ppf(tails[0]) * np.array([1.0, -1.0])  # with two users 1 - tails[0] is 1 in floating point
     return stats.norm.cdf(bias + z / (1 - acceleration * z))

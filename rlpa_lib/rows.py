@@ -80,7 +80,7 @@ class Stage:
         for row in self.rows:
             _check_adapter(run, row)
             _check_prompts(run.cfg, row)
-        self.remote = {row.comparator: _remote(run, row.comparator) for row in self.rows if row.comparator}
+        self.remote = {row.comparator: remote(run, row.comparator) for row in self.rows if row.comparator}
         self.encoder = load_encoder(run.cfg.evaluation.encoder) if any(row.method == "rag" for row in self.rows) else None
         self._model = self._tokenizer = self._adapted = None
         if run.cfg.policy.kind != "local":
@@ -181,8 +181,8 @@ def _check_adapter(run: Run, row: Row) -> None:
         raise InputError(f"{folder}: no adapter here, and {wants}")
 
 
-def _remote(run: Run, name: str) -> Policy:
-    """The policy of one of evaluation.comparators. InputError: see endpoint_for."""
+def remote(run: Run, name: str) -> Policy:
+    """The policy of one of `evaluation.comparators`. InputError: see endpoint_for."""
     from rlpa_lib.endpoint import endpoint_for  # here, because most runs need no server
     from rlpa_lib.endpoint_policy import EndpointPolicy
 

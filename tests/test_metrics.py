@@ -238,3 +238,9 @@ def test_bootstrap_refuses_and_repeats():
         metrics.bootstrap_interval([[1, np.nan], [0, np.nan]])
     with pytest.raises(ValueError, match="strata"):
         metrics.bootstrap_interval(scores, strata_E=["a"])
+
+
+def test_two_users_have_an_interval():
+    """The widened tails of a bootstrap of two users are 1e-72 and 1: the upper one must not be taken for infinity."""
+    found = metrics.bootstrap_interval(np.array([[1, 0, 1], [1, 1, 1]]))
+    assert (found.low, found.high) == (pytest.approx(2 / 3), 1.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from rlpa_lib import config, decoding, evaluation, parties, plan, reproduce, rows, runs, seeds
+from rlpa_lib import config, decoding, evaluation, parties, reproduce, rows, runs, seeds
 from rlpa_lib.config import InputError
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
@@ -154,13 +154,3 @@ def test_a_reproduction_looks_for_encoder_and_servers_before_it_starts(tmp_path,
     with pytest.raises(InputError, match="minilm is not installed"):
         reproduce._check_rows(config.load("smoke", ["evaluation.methods=[rag]"]), books, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_the_plan_counts_calls_and_judgements_by_hand():
-    cfg = config.load("smoke", ["evaluation.users=2", "evaluation.extended_users=1", "evaluation.turns=4", "rollout.max_new_tokens=10",
-                                "evaluation.methods=[base, self_critic, oracle, rlpa]", "evaluation.comparators={X: {model: x}}"])  # fmt: skip
-    loads = {load.notebook: load for load in plan.plan(cfg)}
-    answers = 3 * 4
-    assert loads["10_prompting_baselines"] == plan.Load("10_prompting_baselines", answers * 4, answers * 40, answers * 2, answers * 4)
-    # oracle is a script, rlpa one call with a profile to match, X a self-critic; each response is judged twice
-    assert loads["30_evaluation"] == plan.Load("30_evaluation", answers * 4, answers * 40, answers * 3, answers * 7)

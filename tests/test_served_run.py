@@ -76,7 +76,8 @@ def test_a_served_run_leaves_tables_usage_and_no_key(tmp_path):
         said = everybody(body)
         return f"{said[:-1]} {server.key}" if visit in (7, 60) else said.replace("seen", f"seen {server.key}").replace("So you say", server.key)
 
-    sizes = ("evaluation.users=2", "evaluation.turns=2", "evaluation.methods=[base, rlpa_prompting, random, oracle, sft, rlpa]")
+    sizes = ("personas.test_users=4", "evaluation.users=2", "evaluation.turns=2",
+             "evaluation.methods=[base, rlpa_prompting, random, oracle, sft, rlpa]")  # fmt: skip
     with ScriptedServer(script) as server:
         only = [word for name in ("03", "10", "30", "50") for word in ("--only", name)]
         done = cli("reproduce", "--scale", "smoke", "--run-dir", tmp_path / "run", *served(server.url, *sizes), *only)

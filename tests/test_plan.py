@@ -1,0 +1,118 @@
+"""The plan: what a rehearsal counts, by hand, and against what a served run of the same settings really asks."""
+
+import json
+
+import pytest
+from scripted_server import ScriptedServer
+from test_served_run import everybody
+
+from rlpa_lib import benchmarks, config, gpu_cost, parties, plan, rehearsal, rows, runs
+from rlpa_lib.rehearsal import TYPICAL, Ask
+from rlpa_lib.storage import hash_json
+
+URL = "http://127.0.0.1:9/v1"
+SERVED = ["user.kind=llm", "judge.kind=llm", "evaluator.kind=llm", "policy.kind=endpoint", "run.prompt_set=en"]
+
+
+def served(*more, url=URL):
+    parties_ = ("user", "judge", "evaluator", "policy")
+    return config.load("smoke", [*SERVED, *(f"{name}.{key}" for name in parties_ for key in ("model=m", f"base_url={url}")), *more])
+
+
+def asked(load):
+    return {role: round(ask.requests) for (role, _, _), ask in load.tally.asked.items()}
+
+
+def test_requests_by_hand():
+    """Five users of one benchmark, three turns, judged twice: base, self-critic and RLPA prompting, then the oracle."""
+    sizes = ("evaluation.users=5", "evaluation.benchmarks=[vanilla]")
+    cfg = served(*sizes, "evaluation.methods=[base, self_critic, rlpa_prompting, oracle]", "judge.kind=rule")
+    loads = {load.notebook: asked(load) for load in plan.plan(cfg)}
+    # Nobody is asked for "Hello". At temperature 0 the answer to it is the same for all users, and a draft is what base says: 1 + 2 + 1.
+    # So own and swapped persona are the same questions there: five of ten, in each of the three rows.
+    assert loads["10_prompting_baselines"] == {"user": 3 * 5 * 2, "policy": 4 + (1 + 3 + 1) * 5 * 2, "evaluator": 3 * (5 + 10 * 2)}
+    assert loads["30_evaluation"] == {"user": 5 * 2, "policy": 5 * 3, "evaluator": 5 * 3 * 2}  # the oracle's prompts hold the profiles
+    judged = {load.notebook: asked(load) for load in plan.plan(served(*sizes, "evaluation.methods=[oracle]"))}
+    assert judged["30_evaluation"]["profile_judge"] == 5, "true against true profile is asked once a user"
+    assert judged["03_rewards_and_judges"].keys() == {"response_judge", "profile_judge", "evaluator"}
+
+
+def test_training_by_hand():
+    cfg = config.load("smoke", ["judge.kind=llm", "judge.model=m", f"judge.base_url={URL}", "user.kind=llm", "user.model=m", f"user.base_url={URL}"])
+    loads = {load.notebook: load for load in plan.plan(cfg)}
+    # three cohorts of 8 users x 3 turns x 4 samples; at turn 1 the profile is empty, so nobody is asked to match it
+    assert asked(loads["20_ppo"]) == {"user": 3 * 8 * 2, "response_judge": 3 * 8 * 3 * 4, "profile_judge": 3 * 8 * 2 * 4}
+    assert loads["20_ppo"].tally.own.requests == loads["20_ppo"].trained.requests == 288
+    assert loads["20_ppo"].trained.prompt == loads["20_ppo"].tally.own.prompt / 4, "a tree holds a prompt once"
+    assert asked(loads["22_grpo"]) == {"user": 2 * 2, "response_judge": 2 * 3 * 4, "profile_judge": 2 * 2 * 4}
+    assert {"11_sft", "12_dpo"} <= loads.keys() and loads["11_sft"].trained.requests == 8 * 3
+
+
+def test_an_endpoint_policy_plans_no_training_and_conversion_is_counted(tmp_path):
+    assert not {"11_sft", "12_dpo", "20_ppo", "22_grpo"} & {load.notebook for load in plan.plan(served("evaluation.methods=[base]"))}
+    keys = ["personas.source=aloe", "personas.conversion=llm", "personas.train_users=100", "user.model=m", f"user.base_url={URL}"]
+    [first, *_] = plan.plan(config.load("smoke", keys))
+    assert (first.notebook, asked(first)) == ("01_profiles_and_data", {"converter": 174})
+
+
+def test_money_time_and_lengths():
+    cfg = config.load("smoke", ["judge.kind=llm", "judge.model=gpt-4o-mini", "endpoint.concurrency=1000"])
+    tally = rehearsal.Tally({("response_judge", "gpt-4o-mini", "https://api.openai.com/v1"): Ask(1000, 2e6, 1e6)})
+    assert plan.usd(cfg, tally) == pytest.approx(2 * 0.15 + 0.60)
+    assert plan.usd(cfg, rehearsal.Tally({("judge", "unheard-of", "https://api.openai.com/v1"): Ask(1, 1, 1)})) is None
+    assert plan.usd(cfg, rehearsal.Tally({("judge", "unheard-of", URL): Ask(1, 1, 1)})) == 0
+    assert plan.hours(cfg, Ask(1000, 2e6, 1e6), rpm=100, tpm=1e9) == pytest.approx(10 / 60)
+    assert plan.hours(cfg, Ask(1000, 2e6, 1e6), rpm=1e9, tpm=1e5) == pytest.approx(30 / 60)
+    half = plan.hours(cfg.model_copy(update={"endpoint": config.load("smoke", ["endpoint.concurrency=4"]).endpoint}), Ask(7200, 0, 0), 1e9, 1e9)
+    assert half == pytest.approx(1.0)  # 7,200 requests of two seconds, four at a time
+
+
+def test_gpu_rules_by_hand():
+    cfg = config.load("paper")
+    known = gpu_cost.shape(cfg)
+    assert gpu_cost.shape(config.load("mini")) is None and 3.0e9 < known.weights() < 3.2e9
+    # in a Python loop at most 30 steps a second, of 16 prompts at a time
+    assert gpu_cost.hours(cfg, Ask(1, 0, 30 * 16 * 3600), Ask(), 1, gpu_cost.A100) == pytest.approx(1.0)
+    # training alone: with an adapter for the critic, (4 x 2 + 2) x weights a token at 35 % of 312 TFLOP/s
+    tokens = 3600 * 0.35 * 312e12 / (10 * known.weights())
+    assert gpu_cost.hours(cfg, Ask(), Ask(1, 0, tokens), 1, gpu_cost.A100) == pytest.approx(1.0)
+    # sampling alone: weights in bf16, and 2 x 36 layers x 2 heads x 128 numbers a token for 16 prompts of 100 + 50 tokens
+    held = 2 * known.weights() + 16 * 150 * 2 * 36 * 256 * 2
+    assert gpu_cost.memory(cfg, Ask(2, 200, 100), Ask()) == pytest.approx(held / 1e9)
+
+
+def test_the_plan_of_the_paper_tells_money_memory_and_assumptions():
+    text = plan.table(config.load("paper", ["evaluation.methods=[base, rlpa]"]))
+    assert "143,360" in text and "gpt-4o-2024-11-20" in text and "A100" in text and "no price" not in text
+
+
+def test_the_plan_agrees_with_what_is_really_asked(tmp_path):
+    """Settings of the smoke scale, served by a real local server whose texts are as long as the plan assumes; it counts tokens by bytes."""
+
+    def script(body):
+        answer, own = everybody(body), hash_json(body["messages"])[:8]  # other questions, other words
+        if answer.startswith("{"):
+            answer = json.loads(answer)
+            if "message" in answer:
+                answer["message"] = f"{own} {'word ' * 20}"[:95]
+            answer = json.dumps({name: {"reason": "word " * 13, "mark": 1} if isinstance(value, dict) else value for name, value in answer.items()})
+        else:
+            answer = answer.replace("So you say", f"{own} {'word ' * 28}")
+        prompt = sum(len(m["content"].encode()) / TYPICAL.bytes_per_token + TYPICAL.per_message for m in body["messages"])
+        return {"content": answer, "usage": {"prompt_tokens": round(prompt), "completion_tokens": round(len(answer) / TYPICAL.bytes_per_token)}}
+
+    with ScriptedServer(script) as server:
+        cfg = served("evaluation.users=4", "evaluation.methods=[base, reminder, rlpa_prompting, oracle]", url=server.url)
+        run = runs.claim(cfg, 0, tmp_path / "run", "smoke")
+        users, user = benchmarks.load_benchmarks(run), parties.simulated_user(cfg, "test", 0, run)
+        evaluator, judge = parties.evaluation_judge(cfg, run), parties.reward_judge(cfg, run)
+        stage = rows.Stage(run)
+        for row in stage.rows:
+            for benchmark, people in users.items():
+                stage.judged(row, benchmark, people, user, evaluator, judge)
+        for name in ("10_prompting_baselines", "30_evaluation"):
+            run.path(f"notebooks/{name}.ipynb").write_text("{}")
+    found = plan.against(cfg, run.dir)
+    assert found["requests"][1] == len(server.bodies)
+    for name in ("requests", "prompt tokens", "answer tokens", "tokens"):
+        assert found[name][0] == pytest.approx(found[name][1], rel=0.1), (name, found)
