@@ -115,13 +115,13 @@ class Processes:
         before = signal.signal(signal.SIGTERM, stop)
         try:
             yield
-        except RuntimeError as error:
+        except BaseException as error:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's signal must not come before the message
             said = str(error).lower()
-            if isinstance(error, (ProcessLost, MainFailed)) or not any(sign in said for sign in NETWORK_SIGNS):
+            if not isinstance(error, RuntimeError) or isinstance(error, (ProcessLost, MainFailed)) or not any(s in said for s in NETWORK_SIGNS):
                 raise
             raise self._lost(error) from error
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)
 
     def _lost(self, error: RuntimeError) -> ProcessLost:
         reason = str(error).strip().splitlines()[0]
