@@ -67,6 +67,7 @@ class PolicyConfig(Section):
     lora_targets: Annotated[tuple[Name, ...], Field(strict=False)] | Name = "all-linear"
     adapter: Name | None = None  # folder of a LoRA adapter (SFT's, say) from which training starts and which is then the reference
     warm_up: Annotated[int, Field(ge=0)] = 0  # scripted replies from which such an adapter is made first, for a model that lacks the format; 0 = off
+    warm_up_lr: Positive = 1.0e-3
 
 
 class Role(Section):

@@ -21,10 +21,11 @@ from rlpa_lib.profile import render_reply
 from rlpa_lib.runs import Run
 
 NAME = "warmup"
+BATCH = 8  # replies a step
 
 
 def adapter(run: Run, people: Sequence[Persona], accelerator: Accelerator, say: Callable[[str], None] = print) -> Path:
-    """The folder adapters/warmup, made when it is not there: one pass over `policy.warm_up` replies in steps of `sft.batch` at `sft.lr`.
+    """The folder adapters/warmup, made when it is not there: one pass over `policy.warm_up` replies in steps of `BATCH`.
 
     The loss (nats a token of the replies) of every step goes to metrics/warmup.jsonl.
     """
@@ -67,8 +68,8 @@ def replies(cfg: Config, tokenizer, people: Sequence[Persona], seed: int) -> lis
 
 
 def _settings(cfg: Config) -> Config:
-    """The run's settings with the supervised section's rate and batch in the learner's places."""
-    steps = {"lr": cfg.sft.lr, "minibatch": cfg.sft.batch, "micro_batch": cfg.sft.micro_batch, "packing": "rows", "critic": "head"}
+    """The run's settings with the warm-up's in the learner's places."""
+    steps = {"lr": cfg.policy.warm_up_lr, "minibatch": BATCH, "micro_batch": cfg.sft.micro_batch, "packing": "rows", "critic": "head"}
     policy = {"adapter": None, "tuning": "lora"}
     return cfg.model_copy(update={"ppo": cfg.ppo.model_copy(update=steps), "policy": cfg.policy.model_copy(update=policy)})
 

@@ -11,7 +11,7 @@ from rlpa_lib.backbone import REFERENCE
 from rlpa_lib.config import InputError
 from rlpa_lib.profile import parse_reply
 
-KEYS = ["policy.warm_up=12", "policy.lora_rank=4", "sft.lr=0.01", "sft.batch=4", "sft.micro_batch=2", "rollout.users=2", "rollout.turns=1",
+KEYS = ["policy.warm_up=20", "policy.lora_rank=4", "policy.warm_up_lr=0.01", "sft.micro_batch=2", "rollout.users=2", "rollout.turns=1",
         "rollout.max_new_tokens=8", "rollout.max_prompt_tokens=4000", "ppo.minibatch=8", "ppo.iterations=1", "run.tensorboard=false"]  # fmt: skip
 
 
@@ -45,11 +45,11 @@ def test_the_first_loss_is_that_of_the_replies(cold_run):
     people = parties.people(cfg, "train", None, 0, cold_run)
     model, tokenizer = parties.load_model(cfg)
     groups = warmup.replies(cfg, tokenizer, people, 0)
-    assert len(groups) == 12 and groups == warmup.replies(cfg, tokenizer, people, 0)
+    assert len(groups) == 20 and groups == warmup.replies(cfg, tokenizer, people, 0)
     assert all(parse_reply(tokenizer.decode(reply[:-1])).format_ok and reply[-1] == 2 for _, (reply,) in groups)
     warmup.adapter(cold_run, people, Accelerator(cpu=True), lambda line: None)
     lost, n = 0.0, 0
-    for prompt, (reply,) in groups[:4]:
+    for prompt, (reply,) in groups[:8]:
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1]
         lost -= float(torch.log_softmax(logits, -1).gather(-1, torch.tensor(reply)[:, None]).sum())
