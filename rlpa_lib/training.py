@@ -57,7 +57,7 @@ def prepare(run: Run, *, name: str = "ppo", accelerator: Accelerator | None = No
 
 
 def launch(run: Run, params: str, overrides: Sequence[str], *, name: str, say: Callable[[str], None]) -> None:
-    """Run `python -m rlpa_lib train` under `accelerate launch` and pass its lines on. RuntimeError with its last lines when it fails."""
+    """Run `python -m rlpa_lib train` under `accelerate launch` and pass its lines on. RuntimeError with what it said last when it fails."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(configuration(run.cfg.run.accelerate)), "-m", "rlpa_lib"]
     command += ["train", "--scale", params, "--seed", str(run.seed), "--run-dir", str(run.dir), "--name", name]
     command += [part for text in config.anchored(overrides) for part in ("--set", text)]
@@ -68,7 +68,8 @@ def launch(run: Run, params: str, overrides: Sequence[str], *, name: str, say: C
             lines.append(line.rstrip())
             say(lines[-1])
     if process.returncode:
-        raise RuntimeError(f"training ended with exit code {process.returncode}: " + " | ".join(lines[-5:]))
+        told = [line for line in lines if line.startswith("rlpa_lib: ")] or lines[-5:]  # the launcher's own report says which process ended
+        raise RuntimeError(f"training ended with exit code {process.returncode}: " + " | ".join(dict.fromkeys(told)))
 
 
 def configuration(name: str) -> Path:
