@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from rlpa_lib import controls, evaluation, grpo, judge_attacks, parties, prompts, rollout, rows
+from rlpa_lib import controls, evaluation, judge_attacks, parties, prompts, rollout, rows
 from rlpa_lib.chat import Answer, Request, json_schema
 from rlpa_lib.config import Config
 from rlpa_lib.mini.personas import builtin_personas
@@ -245,6 +245,8 @@ def play_ppo(run: StandIn, users: int) -> None:
 
 def play_grpo(run: StandIn, users: int) -> None:
     """One round of GRPO: its moments, and the samples that are judged at each."""
+    from rlpa_lib.baselines import grpo  # slow to import
+
     cfg, people, policy = run.cfg, builtin_personas("train", users, 0), CountingPolicy(run)
     sampling = rollout.Sampling(1, "independent", _system(cfg), cfg.ppo.history_profiles, max_new_tokens=cfg.rollout.max_new_tokens)
     moments = grpo.collect_moments(policy, parties.simulated_user(cfg, "train", 0, run), people, cfg.rollout.turns, sampling, 0)

@@ -79,6 +79,14 @@ class Ledger(ResponseCache):
         return super().put(rows)
 
 
+def _patience():
+    """Seconds after which a try is given up: ten times what 64 good requests take now, so that a busy machine is not taken for a fault."""
+    with MisbehavingServer() as server:
+        began = time.monotonic()
+        client(server, concurrency=64).complete([ask(f"probe {i}", schema=Mark, say='{"mark": 1}') for i in range(64)])
+    return min(8.0, max(2.0, 10 * (time.monotonic() - began)))
+
+
 def test_fault_matrix(tmp_path, capsys):
     """Every fault once, twice and for ever, three copies each, in one shuffled batch: a right answer or the typed error that is due."""
     cases = [(name, times, copy) for copy in range(3) for times in (1, 2, None) for name in FAULTS]
@@ -88,7 +96,7 @@ def test_fault_matrix(tmp_path, capsys):
     usage = Usage()
     with MisbehavingServer() as server:
         ledger = Ledger(tmp_path / "c")
-        judge = client(server, cache=ledger, usage=usage, concurrency=64, retries=2, timeout=2.0)
+        judge = client(server, cache=ledger, usage=usage, concurrency=64, retries=2, timeout=_patience())
         results = judge.complete([request for request, _ in asked], on_error="return")
         again = judge.complete([request for (request, _), r in zip(asked, results, strict=True) if isinstance(r, Answer)])
         log = list(server.log)
@@ -101,8 +109,9 @@ def test_fault_matrix(tmp_path, capsys):
         answers_due = 1 if name in FINAL or times is not None else 0
         if name in ("wrong schema", "answer cut off"):
             answers_due = 3 if times is None else times + 1
-        twice = max(bought) > 1 or sum(bought) != answers_due
-        lost = not isinstance(got, (Answer, EndpointError))
+        # on a busy machine a wrong answer may come too late as well; then it is not bought, and the next one is
+        twice = max(bought) > 1 or sum(bought) > answers_due
+        lost = not isinstance(got, (Answer, EndpointError)) or (isinstance(got, Answer) and not sum(bought))
         table[name] += Counter({"requests": 1, kind: 1, "as due": right, "duplicated": twice, "lost": lost})
         table[name]["tries"] += sum(line["id"] == f"{name} {times} {copy}" for line in log)
     with capsys.disabled():
