@@ -62,9 +62,10 @@ def swap_summary(rows: Sequence[dict], first: int = 2) -> dict[str, float]:
     both = ~np.isnan(own) & ~np.isnan(swapped)
     none = not both.any(axis=0).all() or not own.shape[1] or len(own) < 2
     found = {}
-    for name, table in (("own", own), ("swapped", swapped), ("personal_share", own - swapped)):
-        values = dict.fromkeys(("estimate", "low", "high"), NAN) if none else vars(intervals.bootstrap_interval(np.where(both, table, np.nan)))
-        found |= {name: values["estimate"], f"{name}_low": values["low"], f"{name}_high": values["high"]}
+    for name, table, bottom in (("own", own, 0.0), ("swapped", swapped, 0.0), ("personal_share", own - swapped, -1.0)):
+        missing = intervals.Interval(NAN, NAN, NAN, 0.95)
+        interval = missing if none else intervals.bootstrap_interval(np.where(both, table, np.nan), limits=(bottom, 1.0))
+        found |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
     return found
 
 

@@ -3,6 +3,11 @@
 Both statistics divide by a noisy minimum-to-maximum range, which is biased upwards and has corners; resampling and the delta method are far
 too short for them. Axes: S seeds, E users, K turns, C candidate curves, B simulated studies. Curves are handled as angles
 arcsin(sqrt(AL)), whose noise does not depend on AL.
+
+What 95 % intervals covered in simulated studies of 74 users and ten turns (tests/benchmarks/bench_coverage.py): under "global" 94 to 98 % where the
+curve moves clearly and where it is flat, 97 to 100 % between the two (a slow rise, a few passes in all); under "running", which jumps
+whenever an early turn changes its rank, 95 to 100 %. So an interval may be longer than it need be, rarely shorter. Where turns may all be equal
+neither number is determined: the rule needs no exception, N-IR then reaches far to both sides of 0 and N-R² from 0 to nearly 1.
 """
 
 from __future__ import annotations

@@ -75,6 +75,7 @@ def bootstrap_interval(
     *,
     strata_E: ArrayLike | None = None,
     method: Literal["bca", "percentile"] = "bca",
+    limits: tuple[float, float] = (0.0, 1.0),
     level: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
@@ -82,7 +83,7 @@ def bootstrap_interval(
     """Bootstrap over users of statistic(AL); users are drawn within their stratum (benchmark) when strata are given.
 
     The tails are widened for small samples (a bootstrap of E users is too narrow by sqrt((E-1)/E) and uses the normal, not the t, law).
-    Scores that do not vary between users give a width of 0: report alignment_interval beside it. ValueError: fewer than two users.
+    An average in which no two users differ gets what `unvaried` says about a scale with these `limits`. ValueError: fewer than two users.
     """
     scores = _two_axes(scores_EK)
     n_users = len(scores)
@@ -91,6 +92,8 @@ def bootstrap_interval(
     levels_BK = _levels(scores, weights_BE)
     # A turn with few valid scores can be empty in a resample: such a resample has no statistic.
     draws_B = np.asarray(statistic(levels_BK[np.isfinite(levels_BK).all(axis=1)]))
+    if statistic is average_alignment and np.ptp(draws_B) < 1e-12:
+        return unvaried(estimate, n_users, limits, level)
     tail = stats.norm.cdf(-np.sqrt(n_users / (n_users - 1)) * stats.t.ppf((1 + level) / 2, n_users - 1))
     tails = np.array([tail, 1 - tail])
     if method == "bca":
@@ -101,11 +104,18 @@ def bootstrap_interval(
     return Interval(estimate, float(low), float(high), level)
 
 
+def unvaried(estimate: float, n_users: int, limits: tuple[float, float] = (0.0, 1.0), level: float = 0.95) -> Interval:
+    """Interval of a mean over users of which no two differ: the share of users that may be otherwise (exact binomial, none of n seen) could
+    lie anywhere on the scale. For a share of 0 or 1 this is the exact binomial interval."""
+    share = float(binomial_interval(0, n_users, level)[1])
+    return Interval(estimate, estimate + share * (limits[0] - estimate), estimate + share * (limits[1] - estimate), level)
+
+
 def ratio_interval(parts_E: ArrayLike, wholes_E: ArrayLike, limits: tuple[float, float] = (0.0, 1.0), *, level: float = 0.95) -> Interval:
     """Interval over users of sum(parts) / sum(wholes), such as marks passed over marks given; what one user did stays together.
 
-    Linearised with the t law, ends kept inside `limits`. A share of users, each counted once, gets the exact binomial interval, and so does a
-    share in which no two users differ; another number without any spread has NaN for ends, as has one user alone. No wholes: all NaN.
+    Linearised with the t law, ends kept inside `limits`. A share of users, each counted once, gets the exact binomial interval; a ratio in
+    which no two users differ the one of `unvaried`, or NaN for ends if the scale is open. NaN for ends of one user alone. No wholes: all NaN.
     """
     parts, wholes = np.asarray(parts_E, dtype=float), np.asarray(wholes_E, dtype=float)
     parts, wholes = parts[wholes > 0], wholes[wholes > 0]
@@ -114,19 +124,23 @@ def ratio_interval(parts_E: ArrayLike, wholes_E: ArrayLike, limits: tuple[float,
         return Interval(ratio, NAN, NAN, level)
     spread = float(np.sqrt(n / (n - 1) * ((parts - ratio * wholes) ** 2).sum()) / wholes.sum())
     counted = (wholes == 1).all() and np.isin(parts, (0.0, 1.0)).all()
-    if limits == (0.0, 1.0) and (counted or spread < 1e-12):
-        low, high = binomial_interval(np.clip(ratio * n, 0, n), n, level)
+    if limits == (0.0, 1.0) and counted:
+        low, high = binomial_interval(parts.sum(), n, level)
         return Interval(ratio, float(low), float(high), level)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * spread if spread >= 1e-12 else NAN
+    if spread < 1e-12:
+        return unvaried(ratio, n, limits, level) if np.isfinite(limits).all() else Interval(ratio, NAN, NAN, level)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * spread
     return Interval(ratio, float(np.maximum(limits[0], ratio - half)), float(np.minimum(limits[1], ratio + half)), level)
 
 
-def seed_interval(scores_SEK: ArrayLike, statistic: Statistic = average_alignment, *, level: float = 0.95) -> Interval:
+def seed_interval(
+    scores_SEK: ArrayLike, statistic: Statistic = average_alignment, *, limits: tuple[float, float] = (0.0, 1.0), level: float = 0.95
+) -> Interval:
     """Interval over seeds and users (crossed: the same users in every seed) of statistic(AL over both); needs at least 3 seeds.
 
     Three seeds resampled give intervals far too short, so the statistic is linearised and the variances of its seed means and of its user means
     are added, with Satterthwaite's degrees of freedom. Slightly wide when seeds agree. Too short for N-IR and N-R² (see curve_intervals).
-    ValueError: fewer than 3 seeds.
+    Without any variation as `unvaried`. ValueError: fewer than 3 seeds.
     """
     scores = np.asarray(scores_SEK, dtype=float)
     if scores.ndim != 3 or scores.shape[0] < 3 or scores.shape[1] < 2:
@@ -136,7 +150,7 @@ def seed_interval(scores_SEK: ArrayLike, statistic: Statistic = average_alignmen
     parts = np.array([influence_SE.mean(axis=1).var(ddof=1) / n_seeds, influence_SE.mean(axis=0).var(ddof=1) / n_users])
     variance = parts.sum()
     if variance == 0:
-        return Interval(estimate, estimate, estimate, level)
+        return unvaried(estimate, n_users, limits, level)
     freedom = variance**2 / (parts**2 / np.array([n_seeds - 1, n_users - 1])).sum()
     half = float(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance))
     return Interval(estimate, estimate - half, estimate + half, level)
@@ -159,7 +173,7 @@ def paired_difference(
     if a.shape != b.shape:
         raise ValueError(f"paired scores must have one shape, not {a.shape} and {b.shape}")
     delta = a - b
-    interval = bootstrap_interval(delta, strata_E=strata_E, level=level, n_resamples=n_resamples, seed=seed)
+    interval = bootstrap_interval(delta, strata_E=strata_E, limits=(-1.0, 1.0), level=level, n_resamples=n_resamples, seed=seed)
     signs_BE = np.random.default_rng(seed + 1).choice([-1.0, 1.0], size=(n_resamples, len(delta)))
     filled, valid_K = np.nan_to_num(delta), (~np.isnan(delta)).sum(axis=0)
     flipped_B = (signs_BE @ filled / valid_K).mean(axis=1)

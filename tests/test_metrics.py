@@ -213,9 +213,10 @@ def test_ratio_interval_by_hand():
     found = metrics.ratio_interval([1, 3, 2], [2, 4, 2])
     half = 4.302653 * 0.75**0.5 / 8
     assert (found.estimate, found.low, found.high) == pytest.approx((0.75, 0.75 - half, 1.0))
-    # A share of users is binomial, and so is a share in which nobody differs; other numbers without spread have no interval.
+    # A share of users is binomial. Where nobody differs up to 1 - .025^(1/2) of all users may be anything; on an open scale nothing is known.
     assert metrics.ratio_interval([1, 0, 1], [1, 1, 1]).low == pytest.approx(metrics.binomial_interval(2, 3)[0])
     assert metrics.ratio_interval([4, 4], [4, 4]).low == pytest.approx(metrics.binomial_interval(2, 2)[0])
+    assert metrics.ratio_interval([2, 2], [4, 4]).high == pytest.approx(0.5 + 0.5 * (1 - 0.025**0.5))
     assert np.isnan(metrics.ratio_interval([8, 8], [4, 4], (0, np.inf)).low)
     assert np.isnan(metrics.ratio_interval([0, 0], [0, 0]).estimate) and np.isnan(metrics.ratio_interval([1], [2]).high)
 
@@ -227,6 +228,16 @@ def test_ratio_interval_covers():
         return metrics.ratio_interval(rng.binomial(asked, rng.beta(2, 2, 74)), asked)
 
     assert 0.93 <= coverage(draw, 0.5) <= 0.97
+
+
+def test_no_variation_is_not_certainty():
+    # All of four users pass always: what holds for one mark a user (Clopper-Pearson, .025^(1/4)) is said, not [1, 1].
+    everybody = metrics.bootstrap_interval(np.ones((4, 3)))
+    assert (everybody.low, everybody.high) == pytest.approx((0.025**0.25, 1.0))
+    seeds = metrics.seed_interval(np.zeros((3, 4, 2)))
+    assert (seeds.low, seeds.high) == pytest.approx((0.0, 1 - 0.025**0.25))
+    same = metrics.paired_difference(np.ones((4, 3)), np.ones((4, 3)))
+    assert (same.low, same.difference, same.high) == pytest.approx((0.025**0.25 - 1, 0, 1 - 0.025**0.25))
 
 
 def test_bootstrap_refuses_and_repeats():
