@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from rlpa_lib import controls, evaluation, grpo, judge_attacks, parties, prompts, rollout, rows
+from rlpa_lib import controls, evaluation, judge_attacks, parties, prompts, rollout, rows
+from rlpa_lib.baselines import grpo
 from rlpa_lib.chat import Answer, Request, json_schema
 from rlpa_lib.config import Config
 from rlpa_lib.mini.personas import builtin_personas
