@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rlpa_lib import quoting
 from rlpa_lib.chat import Answer, EndpointError, Refused, Request
 from rlpa_lib.config import InputError
-from rlpa_lib.policies import Completion, Message, derive_seed
+from rlpa_lib.policies import Completion, Message, derive_seed, window
 
 if TYPE_CHECKING:
     from rlpa_lib.endpoint import ChatEndpoint
@@ -55,7 +55,7 @@ class EndpointPolicy:
             raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
         if any(m[-1]["role"] != "user" for m in messages):
             raise InputError("policy.kind: a model behind a chat endpoint cannot go on with a reply that was begun for it")
-        prompts = [self._fit(m) for m in messages]
+        prompts, dropped = zip(*map(self._fit, messages), strict=True) if messages else ((), ())
         seen: Counter[str] = Counter()
         requests = []
         for prompt in prompts:
@@ -65,24 +65,15 @@ class EndpointPolicy:
                 requests.append(Request(prompt, None, temperature, self.top_p, max_new_tokens + self.reasoning_tokens, drawn))
             seen[key] += 1
         answers = self.endpoint.complete(requests, desc="policy", on_error="return")
-        completions = [completion(answer) for answer in answers]
+        completions = [replace(completion(answer), dropped=dropped[i // n]) for i, answer in enumerate(answers)]
         return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
 
-    def _fit(self, messages: list[Message]) -> tuple[Message, ...]:
-        """The messages with control signs broken up and, if need be, without their oldest turns; system prompt and last message stay."""
+    def _fit(self, messages: list[Message]) -> tuple[tuple[Message, ...], int]:
+        """The messages with control signs broken up and, if need be, without their oldest turns (`window`), and how many these are."""
         said = [{**m, "content": quoting.plain(m["content"], MAX_MESSAGE)} for m in messages]
-        lead = [m for m in said[:1] if m["role"] == "system"]
-        rest = said[len(lead) :]
-        whole = len(rest)
-        while (size := quoting.estimated_tokens(*(m["content"] for m in lead + rest))) > self.max_prompt_tokens and len(rest) > 2:
-            rest = rest[2:]
-        if size > self.max_prompt_tokens:
-            raise InputError(
-                f"rollout.max_prompt_tokens: the system prompt and the last user message take about {size} tokens, "
-                f"limit {self.max_prompt_tokens}"
-            )
-        self.n_cut += len(rest) < whole
-        return tuple(lead + rest)
+        kept, dropped = window(said, self.max_prompt_tokens, lambda part: quoting.estimated_tokens(*(m["content"] for m in part)))
+        self.n_cut += bool(dropped)
+        return tuple(kept), dropped
 
 
 def completion(answer: Answer | EndpointError) -> EndpointCompletion:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from rlpa_lib import record
 from rlpa_lib.dialogue import Dialogue
 from rlpa_lib.judges import EvaluationJudge, Judge, Verdict
 from rlpa_lib.methods import Answer, Method
@@ -18,6 +19,8 @@ from rlpa_lib.profile import profile_f1
 from rlpa_lib.runs import Run
 from rlpa_lib.users import SimulatedUser
 
+Valid = Callable[[Persona, int], Persona]  # the persona that holds at a turn (from 1)
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -26,6 +29,7 @@ class Judgement:
     `score` is 0 for a broken format, which no judge is asked about, and None where the judge failed. `swapped_score` is the same response
     judged against another user's persona. `n_matched` is None where the profile judge failed. `hidden` are the method's steps before the
     answer, which nobody judged; `n_tokens` counts theirs, too. `dimensions` are the four of section 3.3 where the judge marks them.
+    The prompt had no room for the `n_dropped` oldest turns; where these are all turns before this one, the latest profile block was lost with them.
     """
 
     method: str
@@ -48,6 +52,7 @@ class Judgement:
     swapped_score: int | None = None
     hidden: tuple[dict[str, Any], ...] = ()
     dimensions: dict[str, bool] = field(default_factory=dict)
+    n_dropped: int = 0
 
     @property
     def profile_f1(self) -> float | None:
@@ -71,22 +76,23 @@ class PlayedTurn:
 
 def play(
     method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge, *,
-    turns: int, seed: int, swap: bool = True, dialogues: Sequence[Dialogue] | None = None,
+    turns: int, seed: int, swap: bool = True, dialogues: Sequence[Dialogue] | None = None, valid: Valid | None = None,
 ) -> Iterator[PlayedTurn]:
     """Play E dialogues in lockstep up to turn K and judge every response (appendix C.3); goes on where `dialogues` stop.
 
     The evaluator sees the true persona, the method only the transcript. A turn depends on seed, users, weights and the dialogues so far,
     so going on gives what playing through would have given. With `swap` each response is judged a second time, against the next
-    user's persona.
+    user's persona. `valid` gives the persona that holds at a turn, where it changes in mid-dialogue: judges and controls see that one.
     """
     now = [Dialogue(f"{benchmark}-{p.id}", p.id) for p in personas] if dialogues is None else list(dialogues)
     for turn in range(len(now[0].turns) + 1, turns + 1):
         watch = [time.perf_counter()]
         now = [d.heard(u) for d, u in zip(now, user.reply(personas, now), strict=True)]
+        true = personas if valid is None else [valid(p, turn) for p in personas]
         watch.append(time.perf_counter())
-        answers = method.respond(personas, now, derive_seed(seed, method.name, benchmark, turn))
+        answers = method.respond(true, now, derive_seed(seed, method.name, benchmark, turn))
         watch.append(time.perf_counter())
-        judgements = _judge(method.name, benchmark, turn, personas, now, answers, evaluator, judge, swap)
+        judgements = _judge(method.name, benchmark, turn, true, now, answers, evaluator, judge, swap)
         watch.append(time.perf_counter())
         now = [d.answered(a.completion, a.reply) for d, a in zip(now, answers, strict=True)]
         seconds = dict(zip(("user_s", "method_s", "judges_s"), np.diff(watch).tolist(), strict=True))
@@ -95,10 +101,10 @@ def play(
 
 def evaluate(
     method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge, *,
-    turns: int, seed: int, swap: bool = True,
+    turns: int, seed: int, swap: bool = True, valid: Valid | None = None,
 ) -> tuple[list[Dialogue], list[Judgement]]:
     """All K turns of `play`: the finished dialogues and E x K judgements."""
-    played = list(play(method, benchmark, personas, user, evaluator, judge, turns=turns, seed=seed, swap=swap))
+    played = list(play(method, benchmark, personas, user, evaluator, judge, turns=turns, seed=seed, swap=swap, valid=valid))
     return played[-1].dialogues, [j for part in played for j in part.judgements]
 
 
@@ -139,36 +145,39 @@ def _judgement(method: str, benchmark: str, turn: int, persona: Persona, dialogu
         method, benchmark, persona.id, turn, _score(answer, verdict), verdict and verdict.marks, verdict and verdict.reasons,
         answer.reply.format_ok, len(answer.reply.profile), None if pairs is None else len(pairs), len(persona.profile), len(told),
         len(guesses), sum(i in matched for i in guesses), answer.n_tokens, answer.reply.response,
-        hidden=tuple({**step.__dict__} for step in answer.hidden), dimensions=dict(verdict.dimensions) if verdict else {})
+        hidden=tuple({**step.__dict__} for step in answer.hidden), dimensions=dict(verdict.dimensions) if verdict else {},
+        n_dropped=answer.n_dropped)
 
 
 def evaluated(
     run: Run, method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge,
-    judge: Judge, version: str = "",
+    judge: Judge, version: str = "", *, turns: int | None = None, swap: bool | None = None, valid: Valid | None = None, log: str = "evaluation",
 ) -> list[dict]:
     """The judgement rows of one table row; what this run has played already, for these inputs and this `version` of the weights, is
     read back, and the rest is played. Every finished turn is on disk: a killed evaluation loses at most the turn that it was in.
 
-    Leaves dialogues/<method>-<benchmark>.jsonl, judgements/<method>-<benchmark>.jsonl and seconds a turn in metrics/evaluation.jsonl.
+    `turns` and `swap` are `evaluation.turns` and `evaluation.swap` unless given; `valid` as in `play`. Leaves
+    dialogues/<method>-<benchmark>.jsonl, judgements/<method>-<benchmark>.jsonl, and seconds, tokens and memory a turn in metrics/<log>.jsonl.
     RuntimeError: the judge failed more often than run.max_judge_failure_rate.
     """
     name, cfg = f"{method.name}-{benchmark}", run.cfg
-    dialogues, rows = _so_far(run, name, version)
-    for part in play(method, benchmark, personas, user, evaluator, judge, turns=cfg.evaluation.turns, seed=run.seed,
-                     swap=cfg.evaluation.swap, dialogues=dialogues):  # fmt: skip
+    turns, swap = turns or cfg.evaluation.turns, cfg.evaluation.swap if swap is None else swap
+    dialogues, rows = _so_far(run, name, version, turns)
+    for part in play(method, benchmark, personas, user, evaluator, judge, turns=turns, seed=run.seed, swap=swap, dialogues=dialogues, valid=valid):
         rows += [j.to_json() for j in part.judgements]
-        _check_failures(name, rows, len(personas) * cfg.evaluation.turns, cfg.run.max_judge_failure_rate)
+        _check_failures(name, rows, len(personas) * turns, cfg.run.max_judge_failure_rate)
         run.write_jsonl(f"dialogues/{name}.jsonl", [d.to_json() for d in part.dialogues])
         run.write_jsonl(f"judgements/{name}.jsonl", rows)
         run.mark_done(f"evaluation/{name}", run.fingerprint(name, version, str(part.turn)))
         tokens = sum(j.n_tokens for j in part.judgements)
-        run.log_metrics("evaluation", {"method": method.name, "benchmark": benchmark, "turn": part.turn, **part.seconds, "tokens": tokens})
+        facts = {"method": method.name, "benchmark": benchmark, "turn": part.turn, **part.seconds, "tokens": tokens}
+        run.log_metrics(log, {**facts, "memory_mb": record.memory_mb()})
     return run.read_jsonl(f"judgements/{name}.jsonl")
 
 
-def _so_far(run: Run, name: str, version: str) -> tuple[list[Dialogue] | None, list[dict]]:
+def _so_far(run: Run, name: str, version: str, turns: int) -> tuple[list[Dialogue] | None, list[dict]]:
     """Dialogues and judgement rows of the turns that this run has finished with these inputs; (None, []) for none."""
-    for turn in range(run.cfg.evaluation.turns, 0, -1):
+    for turn in range(turns, 0, -1):
         if run.done(f"evaluation/{name}", run.fingerprint(name, version, str(turn))):
             # A run that was killed between two files has one turn more in the first of them.
             dialogues = [Dialogue.from_json(row) for row in run.read_jsonl(f"dialogues/{name}.jsonl")]
@@ -177,10 +186,11 @@ def _so_far(run: Run, name: str, version: str) -> tuple[list[Dialogue] | None, l
     return None, []
 
 
-def finished(run: Run, method: str, benchmark: str, version: str = "") -> list[dict] | None:
+def finished(run: Run, method: str, benchmark: str, version: str = "", turns: int | None = None) -> list[dict] | None:
     """The judgement rows of a table row when all its turns are played with these inputs, else None. Plays nothing."""
-    dialogues, rows = _so_far(run, f"{method}-{benchmark}", version)
-    return rows if dialogues and len(dialogues[0].turns) == run.cfg.evaluation.turns else None
+    turns = turns or run.cfg.evaluation.turns
+    dialogues, rows = _so_far(run, f"{method}-{benchmark}", version, turns)
+    return rows if dialogues and len(dialogues[0].turns) == turns else None
 
 
 def _check_failures(name: str, rows: Sequence[dict], planned: int, limit: float) -> None:

@@ -30,12 +30,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method did at one turn: the raw text, the reply read in it, all tokens generated for it, and the hidden steps."""
+    """What a method did at one turn: the raw text, the reply read in it, all tokens generated for it, the hidden steps, and how many of the
+    oldest turns its prompt had no room for (`policies.window`)."""
 
     completion: str
     reply: Reply
     n_tokens: int
     hidden: tuple[Step, ...] = ()
+    n_dropped: int = 0
 
 
 class Method(Protocol):
@@ -89,7 +91,7 @@ class Prompted:
             reply, hidden = Reply(Profile(), visible, bool(visible)), (*hidden, *([Step("thought", thought)] if thought else []))
         else:
             reply = Reply(Profile(), text.strip(), bool(text.strip()))
-        return Answer(text, reply, completion.n_generated, hidden)
+        return Answer(text, reply, completion.n_generated, hidden, completion.dropped)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ class SelfCritic:
     def _answer(self, draft: Completion, critique: Completion, revision: Completion) -> Answer:
         final = self.inner.answer(revision)
         hidden = (Step("draft", draft.text, draft.n_generated), Step("critique", critique.text, critique.n_generated), *final.hidden)
-        return replace(final, n_tokens=final.n_tokens + draft.n_generated + critique.n_generated, hidden=hidden)
+        tokens = final.n_tokens + draft.n_generated + critique.n_generated
+        return replace(final, n_tokens=tokens, hidden=hidden, n_dropped=draft.dropped)
 
 
 @dataclass(frozen=True)
@@ -185,9 +188,10 @@ def _went_on(talk: Sequence[Message], said: Completion, request: str) -> list[Me
 
 
 def _reasoning(completion: Completion) -> tuple[Step, ...]:
-    """The thinking of a reasoning model, which its server keeps apart from the text; its tokens are part of the completion's count."""
-    text = getattr(completion, "reasoning", "")
-    return (Step("reasoning", text),) if text else ()
+    """The thinking of a reasoning model, which its server keeps apart from the text or tells the length of alone; its tokens are part of the
+    completion's count."""
+    text, spent = getattr(completion, "reasoning", ""), getattr(completion, "n_reasoning", 0)
+    return (Step("reasoning", text, spent),) if text or spent else ()
 
 
 def _exchange_text(turn: Turn) -> str:

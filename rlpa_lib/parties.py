@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,19 @@ from rlpa_lib import personas, prompts, smollm2, storage
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.judges import EvaluationJudge, FailureTally, Judge
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
+from rlpa_lib.mini.manners import MANNERS
 from rlpa_lib.mini.model import WEIGHTS
+from rlpa_lib.mini.reveal import RuleRevealJudge
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.policies import LocalPolicy, Policy
-from rlpa_lib.users import LLMUser, SimulatedUser
+from rlpa_lib.reveal import RevealJudge
+from rlpa_lib.users import InformedUser, LLMUser, Shift, ShiftingUser
 
 if TYPE_CHECKING:
     from rlpa_lib.endpoint import ChatEndpoint
     from rlpa_lib.llm_judges import JudgePrompt, Questions
     from rlpa_lib.runs import Run
+    from rlpa_lib.schema_analyses import Conflict, Difficult, LongTerm
 
 
 def people(cfg: Config, split: str, n: int | None, seed: int, run: Run | Path | None = None) -> list[personas.Persona]:
@@ -43,15 +47,37 @@ def people(cfg: Config, split: str, n: int | None, seed: int, run: Run | Path | 
     return conversion.converted(loaded, _endpoint(cfg, "converter", run), prompt, language=language, max_tokens=limit)
 
 
-def simulated_user(cfg: Config, split: str, seed: int, run: Run | Path | None = None) -> SimulatedUser:
-    """The user of a split: the agenda user speaks to the test with sentence frames that no training user has."""
+def some_people(cfg: Config, section: Conflict | LongTerm | Difficult, seed: int, run: Run | Path | None = None) -> list[personas.Persona]:
+    """The Vanilla users of an analysis: the first of those of the main evaluation."""
+    return people(cfg, "vanilla", min(section.users or cfg.evaluation.users, cfg.evaluation.users), seed, run)
+
+
+def simulated_user(cfg: Config, split: str, seed: int, run: Run | Path | None = None, manner: str = "willing") -> InformedUser:
+    """The user of a split: the agenda user speaks to the test with sentence frames that no training user has. `manner`: how far it
+    cooperates, one of mini.manners.MANNERS."""
     if cfg.user.kind == "agenda":
-        return AgendaUser(seed, "user_train" if split == "train" else "user_test")
+        return AgendaUser(seed, "user_train" if split == "train" else "user_test", MANNERS[manner])
     given = cfg.user
+    told = "" if manner == "willing" else prompts.load(f"user_{manner}", _language(cfg), cfg.run.prompt_dir)
     return LLMUser(
         _endpoint(cfg, "user", run), seed, prompts.load("user", _language(cfg), cfg.run.prompt_dir),
-        temperature=given.temperature, max_tokens=given.max_tokens, max_prompt_tokens=given.max_prompt_tokens,
+        temperature=given.temperature, max_tokens=given.max_tokens, max_prompt_tokens=given.max_prompt_tokens, manner=told,
     )  # fmt: skip
+
+
+def shifting_user(cfg: Config, shifts: Mapping[str, Shift], seed: int, run: Run | Path | None = None) -> ShiftingUser:
+    """The test user whose persona changes at turn `conflict.at` (section 5.2)."""
+    note = prompts.load("shift_note", _language(cfg), cfg.run.prompt_dir)
+    return ShiftingUser(simulated_user(cfg, "vanilla", seed, run), cfg.conflict.at, shifts, note)
+
+
+def reveal_judge(cfg: Config, run: Run | Path | None = None) -> RevealJudge:
+    """Who reads a user's words and says what they have revealed (section 5.3): rules, or the model that judges profiles."""
+    if cfg.judge.kind == "rule":
+        return RuleRevealJudge()
+    from rlpa_lib.reveal import LLMRevealJudge
+
+    return LLMRevealJudge(_questions(cfg, "judge", "profile_judge", "judge_revealed", run, defended=True, failure_limit=None))
 
 
 def reward_judge(cfg: Config, run: Run | Path | None = None, *, defended: bool = True, failure_limit: float | None = None) -> Judge:

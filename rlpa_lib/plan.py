@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from rlpa_lib import gpu_cost, rehearsal, rows, transport
+from rlpa_lib import gpu_cost, rehearsal, rehearsal_analyses, rows, transport
 from rlpa_lib.config import Config
 from rlpa_lib.gpu_cost import A100, GPU
 from rlpa_lib.rehearsal import TYPICAL, Ask, Tally, Typical
@@ -45,7 +45,7 @@ def plan(cfg: Config, typical: Typical = TYPICAL) -> list[Load]:
     if trains:
         loads += [_baseline(cfg, typical, "11_sft", cfg.sft, 1), _baseline(cfg, typical, "12_dpo", cfg.dpo, 2)]
         loads += [_ppo(cfg, typical), _grpo(cfg, typical)]
-    loads.append(Load("30_evaluation", _evaluation(cfg, typical, others)))
+    loads += [Load("30_evaluation", _evaluation(cfg, typical, others)), *_analyses(cfg, typical)]
     return [load for load in loads if load.tally.asked or load.tally.own.requests or load.trained.requests]
 
 
@@ -64,6 +64,21 @@ def _evaluation(cfg: Config, typical: Typical, wanted: Sequence[rows.Row]) -> Ta
         play = lambda run, n, name=benchmark: rehearsal.play_rows(run, wanted, name, n)  # noqa: E731
         total = total.added(rehearsal.per_users(cfg, typical, sizes[benchmark], play))
     return total
+
+
+def _analyses(cfg: Config, typical: Typical) -> list[Load]:
+    """33_reasoning_models reads back the rows of 30_evaluation, and 35 its willing users."""
+    found = []
+    for notebook, section, play in (
+        ("31_preference_conflict", cfg.conflict, rehearsal_analyses.play_conflict),
+        ("32_long_term", cfg.long_term, rehearsal_analyses.play_long_term),
+        ("35_difficult_users", cfg.difficult, rehearsal_analyses.play_difficult),
+    ):
+        wanted = rows.chosen(cfg, section.methods)
+        users = min(section.users or cfg.evaluation.users, cfg.evaluation.users)
+        acts = lambda run, n, play=play, wanted=wanted: play(run, wanted, n)  # noqa: E731
+        found.append(Load(notebook, rehearsal.per_users(cfg, typical, users, acts) if wanted else Tally()))
+    return found
 
 
 def _ppo(cfg: Config, typical: Typical) -> Load:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -24,7 +24,8 @@ class Completion:
     """One sampled reply: the very ids that training uses, the end token included when `finished`.
 
     `logprobs` are natural logarithms at the temperature of sampling, fp32, one a token id. `version` counts the updates of
-    the adapter that sampled it, where a server holds one (0: none yet, or sampled in process).
+    the adapter that sampled it, where a server holds one (0: none yet, or sampled in process). `dropped` counts the oldest turns that its
+    prompt had no room for (see `window`).
     """
 
     prompt_ids: tuple[int, ...]
@@ -33,6 +34,7 @@ class Completion:
     text: str
     finished: bool
     version: int = field(default=0, kw_only=True)
+    dropped: int = field(default=0, kw_only=True)
 
     @property
     def n_generated(self) -> int:
@@ -75,23 +77,36 @@ def prompt_ids(tokenizer, messages: list[Message]) -> list[int]:
 
 
 def fit_prompt(tokenizer, messages: list[Message], limit: int) -> tuple[list[int], int]:
-    """(token ids, number of dropped turns) of a prompt of at most `limit` tokens.
+    """(token ids, number of dropped turns) of a prompt of at most `limit` tokens, by the rule of `window`. InputError as there."""
+    encoded: dict[int, list[int]] = {}
 
-    Whole turns (a user message and its answer) go from the oldest on; the system prompt and the last user message
-    stay. Raises InputError when these two alone are too long.
+    def size(part: list[Message]) -> int:
+        encoded[len(part)] = prompt_ids(tokenizer, part)
+        return len(encoded[len(part)])
+
+    kept, dropped = window(messages, limit, size)
+    return encoded[len(kept)], dropped
+
+
+def window(messages: Sequence[Message], limit: int, size: Callable[[list[Message]], int]) -> tuple[list[Message], int]:
+    """(messages of at most `limit` tokens, number of dropped turns): the rule for dialogues that outgrow the context.
+
+    Whole turns (a user message and its answer) go, from the oldest on and no more than needed. System prompt and last user message stay
+    always; the latest answer, which holds the latest profile block, is the last to go, and is lost only when it does not fit beside these
+    two: then as many turns are dropped as there were. `size` is asked about log2(turns) times. InputError: those two alone are too long.
     """
     lead = [m for m in messages[:1] if m["role"] == "system"]
     rest = list(messages[len(lead) :])
-    dropped = 0
-    ids = prompt_ids(tokenizer, lead + rest)
-    while len(ids) > limit and len(rest) > 2:
-        rest, dropped = rest[2:], dropped + 1
-        ids = prompt_ids(tokenizer, lead + rest)
-    if len(ids) > limit:
-        raise InputError(
-            f"rollout.max_prompt_tokens: the system prompt and the last user message take {len(ids)} tokens, limit {limit}"
-        )
-    return ids, dropped
+    if size(lead + rest) <= limit:
+        return lead + rest, 0
+    low, high = 0, (len(rest) - 1) // 2  # an answer that was begun goes with the last user message
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if size(lead + rest[2 * middle :]) <= limit else (middle + 1, high)
+    kept = lead + rest[2 * low :]
+    if (tokens := size(kept)) > limit:
+        raise InputError(f"rollout.max_prompt_tokens: the system prompt and the last user message take {tokens} tokens, limit {limit}")
+    return kept, low
 
 
 def row_draws(keys: Sequence[object], n: int, steps: int, seed: int) -> torch.Tensor:
@@ -153,7 +168,7 @@ class LocalPolicy:
         """
         if n < 1 or max_new_tokens < 1 or temperature < 0:
             raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
-        prompts = [self._encode(m) for m in messages]
+        prompts, dropped = zip(*map(self._encode, messages), strict=True) if messages else ((), ())
         seen: Counter[tuple[int, ...]] = Counter()
         keys = []
         for prompt in prompts:
@@ -167,13 +182,13 @@ class LocalPolicy:
             draws = row_draws([keys[i] for i in part], n, max_new_tokens, seed)
             sampled = self._decode([prompts[i] for i in part], n, draws, temperature)
             for place, i in enumerate(part):
-                answers[i] = [self._completion(prompts[i], s) for s in sampled[place * n : (place + 1) * n]]
+                answers[i] = [self._completion(prompts[i], s, dropped[i]) for s in sampled[place * n : (place + 1) * n]]
         return [answers[i] for i in wanted]
 
-    def _encode(self, messages: list[Message]) -> tuple[int, ...]:
+    def _encode(self, messages: list[Message]) -> tuple[tuple[int, ...], int]:
         ids, dropped = fit_prompt(self.tokenizer, messages, self.max_prompt_tokens)
         self.n_cut += bool(dropped)
-        return tuple(ids)
+        return tuple(ids), dropped
 
     def _decode(self, prompts: list[tuple[int, ...]], n: int, draws: torch.Tensor, temperature: float) -> list[Sampled]:
         distinct = list(dict.fromkeys(prompts))
@@ -188,7 +203,7 @@ class LocalPolicy:
         model.train(was_training)
         return sampled
 
-    def _completion(self, prompt: tuple[int, ...], sampled: Sampled) -> Completion:
+    def _completion(self, prompt: tuple[int, ...], sampled: Sampled, dropped: int) -> Completion:
         text_ids = sampled.token_ids[:-1] if sampled.finished else sampled.token_ids
         text = self.tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return Completion(prompt, sampled.token_ids, sampled.logprobs, text, sampled.finished)
+        return Completion(prompt, sampled.token_ids, sampled.logprobs, text, sampled.finished, dropped=dropped)

@@ -119,6 +119,12 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def memory_mb() -> float | None:
+    """Resident memory of this process in megabytes; None where the system does not tell (only Linux does, without another package)."""
+    told = Path("/proc/self/statm")
+    return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if told.is_file() else None
+
+
 def _flat(seed: Any, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"seed": seed} | {f"{name}.{key}": v for name, section in settings.items() for key, v in section.items()}
 

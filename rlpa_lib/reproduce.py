@@ -233,7 +233,7 @@ def _check_preferences(cfg: Config, chosen: Sequence[Path]) -> None:
 
 def _check_rows(cfg: Config, chosen: Sequence[Path], run_dir: Path) -> None:
     """Look for RAG's encoder and the servers of other models now, and not after hours of training."""
-    if not any(path.stem in ("10_prompting_baselines", "30_evaluation") for path in chosen):
+    if not any(path.stem in ("10_prompting_baselines", "30_evaluation", "33_reasoning_models") for path in chosen):
         return
     if "rag" in cfg.evaluation.methods:
         from rlpa_lib import retrieval

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rlpa_lib import evaluation, parties, prompts, storage
 from rlpa_lib.config import Config, InputError
@@ -58,6 +59,11 @@ def wanted(cfg: Config) -> list[Row]:
     return [*(Row(m) for m in own), *(Row(c.method, name) for name, c in cfg.evaluation.comparators.items())]
 
 
+def chosen(cfg: Config, methods: Sequence[str]) -> list[Row]:
+    """Those of `methods` that this run evaluates at all, in the order of `wanted`; without the models of evaluation.comparators."""
+    return [row for row in wanted(cfg) if not row.comparator and row.method in methods]
+
+
 def version(run: Run, row: Row) -> str:
     """What a row's results depend on besides settings and code: its adapter, and for a borrower the dialogues that it borrows from."""
     parts = [parties.adapter_hash(run.path(f"adapters/{row.adapter}"))] if row.adapter else []
@@ -87,14 +93,20 @@ class Stage:
             parties.policy(run.cfg, run)  # says what is missing
 
     def judged(
-        self, row: Row, benchmark: str, people: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge
+        self, row: Row, benchmark: str, people: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge, **options: Any
     ) -> list[dict]:
-        """The judgement rows of one row on one benchmark: read back when this run has them, else played (`evaluation.evaluated`)."""
+        """The judgement rows of one row on one benchmark: read back when this run has them, else played (`evaluation.evaluated`, which
+        explains the options)."""
         weights = version(self.run, row)
-        known = evaluation.finished(self.run, row.name, benchmark, weights)
+        known = evaluation.finished(self.run, row.name, benchmark, weights, options.get("turns"))
         if known is not None:
             return known
-        return evaluation.evaluated(self.run, self.method(row, benchmark), benchmark, people, user, evaluator, judge, weights)
+        return evaluation.evaluated(self.run, self.method(row, benchmark), benchmark, people, user, evaluator, judge, weights, **options)
+
+    def known(self, row: Row, benchmark: str, people: Sequence[Persona]) -> list[dict] | None:
+        """The judgement rows of these people that this run has for a row of the main evaluation; None when it was not played for them all."""
+        found, ids = evaluation.finished(self.run, row.name, benchmark, version(self.run, row)) or [], {p.id for p in people}
+        return [r for r in found if r["user"] in ids] if ids <= {r["user"] for r in found} else None
 
     def method(self, row: Row, benchmark: str) -> Method:
         """The method of a row, ready to play this benchmark; it is valid until the next one is asked for."""

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(min_length=1)]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # of the environment; a key itself does not fit
-Address = Annotated[str, Field(pattern=r"^https?://[^/@\s]+(/\S*)?$")]  # of a server; a user name or password does not fit
+from rlpa_lib.schema_analyses import Conflict, Difficult, LongTerm
+from rlpa_lib.schema_base import (
+    BENCHMARKS,
+    METHODS,
+    TRAINED,
+    WITH_PROFILE,
+    Address,
+    Benchmark,
+    Count,
+    Fraction,
+    Method,
+    Name,
+    NonNegative,
+    Positive,
+    Prompting,
+    Section,
+    Variable,
+    Variant,
+)  # fmt: skip
 
-Method = Literal[
-    "base", "reminder", "self_critic", "cot", "rag", "rlpa_prompting", "random", "oracle", "sft", "dpo", "grpo", "sft_aloe", "dpo_aloe",
-    "rlpa", "style_only_empty", "style_only_other",
-]  # fmt: skip
-Prompting = Literal["base", "reminder", "self_critic", "cot", "rag", "rlpa_prompting"]  # rows that need no training
-Benchmark = Literal["vanilla", "extended"]
-Variant = Literal["fixed", "aloe_scripts"]  # of SFT and DPO: rlpa_lib/baselines/data.py
-METHODS: tuple[str, ...] = get_args(Method)
-TRAINED: tuple[str, ...] = METHODS[METHODS.index("sft") :]
-WITH_PROFILE = ("rlpa_prompting", "rlpa", "grpo", "style_only_empty", "style_only_other")  # rows that write a profile block
-BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, types are strict (an int may stand for a float), values frozen."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+__all__ = ["BENCHMARKS", "METHODS", "TRAINED", "WITH_PROFILE", "Config", "Prompting"]  # and every section by its name
 
 
 class Personas(Section):
@@ -262,6 +258,9 @@ class Config(Section):
     dpo: DPO = DPO()
     grpo: GRPO = GRPO()
     evaluation: Evaluation = Evaluation()
+    conflict: Conflict = Conflict()
+    long_term: LongTerm = LongTerm()
+    difficult: Difficult = Difficult()
     endpoint: Endpoint = Endpoint()
     run: RunConfig = RunConfig()
 

@@ -27,6 +27,7 @@ def problems(cfg: Config) -> Iterator[tuple[str, str]]:
         yield f"ppo.{key}", f"with ppo.packing=tree it must be a multiple of rollout.samples = {rollout.samples}"
     yield from _baseline_problems(cfg)
     yield from _data_problems(cfg)
+    yield from _analysis_problems(cfg)
 
 
 def _baseline_problems(cfg: Config) -> Iterator[tuple[str, str]]:
@@ -70,3 +71,12 @@ def _data_problems(cfg: Config) -> Iterator[tuple[str, str]]:
         names = getattr(cfg.evaluation, key)
         if len(set(names)) != len(names):
             yield f"evaluation.{key}", "holds a name twice"
+
+
+def _analysis_problems(cfg: Config) -> Iterator[tuple[str, str]]:
+    for name in ("conflict", "long_term", "difficult"):
+        methods = getattr(cfg, name).methods
+        if len(set(methods)) != len(methods):
+            yield f"{name}.methods", "holds a name twice"
+    if cfg.conflict.at > cfg.conflict.turns:
+        yield "conflict.at", f"{cfg.conflict.at} is behind the last turn, conflict.turns = {cfg.conflict.turns}"

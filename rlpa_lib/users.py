@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BaseModel, BeforeValidator, Field
@@ -32,6 +33,69 @@ class SimulatedUser(Protocol):
         """The next utterance of each user, in order; the first of every dialogue is "Hello" (appendix C.2)."""
 
 
+@dataclass(frozen=True)
+class News:
+    """A slot that a user tells now, whatever its agenda says; with `was` its value has changed from that, which is said in passing."""
+
+    slot: str
+    was: str | None = None
+
+
+class InformedUser(SimulatedUser, Protocol):
+    """A simulated user that can be told what to say."""
+
+    def reply(
+        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], news: Sequence[News | None] | None = None
+    ) -> list[Utterance]:
+        """The next utterance of each user, in order; `news` (None: nothing) is worked into it."""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One slot of a persona whose value changes from `old` to `new` in mid-dialogue."""
+
+    slot: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class ShiftingUser:
+    """A user whose persona changes (section 5.2): from turn `at` on it is the changed one, and at that turn it says so in passing.
+
+    The old value is told one turn before at the latest, so that there is something to unlearn, and the same thing whatever the method
+    asks. `shifts` maps persona ids to what changes; who is not in it stays as they are. `note` tells an evaluation judge that reads the
+    persona's prose; it holds {slot}, {old} and {new}.
+    """
+
+    inner: InformedUser
+    at: int
+    shifts: Mapping[str, Shift]
+    note: str = "Changed: {slot} is {new} now, no longer {old}."
+
+    def valid(self, persona: Persona, turn: int) -> Persona:
+        """The persona that holds at a turn (from 1)."""
+        shift = self.shifts.get(persona.id)
+        if shift is None or turn < self.at:
+            return persona
+        told = self.note.format(slot=shift.slot, old=shift.old, new=shift.new)
+        # The prose stays, because a temperament is drawn from it: what has changed is added to the personality text.
+        return replace(persona, personality=f"{persona.personality} {told}".strip(), profile=persona.profile.replace(shift.slot, shift.new))
+
+    def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
+        """The next utterance of each user, as the persona that holds now."""
+        now = [self.valid(p, len(d.turns) + 1) for p, d in zip(personas, dialogues, strict=True)]
+        return self.inner.reply(now, dialogues, [self._news(p, d) for p, d in zip(personas, dialogues, strict=True)])
+
+    def _news(self, persona: Persona, dialogue: Dialogue) -> News | None:
+        shift, turn = self.shifts.get(persona.id), len(dialogue.turns) + 1
+        if shift is None or turn < 2:  # the first word is "Hello"
+            return None
+        if turn == self.at:
+            return News(shift.slot, shift.old)
+        return News(shift.slot) if turn == self.at - 1 and shift.slot not in dialogue.ledger() else None
+
+
 def _said(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
@@ -50,19 +114,22 @@ class LLMUser:
     It may tell 15 % of its profile a turn on average, at most two items at once; the budget follows from the ledger and reaches it as a
     note, as does that a response was said before. `stated` is what the model itself reports. Context rule: as many of the
     latest turns as fit into `max_prompt_tokens` (estimated); older ones are left out, the model is told how many, and what it has
-    told stays in its notes. `n_cut` counts the prompts that lost turns.
+    told stays in its notes. `n_cut` counts the prompts that lost turns. `manner` is put behind the persona's own (users who do not cooperate).
     """
 
     def __init__(self, endpoint: ChatEndpoint, seed: int, prompt: str, *, temperature: float = 1.0, max_tokens: int = 512,
-                 max_prompt_tokens: int = 8000):
-        self.endpoint, self.seed, self.prompt = endpoint, seed, prompt
+                 max_prompt_tokens: int = 8000, manner: str = ""):
+        self.endpoint, self.seed, self.prompt, self.manner = endpoint, seed, prompt, manner
         self.temperature, self.max_tokens, self.max_prompt_tokens, self.n_cut = temperature, max_tokens, max_prompt_tokens, 0
 
-    def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
+    def reply(
+        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], news: Sequence[News | None] | None = None
+    ) -> list[Utterance]:
         """The next utterance of each user, in order. EndpointError: a user could not be brought to speak, or the server cannot be used."""
+        told = news or [None] * len(dialogues)
         utterances = [Utterance(OPENING)] * len(dialogues)
         waiting = [i for i, dialogue in enumerate(dialogues) if dialogue.turns]
-        talks = {i: tuple(self.messages(personas[i], dialogues[i])) for i in waiting}
+        talks = {i: tuple(self.messages(personas[i], dialogues[i], told[i])) for i in waiting}
         for attempt in range(TRIES):
             requests = [self._request(personas[i], dialogues[i], talks[i], attempt) for i in waiting]
             answers = self.endpoint.complete(requests, desc="user", on_error="return") if requests else []
@@ -82,14 +149,14 @@ class LLMUser:
         seed = derive_seed(*parts) % 2**31
         return Request(talk, UserMessage, self.temperature, max_tokens=self.max_tokens, seed=seed)
 
-    def messages(self, persona: Persona, dialogue: Dialogue) -> list[dict[str, str]]:
+    def messages(self, persona: Persona, dialogue: Dialogue, news: News | None = None) -> list[dict[str, str]]:
         """System prompt and the dialogue from the user's side: its own words are `assistant`, the responses `user`, all as JSON."""
         numbered = "\n".join(f"{i}. {slot}: {value}" for i, (slot, value) in enumerate(persona.profile.items, start=1))
-        told = {"{profile}": numbered, "{personality}": persona.personality or "-"}
+        told = {"{profile}": numbered, "{personality}": f"{persona.personality}\n{self.manner}".strip() or "-"}
         filled = {name: quoting.plain(text, MAX_PERSONA) for name, text in told.items()}
         system = re.sub("|".join(map(re.escape, filled)), lambda m: filled[m[0]], self.prompt)
         turns = [self._turn(persona, turn.user, turn.reply.response) for turn in dialogue.turns]
-        notes = self._notes(persona, dialogue)
+        notes = {**self._notes(persona, dialogue), **_note_of(persona, news)}
         room = self.max_prompt_tokens - quoting.estimated_tokens(system, quoting.dumps(notes)) - 30
         first = len(turns) - 1
         room -= quoting.estimated_tokens(*turns[first])
@@ -117,6 +184,14 @@ class LLMUser:
             "new_items_allowed": reveal_budget(len(slots), len(dialogue.turns) + 1, len(told)),
             "they_repeat_themselves": said_before([turn.reply.response for turn in dialogue.turns]),
         }
+
+
+def _note_of(persona: Persona, news: News | None) -> dict[str, Any]:
+    """The key of the notes that tells a user model what to work in, as its prompt explains."""
+    if news is None:
+        return {}
+    number = persona.profile.slots().index(news.slot) + 1
+    return {"tell_now": number} if news.was is None else {"changed_item": {"number": number, "was": quoting.plain(news.was, MAX_PERSONA)}}
 
 
 def reveal_budget(n_slots: int, turn: int, n_told: int) -> int:

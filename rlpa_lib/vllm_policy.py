@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,7 +87,8 @@ class VLLMPolicy:
         if all(server.gone for server in self.servers):
             self._revive()
         bodies, seen = [], Counter()
-        for prompt in map(self._encode, messages):
+        encoded = [self._encode(m) for m in messages]
+        for prompt, _ in encoded:
             own_seed = derive_seed(seed, seen[prompt], *prompt) >> 1  # sample i adds i to it, still within 63 bits
             seen[prompt] += 1
             bodies.append(_body(prompt, n, own_seed, temperature, max_new_tokens, self.tokenizer.eos_token_id))
@@ -97,7 +98,7 @@ class VLLMPolicy:
             answers |= dict(zip(wanted, self._run([self._asker(i, bodies[i]) for i in wanted]), strict=True))
             wanted = too_old([answers[i][0].version for i in range(len(bodies))], self.version, self.max_policy_lag)
             if not wanted:
-                return [answers[i] for i in range(len(bodies))]
+                return [[replace(c, dropped=dropped) for c in answers[i]] for i, (_, dropped) in enumerate(encoded)]
             self.n_redone += len(wanted)
         raise StaleSamples(f"{len(wanted)} prompts were sampled {ROUNDS} times by adapters older than policy.max_policy_lag = {self.max_policy_lag}")
 
@@ -112,10 +113,10 @@ class VLLMPolicy:
         self._run([self._swapper(server) for server in self.servers])
         self._alive()
 
-    def _encode(self, messages: list[Message]) -> tuple[int, ...]:
+    def _encode(self, messages: list[Message]) -> tuple[tuple[int, ...], int]:
         ids, dropped = fit_prompt(self.tokenizer, messages, self.max_prompt_tokens)
         self.n_cut += bool(dropped)
-        return tuple(ids)
+        return tuple(ids), dropped
 
     def _run(self, makers: Sequence[Callable[[dict[str, VLLMClient]], Awaitable[Answer]]]) -> list[Answer]:
         """Results of all tasks in order, in one event loop with one connection pool a server; the first error stops the others."""

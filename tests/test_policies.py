@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlpa_lib.config import InputError
-from rlpa_lib.policies import LocalPolicy, derive_seed, fit_prompt, prompt_ids
+from rlpa_lib.policies import LocalPolicy, derive_seed, fit_prompt, prompt_ids, window
 
 
 def talk(*texts):
@@ -136,6 +136,37 @@ def test_control_tokens_that_arise_when_others_are_broken_up_are_broken_up_too(t
     _, tokenizer = tiny_random_model
     control = set(tokenizer.all_special_ids)
     assert sum(i in control for i in prompt_ids(tokenizer, talk(text))) == 5
+
+
+@pytest.mark.parametrize("limit", [0, 9, 10, 11, 29, 30, 49, 50, 51, 89, 90, 200])
+def test_the_window_drops_no_more_than_it_must_by_hand(limit):
+    """System 10 tokens, four turns of 20, last message 10; begun or not. What a search finds is what dropping one by one would."""
+    texts = [str(k) for k in range(9)]
+    for begun in (False, True):
+        messages = [{"role": "system", "content": "s"}, *talk(*texts)[-9:]]
+        tail = [{"role": "assistant", "content": "begun"}] if begun else []
+        asked = []
+
+        def size(part, begun=begun, asked=asked):
+            asked.append(len(part))
+            return 10 * (len(part) - begun)
+
+        if limit < 20:
+            with pytest.raises(InputError, match="take 20 tokens, limit"):
+                window([*messages, *tail], limit, size)
+            continue
+        kept, dropped = window([*messages, *tail], limit, size)
+        assert dropped == max(0, -(-(100 - limit) // 20))
+        assert kept == [messages[0], *messages[1 + 2 * dropped :], *tail] and len(asked) <= 5
+
+
+def test_a_completion_says_how_many_turns_its_prompt_lost(tiny_random_model):
+    model, tokenizer = tiny_random_model
+    long, short = talk("one", "ONE", "two", "TWO", "three"), talk("three")
+    policy = LocalPolicy(model, tokenizer, max_prompt_tokens=len(prompt_ids(tokenizer, long)) - 1)
+    answers = policy.generate([long, short], 2, seed=0, temperature=1.0, max_new_tokens=2)
+    assert [[c.dropped for c in group] for group in answers] == [[1, 1], [0, 0]]
+    assert policy.generate([], 1, seed=0, temperature=0, max_new_tokens=1) == []
 
 
 def test_cut_prompts_are_counted(tiny_random_model):

@@ -12,7 +12,7 @@ from rlpa_lib.profile import SLOTS
 
 CHOICE = re.compile(r"\[([^\]]*)\]")
 HOLE = re.compile(r"\{(a:)?([^}]*)\}")
-SPEECH = {"user_train", "user_test", "assistant"}
+SPEECH = {"user_train", "user_test", "assistant", "changes_train", "changes_test", "manners_train", "manners_test"}
 # A frame made for one slot also fits values of these others.
 TOPIC_LIKE = ("Favorite Food", "Favorite Music", "Language", "Favorite Film Genre", "Sport to Watch", "Life Goal",
               "Favorite Drink")
@@ -44,7 +44,7 @@ def article(phrase: str) -> str:
 
 @cache
 def grammar(name: str) -> tuple[Template, ...]:
-    """The templates of one grammar file: 'assistant', 'user_train' or 'user_test'."""
+    """The templates of one grammar file: one of SPEECH."""
     if name not in SPEECH:
         raise ValueError(f"no grammar named {name!r}; there are {sorted(SPEECH)}")
     lines = (resources.files("rlpa_lib.mini") / "grammar" / f"{name}.txt").read_text(encoding="utf-8").splitlines()

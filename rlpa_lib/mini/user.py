@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from rlpa_lib.dialogue import Dialogue, Utterance
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
+from rlpa_lib.mini.manners import WILLING, Manner, empty_answers, slip, stray
 from rlpa_lib.personas import Persona
-from rlpa_lib.users import OPENING, reveal_budget
+from rlpa_lib.users import OPENING, News, reveal_budget
 
 PRIVATE_SLOTS = ("Age", "Gender", "Marital Status", "Family Background", "Educational Background")
 VOLUNTEER = {"talkative": 0.75, "balanced": 0.5, "reserved": 0.25}
@@ -42,14 +43,19 @@ def temperament(persona: Persona) -> Temperament:
 
 @dataclass(frozen=True)
 class AgendaUser:
-    """Stateless: the next utterance is a function of seed, persona and transcript. `speech` is 'user_train' or 'user_test'."""
+    """Stateless: the next utterance is a function of seed, persona and transcript. `speech` is 'user_train' or 'user_test'; `manner` says
+    how far it cooperates."""
 
     seed: int = 0
     speech: str = "user_train"
+    manner: Manner = WILLING
 
-    def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
-        """The next utterance of each user; "Hello" where nothing has been said yet."""
-        return [self._next(p, d) for p, d in zip(personas, dialogues, strict=True)]
+    def reply(
+        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], news: Sequence[News | None] | None = None
+    ) -> list[Utterance]:
+        """The next utterance of each user; "Hello" where nothing has been said yet. `news` is worked in where it is given."""
+        told = news or [None] * len(dialogues)
+        return [self._next(p, d, n) for p, d, n in zip(personas, dialogues, told, strict=True)]
 
     def agenda(self, persona: Persona) -> list[str]:
         """The order in which this persona would reveal its slots by itself; the favourite topic comes early."""
@@ -59,7 +65,7 @@ class AgendaUser:
         order.insert(min(len(order), rng.randrange(2)), mood.favorite)
         return order
 
-    def _next(self, persona: Persona, dialogue: Dialogue) -> Utterance:
+    def _next(self, persona: Persona, dialogue: Dialogue, news: News | None = None) -> Utterance:
         if not dialogue.turns:
             return Utterance(OPENING)
         turn, mood = len(dialogue.turns) + 1, temperament(persona)
@@ -68,20 +74,26 @@ class AgendaUser:
         budget = reveal_budget(len(persona.profile), turn, len(known))
         response = language.parse(dialogue.turns[-1].reply.response)
         asked, reactions = self._react(persona, mood, dialogue, response, rng)
-        said: list[tuple[str, str, str]] = []
+        asked, instead, eagerness = self._cooperates(persona, dialogue, [s for s in asked if news is None or s != news.slot])
+        said = [self._news(persona, dialogue, news)] if news else []
         for slot in asked:
             if budget > len(said):
                 said.append(self._say(persona, slot, rng))
             else:
                 reactions.append(self._line("filler", rng))
-        left = [s for s in self.agenda(persona) if s not in known and s not in asked]
-        chance = VOLUNTEER[mood.pace] * (0.4 if said else 1.0)
+        left = [s for s in self.agenda(persona) if s not in known and s not in asked and (news is None or s != news.slot)]
+        chance = eagerness * VOLUNTEER[mood.pace] * (0.4 if said else 1.0)
         if left and budget > len(said) and rng.random() < chance:
             said.append(self._say(persona, left[0], rng))
-        parts = reactions[:2] + [text for text, _, _ in said] + self._wishes(persona, mood, turn, rng)
+        wrong, corrected = self._contradicts(persona, dialogue)
+        said += corrected
+        wishes = self._wishes(persona, mood, turn, rng)
+        parts = reactions[:2] + instead + [text for text, _, _ in said] + wrong + wishes
         if not said and len(parts) < 2 and rng.random() < 0.15:
             parts.append(self._line("advice", rng))
         text = " ".join(parts) or self._line("filler", rng)
+        if self.manner.terse and news is None:
+            text = " ".join([f"{phrase}." for _, _, phrase in said] + wishes) or self._line("terse", rng)
         return Utterance(text, tuple(s for _, s, _ in said), tuple(p for _, _, p in said))
 
     def _react(self, persona, mood, dialogue, response, rng) -> tuple[list[str], list[str]]:
@@ -125,17 +137,54 @@ class AgendaUser:
             lines.append(self._line("private", rng, mood.private))
         return lines
 
+    def _cooperates(self, persona: Persona, dialogue: Dialogue, asked: list[str]) -> tuple[list[str], list[str], float]:
+        """(slots that it answers after all, what it says instead, factor on the chance to tell something unasked), by its manner."""
+        # Random numbers of its own: a willing user says what it says whatever the other manners draw.
+        manner, rng = self.manner, random.Random(f"manner|{self.seed}|{persona.id}|{len(dialogue.turns) + 1}")
+        if manner.patience and empty_answers(dialogue) >= manner.patience:
+            return [], [self._line("impatient", rng)], 0.0
+        if rng.random() < manner.strays:
+            return [], [stray(persona, self.speech, rng)], 0.0
+        answered = [slot for slot in asked if rng.random() < manner.answers]
+        return answered, [] if answered == asked else [self._line("evade", rng)], manner.volunteers
+
+    def _contradicts(self, persona: Persona, dialogue: Dialogue) -> tuple[list[str], list[tuple[str, str, str]]]:
+        """(what it says wrongly now, what it puts right after a wrong word one turn ago); only the latter reveals anything."""
+        turn = len(dialogue.turns) + 1
+        now, before = (slip(persona, dialogue, self.manner, self.seed, self.speech, k) for k in (turn, turn - 1))
+        rng = random.Random(f"corrects|{self.seed}|{persona.id}|{turn}")
+        wrong = [self._frame(*now, rng)] if now else []
+        if before is None or (now and now[0] == before[0]):
+            return wrong, []
+        text, slot, phrase = self._say(persona, before[0], rng)
+        return wrong, [(f"{self._line('take_back', rng)} {text}", slot, phrase)]
+
+    def _news(self, persona: Persona, dialogue: Dialogue, news: News) -> tuple[str, str, str]:
+        """(sentence, slot, phrase) that tells a slot now; a change is said in passing (section 5.2)."""
+        rng = random.Random(f"news|{self.seed}|{persona.id}|{len(dialogue.turns) + 1}")
+        if news.was is None:
+            return self._say(persona, news.slot, rng)
+        phrase = rng.choice(language.spoken_forms(news.slot, persona.profile.get(news.slot)))
+        frames = language.templates(self.speech.replace("user", "changes"), "changed", news.slot)
+        if not frames:
+            return f"About {news.slot.lower()} something has changed, now there is this: {phrase}.", news.slot, phrase
+        return language.realise(rng.choice(frames), rng, {news.slot: phrase}), news.slot, phrase
+
     def _line(self, act: str, rng: random.Random, slot: str = "") -> str:
-        return language.realise(rng.choice(language.templates(self.speech, act, slot)), rng)
+        lines = language.templates(self.speech, act, slot) or language.templates(self.speech.replace("user", "manners"), act, slot)
+        return language.realise(rng.choice(lines), rng)
 
     def _say(self, persona: Persona, slot: str, rng: random.Random) -> tuple[str, str, str]:
         """(sentence, slot, phrase) that reveals one slot in one of its phrasings."""
         phrase = rng.choice(language.spoken_forms(slot, persona.profile.get(slot)))
+        return self._frame(slot, phrase, rng), slot, phrase
+
+    def _frame(self, slot: str, phrase: str, rng: random.Random) -> str:
+        """A sentence that tells a phrase as the slot's value."""
         frames = language.templates(self.speech, "say", slot)
         if not frames:
-            topic = slot.lower()
-            return f"About {topic} there is this: {phrase}.", slot, phrase
-        return language.realise(rng.choice(frames), rng, {slot: phrase}), slot, phrase
+            return f"About {slot.lower()} there is this: {phrase}."
+        return language.realise(rng.choice(frames), rng, {slot: phrase})
 
 
 def _reading(persona: Persona, options: tuple[language.Sentence, ...]) -> language.Sentence:

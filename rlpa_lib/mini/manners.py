@@ -1,0 +1,85 @@
+"""Users of the miniature who do not cooperate (beyond the paper, whose users are willing): how far they do, and what they say instead."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from rlpa_lib.dialogue import Dialogue
+from rlpa_lib.mini import language
+from rlpa_lib.mini import lexicon as lex
+from rlpa_lib.personas import Persona
+
+CONTENT_ACTS = ("ack", "suggest", "info")  # what an impatient user waits for
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How far a user cooperates; the defaults are the paper's willing user. Chances are for one turn, in [0, 1]."""
+
+    volunteers: float = 1.0  # factor on the chance to tell something unasked
+    answers: float = 1.0  # chance to answer a question that it could answer
+    patience: int | None = None  # after so many responses without content in a row it tells nothing, until one has content
+    contradicts: float = 0.0  # chance to give another value of something it has told, and to take that back a turn later
+    strays: float = 0.0  # chance to talk about something or somebody else, and to tell nothing
+    terse: bool = False  # bare values in place of sentences, no reactions
+
+
+WILLING = Manner()
+# Chosen so that a user is clearly difficult, and that ten turns still tell something; not fitted to people.
+MANNERS = {
+    "willing": WILLING,
+    "reluctant": Manner(volunteers=0.2, answers=0.5),
+    "impatient": Manner(volunteers=0.5, patience=2),
+    "contradictory": Manner(contradicts=0.35),
+    "off_topic": Manner(strays=0.5),
+    "terse": Manner(volunteers=0.5, terse=True),
+}
+
+
+def empty_answers(dialogue: Dialogue) -> int:
+    """How many responses in a row, up to the last one, said nothing of content."""
+    count = 0
+    for turn in reversed(dialogue.turns):
+        acts = {s.template.act for options in language.parse(turn.reply.response) for s in options[:1]}
+        if acts & set(CONTENT_ACTS):
+            break
+        count += 1
+    return count
+
+
+def another_value(slot: str, value: str, speech: str, rng: random.Random) -> str | None:
+    """A phrase for another value of the slot, from what the users of this grammar may say; None where there is none."""
+    if slot == "Age":
+        years = lex.parse_age(value)
+        return None if years is None else str(years + rng.choice((-7, -4, 5, 9)))
+    split = "train" if speech.endswith("train") else "test" if slot in lex.FILES else "extended"
+    others = [v for v in lex.lexicon().values(slot, split) if not lex.same_value(slot, v.canonical, value)]
+    return rng.choice(rng.choice(others).forms) if others else None
+
+
+def slip(persona: Persona, dialogue: Dialogue, manner: Manner, seed: int, speech: str, turn: int) -> tuple[str, str] | None:
+    """(slot, wrong phrase) of what a contradictory user says at a turn about something it told before that turn; None for nothing.
+
+    A function of its arguments alone, so that a later turn knows what was said in this one.
+    """
+    rng = random.Random(f"slip|{seed}|{persona.id}|{turn}")
+    if rng.random() >= manner.contradicts:
+        return None
+    told = [slot for slot, first in dialogue.ledger().items() if first < turn and slot != "Gender"]
+    if not told:
+        return None
+    slot = rng.choice(told)
+    phrase = another_value(slot, persona.profile.get(slot) or "", speech, rng)
+    return None if phrase is None else (slot, phrase)
+
+
+def stray(persona: Persona, speech: str, rng: random.Random) -> str:
+    """A sentence about something else, or about somebody else, whose facts are none of the user's."""
+    frames = language.templates(speech.replace("user", "manners"), "aside")
+    if rng.random() < 0.5:
+        frame = rng.choice(frames)
+        phrase = another_value(frame.slots[0], persona.profile.get(frame.slots[0]) or "", speech, rng)
+        if phrase is not None:
+            return language.realise(frame, rng, {frame.slots[0]: phrase})
+    return language.realise(rng.choice(language.templates(speech.replace("user", "manners"), "chatter")), rng)
