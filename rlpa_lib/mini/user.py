@@ -133,11 +133,7 @@ class AgendaUser:
     def _say(self, persona: Persona, slot: str, rng: random.Random) -> tuple[str, str, str]:
         """(sentence, slot, phrase) that reveals one slot in one of its phrasings."""
         phrase = rng.choice(language.spoken_forms(slot, persona.profile.get(slot)))
-        frames = language.templates(self.speech, "say", slot)
-        if not frames:
-            topic = slot.lower()
-            return f"About {topic} there is this: {phrase}.", slot, phrase
-        return language.realise(rng.choice(frames), rng, {slot: phrase}), slot, phrase
+        return language.tell(self.speech, slot, phrase, rng), slot, phrase
 
 
 def _budget(n_slots: int, turn: int, n_known: int) -> int:
