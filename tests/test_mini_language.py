@@ -131,3 +131,12 @@ def test_frames_of_open_slots():
 def test_an_unknown_grammar_is_named():
     with pytest.raises(ValueError, match="user_old"):
         language.grammar("user_old")
+
+
+def test_telling_by_hand():
+    rng = random.Random(0)
+    assert language.made_up_slots()["Lucky Number"] == "Noun" and language.made_up_slots()["Wait For"] == "Verb"
+    assert "lucky number" in language.tell("user_train", "Lucky Number", "a pair of nines", rng).lower()
+    assert "wait for" in language.tell("user_train", "Wait For", "the last tram", rng)
+    assert language.tell("user_train", "Shoe Size", "44", rng) == "About shoe size there is this: 44."
+    assert "Lisbon" in language.tell("user_test", "Location", "Lisbon", rng)

@@ -3,14 +3,16 @@ modes that the baselines need, and a warm-up of copying stated facts. Training p
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from rlpa_lib import prompts
 from rlpa_lib.dialogue import Dialogue, Utterance, policy_view
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.mini.teacher import MIX, STYLES, compose, in_slot_order, scene, write_profile
+from rlpa_lib.mini.teacher import MIX, STYLES, compose, in_slot_order, scene, spoken_value, write_profile
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.personas import Persona
 from rlpa_lib.profile import SLOTS, Profile, Reply, render_reply
@@ -19,6 +21,7 @@ TURNS = 10
 SYLLABLES = "ba be bo da de do fa fi ga go ha ka ki la le lo ma mi mo na ne no pa ra re ri ro sa se so ta ti to va ve wa zu".split()
 MODES = ("rlpa", "base", "reminder", "revision", "rag")
 MODE_WEIGHTS = (0.54, 0.11, 0.10, 0.15, 0.10)
+LAST_WEIGHTS = (0.36, 0.20, 0.24, 0.10, 0.10)  # a reminder is one sentence among many; what it asks for is learned last
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,47 @@ def scramble(slot: str, rng: random.Random, pool: Sequence[str]) -> str:
     return " ".join(words)
 
 
+@cache
 def word_pool() -> tuple[str, ...]:
     """Every word of the world's values, the test values included, one by one: a base model knows the words of its
     language. What it never meets before the test is the values themselves, and the sentence frames around them."""
     return tuple(sorted({w for values in lex.lexicon().by_slot.values() for v in values for f in v.forms for w in f.split()}))
+
+
+@cache
+def known_words() -> tuple[str, ...]:
+    """The word pool and every word that users say, test users included: a word is known, a sentence frame is not."""
+    said = " ".join(t.text for name in ("user_train", "user_test", "changes_train", "topics") for t in language.grammar(name))
+    return tuple(sorted({*word_pool(), *re.findall(r"[a-zA-Z'-]+", re.sub(r"\{.*?\}", " ", said))}))
+
+
+def disturbed(utterance: Utterance, rng: random.Random) -> Utterance:
+    """The same facts in rougher words: sometimes another word stands in a frame, sometimes a sentence that tells nothing
+    lies between the others. A model that knows a few frames by heart takes every other sentence for a fact."""
+    text = utterance.text
+    if utterance.phrases and rng.random() < 0.3:
+        frame = re.split("(" + "|".join(map(re.escape, sorted(utterance.phrases, key=len, reverse=True))) + ")", text)
+        words = [(i, m) for i in range(0, len(frame), 2) for m in re.finditer(r"(?<= )[a-z]{2,}\b", frame[i])]
+        if words:
+            i, word = rng.choice(words)
+            frame[i] = frame[i][: word.start()] + rng.choice(known_words()) + frame[i][word.end() :]
+            text = "".join(frame)
+    if rng.random() < 0.3:
+        text = " ".join(rng.sample([aside(rng), text], 2))
+    return replace(utterance, text=text)
+
+
+def aside(rng: random.Random) -> str:
+    """A sentence about nothing, with random words in it."""
+    text = language.realise(rng.choice(language.grammar("asides")), rng, {"word": "{}"})
+    return text.format(*(rng.choice(known_words()) for _ in range(text.count("{}"))))
+
+
+def with_made_up_slots(persona: Persona, rng: random.Random, pool: Sequence[str]) -> Persona:
+    """The persona with slots that no test knows, instead of its own or beside them; their values mean nothing."""
+    names = rng.sample(sorted(language.made_up_slots()), rng.choice([1, 2, 8]))
+    own = () if len(names) == 8 else persona.profile.items
+    return replace(persona, profile=Profile((*own, *((name, scramble(rng.choice(list(lex.FILES)), rng, pool)) for name in names))))
 
 
 def scrambled(persona: Persona, rng: random.Random, pool: Sequence[str], share: float) -> Persona:
@@ -63,7 +103,8 @@ def dialogues(personas: Sequence[Persona], seed: int, mode: str) -> Iterator[tup
         dialogue, profile = Dialogue(persona.id, persona.id), None
         diligence, style = rng.choice([0.4, 0.7, 0.9, 1.0]), rng.choices(STYLES, MIX[mode])[0]
         for _ in range(TURNS):
-            dialogue = dialogue.heard(user.reply([persona], [dialogue])[0])
+            persona, utterance = _changing(persona, dialogue, user.reply([persona], [dialogue])[0], rng)
+            dialogue = dialogue.heard(disturbed(utterance, rng) if dialogue.turns else utterance)
             if rng.random() < 0.7:
                 style = rng.choices(STYLES, MIX[mode])[0]
             profile = write_profile(dialogue, profile, diligence, rng)
@@ -72,22 +113,31 @@ def dialogues(personas: Sequence[Persona], seed: int, mode: str) -> Iterator[tup
             dialogue = dialogue.answered(response, Reply(profile, response, True))
 
 
+def _changing(persona: Persona, dialogue: Dialogue, utterance: Utterance, rng: random.Random) -> tuple[Persona, Utterance]:
+    """Now and then something that was told is no longer so, and the user says what is so now."""
+    told = [s for s in dialogue.ledger() if s in SLOTS and s not in utterance.stated]
+    if not told or rng.random() > 0.04:
+        return persona, utterance
+    slot = rng.choice(told)
+    phrase = spoken_value(slot, rng) if slot in ("Age", "Gender") else scramble(slot, rng, word_pool())
+    text = language.realise(rng.choice(language.templates("changes_train", "changed", slot)), rng, {slot: phrase})
+    changed = replace(persona, profile=persona.profile.replace(slot, phrase))
+    return changed, Utterance(f"{utterance.text} {text}", (*utterance.stated, slot), (*utterance.phrases, phrase))
+
+
 def copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: float = 0.9) -> Example:
     """The warm-up: one to four facts are stated, in any frame, and listed. Some of the values mean nothing."""
-    slots, said, items = rng.sample(SLOTS, rng.randint(1, 4)), [], {}
+    slots, said, items = rng.sample([*SLOTS, *rng.sample(sorted(language.made_up_slots()), 3)], rng.randint(1, 4)), [], {}
     for slot in slots:
-        if slot in ("Age", "Gender"):
-            value = str(rng.randint(18, 82)) if slot == "Age" else rng.choice(sorted(lex.GENDERS))
-            phrase = rng.choice(language.spoken_forms(slot, value))
-        else:
-            known = rng.choice(rng.choice(lex.lexicon().values(slot, "train")).forms)
-            phrase = scramble(slot, rng, pool) if rng.random() < scrambled_share else known
-        items[slot] = phrase
-        said.append(language.realise(rng.choice(language.templates("user_train", "say", slot)), rng, {slot: phrase}))
-    user = Dialogue("copy", "copy").heard(Utterance(" ".join(said)))
+        known = spoken_value(slot, rng) if slot in SLOTS else ""
+        free = slot not in ("Age", "Gender") and (not known or rng.random() < scrambled_share)
+        items[slot] = scramble(slot if slot in SLOTS else rng.choice(list(lex.FILES)), rng, pool) if free else known
+        said.append(language.tell("user_train", slot, items[slot], rng))
+    user = Dialogue("copy", "copy").heard(disturbed(Utterance(" ".join(said), tuple(items), tuple(items.values())), rng))
     profile = Profile(in_slot_order(items))
     messages = policy_view(user, _load("policy"))
-    slot = rng.choice(slots)
+    slot = rng.choice([s for s in slots if s in SLOTS] or ["Interests"])
+    items.setdefault(slot, items[slots[0]])
     response = language.realise(rng.choice(language.templates("assistant", rng.choice(["ack", "suggest", "detail"]), slot)), rng, items)
     return Example(tuple(messages), render_reply(profile, response))
 
@@ -126,12 +176,16 @@ def _revision(messages: list, dialogue: Dialogue, response: str, rng: random.Ran
     return Example((*messages, *critique, *revise), response)
 
 
-def corpus(personas: Sequence[Persona], seed: int, shares: Sequence[float], turns_per_dialogue: int = 4) -> Iterator[Example]:
+def corpus(
+    personas: Sequence[Persona], seed: int, shares: Sequence[float], turns_per_dialogue: int = 4, weights: Sequence[float] = MODE_WEIGHTS
+) -> Iterator[Example]:
     """Examples in random modes, some turns of every persona's dialogue; `shares` are the shares of scrambled values to draw from."""
     rng, pool = random.Random(f"mix|{seed}"), word_pool()
     for persona in personas:
-        mode = rng.choices(MODES, MODE_WEIGHTS)[0]
+        mode = rng.choices(MODES, weights)[0]
         played = scrambled(persona, rng, pool, rng.choice(shares))
+        if rng.random() < 0.25:
+            played = with_made_up_slots(played, rng, pool)
         wanted = set(rng.sample(range(TURNS), turns_per_dialogue))
         for turn, moment in enumerate(dialogues([played], seed, mode)):
             if turn in wanted:

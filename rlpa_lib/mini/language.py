@@ -12,7 +12,7 @@ from rlpa_lib.profile import SLOTS
 
 CHOICE = re.compile(r"\[([^\]]*)\]")
 HOLE = re.compile(r"\{(a:)?([^}]*)\}")
-SPEECH = {"user_train", "user_test", "assistant", "changes_train", "changes_test", "manners_train", "manners_test"}
+SPEECH = {"user_train", "user_test", "assistant", "changes_train", "changes_test", "manners_train", "manners_test", "asides", "topics"}
 # A frame made for one slot also fits values of these others.
 TOPIC_LIKE = ("Favorite Food", "Favorite Music", "Language", "Favorite Film Genre", "Sport to Watch", "Life Goal",
               "Favorite Drink")
@@ -88,7 +88,23 @@ def frame_slots(slot: str) -> tuple[str, ...]:
     """The slots whose sentence frames fit a value of `slot`."""
     if slot in SLOTS:
         return (slot,)
-    return ("Interests",) if slot in TOPIC_LIKE else ()
+    return ("Interests",) if slot in TOPIC_LIKE or made_up_slots().get(slot) == "Noun" else ()
+
+
+@cache
+def made_up_slots() -> dict[str, str]:
+    """Slots that exist in training dialogues alone (grammar/topics.txt): name -> the class of the word that names it."""
+    return {word.title(): t.slots[0] for t in grammar("topics") if t.act == "topic" for word in t.text.split(", ")}
+
+
+def tell(speech: str, slot: str, phrase: str, rng: random.Random) -> str:
+    """A sentence of a user's grammar that states a slot's value; a slot that the grammar does not know is named in it."""
+    frames = templates(speech, "say", slot)
+    if frames:
+        return realise(rng.choice(frames), rng, {slot: phrase})
+    if slot in made_up_slots():
+        return realise(rng.choice(templates("topics", "say", made_up_slots()[slot])), rng, {"topic": slot.lower(), "value": phrase})
+    return f"About {slot.lower()} there is this: {phrase}."
 
 
 def _pattern(template: Template) -> re.Pattern:

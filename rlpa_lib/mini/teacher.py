@@ -117,10 +117,18 @@ def write_profile(dialogue: Dialogue, previous: Profile | None, diligence: float
         if slot in kept or rng.random() < diligence:
             kept[slot] = phrase
     if rng.random() < 0.04:
-        slot = rng.choice(["Gender", "Marital Status", "Age"])
-        guess = str(rng.randint(20, 60)) if slot == "Age" else rng.choice(["man", "woman", "single", "happily married"])
-        kept.setdefault(slot, guess)
+        slot = rng.choice(SLOTS)
+        kept.setdefault(slot, spoken_value(slot, rng))
     return Profile(in_slot_order(kept))
+
+
+def spoken_value(slot: str, rng: random.Random) -> str:
+    """Any training value of one of the ten slots, as a user might say it."""
+    if slot == "Age":
+        return rng.choice(language.spoken_forms("Age", str(rng.randint(18, 82))))
+    if slot == "Gender":
+        return rng.choice(language.spoken_forms("Gender", rng.choice(sorted(lex.GENDERS))))
+    return rng.choice(rng.choice(lex.lexicon().values(slot, "train")).forms)
 
 
 def in_slot_order(items: dict[str, str]) -> tuple[tuple[str, str], ...]:

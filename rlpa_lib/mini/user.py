@@ -153,7 +153,7 @@ class AgendaUser:
         turn = len(dialogue.turns) + 1
         now, before = (slip(persona, dialogue, self.manner, self.seed, self.speech, k) for k in (turn, turn - 1))
         rng = random.Random(f"corrects|{self.seed}|{persona.id}|{turn}")
-        wrong = [self._frame(*now, rng)] if now else []
+        wrong = [language.tell(self.speech, *now, rng)] if now else []
         if before is None or (now and now[0] == before[0]):
             return wrong, []
         text, slot, phrase = self._say(persona, before[0], rng)
@@ -177,14 +177,7 @@ class AgendaUser:
     def _say(self, persona: Persona, slot: str, rng: random.Random) -> tuple[str, str, str]:
         """(sentence, slot, phrase) that reveals one slot in one of its phrasings."""
         phrase = rng.choice(language.spoken_forms(slot, persona.profile.get(slot)))
-        return self._frame(slot, phrase, rng), slot, phrase
-
-    def _frame(self, slot: str, phrase: str, rng: random.Random) -> str:
-        """A sentence that tells a phrase as the slot's value."""
-        frames = language.templates(self.speech, "say", slot)
-        if not frames:
-            return f"About {slot.lower()} there is this: {phrase}."
-        return language.realise(rng.choice(frames), rng, {slot: phrase})
+        return language.tell(self.speech, slot, phrase, rng), slot, phrase
 
 
 def _reading(persona: Persona, options: tuple[language.Sentence, ...]) -> language.Sentence:
