@@ -23,6 +23,19 @@ def rows_of(folder, update):
     return [json.loads(line) for line in (folder / f"dialogues/ppo/update-{update:04d}.jsonl").read_text().splitlines()]
 
 
+class Watched:
+    """A user who starts something in his n-th turn."""
+
+    def __init__(self, user, turn, action):
+        self.user, self.turn, self.action, self.started = user, turn, action, None
+
+    def reply(self, personas, dialogues):
+        self.turn -= 1
+        if self.turn == 0:
+            self.started = self.action()
+        return self.user.reply(personas, dialogues)
+
+
 def test_three_iterations_with_a_swap_after_each_update(vllm_server_tiny, tmp_path):
     made = trainer(tmp_path / "run", vllm_server_tiny, "ppo.iterations=3")
     rows = made.train()
@@ -39,18 +52,11 @@ def test_a_server_killed_in_mid_rollout_loses_no_dialogue(vllm_launch, vllm_venv
     server = vllm_launch()
     whole = trainer(tmp_path / "whole", server, *MDP).train()
     made = trainer(tmp_path / "stopped", server, *MDP)
-    asked, answer = [], made.user.reply
-
-    def reply(*parties):
-        asked.append(1)
-        if len(asked) == 3 + 3:  # the last turn of the second cohort
-            kills.append(once_busy(server, lambda: vllm_server.stop(server, vllm_venv, 0.0)))
-        return answer(*parties)
-
-    kills, made.user.reply = [], reply
+    # the last turn of the second cohort
+    made.user = user = Watched(made.user, 3 + 3, lambda: once_busy(server, lambda: vllm_server.stop(server, vllm_venv, 0.0)))
     with pytest.warns(UserWarning, match="dropped"), pytest.raises(NoServerLeft, match="last checkpoint"):
         made.train()
-    kills[0].join()
+    user.started.join()
     waiting = sorted((tmp_path / "stopped/checkpoints/ppo-rollout").glob("turn-*.jsonl"))
     said = [s["completion"]["text"] for file in waiting for line in file.read_text().splitlines()[:-1] for s in json.loads(line)["samples"]]
     assert len(waiting) == 2 and len(said) == 2 * 4 * 4
