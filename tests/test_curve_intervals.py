@@ -11,7 +11,7 @@ from rlpa_lib.curve_intervals import improvement_interval
 STUDIES = 80
 # What a method that covers 93 % gets below once in a thousand tests.
 LEAST = stats.binom.ppf(0.001, STUDIES, 0.93) / STUDIES
-RISE, FLAT = CURVES["rise and fall"], CURVES["flat"]
+RISE = CURVES["rise and fall"]
 
 
 @pytest.mark.parametrize(("curve", "name", "norm", "longest"), [
