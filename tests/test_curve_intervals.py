@@ -8,14 +8,14 @@ from scipy import stats
 from rlpa_lib import metrics
 from rlpa_lib.curve_intervals import improvement_interval
 
-STUDIES = 100
+STUDIES = 80
 # What a method that covers 93 % gets below once in a thousand tests.
 LEAST = stats.binom.ppf(0.001, STUDIES, 0.93) / STUDIES
-RISE, FLAT = CURVES["rise and fall"], CURVES["flat"]
+RISE = CURVES["rise and fall"]
 
 
 @pytest.mark.parametrize(("curve", "name", "norm", "longest"), [
-    ("rise and fall", "n_ir", "global", 0.05), ("rise and fall", "n_r2", "global", 0.35), ("rise and fall", "n_r2", "running", 0.35),
+    ("rise and fall", "n_ir", "global", 0.05), ("rise and fall", "n_r2", "global", 0.35),
     ("slow rise", "n_ir", "global", 0.16), ("slow rise", "n_ir", "running", 0.2), ("flat", "n_ir", "global", 0.3), ("flat", "n_r2", "global", 1.0),
 ])  # fmt: skip
 def test_intervals_cover_without_saying_everything(curve, name, norm, longest):
