@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--run-dir", type=Path, help="default: runs/<scale>-<seed>")
     train.add_argument("--name", default="ppo", help="of the adapter and the metrics")
+    train.add_argument("--change", action="append", default=[], metavar="SECTION.KEY=VALUE", help="a setting of this training alone")
+    train.add_argument("--until", type=int, metavar="UPDATES", help="stop after so many updates")
 
     plan = commands.add_parser("plan", help="what a run will cost: requests, tokens, USD, hours, GPU memory")
     _add_scale(plan)
@@ -92,7 +94,7 @@ def _train(options: argparse.Namespace) -> int:
 
     run_dir = options.run_dir or Path("runs") / f"{Path(options.scale).stem}-{options.seed}"
     try:
-        return training.worker(options.scale, options.seed, run_dir, options.set, options.name)
+        return training.worker(options.scale, options.seed, run_dir, options.set, options.name, options.change, options.until)
     except (MainFailed, ProcessLost) as error:
         print(f"rlpa_lib: {error}", file=sys.stderr, flush=True)
         return 1

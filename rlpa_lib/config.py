@@ -52,6 +52,17 @@ def resolved(cfg: Config) -> dict[str, Any]:
     return cfg.model_dump(mode="json")
 
 
+def changed(cfg: Config, overrides: Sequence[str], label: str) -> Config:
+    """The same settings with `a.b=value` changes, for a part of a run. InputError, headed by `label`, as in `load`."""
+    tree = resolved(cfg)
+    for text in overrides:
+        _merge(tree, _nest(*_parse_override(text)))
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_explain(error, {}, label)) from None
+
+
 def check_files(cfg: Config, label: str) -> None:
     """InputError when data that a run would read are not there; apart from `load`, so that a plan needs no data."""
     if cfg.personas.source != "builtin" and cfg.personas.path is None:

@@ -49,7 +49,8 @@ _NO_KEY = "local"  # sent to a local server when there is no key
 # section and key of the model behind each role of the usage record
 _ROLES = {
     "user": ("user", "model"), "judge": ("judge", "model"), "response_judge": ("judge", "model"), "profile_judge": ("judge", "profile_model"),
-    "evaluator": ("evaluator", "model"), "converter": ("user", "model"), "policy": ("policy", "model"),
+    "evaluator": ("evaluator", "model"), "converter": ("user", "model"), "rewriter": ("user", "model"),
+    "user_judge": ("judge", "model"), "policy": ("policy", "model"),
 }  # fmt: skip
 
 
@@ -166,8 +167,8 @@ def _result(request: Request, job: Job, repeated: bool) -> Answer | EndpointErro
 
 
 def endpoint_for(cfg: Config, role: str, run: Any, comparator: str | None = None) -> ChatEndpoint:
-    """The endpoint of a role (user, judge, response_judge, profile_judge, evaluator, converter, policy) in a run, given as Run or directory;
-    with `comparator`, of that row of evaluation.comparators.
+    """The endpoint of a role (user, judge, response_judge, profile_judge, evaluator, converter, rewriter, user_judge, policy) in a run, given as
+    Run or directory; with `comparator`, of that row of evaluation.comparators.
 
     All roles of a run share its cache, budget and usage record (metrics/usage.jsonl), which go on where a former session stopped.
     InputError: as for ChatEndpoint, or no model is named.

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rlpa_lib.agreement_metrics import kappa_interval
 from rlpa_lib.intervals import (  # one address for every number and its uncertainty
     Comparison,
     Interval,
@@ -112,20 +113,8 @@ def normalized_improvement(al_K: ArrayLike, norm: Norm = "global") -> tuple[floa
 
 
 def cohen_kappa(confusion: ArrayLike, weights: Literal["quadratic"] | None = None) -> float:
-    """Cohen's kappa of a square table of counts (rows one rater, columns the other), plain or with quadratic weights.
-
-    NaN when chance agreement is complete (one category only). ValueError: not square, negative counts, or empty.
-    """
-    counts = np.asarray(confusion, dtype=float)
-    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or np.any(counts < 0) or counts.sum() == 0:
-        raise ValueError("a confusion table is square, with counts of 0 or more and at least one case")
-    if weights not in (None, "quadratic"):
-        raise ValueError(f"weights must be None or 'quadratic', not {weights!r}")
-    index = np.arange(len(counts))
-    distance = (index[:, None] - index[None, :]) ** 2 if weights else (index[:, None] != index[None, :])
-    chance = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum()
-    expected = float((distance * chance).sum())
-    return 1.0 - float((distance * counts).sum()) / expected if expected > 0 else float("nan")
+    """Cohen's kappa of a square table of counts (rows one rater, columns the other), plain or with quadratic weights (`kappa_interval`)."""
+    return kappa_interval(confusion, weights).estimate
 
 
 def classification_metrics(tp: float, fp: float, fn: float, tn: float) -> dict[str, float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from rlpa_lib import gpu_cost, rehearsal, rehearsal_analyses, rows, transport
+from rlpa_lib import ablations, config, gpu_cost, rehearsal, rehearsal_analyses, rows, transport
 from rlpa_lib.config import Config
 from rlpa_lib.gpu_cost import A100, GPU
 from rlpa_lib.rehearsal import TYPICAL, Ask, Tally, Typical
@@ -44,7 +44,7 @@ def plan(cfg: Config, typical: Typical = TYPICAL) -> list[Load]:
     ]
     if trains:
         loads += [_baseline(cfg, typical, "11_sft", cfg.sft, 1), _baseline(cfg, typical, "12_dpo", cfg.dpo, 2)]
-        loads += [_ppo(cfg, typical), _grpo(cfg, typical)]
+        loads += [_ppo(cfg, typical), _ablations(cfg, typical), _grpo(cfg, typical)]
     loads += [Load("30_evaluation", _evaluation(cfg, typical, others)), *_analyses(cfg, typical)]
     return [load for load in loads if load.tally.asked or load.tally.own.requests or load.trained.requests]
 
@@ -87,6 +87,18 @@ def _ppo(cfg: Config, typical: Typical) -> Load:
     shared = cfg.rollout.samples if cfg.ppo.packing == "tree" else 1  # the samples of a prompt pass it through the model together
     trained = Ask(tally.own.requests, tally.own.prompt / shared, tally.own.completion)
     return Load("20_ppo", tally, trained, cfg.ppo.epochs)
+
+
+def _ablations(cfg: Config, typical: Typical) -> Load:
+    """Each variant's training up to the comparison, and an evaluation on Vanilla of each and of both rewards; 20_ppo trains the latter."""
+    cohorts = min(cfg.ablations.iterations or cfg.ppo.iterations, cfg.ppo.iterations)
+    vanilla = cfg.model_copy(update={"evaluation": cfg.evaluation.model_copy(update={"benchmarks": ("vanilla",)})})
+    total, trained = Tally().added(_evaluation(vanilla, typical, [rows.Row("rlpa")]), 1 + len(cfg.ablations.variants)), Ask()
+    for variant in cfg.ablations.variants:
+        one = config.changed(cfg, [*ablations.changes(cfg, variant), f"ppo.iterations={cohorts}"], f"ablations.variants: {variant}")
+        load = _ppo(one, typical)
+        total, trained = total.added(load.tally), trained.added(load.trained)
+    return Load("21_ablations", total, trained, cfg.ppo.epochs)
 
 
 def _grpo(cfg: Config, typical: Typical) -> Load:

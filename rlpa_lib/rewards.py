@@ -12,6 +12,8 @@ from rlpa_lib.personas import Persona
 from rlpa_lib.profile import Profile, Reply, precision_recall, profile_f1
 
 PARTS = ("PRR", "PR", "RR")
+# For ablations: a reply of good format earns 1 and nothing else counts; PRR whose product (eq. 4) leaves one criterion out.
+ABLATED = ("format", *(f"PRR-{c}" for c in CRITERIA))
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ def broken_format_reward() -> Reward:
 
 
 def check_parts(parts: str) -> str:
-    """Return `parts` if it is one of PRR, PR, RR; InputError otherwise."""
-    if parts not in PARTS:
-        raise InputError(f"ppo.reward_parts: {parts!r} is not one of {', '.join(PARTS)}")
+    """Return `parts` if it is one of PARTS or ABLATED; InputError otherwise."""
+    if parts not in (*PARTS, *ABLATED):
+        raise InputError(f"ppo.reward_parts: {parts!r} is not one of {', '.join((*PARTS, *ABLATED))}")
     return parts
 
 
@@ -54,8 +56,8 @@ def score(
     """Reward of one well or badly formed reply (sections 3.2-3.4, eq. 2-5).
 
     `ledger_slots` are the slots the user has revealed so far; `pairs` the judge's one-to-one matches between items of
-    `reply.profile` and of `true_profile`; `parts` PRR counts both rewards, PR the profile's alone, RR the response's.
-    Raises InputError when `parts` is unknown.
+    `reply.profile` and of `true_profile`; `parts` PRR counts both rewards, PR the profile's alone, RR the response's
+    (ABLATED has the others). The parts themselves do not depend on what is counted. Raises InputError when `parts` is unknown.
     """
     check_parts(parts)
     if not reply.format_ok:
@@ -65,7 +67,9 @@ def score(
     profile = profile_f1(n_inferred, n_true, n_matched)
     criteria = {name: int(verdict.marks[name]) for name in CRITERIA}
     response = float(verdict.score)
-    total = {"PRR": profile + response, "PR": profile, "RR": response}[parts]
+    counted, _, left_out = parts.partition("-")
+    product = float(all(mark for name, mark in criteria.items() if name != left_out))
+    total = {"PRR": profile + product, "PR": profile, "RR": response, "format": 1.0}[counted]
     guesses = {i for i, (slot, _) in enumerate(reply.profile.items) if slot not in ledger_slots}
     lucky = sum(inferred in guesses for inferred, _ in pairs)
     dimensions = {name: int(mark) for name, mark in verdict.dimensions.items()}

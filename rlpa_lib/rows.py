@@ -35,20 +35,24 @@ PORTION = 4096  # prompt tokens that pass a model on a CPU at once: prompts of 3
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a method, on the run's policy or on a model behind an endpoint of its own (`comparator`, named as in the settings)."""
+    """One row: a method, on the run's policy or on a model behind an endpoint of its own (`comparator`, named as in the settings).
+    `weights` names another adapter than the method's own, an ablation's for example."""
 
     method: str
     comparator: str = ""
+    weights: str = ""
 
     @property
     def name(self) -> str:
-        """The row's key in files and tables: "rlpa", or "self_critic@GPT-4o"."""
+        """The row's key in files and tables: "rlpa", "self_critic@GPT-4o", or the name of other weights."""
+        if self.weights:
+            return self.weights
         return f"{self.method}@{self.comparator}" if self.comparator else self.method
 
     @property
     def adapter(self) -> str:
         """The folder below adapters/ with the row's weights; "" for the base model."""
-        return ADAPTERS.get(self.method, self.method) if self.method in TRAINED else ""
+        return self.weights or (ADAPTERS.get(self.method, self.method) if self.method in TRAINED else "")
 
 
 def wanted(cfg: Config) -> list[Row]:
@@ -189,7 +193,7 @@ class _NoPolicy:
 def _check_adapter(run: Run, row: Row) -> None:
     folder = run.dir / "adapters" / row.adapter
     if row.adapter and not (folder / "adapter_config.json").is_file():
-        wants = f"evaluation.methods names {row.method}; run {NOTEBOOKS[row.adapter]} with this run directory first"
+        wants = f"evaluation.methods names {row.method}; run {NOTEBOOKS.get(row.adapter, '21_ablations')} with this run directory first"
         raise InputError(f"{folder}: no adapter here, and {wants}")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlpa_lib.schema_analyses import Conflict, Difficult, LongTerm
+from rlpa_lib.schema_analyses import Ablations, Conflict, Difficult, LongTerm, Study
 from rlpa_lib.schema_base import (
     BENCHMARKS,
     METHODS,
@@ -16,12 +16,15 @@ from rlpa_lib.schema_base import (
     Benchmark,
     Count,
     Fraction,
+    JudgeConfig,
     Method,
     Name,
     NonNegative,
     Positive,
     Prompting,
+    Role,
     Section,
+    UserConfig,
     Variable,
     Variant,
 )  # fmt: skip
@@ -64,32 +67,6 @@ class PolicyConfig(Section):
     adapter: Name | None = None  # folder of a LoRA adapter (SFT's, say) from which training starts and which is then the reference
     warm_up: Annotated[int, Field(ge=0)] = 0  # scripted replies from which such an adapter is made first, for a model that lacks the format; 0 = off
     warm_up_lr: Positive = 1.0e-3
-
-
-class Role(Section):
-    """A model behind an OpenAI-compatible server; only read when `kind` is llm."""
-
-    model: Name | None = None
-    base_url: Address | None = None  # null = the client's own default
-    api_key_env: Variable = "OPENAI_API_KEY"  # the NAME of an environment variable, never a key
-    temperature: NonNegative = 0.0
-    max_tokens: Count = 512
-    mode: Literal["auto", "json_schema", "text"] = "auto"  # how a structured answer is asked for
-    max_prompt_tokens: Count = 8000  # estimated; beyond it the oldest turns are left out, and the model is told how many
-
-
-class UserConfig(Role):
-    """The simulated user (sections 3.1 and C.4)."""
-
-    kind: Literal["agenda", "llm"] = "agenda"
-
-
-class JudgeConfig(Role):
-    """The reward model (section 3.3). `holistic` is the released code's single 0/1 verdict."""
-
-    kind: Literal["rule", "llm"] = "rule"
-    profile_model: Name | None = None  # judge of profile overlap; null = `model`
-    verdict: Literal["criteria", "holistic"] = "criteria"
 
 
 class EvaluatorConfig(Role):
@@ -136,7 +113,7 @@ class PPO(Section):
     minibatch: Count = 32  # samples per optimiser step
     micro_batch: Count | None = None  # samples per forward pass; null = the minibatch
     advantage_norm: Literal["rollout", "cohort", "none"] = "rollout"
-    reward_parts: Literal["PRR", "PR", "RR"] = "PRR"
+    reward_parts: Literal["PRR", "PR", "RR", "format", "PRR-N", "PRR-R", "PRR-L", "PRR-G", "PRR-F"] = "PRR"  # eq. 5, table 2, rewards.ABLATED
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03  # share of all optimiser steps
     lr_floor: Fraction = 0.1  # cosine ends at this share of lr
     critic: Literal["head", "lora"] = "head"
@@ -261,6 +238,8 @@ class Config(Section):
     conflict: Conflict = Conflict()
     long_term: LongTerm = LongTerm()
     difficult: Difficult = Difficult()
+    ablations: Ablations = Ablations()
+    study: Study = Study()
     endpoint: Endpoint = Endpoint()
     run: RunConfig = RunConfig()
 

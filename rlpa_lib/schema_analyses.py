@@ -1,4 +1,4 @@
-"""Sections of a params file for the analyses (sections 5.2 and 5.3, and what goes beyond the paper).
+"""Sections of a params file for the analyses (sections 5.1 to 5.3, appendices G and H, and what goes beyond the paper).
 
 Rows that `evaluation.methods` does not name are left out of the analyses, too: a run without DPO has no DPO curve anywhere.
 """
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rlpa_lib.schema_base import MANNERS, Count, Manner, Method, Section
+from rlpa_lib.schema_base import MANNERS, Ablation, Count, JudgeConfig, Manner, Method, Section, UserConfig
 
 Writer = Literal["rlpa_prompting", "grpo", "rlpa"]  # rows that write a profile block of their own at every turn
 
@@ -40,3 +40,22 @@ class Difficult(Section):
     manners: Annotated[tuple[Manner, ...], Field(strict=False, min_length=1)] = MANNERS
     users: Count | None = None  # the first so many of evaluation.users; null = all
     turns: Count = 10
+
+
+class Ablations(Section):
+    """21_ablations: trainings beside that of both rewards (section 5.1), equally long and on the same users."""
+
+    variants: Annotated[tuple[Ablation, ...], Field(strict=False)] = ("PR", "RR")
+    iterations: Count | None = None  # cohorts after which all are compared, on 20_ppo's own schedule; null = all of ppo.iterations
+
+
+class Study(Section):
+    """34_user_and_reward_model_evaluation: what is put before people and judges (appendices G and H)."""
+
+    personas: Count = 10  # G: each user model plays ten
+    turns: Count = 5  # G
+    profiles: Count = 100  # reference profiles to rewrite; not in the paper, whose accuracies fit 100 cases
+    pairs: Count = 300  # H.1
+    responses: Count = 300  # H.2
+    user_models: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], UserConfig] = Field(default_factory=dict)  # beside the run's own
+    profile_judges: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], JudgeConfig] = Field(default_factory=dict)  # beside the run's own

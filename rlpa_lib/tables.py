@@ -62,11 +62,15 @@ def turnwise_table(scores: Scores, benchmark: str, model: str) -> pd.DataFrame:
     """Table 4 or 5: AL(k) in percent with exact 95 % intervals, then avg, N-IR and N-R2 in both normalisations."""
     rows = []
     for name in arranged(name for name, bench in scores if bench == benchmark):
-        table = scores[name, benchmark]
-        al, (low, high) = metrics.alignment_level(table), intervals.alignment_interval(table)
-        turns = {f"k{k + 1}{part}": 100 * values[k] for k in range(len(al)) for part, values in (("", al), ("_low", low), ("_high", high))}
-        rows.append({**_labelled(name, model), **turns, **summary(table)})
+        rows.append({**_labelled(name, model), **turnwise_row(scores[name, benchmark])})
     return pd.DataFrame(rows)
+
+
+def turnwise_row(scores_EK: np.ndarray) -> dict[str, float]:
+    """k1 ... kK (AL(k) in percent) with exact intervals, then `summary`."""
+    al, (low, high) = metrics.alignment_level(scores_EK), intervals.alignment_interval(scores_EK)
+    turns = {f"k{k + 1}{part}": 100 * values[k] for k in range(len(al)) for part, values in (("", al), ("_low", low), ("_high", high))}
+    return {**turns, **summary(scores_EK)}
 
 
 def main_table(scores: Scores, model: str) -> pd.DataFrame:
@@ -117,14 +121,15 @@ def seeds_table(by_seed: Sequence[Scores], model: str, treated: str = "rlpa") ->
     for benchmark in TABLE_OF:
         for name in arranged(name for name, bench in common if bench == benchmark):
             own = np.stack([scores[name, benchmark] for scores in by_seed])
-            row = {"benchmark": benchmark, **_labelled(name, model), "seeds": own.shape[0], "users": own.shape[1], **_percent("avg", own)}
+            row = {"benchmark": benchmark, **_labelled(name, model), "seeds": own.shape[0], "users": own.shape[1], **percent("avg", own)}
             if name != treated and (treated, benchmark) in common:
-                row |= _percent("rlpa_minus", np.stack([scores[treated, benchmark] for scores in by_seed]) - own)
+                row |= percent("rlpa_minus", np.stack([scores[treated, benchmark] for scores in by_seed]) - own)
             rows.append(row | improvement(own))
     return pd.DataFrame(rows)
 
 
-def _percent(name: str, scores_SEK: np.ndarray) -> dict[str, float]:
+def percent(name: str, scores_SEK: np.ndarray) -> dict[str, float]:
+    """`name` and its 95 % interval over seeds and users, in percent; differences are named rlpa_minus."""
     floor = -1.0 if name == "rlpa_minus" else 0.0  # a t interval does not know where the scale ends
     interval = intervals.seed_interval(scores_SEK, limits=(floor, 1.0))
     return {name: 100 * interval.estimate, f"{name}_low": 100 * max(floor, interval.low), f"{name}_high": 100 * min(1.0, interval.high)}

@@ -22,6 +22,8 @@ from rlpa_lib.training_metrics import data_metrics, progress_line, reward_metric
 from rlpa_lib.unfinished import TakenTurn
 from rlpa_lib.users import SimulatedUser
 
+COMPARED = "ablation-PRR"  # the adapter with both rewards that 21_ablations takes from 20_ppo
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -55,6 +57,12 @@ def cohort_personas(pool: Sequence[Persona], users: int, cohort: int, seed: int)
     return chosen
 
 
+def updates_until(cfg: Config, iterations: int | None = None) -> int:
+    """Updates of the first `iterations` cohorts; by default of those after which ablations are compared (all without that setting)."""
+    cohorts = iterations or min(cfg.ablations.iterations or cfg.ppo.iterations, cfg.ppo.iterations)
+    return cohorts * (1 if cfg.ppo.update_every == "dialogue" else cfg.rollout.turns)
+
+
 class Trainer:
     """PPO on simulated dialogues (section 3.4, appendix B). One iteration takes a cohort of `rollout.users` new users through all turns.
 
@@ -62,9 +70,9 @@ class Trainer:
     once at the cohort's end. `ppo.turn_discount` chooses the credit scheme (`credit`). A policy that samples on servers has
     `refresh(folder, version)` or `load_adapter(folder, version)`: it is called with the adapter before the first rollout and after
     each update, and the trainer then computes the old log-probabilities itself. Leaves metrics/<name>.jsonl, dialogues/<name>/,
-    checkpoints/<name>/ and adapters/<name>/ (models/<name>/ after full tuning) in the run, and goes on from its checkpoint when
-    there is one; every random choice follows from (seed, update). Of several processes only the main one needs user, judge and
-    a policy on servers, and only it writes.
+    checkpoints/<name>/ and adapters/<name>/ (models/<name>/ after full tuning) in the run, of `ppo` also the adapter at which ablations are
+    compared (adapters/ablation-PRR), and goes on from its checkpoint when there is one; every random choice follows from (seed, update).
+    Of several processes only the main one needs user, judge and a policy on servers, and only it writes.
     """
 
     def __init__(
@@ -105,7 +113,8 @@ class Trainer:
             rollout.max_new_tokens,
         )
         self.turns_per_update = rollout.turns if settings.update_every == "dialogue" else 1
-        self.total_updates = settings.iterations * rollout.turns // self.turns_per_update
+        self.total_updates = updates_until(self.cfg, settings.iterations)
+        self.compared = updates_until(self.cfg) if name == "ppo" and settings.reward_parts == "PRR" else None
         self.progress = Progress()
         self.waiting = run.path(f"checkpoints/{name}-rollout")
 
@@ -120,6 +129,8 @@ class Trainer:
         last = min(self.total_updates, until or self.total_updates)
         while self.progress.updates < last:
             metrics = self._one_update()
+            if self.progress.updates == self.compared:  # before the checkpoint, so that a resumed training has it for certain
+                self._save_policy(COMPARED)
             if self.progress.updates % self.cfg.ppo.checkpoint_every == 0 or self.progress.updates == last:
                 checkpoints.save(self.learner, checkpoint, self.progress.to_json())
             if self.processes.main:
@@ -129,11 +140,14 @@ class Trainer:
                 self._note(metrics, board, say)
         if board:
             board.close()
-        if self.cfg.policy.tuning == "lora":
-            checkpoints.save_adapter(self.learner, self.run.path(f"adapters/{self.name}"))
-        else:
-            checkpoints.save_model(self.learner, self.tokenizer, self.run.path(f"models/{self.name}"))
+        self._save_policy(self.name)
         return self.processes.on_main(lambda: self.run.read_metrics(self.name))
+
+    def _save_policy(self, name: str) -> None:
+        if self.cfg.policy.tuning == "lora":
+            checkpoints.save_adapter(self.learner, self.run.path(f"adapters/{name}"))
+        else:
+            checkpoints.save_model(self.learner, self.tokenizer, self.run.path(f"models/{name}"))
 
     def _note(self, metrics: dict, board, say: Callable[[str], None]) -> None:
         self.run.log_metrics(self.name, metrics)

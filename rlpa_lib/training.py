@@ -27,12 +27,23 @@ CONFIGURATIONS = config.PARAMS_DIR / "accelerate"
 PATIENCE = timedelta(hours=3)  # how long a process waits for the others, who may be waiting for a user model's server
 
 
-def train(run: Run, params: str, overrides: Sequence[str] = (), *, name: str = "ppo", say: Callable[[str], None] = print) -> list[dict]:
-    """Train as `run.accelerate` says: here, or in processes of their own whose lines are passed on; the metrics of all updates."""
+def train(
+    run: Run, params: str, overrides: Sequence[str] = (), *, name: str = "ppo", changes: Sequence[str] = (), until: int | None = None,
+    say: Callable[[str], None] = print,
+) -> list[dict]:
+    """Train as `run.accelerate` says: here, or in processes of their own whose lines are passed on; the metrics of all updates.
+
+    `changes` are settings of this training alone (an ablation's); `until` stops after that many updates.
+    """
     if run.cfg.run.accelerate is None:
-        return prepare(run, name=name, say=say).train(say=say)
-    launch(run, params, overrides, name=name, say=say)
+        return prepare(changed(run, changes), name=name, say=say).train(until=until, say=say)
+    launch(run, params, overrides, name=name, changes=changes, until=until, say=say)
     return run.read_metrics(name)
+
+
+def changed(run: Run, changes: Sequence[str]) -> Run:
+    """The run with settings of one training; its record keeps the run's own."""
+    return replace(run, cfg=config.changed(run.cfg, changes, "--change")) if changes else run
 
 
 def prepare(run: Run, *, name: str = "ppo", accelerator: Accelerator | None = None, say: Callable[[str], None] = print) -> Trainer:
@@ -56,11 +67,15 @@ def prepare(run: Run, *, name: str = "ppo", accelerator: Accelerator | None = No
     return Trainer(run, learner, tokenizer, user, judge, people, system_prompt=system, name=name, policy=policy)
 
 
-def launch(run: Run, params: str, overrides: Sequence[str], *, name: str, say: Callable[[str], None]) -> None:
+def launch(
+    run: Run, params: str, overrides: Sequence[str], *, name: str, changes: Sequence[str] = (), until: int | None = None,
+    say: Callable[[str], None],
+) -> None:
     """Run `python -m rlpa_lib train` under `accelerate launch` and pass its lines on. RuntimeError with what it said last when it fails."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(configuration(run.cfg.run.accelerate)), "-m", "rlpa_lib"]
     command += ["train", "--scale", params, "--seed", str(run.seed), "--run-dir", str(run.dir), "--name", name]
     command += [part for text in config.anchored(overrides) for part in ("--set", text)]
+    command += [part for text in changes for part in ("--change", text)] + ([] if until is None else ["--until", str(until)])
     lines: list[str] = []
     process = subprocess.Popen(command, cwd=record.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with process:
@@ -82,7 +97,9 @@ def configuration(name: str) -> Path:
     raise InputError(f"run.accelerate: no such file, and none of {', '.join(sorted(p.stem for p in CONFIGURATIONS.glob('*.yaml')))}: {name}")
 
 
-def worker(scale: str, seed: int, run_dir: Path, overrides: Sequence[str], name: str) -> int:
+def worker(
+    scale: str, seed: int, run_dir: Path, overrides: Sequence[str], name: str, changes: Sequence[str] = (), until: int | None = None
+) -> int:
     """What each process under `accelerate launch` does; 0 when all is done. Only the main one opens the run directory."""
     cfg = config.load(scale, overrides)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
@@ -94,7 +111,7 @@ def worker(scale: str, seed: int, run_dir: Path, overrides: Sequence[str], name:
             opened.append(Run(cfg, seed, (record.REPOSITORY / run_dir.expanduser()).resolve()))
             runs.set_threads(cfg.run.threads)
             runs.set_seed(seed)
-        prepare(opened[0], name=name, accelerator=accelerator, say=_aloud).train(say=_aloud)
+        prepare(changed(opened[0], changes), name=name, accelerator=accelerator, say=_aloud).train(until=until, say=_aloud)
         processes.wait()
     accelerator.end_training()
     return 0

@@ -73,11 +73,11 @@ def credit_curves(by_turn: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         for axis, (x, part, label) in zip(axes, parts, strict=True):
             for color, (name, rows) in zip(PALETTE, part.groupby("scheme"), strict=False):
                 seeds = rows.groupby(["seed", x])["reward"].mean().unstack("seed")
-                mean, reach = seeds.mean(axis=1), _reach(seeds)
+                mean, half = seeds.mean(axis=1), reach(seeds)
                 axis.plot(seeds.index, seeds, color=color, linewidth=0.7, alpha=0.6)
                 axis.plot(mean.index, mean, color=color, linewidth=2.5, marker="o", label=f"{name} ({seeds.shape[1]} seeds)")
-                axis.fill_between(mean.index, mean - reach, mean + reach, color=color, alpha=0.15, linewidth=0)
-                drawn.append(pd.DataFrame({"panel": x, "scheme": name, "x": mean.index, "mean": mean, "low": mean - reach, "high": mean + reach,
+                axis.fill_between(mean.index, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
+                drawn.append(pd.DataFrame({"panel": x, "scheme": name, "x": mean.index, "mean": mean, "low": mean - half, "high": mean + half,
                                            "seeds": seeds.shape[1]}))  # fmt: skip
             axis.set(xlabel=label, ylim=(0, None))
             whole(axis)
@@ -86,7 +86,7 @@ def credit_curves(by_turn: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     return figure, pd.concat(drawn, ignore_index=True)
 
 
-def _reach(seeds: pd.DataFrame) -> pd.Series:
+def reach(seeds: pd.DataFrame) -> pd.Series:
     """Half width of the 95 % t interval of the mean over the columns; NaN with a single one."""
     n = seeds.shape[1]
     return seeds.std(axis=1, ddof=1) / n**0.5 * (stats.t.ppf(0.975, n - 1) if n > 1 else float("nan"))

@@ -1,0 +1,87 @@
+"""The rewrite data set: a and b disjoint, the truth kept, and judges that miss what they must miss."""
+
+import random
+
+import pandas as pd
+import pytest
+
+from rlpa_lib import rewrites
+from rlpa_lib.config import InputError
+from rlpa_lib.mini import lexicon as lex
+from rlpa_lib.mini.judge import RuleJudge
+from rlpa_lib.mini.personas import builtin_personas
+from rlpa_lib.personas import Persona
+from rlpa_lib.profile import Profile
+from rlpa_lib.rewrites import ItemPair, Rewrite
+
+PEOPLE = builtin_personas("vanilla", 40, 0)
+
+
+@pytest.mark.parametrize("paraphrase", [rewrites.lexicon_paraphrase, rewrites.free_paraphrase])
+def test_items_are_paraphrased_or_altered_and_never_both(paraphrase):
+    made = rewrites.rewrite_set(PEOPLE, 3, paraphrase)
+    assert made == rewrites.rewrite_set(PEOPLE, 3, paraphrase) != rewrites.rewrite_set(PEOPLE, 4, paraphrase)
+    for rewrite in made:
+        slots = [pair.slot for pair in rewrite.pairs]
+        assert 1 <= len(slots) == len(set(slots)) <= len(rewrite.reference) and set(slots) <= set(rewrite.reference.slots())
+        assert rewrite.overlap == [pair.label for pair in rewrite.pairs].count("same")
+        for pair in rewrite.pairs:
+            assert pair.original == rewrite.reference.get(pair.slot) and pair.rewritten == rewrite.rewritten.get(pair.slot) != pair.original
+            if pair.label == "different":
+                assert not lex.same_value(pair.slot, pair.rewritten, pair.original)
+    sizes = [(rewrite.overlap, len(rewrite.pairs) - rewrite.overlap) for rewrite in made]
+    assert min(a for a, _ in sizes) == 0 == min(b for _, b in sizes) and len(set(sizes)) > 15
+
+
+def test_free_paraphrases_are_in_no_lexicon_and_belong_to_test_users():
+    for (slot, value), others in rewrites._free().items():
+        own = lex.lexicon().find(value, slot)
+        assert own.canonical == value and own.split == "test"
+        assert all(lex.lexicon().find(other) is None for other in others)
+
+
+def test_an_altered_age_is_another_age():
+    for seed in range(50):
+        assert abs(int(rewrites.lexicon_alteration("Age", "34", random.Random(seed))) - 34) >= 2
+
+
+def test_a_persona_from_elsewhere_is_refused():
+    strange = Persona("p", "", "", Profile((("Occupation", "sworn dragon tamer of the north"), ("Hat size", "57"))))
+    with pytest.raises(InputError, match="p: .*: cannot be rewritten"):
+        [rewrites.rewrite_set([strange], seed) for seed in range(20)]
+
+
+def case(name, *pairs):
+    reference = Profile(tuple((slot, original) for slot, original, _, _ in pairs))
+    return Rewrite(name, reference, tuple(ItemPair(*pair) for pair in pairs))
+
+
+CASES = [
+    case("one", ("Age", "34", "thirty-four", "same"), ("Location", "Lisbon", "Madrid", "different")),
+    case("two", ("Age", "34", "34", "same"), ("Gender", "male", "female", "different"), ("Location", "Lisbon", "the Portuguese capital", "same")),
+]
+
+
+def test_counting_by_hand():
+    judges = {"rule": rewrites.counter(RuleJudge()), "same text": rewrites.same_text, "shared slots": rewrites.shared_slots}
+    found = rewrites.counts(CASES, judges).pivot(index="case", columns="judge", values="predicted")
+    assert found.loc["one", ["rule", "same text", "shared slots"]].tolist() == [1, 0, 2]
+    assert found.loc["two", ["rule", "same text", "shared slots"]].tolist() == [2, 1, 3]
+
+
+def test_table_8_by_hand_with_a_judge_that_fell_silent():
+    found = pd.DataFrame({"case": list("abcde"), "judge": "j", "true": [3, 3, 3, 3, 3], "predicted": [3, 2, 1, 3, None]}).astype({"predicted": float})
+    row = rewrites.table8(found).iloc[0]
+    assert row[["exact_acc", "fuzzy_acc", "mse", "n", "unanswered"]].tolist() == [50, 75, 1.25, 4, 1]
+    assert row["rmse"] == pytest.approx(1.25**0.5) and row["mean_error"] == -0.75
+    assert row["exact_acc_low"] == pytest.approx(6.76, abs=0.01)  # exact binomial, 2 of 4
+    assert row["mse_low"] <= 1.25 <= row["mse_high"] and row["rmse_high"] == pytest.approx(row["mse_high"] ** 0.5)
+    perfect = rewrites.table8(found.assign(predicted=3.0)).iloc[0]
+    assert perfect["exact_acc"] == 100 and perfect["mse_high"] == 0
+
+
+def test_pairs_for_people_are_half_same_and_hide_the_label():
+    made = rewrites.rewrite_set(PEOPLE, 0)
+    items = rewrites.annotation_items(made, 40, 0)
+    assert [item.hidden["system"] for item in items].count("same") == 20 and len({item.id for item in items}) == 40
+    assert all("same" not in str(item.blocks) or "same" in str(item.blocks[0][1]) for item in items)
