@@ -17,7 +17,7 @@ from rlpa_lib.figures import ablation
 from rlpa_lib.judges import CRITERIA, Verdict
 from rlpa_lib.profile import Profile, Reply
 from rlpa_lib.rewards import ABLATED, score
-from rlpa_lib.schema import Ablation
+from rlpa_lib.schema_base import Ablation
 from rlpa_lib.trainer import updates_until
 
 VARIANTS = Ablation.__args__
