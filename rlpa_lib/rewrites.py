@@ -22,6 +22,7 @@ from rlpa_lib.policies import derive_seed
 from rlpa_lib.profile import Profile
 from rlpa_lib.runs import Run
 
+LARGEST_ERROR = 10.0  # a profile has ten slots
 # Of a slot and its value: another value in other words, or None where there is none.
 Rewriter = Callable[[str, str, random.Random], str | None]
 Counter = Callable[[Sequence[tuple[Profile, Profile]]], list[int | None]]  # overlap of (rewritten, reference) profiles; None: no readable answer
@@ -174,11 +175,8 @@ def table8(found: pd.DataFrame) -> pd.DataFrame:
         for column, hits in (("exact_acc", error == 0), ("fuzzy_acc", np.abs(error) <= 1)):
             low, high = intervals.binomial_interval(hits.sum(), len(hits))
             row |= {f"{column}_low": 100 * float(low), f"{column}_high": 100 * float(high)}
-        if error.any():
-            reach = intervals.bootstrap_interval(error[:, None] ** 2)
-            row |= {"mse_low": max(0.0, reach.low), "mse_high": reach.high}
-        else:
-            row |= {"mse_low": 0.0, "mse_high": 0.0}
+        reach = intervals.bootstrap_interval(error[:, None] ** 2, limits=(0.0, LARGEST_ERROR**2))
+        row |= {"mse_low": max(0.0, reach.low), "mse_high": reach.high}
         row |= {"rmse_low": row["mse_low"] ** 0.5, "rmse_high": row["mse_high"] ** 0.5, "mean_error": float(error.mean()), "n": len(error),
                 "unanswered": len(part) - len(answered)}  # fmt: skip
         rows.append(row)

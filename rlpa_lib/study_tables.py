@@ -73,7 +73,7 @@ def raters(answers: pd.DataFrame, task: str) -> tuple[pd.DataFrame, dict[str, fl
 def _mean(name: str, marks: pd.Series, by_dialogue: pd.Series) -> dict[str, float]:
     row = {name: float(marks.mean()), f"{name}_low": float("nan"), f"{name}_high": float("nan")}
     if len(by_dialogue) > 1:
-        reach = intervals.bootstrap_interval(by_dialogue.to_numpy()[:, None])
+        reach = intervals.bootstrap_interval(by_dialogue.to_numpy()[:, None], limits=(1.0, 5.0))
         row |= {f"{name}_low": max(1.0, reach.low), f"{name}_high": min(5.0, reach.high)}
     return row
 

@@ -77,7 +77,8 @@ def test_table_8_by_hand_with_a_judge_that_fell_silent():
     assert row["exact_acc_low"] == pytest.approx(6.76, abs=0.01)  # exact binomial, 2 of 4
     assert row["mse_low"] <= 1.25 <= row["mse_high"] and row["rmse_high"] == pytest.approx(row["mse_high"] ** 0.5)
     perfect = rewrites.table8(found.assign(predicted=3.0)).iloc[0]
-    assert perfect["exact_acc"] == 100 and perfect["mse_high"] == 0
+    assert perfect["exact_acc"] == 100 and perfect["mse_low"] == 0 == perfect["mse"]
+    assert perfect["mse_high"] == pytest.approx(100 - perfect["exact_acc_low"])  # five cases prove little
 
 
 def test_pairs_for_people_are_half_same_and_hide_the_label():
