@@ -158,7 +158,7 @@ class CountingPolicy:
         return made
 
 
-class _NoEncoder:
+class NoEncoder:
     """All texts are alike, so retrieval takes what comes first."""
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -226,7 +226,7 @@ def play_rows(run: StandIn, wanted: Sequence[rows.Row], benchmark: str, users: i
     for row in wanted:
         scripted = cfg.evaluator.kind == "rule" and row.method in ("random", "oracle")
         policy = None if scripted else rows.remote(run, row.comparator) if row.comparator else run.policy()
-        method = rows.build(row.method, policy, cfg, _NoEncoder(), lent)
+        method = rows.build(row.method, policy, cfg, NoEncoder(), lent)
         options = {"turns": cfg.evaluation.turns, "seed": 0, "swap": cfg.evaluation.swap}
         evaluation.evaluate(method, benchmark, people, user, evaluator, judge, **options)
 

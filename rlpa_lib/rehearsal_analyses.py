@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rlpa_lib import conflict, evaluation, long_term, parties, rows
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.rehearsal import StandIn
+from rlpa_lib.rehearsal import NoEncoder, StandIn
 from rlpa_lib.schema import WITH_PROFILE
 
 
@@ -43,6 +43,6 @@ def play_difficult(run: StandIn, wanted: Sequence[rows.Row], users: int) -> None
 def _played(run: StandIn, row: rows.Row, people, user, judge, turns: int, valid=None) -> list:
     cfg = run.cfg
     scripted = cfg.evaluator.kind == "rule" and row.method in ("random", "oracle")
-    method = rows.build(row.method, None if scripted else run.policy(), cfg, run.encoder())
+    method = rows.build(row.method, None if scripted else run.policy(), cfg, NoEncoder())
     options = {"turns": turns, "seed": 0, "swap": False, "valid": valid}
     return evaluation.evaluate(method, "analysis", people, user, parties.evaluation_judge(cfg, run), judge, **options)[0]
