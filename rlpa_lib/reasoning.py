@@ -61,7 +61,9 @@ def figure_table(scores: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarr
         who, method = tables.label(name, model)
         line: dict[str, object] = {"model": who, "method": method}
         for key, table, factor in (("avg", scores[name], 100), ("tokens", tokens[name], 1)):
-            interval = intervals.bootstrap_interval(table)
+            # Tokens have no scale: where no two users differ, the range that was seen stands for it.
+            limits = (0.0, 1.0) if key == "avg" else (float(np.nanmin(table)), float(np.nanmax(table)))
+            interval = intervals.bootstrap_interval(table, limits=limits)
             line |= {key: factor * interval.estimate, f"{key}_low": factor * interval.low, f"{key}_high": factor * interval.high}
         lines.append({**line, "per_point": line["tokens"] / line["avg"] if line["avg"] else float("nan")})
     return pd.DataFrame(lines)

@@ -98,6 +98,10 @@ class StandIn:
         """The run's policy; a local one is replaced by one that counts."""
         return parties.policy(self.cfg, self) if self.cfg.policy.kind == "endpoint" else CountingPolicy(self)
 
+    def encoder(self) -> _NoEncoder:
+        """What retrieval needs: nothing is encoded."""
+        return _NoEncoder()
+
     def answer(self, schema: type[pydantic.BaseModel] | None, messages: list[dict[str, str]], seed: int | None) -> str:
         """A typical answer; other prompts and other seeds get other words."""
         key = hashlib.blake2b(json.dumps([messages, seed]).encode(), digest_size=4).hexdigest()
@@ -174,6 +178,8 @@ def structured(schema: type[pydantic.BaseModel], messages: list[dict[str, str]],
     if schema.__name__.startswith("Pairs_"):
         sizes = [int(n) for n in re.findall(r"\d+", schema.__name__)]
         return json.dumps({"pairs": [{"inferred": i, "true": i} for i in range(1, min(sizes) + 1)]})
+    if schema.__name__.startswith("Revealed_"):
+        return json.dumps({"revealed": list(range(1, int(schema.__name__.rpartition("_")[2]) + 1))})
     return json.dumps(_filled(json_schema(schema), json_schema(schema), key, typical))
 
 
