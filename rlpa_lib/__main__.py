@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_scale(plan)
     plan.add_argument("--rpm", type=float, help="requests a minute that servers allow (default: endpoint.max_rpm, or 500)")
     plan.add_argument("--tpm", type=float, default=2e6, help="tokens a minute that servers allow")
+    plan.add_argument("--assume", action="append", default=[], metavar="NAME=VALUE", help="change an assumed length, as a pilot run showed it")
     plan.add_argument("--against", type=Path, metavar="RUN_DIR", help="hold the plan against a finished run of the same settings")
 
     audit = commands.add_parser("audit", help="check a folder of tables shaped like the paper's against each other")
@@ -101,13 +102,15 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from rlpa_lib import memory, plan
+    from rlpa_lib import memory, plan, rehearsal
 
     cfg = config.load(options.scale, options.set)
+    typical = rehearsal.assumed(options.assume)
     if options.against is None:
-        print("\n\n".join(text for text in (plan.table(cfg, rpm=options.rpm, tpm=options.tpm), memory.table(cfg)) if text))
+        told = plan.table(cfg, rpm=options.rpm, tpm=options.tpm, typical=typical)
+        print("\n\n".join(text for text in (told, memory.table(cfg)) if text))
         return 0
-    for name, (predicted, actual) in plan.against(cfg, options.against).items():
+    for name, (predicted, actual) in plan.against(cfg, options.against, typical).items():
         off = f"{(predicted - actual) / actual:+.1%}" if actual else "-"
         print(f"{name:14} planned {predicted:12,.0f}  asked {actual:12,.0f}  {off}")
     return 0

@@ -133,10 +133,9 @@ def hours(cfg: Config, ask: Ask, rpm: float, tpm: float) -> float:
     return minutes / 60
 
 
-def table(cfg: Config, *, rpm: float | None = None, tpm: float = 2e6, gpu: GPU = A100) -> str:
+def table(cfg: Config, *, rpm: float | None = None, tpm: float = 2e6, gpu: GPU = A100, typical: Typical = TYPICAL) -> str:
     """The plan as text: a line a notebook, the total, USD by role, and the assumptions."""
-    rpm, typical = rpm or cfg.endpoint.max_rpm or 500.0, TYPICAL
-    loads = plan(cfg, typical)
+    rpm, loads = rpm or cfg.endpoint.max_rpm or 500.0, plan(cfg, typical)
     names = [path.stem for path in _notebooks()]
     head = ("notebook", "requests", "prompt tokens", "answer tokens", "USD", "hours", "completions", "generated", "trained", "GPU GB", "GPU hours")
     lines = [head, *(_line(cfg, load, rpm, tpm, gpu) for load in loads)]

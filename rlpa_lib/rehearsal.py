@@ -20,7 +20,7 @@ import pydantic
 
 from rlpa_lib import controls, evaluation, judge_attacks, parties, prompts, rollout, rows
 from rlpa_lib.chat import Answer, Request, json_schema
-from rlpa_lib.config import Config
+from rlpa_lib.config import Config, InputError
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.policies import Completion, derive_seed
 from rlpa_lib.profile import SLOTS, Profile, render_reply
@@ -45,6 +45,17 @@ class Typical:
 
 
 TYPICAL = Typical()
+
+
+def assumed(changes: Sequence[str]) -> Typical:
+    """The defaults changed by "name=value" texts, such as response=120 from a pilot run. InputError: no such name, or no positive number."""
+    found = vars(TYPICAL).copy()
+    for text in changes:
+        name, _, value = text.partition("=")
+        if name not in found or not re.fullmatch(r"\d+(\.\d+)?", value) or not float(value):
+            raise InputError(f"--assume {text}: write name=value with a positive number; names are {', '.join(found)}")
+        found[name] = type(found[name])(float(value))
+    return Typical(**found)
 
 
 @dataclass

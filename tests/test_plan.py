@@ -7,6 +7,7 @@ from scripted_server import ScriptedServer
 from test_served_run import everybody
 
 from rlpa_lib import benchmarks, config, gpu_cost, parties, plan, rehearsal, rows, runs
+from rlpa_lib.config import InputError
 from rlpa_lib.rehearsal import TYPICAL, Ask
 from rlpa_lib.storage import hash_json
 
@@ -65,6 +66,14 @@ def test_money_time_and_lengths():
     assert plan.hours(cfg, Ask(1000, 2e6, 1e6), rpm=1e9, tpm=1e5) == pytest.approx(30 / 60)
     half = plan.hours(cfg.model_copy(update={"endpoint": config.load("smoke", ["endpoint.concurrency=4"]).endpoint}), Ask(7200, 0, 0), 1e9, 1e9)
     assert half == pytest.approx(1.0)  # 7,200 requests of two seconds, four at a time
+
+
+def test_assumptions_can_be_changed():
+    found = rehearsal.assumed(["response=120", "bytes_per_token=2.5"])
+    assert (found.response, found.bytes_per_token, found.utterance) == (120, 2.5, TYPICAL.utterance)
+    for bad in ("respons=1", "response=0", "response=x", "response"):
+        with pytest.raises(InputError, match=f"--assume {bad}"):
+            rehearsal.assumed([bad])
 
 
 def test_gpu_rules_by_hand():
