@@ -91,7 +91,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from rlpa_lib import training
-    from rlpa_lib.processes import MainFailed, ProcessLost
+    from rlpa_lib.training.processes import MainFailed, ProcessLost
 
     run_dir = options.run_dir or Path("runs") / f"{Path(options.scale).stem}-{options.seed}"
     try:
@@ -102,7 +102,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from rlpa_lib import memory, plan, rehearsal
+    from rlpa_lib import plan
+    from rlpa_lib.plan import memory, rehearsal
 
     cfg = config.load(options.scale, options.set)
     typical = rehearsal.assumed(options.assume)
@@ -123,7 +124,7 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from rlpa_lib import publish
+    from rlpa_lib.report import publish
 
     for path in publish.publish([run.expanduser().absolute() for run in options.runs], options.out):
         print(path)

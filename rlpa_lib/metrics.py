@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlpa_lib.agreement_metrics import kappa_interval
 from rlpa_lib.intervals import (  # one address for every number and its uncertainty
     Comparison,
     Interval,
@@ -23,6 +22,7 @@ from rlpa_lib.intervals import (  # one address for every number and its uncerta
     ratio_interval,
     seed_interval,
 )
+from rlpa_lib.study.agreement_metrics import kappa_interval
 
 __all__ = [
     "Comparison",

@@ -14,7 +14,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from rlpa_lib import personas, prompts, smollm2, storage
+from rlpa_lib import personas, prompts, storage
+from rlpa_lib.analyses.reveal import RevealJudge
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.judges import EvaluationJudge, FailureTally, Judge
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
@@ -23,12 +24,12 @@ from rlpa_lib.mini.model import WEIGHTS
 from rlpa_lib.mini.reveal import RuleRevealJudge
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.policies import LocalPolicy, Policy
-from rlpa_lib.reveal import RevealJudge
+from rlpa_lib.serving import smollm2
 from rlpa_lib.users import InformedUser, LLMUser, Shift, ShiftingUser
 
 if TYPE_CHECKING:
     from rlpa_lib.endpoint import ChatEndpoint
-    from rlpa_lib.llm_judges import JudgePrompt, Questions
+    from rlpa_lib.llm.llm_judges import JudgePrompt, Questions
     from rlpa_lib.runs import Run
     from rlpa_lib.schema_analyses import Conflict, Difficult, LongTerm
 
@@ -39,7 +40,7 @@ def people(cfg: Config, split: str, n: int | None, seed: int, run: Run | Path | 
     free_slots = split == "extended" or cfg.personas.source != "aloe"  # only ALOE's texts have the ten slots filled in
     if cfg.personas.conversion == "rules" or free_slots:
         return loaded
-    from rlpa_lib import conversion
+    from rlpa_lib.llm import conversion
 
     language = cfg.personas.language
     prompt = _judge_prompt(cfg, "convert", language)
@@ -75,7 +76,7 @@ def reveal_judge(cfg: Config, run: Run | Path | None = None) -> RevealJudge:
     """Who reads a user's words and says what they have revealed (section 5.3): rules, or the model that judges profiles."""
     if cfg.judge.kind == "rule":
         return RuleRevealJudge()
-    from rlpa_lib.reveal import LLMRevealJudge
+    from rlpa_lib.analyses.reveal import LLMRevealJudge
 
     return LLMRevealJudge(_questions(cfg, "judge", "profile_judge", "judge_revealed", run, defended=True, failure_limit=None))
 
@@ -85,7 +86,7 @@ def reward_judge(cfg: Config, run: Run | Path | None = None, *, defended: bool =
     costs; `failure_limit` takes the place of `run.max_judge_failure_rate`."""
     if cfg.judge.kind == "rule":
         return RuleJudge()
-    from rlpa_lib.llm_judges import LLMJudge
+    from rlpa_lib.llm.llm_judges import LLMJudge
 
     holistic = cfg.judge.verdict == "holistic"
     options = {"defended": defended, "failure_limit": failure_limit}
@@ -100,7 +101,7 @@ def evaluation_judge(
     """The source of evaluation scores (appendix C.3)."""
     if cfg.evaluator.kind == "rule":
         return RuleEvaluationJudge()
-    from rlpa_lib.llm_judges import LLMEvaluationJudge
+    from rlpa_lib.llm.llm_judges import LLMEvaluationJudge
 
     asked = _questions(cfg, "evaluator", "evaluator", "evaluator", run, defended=defended, failure_limit=failure_limit)
     return LLMEvaluationJudge(asked, whole_dialogue=cfg.evaluator.sees == "dialogue")
@@ -110,7 +111,7 @@ def policy(cfg: Config, run: Run | Path | None = None, *, adapter: Path | None =
     """The policy of an evaluation row; `adapter` is a folder with trained LoRA weights. InputError: an adapter for a model that is not here."""
     limits = {"max_prompt_tokens": cfg.rollout.max_prompt_tokens}
     if cfg.policy.kind == "endpoint":
-        from rlpa_lib.endpoint_policy import EndpointPolicy
+        from rlpa_lib.llm.endpoint_policy import EndpointPolicy
 
         if adapter is not None:
             raise InputError("policy.kind: endpoint cannot take a trained adapter; use local or vllm")
@@ -124,7 +125,7 @@ def policy(cfg: Config, run: Run | Path | None = None, *, adapter: Path | None =
 
 
 def _vllm_policy(cfg: Config, adapter: Path | None, limits: dict[str, int]) -> Policy:
-    from rlpa_lib.vllm_policy import VLLMPolicy
+    from rlpa_lib.serving.vllm_policy import VLLMPolicy
 
     sampler = VLLMPolicy(load_tokenizer(cfg), cfg.policy.servers, max_policy_lag=cfg.policy.max_policy_lag, **limits)
     if adapter is not None:
@@ -138,7 +139,7 @@ def _language(cfg: Config) -> str:
 
 
 def _judge_prompt(cfg: Config, name: str, prompt_set: str) -> JudgePrompt:
-    from rlpa_lib.llm_judges import JudgePrompt
+    from rlpa_lib.llm.llm_judges import JudgePrompt
 
     return JudgePrompt.read(prompts.load(name, prompt_set, cfg.run.prompt_dir))
 
@@ -154,7 +155,7 @@ def _endpoint(cfg: Config, role: str, run: Run | Path | None) -> ChatEndpoint:
 def _questions(
     cfg: Config, section: str, role: str, prompt: str, run: Run | Path | None, *, defended: bool, failure_limit: float | None
 ) -> Questions:
-    from rlpa_lib.llm_judges import Questions
+    from rlpa_lib.llm.llm_judges import Questions
 
     given = getattr(cfg, section)
     endpoint = _endpoint(cfg, role, run)  # first: it says what is missing

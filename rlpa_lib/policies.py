@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 
 from rlpa_lib.config import InputError
 from rlpa_lib.decoding import Sampled, decode
-from rlpa_lib.quoting import defuse, exact_signs
+from rlpa_lib.llm.quoting import defuse, exact_signs
 
 Message = dict[str, str]
 

@@ -226,7 +226,7 @@ def _check_personas(cfg: Config, seed: int) -> None:
 def _check_preferences(cfg: Config, chosen: Sequence[Path]) -> None:
     """Look for the conversations of SFT and DPO, if these are wanted."""
     if any(path.stem in ("11_sft", "12_dpo") for path in chosen):
-        from rlpa_lib import preferences
+        from rlpa_lib.baselines import preferences
 
         preferences.check(cfg)
 
@@ -236,7 +236,7 @@ def _check_rows(cfg: Config, chosen: Sequence[Path], run_dir: Path) -> None:
     if not any(path.stem in ("10_prompting_baselines", "30_evaluation", "33_reasoning_models") for path in chosen):
         return
     if "rag" in cfg.evaluation.methods:
-        from rlpa_lib import retrieval
+        from rlpa_lib.evaluation import retrieval
 
         retrieval.source_of(cfg.evaluation.encoder)
     if cfg.evaluation.comparators:

@@ -29,7 +29,7 @@ BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
 # Ways in which a simulated user does not cooperate (beyond the paper).
 Manner = Literal["reluctant", "impatient", "contradictory", "off_topic", "terse"]
 MANNERS: tuple[str, ...] = get_args(Manner)
-# Trainings beside that of both rewards; rlpa_lib/ablations.py says what each of them changes.
+# Trainings beside that of both rewards; rlpa_lib/analyses/ablations.py says what each of them changes.
 Ablation = Literal[
     "PR", "RR", "format", "without_N", "without_R", "without_L", "without_G", "without_F", "best", "random", "bandit", "mdp", "samples_1",
     "samples_2", "samples_4", "samples_8", "history_latest", "history_all", "history_none",

@@ -60,7 +60,7 @@ def _data_problems(cfg: Config) -> Iterator[tuple[str, str]]:
     if cfg.policy.kind == "endpoint" and set(cfg.evaluation.methods) <= set(TRAINED):
         yield "evaluation.methods", "all of these rows need weights that are trained here, which a policy.kind=endpoint has not; name base, say"
     if cfg.policy.kind == "vllm" and not cfg.policy.servers:
-        yield "policy.servers", "is needed when policy.kind is vllm (python -m rlpa_lib.vllm_server serve starts one)"
+        yield "policy.servers", "is needed when policy.kind is vllm (python -m rlpa_lib.serving.vllm_server serve starts one)"
     if cfg.policy.kind == "vllm" and cfg.policy.tuning == "full":
         yield "policy.tuning", "full weights cannot be swapped into a running server; use lora with policy.kind=vllm"
     if cfg.user.kind == "agenda" and cfg.run.prompt_set == "zh":

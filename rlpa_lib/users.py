@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from rlpa_lib import quoting
-from rlpa_lib.chat import Answer, BadAnswer, EndpointError, Refused, Request
 from rlpa_lib.dialogue import Dialogue, Utterance
+from rlpa_lib.endpoint.chat import Answer, BadAnswer, EndpointError, Refused, Request
+from rlpa_lib.llm import quoting
 from rlpa_lib.personas import Persona
 from rlpa_lib.policies import derive_seed
 

@@ -6,11 +6,11 @@ from safetensors.torch import load_file
 
 from rlpa_lib import runs
 from rlpa_lib.baselines import grpo, trainers
+from rlpa_lib.baselines.preferences import Conversation, Exchange
 from rlpa_lib.config import Config
 from rlpa_lib.dialogue import Utterance
 from rlpa_lib.judges import CRITERIA, Verdict
 from rlpa_lib.personas import Persona
-from rlpa_lib.preferences import Conversation, Exchange
 from rlpa_lib.profile import Profile
 
 SYSTEM = "Be kind."

@@ -12,13 +12,14 @@ from conftest import byte_tokenizer, random_model
 from safetensors.torch import save_file
 from test_trainer import PERSONAS, EchoUser, VowelJudge, config
 
-from rlpa_lib import checkpoints, rollout, runs
+from rlpa_lib import rollout, runs
 from rlpa_lib.config import InputError
-from rlpa_lib.learner import Learner
-from rlpa_lib.processes import Processes
 from rlpa_lib.profile import Profile, Reply
 from rlpa_lib.runs import Run
-from rlpa_lib.trainer import Trainer
+from rlpa_lib.training import checkpoints
+from rlpa_lib.training.learner import Learner
+from rlpa_lib.training.processes import Processes
+from rlpa_lib.training.trainer import Trainer
 
 MODES = {
     "bandit": {},

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from test_trainer import any_text_is_well_formed, config, quiet, trainer  # noqa: F401 - the fixture works by being here
 
-from rlpa_lib import ablations, runs
 from rlpa_lib import config as settings
+from rlpa_lib import runs
+from rlpa_lib.analyses import ablations
 from rlpa_lib.audit.tables import PAPER_TABLES
 from rlpa_lib.config import InputError
 from rlpa_lib.figures import ablation
@@ -18,7 +19,7 @@ from rlpa_lib.judges import CRITERIA, Verdict
 from rlpa_lib.profile import Profile, Reply
 from rlpa_lib.rewards import ABLATED, score
 from rlpa_lib.schema_base import Ablation
-from rlpa_lib.trainer import updates_until
+from rlpa_lib.training.trainer import updates_until
 
 VARIANTS = Ablation.__args__
 

@@ -2,8 +2,10 @@
 
 import pytest
 
-from rlpa_lib import config, evaluation, long_term, parties, plan, rows, runs
+from rlpa_lib import config, evaluation, parties, plan, runs
+from rlpa_lib.analyses import long_term
 from rlpa_lib.config import InputError
+from rlpa_lib.evaluation import rows
 
 
 @pytest.fixture

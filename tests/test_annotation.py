@@ -5,10 +5,10 @@ import json
 import pandas as pd
 import pytest
 
-from rlpa_lib import annotation
-from rlpa_lib.annotation import PAIRS, RESPONSES, USERS, Answers, Item
-from rlpa_lib.annotation_page import Page, escaped, page, shown
 from rlpa_lib.config import InputError
+from rlpa_lib.study import annotation
+from rlpa_lib.study.annotation import PAIRS, RESPONSES, USERS, Answers, Item
+from rlpa_lib.study.annotation_page import Page, escaped, page, shown
 
 DANGEROUS = "<img src=x onerror='window.hacked=1'> costs $5 or $x^2$, \\(y\\) & more"
 

@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerFast
 
 from rlpa_lib.baselines import data, trainers
 from rlpa_lib.baselines.data import IGNORED, branches, dpo_rows, growing, learned, sft_rows
+from rlpa_lib.baselines.preferences import Conversation, Exchange
 from rlpa_lib.config import InputError
 from rlpa_lib.mini.model import WEIGHTS
-from rlpa_lib.preferences import Conversation, Exchange
 
 # What bears loss
 

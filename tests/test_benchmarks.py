@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from rlpa_lib import benchmarks, config, runs
+from rlpa_lib import config, runs
 from rlpa_lib.config import InputError
+from rlpa_lib.evaluation import benchmarks
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.profile import SLOTS
 

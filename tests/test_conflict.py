@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scripted_server import ScriptedServer
 
-from rlpa_lib import config, conflict, evaluation, parties
+from rlpa_lib import config, evaluation, parties
+from rlpa_lib.analyses import conflict
 from rlpa_lib.config import InputError
-from rlpa_lib.controls import OracleControl
 from rlpa_lib.dialogue import Dialogue, Turn, Utterance
+from rlpa_lib.evaluation.controls import OracleControl
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.attacks import PERSONA

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from scripted_server import ScriptedServer
 
-from rlpa_lib import benchmarks, config, conversion, parties, preferences, runs
-from rlpa_lib.chat import BadAnswer
-from rlpa_lib.conversion import ConversionFailed, complaint
+from rlpa_lib import config, parties, runs
+from rlpa_lib.baselines import preferences
+from rlpa_lib.endpoint.chat import BadAnswer
+from rlpa_lib.evaluation import benchmarks
+from rlpa_lib.llm import conversion
+from rlpa_lib.llm.conversion import ConversionFailed, complaint
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.personas import load_personas, split_hash
 from rlpa_lib.profile import SLOTS

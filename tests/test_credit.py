@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from rlpa_lib import credit, ppo
-from rlpa_lib.credit import Place
+from rlpa_lib import ppo
 from rlpa_lib.schema import PPO
+from rlpa_lib.training import credit
+from rlpa_lib.training.credit import Place
 
 
 def near(values):

@@ -8,7 +8,6 @@ import pytest
 from endpoint_client import Mark, ask, client
 from misbehaving_server import MisbehavingServer
 
-from rlpa_lib import response_cache
 from rlpa_lib.endpoint import (
     Answer,
     AuthError,
@@ -24,6 +23,7 @@ from rlpa_lib.endpoint import (
     ServerError,
     TimeoutError_,
     Usage,
+    response_cache,
 )
 
 

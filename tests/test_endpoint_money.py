@@ -8,7 +8,7 @@ import pytest
 from endpoint_client import KEY, Mark, ask, client
 from misbehaving_server import MisbehavingServer
 
-from rlpa_lib import config, endpoint, runs, transport
+from rlpa_lib import config, endpoint, runs
 from rlpa_lib.config import InputError
 from rlpa_lib.endpoint import (
     Answer,
@@ -22,8 +22,9 @@ from rlpa_lib.endpoint import (
     ResponseCache,
     ServerError,
     Usage,
+    transport,
 )
-from rlpa_lib.usage import Price
+from rlpa_lib.endpoint.usage import Price
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from scripted_server import ScriptedServer
 
 from rlpa_lib import config, evaluation, parties, rollout
-from rlpa_lib.chat import ServerError
 from rlpa_lib.config import InputError
+from rlpa_lib.endpoint.chat import ServerError
 from rlpa_lib.judges import DIMENSIONS
 from rlpa_lib.methods import Prompted
 from rlpa_lib.mini.attacks import PERSONA, situation

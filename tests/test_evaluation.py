@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rlpa_lib import config, evaluation, runs
-from rlpa_lib.controls import OracleControl, RandomControl, made_for_somebody
 from rlpa_lib.dialogue import Dialogue
+from rlpa_lib.evaluation.controls import OracleControl, RandomControl, made_for_somebody
 from rlpa_lib.judges import CRITERIA, Verdict
 from rlpa_lib.methods import Prompted
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge

@@ -9,9 +9,9 @@ from test_trainer import PERSONAS, EchoUser, VowelJudge
 
 from rlpa_lib import rollout, runs
 from rlpa_lib.config import Config
-from rlpa_lib.learner import Learner
 from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.trainer import Trainer
+from rlpa_lib.training.learner import Learner
+from rlpa_lib.training.trainer import Trainer
 
 BANDIT = {
     "policy": {"lora_rank": 2, "lora_alpha": 4},

@@ -9,17 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlpa_lib import checkpoints, ppo
-from rlpa_lib.backbone import CRITIC, POLICY
+from rlpa_lib import ppo
 from rlpa_lib.config import Config, InputError
-from rlpa_lib.experience import gather_experience, token_batch, update
 from rlpa_lib.judges import JudgeFailed
-from rlpa_lib.learner import Learner, accumulate
-from rlpa_lib.packing import pack, tree_mask
 from rlpa_lib.policies import Completion, LocalPolicy
 from rlpa_lib.profile import Profile, Reply
 from rlpa_lib.rewards import Reward
 from rlpa_lib.rollout import Sample, TurnGroup
+from rlpa_lib.training import checkpoints
+from rlpa_lib.training.backbone import CRITIC, POLICY
+from rlpa_lib.training.experience import gather_experience, token_batch, update
+from rlpa_lib.training.learner import Learner, accumulate
+from rlpa_lib.training.packing import pack, tree_mask
 
 GROUPS = [
     ((5, 6, 7, 8), ((9, 10, 2), (11, 2), (12, 13, 14, 15))),

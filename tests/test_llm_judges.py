@@ -7,11 +7,12 @@ import pytest
 from pydantic import ValidationError
 from scripted_server import ScriptedServer
 
-from rlpa_lib import config, llm_judges, parties, prompts
-from rlpa_lib.chat import AuthError, ConnectionLost, RequestError
+from rlpa_lib import config, parties, prompts
 from rlpa_lib.dialogue import Dialogue, Utterance
+from rlpa_lib.endpoint.chat import AuthError, ConnectionLost, RequestError
 from rlpa_lib.judges import CRITERIA, DIMENSIONS, FailureTally, JudgeFailed
-from rlpa_lib.llm_judges import CriteriaAnswer, HolisticAnswer, JudgePrompt, one_to_one, pairs_schema
+from rlpa_lib.llm import llm_judges
+from rlpa_lib.llm.llm_judges import CriteriaAnswer, HolisticAnswer, JudgePrompt, one_to_one, pairs_schema
 from rlpa_lib.mini.attacks import PERSONA, TOLD, situation
 from rlpa_lib.profile import Profile, Reply
 from rlpa_lib.rewards import score_replies

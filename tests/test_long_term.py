@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from scripted_server import ScriptedServer
 
-from rlpa_lib import config, conflict, evaluation, long_term, parties, runs
-from rlpa_lib.controls import OracleControl
+from rlpa_lib import config, evaluation, parties, runs
+from rlpa_lib.analyses import conflict, long_term
 from rlpa_lib.dialogue import Dialogue, Turn, Utterance
+from rlpa_lib.evaluation.controls import OracleControl
 from rlpa_lib.methods import Prompted
 from rlpa_lib.mini.attacks import PERSONA
 from rlpa_lib.mini.personas import builtin_personas

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scripted_server import ScriptedServer
 
-from rlpa_lib import config, difficult, parties, prompts
+from rlpa_lib import config, parties, prompts
+from rlpa_lib.analyses import difficult
 from rlpa_lib.dialogue import Dialogue, Utterance
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex

@@ -5,8 +5,8 @@ import pytest
 
 from rlpa_lib import prompts
 from rlpa_lib.config import InputError
-from rlpa_lib.controls import Lent, MisdirectedAnswers, PromptedOracle, StyleOnly, no_profile
 from rlpa_lib.dialogue import Dialogue, Utterance
+from rlpa_lib.evaluation.controls import Lent, MisdirectedAnswers, PromptedOracle, StyleOnly, no_profile
 from rlpa_lib.methods import Prompted, Retrieval, SelfCritic, split_thought
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex

@@ -6,9 +6,11 @@ import pytest
 from scripted_server import ScriptedServer
 from test_served_run import everybody
 
-from rlpa_lib import benchmarks, config, gpu_cost, parties, plan, rehearsal, rows, runs
+from rlpa_lib import config, parties, plan, runs
 from rlpa_lib.config import InputError
-from rlpa_lib.rehearsal import TYPICAL, Ask
+from rlpa_lib.evaluation import benchmarks, rows
+from rlpa_lib.plan import gpu_cost, rehearsal
+from rlpa_lib.plan.rehearsal import TYPICAL, Ask
 from rlpa_lib.storage import hash_json
 
 URL = "http://127.0.0.1:9/v1"

@@ -4,13 +4,14 @@ import json
 
 import pytest
 
-from rlpa_lib import config, parties, preferences
+from rlpa_lib import config, parties
+from rlpa_lib.baselines import preferences
+from rlpa_lib.baselines.preferences import Conversation, Exchange, generate, history, load_preferences, read_conversations
 from rlpa_lib.config import InputError
 from rlpa_lib.dialogue import Dialogue
 from rlpa_lib.mini.judge import RuleEvaluationJudge
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.personas import load_personas
-from rlpa_lib.preferences import Conversation, Exchange, generate, history, load_preferences, read_conversations
 from rlpa_lib.profile import Profile, Reply
 
 

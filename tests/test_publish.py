@@ -5,8 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from rlpa_lib import config, publish, runs, storage
+from rlpa_lib import config, runs, storage
 from rlpa_lib.config import InputError
+from rlpa_lib.report import publish
 
 
 def finished(folder, seed, marks, status="done", overrides=()):

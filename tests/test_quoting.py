@@ -9,9 +9,10 @@ from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlpa_lib import config, judge_attacks, parties, quoting
+from rlpa_lib import config, parties
 from rlpa_lib.config import InputError
 from rlpa_lib.judges import CRITERIA
+from rlpa_lib.llm import judge_attacks, quoting
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.policies import prompt_ids
 

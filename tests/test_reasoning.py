@@ -5,10 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlpa_lib import config, conflict, long_term, reasoning, runs
+from rlpa_lib import config, runs
+from rlpa_lib.analyses import conflict, long_term, reasoning
 from rlpa_lib.dialogue import Dialogue, Turn, Utterance
-from rlpa_lib.endpoint_policy import EndpointCompletion
 from rlpa_lib.figures import analyses as drawn
+from rlpa_lib.llm.endpoint_policy import EndpointCompletion
 from rlpa_lib.methods import Prompted, Step
 from rlpa_lib.profile import Profile, Reply
 

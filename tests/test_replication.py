@@ -3,10 +3,11 @@
 import pytest
 import yaml
 
-from rlpa_lib import config, record, replication
+from rlpa_lib import config, record
 from rlpa_lib.config import InputError
+from rlpa_lib.report import replication
 
-SOURCE = record.PACKAGE_DIR / "replication_map.yaml"
+SOURCE = record.PACKAGE_DIR / "report" / "replication_map.yaml"
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from rlpa_lib import config, report, report_claims, report_parts, runs
-from rlpa_lib.tables import LABELS
+from rlpa_lib import config, report, runs
+from rlpa_lib.evaluation.tables import LABELS
+from rlpa_lib.report import report_claims, report_parts
 
 matplotlib.use("Agg")
 EVIL = "<script>alert(1)</script>"

@@ -13,7 +13,7 @@ import pytest
 from misbehaving_server import MisbehavingServer
 
 from rlpa_lib.config import InputError
-from rlpa_lib.response_cache import ResponseCache, base_key, row_key
+from rlpa_lib.endpoint.response_cache import ResponseCache, base_key, row_key
 
 CONTENT = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0.0, "seed": None, "extra": {"a": 1, "b": 2}}
 
@@ -73,7 +73,7 @@ def test_a_file_that_is_no_cache_is_named(tmp_path):
 
 WRITER = """
 import sys
-from rlpa_lib.response_cache import ResponseCache
+from rlpa_lib.endpoint.response_cache import ResponseCache
 cache, name = ResponseCache(sys.argv[1]), sys.argv[2]
 for i in range(300):
     cache.put({f"{name}-{i}": {"i": i}, f"shared-{i}": {"by": name}})

@@ -10,7 +10,7 @@ from rlpa_lib.policies import Completion
 from rlpa_lib.profile import Profile, parse_reply, render_reply
 from rlpa_lib.rewards import broken_format_reward, score, score_replies
 from rlpa_lib.rollout import Sample, TurnGroup
-from rlpa_lib.training_metrics import reward_metrics, sample_rows
+from rlpa_lib.training.training_metrics import reward_metrics, sample_rows
 
 TRUE = Profile((("Age", "31"), ("Occupation", "baker"), ("Location", "Oslo"), ("Interests", "chess")))
 GUESS = Profile((("Age", "31"), ("Occupation", "nurse"), ("Location", "Oslo")))

@@ -8,13 +8,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from rlpa_lib import config, decoding, evaluation, parties, reproduce, rows, runs, seeds
+from rlpa_lib import config, decoding, evaluation, parties, reproduce, runs
 from rlpa_lib.config import InputError
+from rlpa_lib.evaluation import rows, seeds
+from rlpa_lib.evaluation.rows import Row, Stage
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.policies import LocalPolicy
-from rlpa_lib.rows import Row, Stage
 from rlpa_lib.schema import METHODS
 
 PEOPLE = builtin_personas("vanilla", 3, 0)

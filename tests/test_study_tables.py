@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 
-from rlpa_lib import logged_points, metrics, study_tables
+from rlpa_lib import metrics
 from rlpa_lib.audit.tables import PAPER_TABLES
+from rlpa_lib.study import logged_points, study_tables
 
 
 def paper(name):

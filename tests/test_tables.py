@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlpa_lib import breakdown, config, tables, tables_shown
+from rlpa_lib import config
+from rlpa_lib.evaluation import breakdown, tables, tables_shown
 from rlpa_lib.figures import evaluation as drawn_as
 
 SCORES = {("rlpa", "vanilla"): np.array([[0, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0]], dtype=float),

@@ -9,16 +9,17 @@ from conftest import byte_tokenizer, random_model
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from rlpa_lib import checkpoints, runs, unfinished
+from rlpa_lib import runs
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.dialogue import Utterance
-from rlpa_lib.experience import gather_experience
 from rlpa_lib.judges import CRITERIA, Verdict
-from rlpa_lib.learner import Learner
 from rlpa_lib.personas import Persona
 from rlpa_lib.policies import LocalPolicy
 from rlpa_lib.profile import Profile, Reply, parse_reply
-from rlpa_lib.trainer import Trainer, cohort_personas
+from rlpa_lib.training import checkpoints, unfinished
+from rlpa_lib.training.experience import gather_experience
+from rlpa_lib.training.learner import Learner
+from rlpa_lib.training.trainer import Trainer, cohort_personas
 
 PERSONAS = [Persona(f"p{i}", "", "", Profile((("Age", str(20 + i)), ("Location", "Rome")))) for i in range(7)]
 

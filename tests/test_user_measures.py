@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from rlpa_lib import logged_points, user_measures
 from rlpa_lib.config import Config
 from rlpa_lib.dialogue import Dialogue, Utterance
 from rlpa_lib.judges import CRITERIA
@@ -16,6 +15,7 @@ from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.profile import Profile, Reply, render_reply
 from rlpa_lib.rewards import score_replies
 from rlpa_lib.runs import claim
+from rlpa_lib.study import logged_points, user_measures
 
 NOBODY = Reply(Profile(), "I see.", True)
 

@@ -14,8 +14,8 @@ from test_trainer import config, quiet, same, served
 from rlpa_lib import ppo
 from rlpa_lib.config import InputError
 from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.vllm_client import Adapter, ServerLost, adapter_of
-from rlpa_lib.vllm_policy import NoServerLeft, StaleSamples, VLLMPolicy, completions, too_old
+from rlpa_lib.serving.vllm_client import Adapter, ServerLost, adapter_of
+from rlpa_lib.serving.vllm_policy import NoServerLeft, StaleSamples, VLLMPolicy, completions, too_old
 
 TOKENIZER = byte_tokenizer()
 END = TOKENIZER.eos_token_id

@@ -17,9 +17,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from rlpa_lib.baselines.preferences import Conversation, first, history
 from rlpa_lib.config import InputError
 from rlpa_lib.policies import derive_seed, fit_prompt, harmless, prompt_ids
-from rlpa_lib.preferences import Conversation, first, history
 
 VARIANTS = ("fixed", "aloe_scripts")
 IGNORED = -100  # the label of a token that bears no loss

@@ -37,7 +37,7 @@ from rlpa_lib.profile import parse_reply
 from rlpa_lib.rewards import Reward, score_replies
 from rlpa_lib.rollout import Sampling
 from rlpa_lib.runs import Run
-from rlpa_lib.trainer import cohort_personas
+from rlpa_lib.training.trainer import cohort_personas
 from rlpa_lib.users import SimulatedUser
 
 NAME = "grpo"

@@ -23,9 +23,9 @@ from rlpa_lib import parties, prompts, storage
 from rlpa_lib.baselines import data
 from rlpa_lib.baselines.data import ALOE_BATCH, ALOE_DPO_BETA, ALOE_DPO_LR, PAPER_BATCH, PAPER_DPO_LR
 from rlpa_lib.baselines.plain_state import MetricsLog, PlainState, newest
+from rlpa_lib.baselines.preferences import Conversation
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.policies import derive_seed, prompt_ids
-from rlpa_lib.preferences import Conversation
 from rlpa_lib.runs import Run
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlpa_lib import tables
+from rlpa_lib.evaluation import tables
 from rlpa_lib.figures.frame import GREY, PALETTE, legend_below, panels, whole
 
 _STYLES = {"change": (PALETTE[0], "-", "o", "the user changes"), "no change": (GREY, "--", "", "same users, no change")}

@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlpa_lib import tables
-from rlpa_lib.breakdown import mean_table
+from rlpa_lib.evaluation import tables
+from rlpa_lib.evaluation.breakdown import mean_table
+from rlpa_lib.evaluation.tables_shown import printed_curve
 from rlpa_lib.figures.frame import GREY, PALETTE, legend_below, panels, whole
 from rlpa_lib.intervals import seed_interval
-from rlpa_lib.tables_shown import printed_curve
 
 # Panels in the paper's order: figure 3, and figures 14 and 15 (a) to (l). Without a model: a method on the run's own model.
 FIGURE_3 = (("", "SFT"), ("", "DPO"), ("", "Self-Critic"), ("", "RLPA"))

@@ -1,0 +1,38 @@
+"""Runs that differ in nothing but the seed: a trained row is compared over training seeds, not over users of one training alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlpa_lib import config, evaluation, record
+from rlpa_lib.config import InputError
+from rlpa_lib.evaluation import rows
+from rlpa_lib.evaluation.tables import Scores
+from rlpa_lib.runs import Run
+
+
+def siblings(run: Run) -> list[Run]:
+    """The run and those in directories beside it with the same settings and another seed, by seed; only to read from."""
+    found = {run.seed: run}
+    for file in sorted(run.dir.parent.glob("*/record.json")):
+        try:
+            facts = record.read(file.parent)
+        except InputError:  # somebody else's file beside our runs
+            continue
+        seed = facts.get("seed")
+        if isinstance(seed, int) and facts.get("params") == config.resolved(run.cfg):
+            found.setdefault(seed, Run(run.cfg, seed, Path(file.parent)))
+    return [found[seed] for seed in sorted(found)]
+
+
+def finished_scores(run: Run) -> Scores:
+    """(row key, benchmark) -> scores (E, K) of every row that this run has finished with the code and weights that are there now."""
+    scores = {}
+    for row in rows.wanted(run.cfg):
+        if row.adapter and not (run.dir / "adapters" / row.adapter / "adapter_model.safetensors").is_file():
+            continue
+        for benchmark in run.cfg.evaluation.benchmarks:
+            judged = evaluation.finished(run, row.name, benchmark, rows.version(run, row))
+            if judged is not None:
+                scores[row.name, benchmark] = evaluation.score_table(judged)
+    return scores

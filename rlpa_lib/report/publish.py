@@ -1,0 +1,86 @@
+"""What is committed under figures/: the results of several seeds together, made from their run directories alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rlpa_lib import evaluation, figures, storage
+from rlpa_lib import record as records
+from rlpa_lib.config import InputError
+from rlpa_lib.evaluation import tables
+from rlpa_lib.evaluation.tables import Scores
+
+RUNS = "runs.jsonl"
+REMEMBERED = ("params_name", "params_sha256", "seed", "status", "start", "end", "resumed", "code", "hardware")
+
+
+def publish(run_dirs: Sequence[Path], out: Path) -> list[Path]:
+    """Write <scale>_seeds (table), <scale>_alignment and <scale>_reward (figures) and add one line a run to runs.jsonl, unfinished runs included.
+
+    Only finished runs are pooled. InputError: among those, settings differ or a seed comes twice, or there are fewer than three.
+    """
+    read = [(folder, records.read(folder)) for folder in run_dirs]
+    done = sorted(((d, f) for d, f in read if f["status"] == "done"), key=lambda pair: pair[1]["seed"])
+    _check(done)
+    _remember(read, out / RUNS)
+    if len(done) < 3:
+        raise InputError(f"{out}: {len(done)} finished runs, at least three seeds are needed")
+    facts = [f for _, f in done]
+    by_seed = [read_scores(folder, f["params"]["evaluation"]) for folder, f in done]
+    scale, model = Path(facts[0]["params_name"]).stem, facts[0]["params"]["policy"]["model"]
+    source = {"runs": [folder.name for folder, _ in done], "seeds": [f["seed"] for f in facts], "params_sha256": facts[0]["params_sha256"],
+              "library_sha256": sorted({f["code"]["library_sha256"] for f in facts}), "commits": sorted({str(f["code"]["commit"]) for f in facts})}
+    table = tables.seeds_table(by_seed, model)
+    written = [storage.write_bytes(out / f"{scale}_seeds.csv", table.to_csv(index=False).encode())]
+    caption = ("AVG, N-IR and N-R² (eq. 8 with all turns; _running: as printed) of each row, and RLPA's AVG minus the row's; "
+               "95 % intervals over seeds and users")  # fmt: skip
+    written.append(storage.write_json(out / f"{scale}_seeds.json", {**source, "caption": caption}))
+    rewards = {f"seed {f['seed']}": figures.cohort_rewards(folder) for folder, f in done}
+    drawn = {
+        "alignment": (figures.alignment_over_seeds(by_seed), "Turn-wise alignment over all seeds; bands: 95 % over seeds and users",
+                      "Share of users with an aligned response at each turn, one line a method, for the two benchmarks"),
+        "reward": (figures.training_curve(rewards, facts[0]["params"]["rollout"]["turns"]),
+                   "Training reward of each seed, cohort by cohort; bands: 95 % over the cohort's dialogues",
+                   "Total, profile and response reward and format rate over the cohorts, one line a seed"),
+    }  # fmt: skip
+    for name, ((figure, data), caption, alt) in drawn.items():
+        written += _save(figure, data, out / f"{scale}_{name}", {**source, "caption": caption, "alt": alt})
+    return [*written, out / RUNS]
+
+
+def read_scores(run_dir: Path, settings: dict[str, Any]) -> Scores:
+    """(method, benchmark) -> scores (E, K) of every row that was judged in a run directory."""
+    files = {(m, b): run_dir / "judgements" / f"{m}-{b}.jsonl" for m in settings["methods"] for b in settings["benchmarks"]}
+    return {key: evaluation.score_table(storage.read_jsonl(file, appended=True)) for key, file in files.items() if file.is_file()}
+
+
+def _check(done: Sequence[tuple[Path, dict]]) -> None:
+    seen: dict[int, Path] = {}
+    for folder, one in done:
+        if one["params_sha256"] != done[0][1]["params_sha256"]:
+            raise InputError(f"{folder}: its settings are not those of {done[0][0]}; runs that are pooled differ in the seed alone")
+        if one["seed"] in seen:
+            raise InputError(f"{folder}: seed {one['seed']} is already that of {seen[one['seed']]}")
+        seen[one["seed"]] = folder
+
+
+def _remember(read: Sequence[tuple[Path, dict]], file: Path) -> None:
+    old = storage.read_jsonl(file, appended=True) if file.is_file() else []
+    for folder, one in read:
+        row = {"run": folder.name, **{key: one[key] for key in REMEMBERED}}
+        if row not in old:
+            storage.append_jsonl(file, row)
+
+
+def _save(figure: Figure, data: pd.DataFrame, stem: Path, facts: dict[str, Any]) -> list[Path]:
+    picture, csv = io.BytesIO(), data.to_csv(index=False).encode()
+    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    return [storage.write_bytes(stem.with_suffix(".csv"), csv),
+            storage.write_json(stem.with_suffix(".json"), {"name": stem.name, "data_sha256": storage.sha256(csv), **facts}),
+            storage.write_bytes(stem.with_suffix(".png"), picture.getvalue())]  # fmt: skip
