@@ -111,10 +111,6 @@ class StandIn:
         """The run's policy; a local one is replaced by one that counts."""
         return parties.policy(self.cfg, self) if self.cfg.policy.kind == "endpoint" else CountingPolicy(self)
 
-    def encoder(self) -> _NoEncoder:
-        """What retrieval needs: nothing is encoded."""
-        return _NoEncoder()
-
     def answer(self, schema: type[pydantic.BaseModel] | None, messages: list[dict[str, str]], seed: int | None) -> str:
         """A typical answer; other prompts and other seeds get other words."""
         key = hashlib.blake2b(json.dumps([messages, seed]).encode(), digest_size=4).hexdigest()
