@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rlpa_lib.dialogue import Dialogue, Turn, policy_view
-from rlpa_lib.evaluation.retrieval import SentenceEncoder, top_k
 from rlpa_lib.personas import Persona
 from rlpa_lib.policies import Completion, Message, Policy, derive_seed
 from rlpa_lib.profile import Profile, Reply, parse_reply
+from rlpa_lib.retrieval import SentenceEncoder, top_k
 
 THOUGHT, VISIBLE = "Thought:", "Reply:"  # the labels of the chain-of-thought prompts, in every language
 

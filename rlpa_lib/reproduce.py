@@ -236,7 +236,7 @@ def _check_rows(cfg: Config, chosen: Sequence[Path], run_dir: Path) -> None:
     if not any(path.stem in ("10_prompting_baselines", "30_evaluation", "33_reasoning_models") for path in chosen):
         return
     if "rag" in cfg.evaluation.methods:
-        from rlpa_lib.evaluation import retrieval
+        from rlpa_lib import retrieval
 
         retrieval.source_of(cfg.evaluation.encoder)
     if cfg.evaluation.comparators:

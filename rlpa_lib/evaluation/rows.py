@@ -18,11 +18,11 @@ from rlpa_lib.evaluation.controls import (
     made_for_somebody,
     no_profile,
 )
-from rlpa_lib.evaluation.retrieval import SentenceEncoder, load_encoder
 from rlpa_lib.judges import EvaluationJudge, Judge
 from rlpa_lib.methods import Method, Prompted, Retrieval, SelfCritic
 from rlpa_lib.personas import Persona
 from rlpa_lib.policies import LocalPolicy, Policy
+from rlpa_lib.retrieval import SentenceEncoder, load_encoder
 from rlpa_lib.runs import Run
 from rlpa_lib.schema import TRAINED, WITH_PROFILE
 from rlpa_lib.users import SimulatedUser

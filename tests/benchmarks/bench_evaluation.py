@@ -14,9 +14,9 @@ import torch
 
 from rlpa_lib import config, evaluation, parties, runs
 from rlpa_lib.evaluation import rows
-from rlpa_lib.evaluation.retrieval import load_encoder
 from rlpa_lib.personas import load_personas
 from rlpa_lib.policies import LocalPolicy
+from rlpa_lib.retrieval import load_encoder
 
 FULL = 148 * 10  # answers of a row at mini
 LIKE = {"base": 3, "reminder": 1, "self_critic": 1, "cot": 1, "rag": 1, "rlpa_prompting": 5, "random": 1, "oracle": 1}
