@@ -96,7 +96,8 @@ def personal_part(curves: Mapping[str, pd.DataFrame], benchmark: str, columns: i
             axes.set(title=model or method, ylim=(-2, 102))
             whole(axes)
         figure.supylabel(f"aligned responses, % ({benchmark})", fontsize=10)
-        figure.supxlabel("turn k", fontsize=10)
+        for axes in grid[-columns:]:  # each its own: a legend below would cover a label of the whole figure
+            axes.set_xlabel("turn k")
         legend_below(figure, grid, 2)
     return figure, data
 
