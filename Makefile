@@ -50,10 +50,13 @@ reproduce: install
 lint: install
 	$(PY) -m ruff check .
 
-# runs/smoke-0 is the notebooks' default run directory; it is emptied, so that every test run executes everything
+# runs/smoke-0 is the notebooks' default run directory; it is emptied, so that every test run executes everything. The notebooks run beside
+# the unit tests, one core each.
 test: lint
 	rm -rf runs/smoke-0
-	$(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=900
+	@mkdir -p runs; $(OFFLINE) $(ONE_THREAD) $(PY) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider >runs/notebooks.log 2>&1 & \
+	books=$$!; $(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests; units=$$?; \
+	wait $$books; books=$$?; echo "notebooks:"; cat runs/notebooks.log; exit $$((units || books))
 
 test-fast: lint
 	$(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests -m "not slow"
