@@ -271,15 +271,10 @@ def play_grpo(run: StandIn, users: int) -> None:
     score_replies(parties.reward_judge(cfg, run), [m.persona for m, _ in flat], [m.dialogue for m, _ in flat], [reply for _, reply in flat])
 
 
-def play_attacks(run: StandIn) -> None:
-    """The battery of attacks of notebook 03, on the judges that are language models."""
-    battery = judge_attacks.read_attacks(REPOSITORY / "tests/data/judge_attacks.jsonl")
-    judge_attacks.attacked(run, [*battery, *judge_attacks.controls()])
-
-
 def attacks(cfg: Config, typical: Typical) -> Tally:
-    """What the battery asks."""
-    return _played(cfg, typical, lambda run, _: play_attacks(run), 0)
+    """What the battery of attacks of notebook 03 asks of the judges that are language models."""
+    battery = [*judge_attacks.read_attacks(REPOSITORY / "tests/data/judge_attacks.jsonl"), *judge_attacks.controls()]
+    return _played(cfg, typical, lambda run, _: judge_attacks.attacked(run, battery), 0)
 
 
 def conversion(cfg: Config, typical: Typical, users: int) -> Tally:
