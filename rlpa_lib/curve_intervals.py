@@ -4,10 +4,11 @@ Both statistics divide by a noisy minimum-to-maximum range, which is biased upwa
 too short for them. Axes: S seeds, E users, K turns, C candidate curves, B simulated studies. Curves are handled as angles
 arcsin(sqrt(AL)), whose noise does not depend on AL.
 
-What 95 % intervals covered in simulated studies of 74 users and ten turns. A prototype of this algorithm in another language, 1,000 studies for each
-of nine curves: "global" 94 to 98 % (a curve near zero 100 %), "running" 98 to 100 %; the lowest of further curves, with fewer studies, 92 %. This module, 200
-studies, "global" only: 94 to 100 %. tests/benchmarks/bench_coverage.py measures it. So an interval is often longer than it need be, seldom shorter. Where
-turns may all be equal neither number is determined: the rule needs no exception, N-IR then reaches far to both sides of 0 and N-R² from 0 to nearly 1.
+What 95 % intervals covered in simulated studies of 74 users and ten turns. A prototype of this algorithm in another language, 1,000 studies
+for each of nine curves: "global" 94 to 98 % (a curve near zero 100 %), "running" 98 to 100 %; the lowest of further curves, with fewer
+studies, 92 %. This module, 200 studies, "global" only: 94 to 100 %. tests/benchmarks/bench_coverage.py measures it. So an interval is often
+longer than it need be, seldom shorter. Where turns may all be equal neither number is determined: the rule needs no exception, N-IR then
+reaches far to both sides of 0 and N-R² from 0 to nearly 1.
 """
 
 from __future__ import annotations
