@@ -202,8 +202,16 @@ def test_it_works_under_a_running_loop_and_in_threads(server):
     assert len(done) == 40
 
 
+@pytest.fixture
+def interruptible():
+    """A process that was started in the background ignores interrupts; this test must not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("running", [False, True])
-def test_an_interrupt_stops_the_requests(server, running):
+def test_an_interrupt_stops_the_requests(server, running, interruptible):
     usage = Usage()
     judge = client(server, usage=usage, concurrency=3)
 
