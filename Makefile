@@ -55,7 +55,7 @@ lint: install
 test: lint
 	rm -rf runs/smoke-0
 	@mkdir -p runs; $(OFFLINE) $(ONE_THREAD) $(PY) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider >runs/notebooks.log 2>&1 & \
-	books=$$!; $(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests; units=$$?; \
+	books=$$!; $(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests -m "not slow"; units=$$?; \
 	wait $$books; books=$$?; echo "notebooks:"; cat runs/notebooks.log; exit $$((units || books))
 
 test-fast: lint
