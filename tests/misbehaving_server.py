@@ -33,6 +33,7 @@ class MisbehavingServer:
         self._started = threading.Event()
 
     def __enter__(self):
+        self._started.clear()  # a server may be started again: until then the loop of the last time would still be in the way
         self._thread = threading.Thread(target=lambda: asyncio.run(self.serve()), daemon=True)
         self._thread.start()
         assert self._started.wait(10)
