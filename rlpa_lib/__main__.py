@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--notebooks", type=Path, help="another folder of numbered notebooks")
     reproduce.add_argument("--verbose", action="store_true", help="show what the notebooks print while they run")
 
+    reproduce.add_argument("--jobs", type=int, metavar="N", help="notebooks side by side (default: 2 for the tiny model on two cores, else 1)")
+
     train = commands.add_parser("train", help="train by PPO alone, as 20_ppo does; also under accelerate launch")
     _add_scale(train)
     train.add_argument("--seed", type=int, default=0)
@@ -86,6 +88,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         overrides=options.set,
         notebooks=(options.notebooks or reproduce.NOTEBOOKS).resolve(),
         verbose=options.verbose,
+        jobs=options.jobs,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,37 +113,115 @@ def decoding_kernel(model: PreTrainedModel) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], owners_P: torch.Tensor, n: int, portion: int | None = None):
-    """Run every distinct prompt once; return (SharedPrefix of the owners, last hidden states [P * n, 1, D]).
+class PromptMemory:
+    """Keys and values of the prompts of the last call: of a prompt that begins like one of them, only the rest is run.
 
-    Prompts are padded on the right, which plain causal attention needs no mask for. `portion` is how many tokens pass at once (None: all):
-    a CPU works faster on what its cache can hold.
+    `begin` opens a call (with `forget`: as if there had been none before), `known` asks about one of its prompts, `add` takes its prompts in.
+    The weights must not change in between.
+    """
+
+    def __init__(self) -> None:
+        self._before: list[_Kept] = []
+        self._now: list[_Kept] = []
+
+    def begin(self, forget: bool) -> None:
+        self._before, self._now = [] if forget else sorted(self._now, key=lambda kept: kept.prompt), []
+
+    def known(self, prompt: tuple[int, ...]) -> tuple[_Kept | None, int]:
+        """(what is kept of the prompt that this one shares most with, how many tokens); at least one token is left to run."""
+        place = bisect.bisect(self._before, prompt, key=lambda kept: kept.prompt)
+        near = [(len(os.path.commonprefix([kept.prompt, prompt[:-1]])), kept) for kept in self._before[max(0, place - 1) : place + 1]]
+        length, kept = max(near, key=lambda pair: pair[0], default=(0, None))
+        return (kept, length) if length else (None, 0)
+
+    def add(self, prompts: Sequence[tuple[int, ...]], keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+        """Keys and values of one batch, per layer [P, H, L, D] with padding behind."""
+        self._now += [_Kept(tuple(prompt), keys, values, row) for row, prompt in enumerate(prompts)]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A prompt, and its row in the keys and values [P, H, L, D] per layer of the batch that it was run in."""
+
+    prompt: tuple[int, ...]
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    row: int
+
+
+def prefill(
+    model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], owners_P: torch.Tensor, n: int, portion: int | None = None,
+    memory: PromptMemory | None = None,
+):
+    """Run every distinct prompt once; return (SharedPrefix of the owners, last hidden states [P * n, 1, D], prompt lengths [P * n]).
+
+    Prompts are padded on the right. `portion` is how many tokens pass at once (None: all): a CPU works faster on what its cache can hold.
+    With `memory` what a prompt shares with one of the last call is not run again.
     """
     device = owners_P.device
     longest = max(map(len, prompts))
     lengths = torch.tensor([len(p) for p in prompts], device=device)
-    last, keys, values = [], [], []
-    for part in _portions(prompts, portion):
-        width = max(map(len, part))
-        ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in part], device=device)
-        cache = DynamicCache(config=model.config)
-        hidden = model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
-        ends = torch.tensor([len(p) - 1 for p in part], device=device)
-        last.append(hidden[torch.arange(len(part), device=device), ends])
-        keys.append([_widened(layer.keys, longest) for layer in cache.layers])
-        values.append([_widened(layer.values, longest) for layer in cache.layers])
-    joint = [[torch.cat(layer)[owners_P] if len(layer) > 1 else layer[0][owners_P] for layer in zip(*store, strict=True)] for store in (keys, values)]
-    shared = SharedPrefix(*joint, lengths[owners_P], n)
+    known = [memory.known(tuple(p)) if memory else (None, 0) for p in prompts]
+    last, keys, values, start = [], [], [], 0
+    for size in _portions([len(p) - shared for p, (_, shared) in zip(prompts, known, strict=True)], portion):
+        part = slice(start, start + size)
+        hidden, cache = _run(model, prompts[part], known[part], device)
+        last.append(hidden)
+        keys.append([_widened(layer_keys, longest) for layer_keys, _ in cache])
+        values.append([_widened(layer_values, longest) for _, layer_values in cache])
+        start += size
+    joint = [[torch.cat(layer) if len(layer) > 1 else layer[0] for layer in zip(*store, strict=True)] for store in (keys, values)]
+    if memory is not None:
+        memory.add(prompts, *joint)
+    shared = SharedPrefix(*([layer[owners_P] for layer in store] for store in joint), lengths[owners_P], n)
     return shared, torch.cat(last)[owners_P].repeat_interleave(n, dim=0)[:, None], lengths[owners_P].repeat_interleave(n)
 
 
-def _portions(prompts: Sequence[Sequence[int]], tokens: int | None) -> Iterator[Sequence[Sequence[int]]]:
-    """The prompts in order, cut where padding them to the longest of their part would pass `tokens`; at least one a part."""
+def _run(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], known: Sequence[tuple[_Kept | None, int]], device: torch.device):
+    """(last hidden states [P, D], keys and values per layer [P, H, L, D]) of prompts, of which the beginnings may be known."""
+    shared_P = torch.tensor([shared for _, shared in known], device=device)
+    rests = [p[shared:] for p, (_, shared) in zip(prompts, known, strict=True)]
+    width, past = max(map(len, rests)), int(shared_P.max())
+    ids = torch.tensor([[*rest, *[0] * (width - len(rest))] for rest in rests], device=device)
+    cache, given = DynamicCache(config=model.config), {}
+    if past:
+        for layer in range(model.config.num_hidden_layers):
+            cache.update(*(_beginnings(known, name, layer, past) for name in ("keys", "values")), layer)
+        rest_S, past_C = torch.arange(width, device=device), torch.arange(past, device=device)
+        own_PSS = (rest_S[:, None] >= rest_S).expand(len(prompts), -1, -1)
+        seen = torch.cat([(past_C < shared_P[:, None])[:, None].expand(-1, width, -1), own_PSS], dim=-1)
+        mask = torch.zeros(seen.shape, dtype=model.dtype, device=device).masked_fill(~seen, torch.finfo(model.dtype).min)
+        given = {"attention_mask": mask[:, None], "position_ids": shared_P[:, None] + rest_S}
+    # Without a past plain causal attention is right for padding behind the prompts, and needs no mask.
+    hidden = model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True, **given).last_hidden_state
+    ends = torch.tensor([len(rest) - 1 for rest in rests], device=device)
+    last = hidden[torch.arange(len(prompts), device=device), ends]
+    pairs = [(layer.keys, layer.values) for layer in cache.layers]
+    if past:  # a gap lies between a known beginning and the rest
+        place_L = torch.arange(max(map(len, prompts)), device=device)
+        from_L = torch.where(place_L < shared_P[:, None], place_L, (past + place_L - shared_P[:, None]).clamp_max(past + width - 1))
+        pairs = [tuple(x.gather(2, from_L[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])) for x in pair) for pair in pairs]
+    return last, pairs
+
+
+def _beginnings(known: Sequence[tuple[_Kept | None, int]], name: str, layer: int, past: int) -> torch.Tensor:
+    """What is known of each prompt, keys or values of a layer: [P, H, past, D], zeros behind."""
+    like = next(getattr(kept, name)[layer] for kept, _ in known if kept is not None)
+    out = like.new_zeros(len(known), like.shape[1], past, like.shape[3])
+    for row, (kept, shared) in enumerate(known):
+        if kept is not None:
+            out[row, :, :shared] = getattr(kept, name)[layer][kept.row, :, :shared]
+    return out
+
+
+def _portions(sizes: Sequence[int], tokens: int | None) -> Iterator[int]:
+    """How many rows of these lengths, in order, pass at once: cut where padding them to the longest of their part would pass `tokens`; at
+    least one a part."""
     start = 0
-    for end in range(1, len(prompts) + 1):
-        full = tokens is not None and end < len(prompts) and (end + 1 - start) * max(map(len, prompts[start : end + 1])) > tokens
-        if full or end == len(prompts):
-            yield prompts[start:end]
+    for end in range(1, len(sizes) + 1):
+        full = tokens is not None and end < len(sizes) and (end + 1 - start) * max(sizes[start : end + 1]) > tokens
+        if full or end == len(sizes):
+            yield end - start
             start = end
 
 
@@ -200,16 +280,17 @@ def decode(
     temperature: float,
     end_id: int,
     portion: int | None = None,
+    memory: PromptMemory | None = None,
 ) -> list[Sampled]:
     """Sample n completions for each entry of `owners` (indices into the distinct `prompts`), R = len(owners) * n rows.
 
     `draws_RT` holds one number in [0, 1) a row and step; T is the longest completion. Rows that ended are dropped
-    from the batch once they are half of it. Rows of one owner are neighbours in the answer. `portion`: see `prefill`.
+    from the batch once they are half of it. Rows of one owner are neighbours in the answer. `portion`, `memory`: see `prefill`.
     """
     device = model.get_input_embeddings().weight.device
     head, body, (total, longest) = model.get_output_embeddings(), model.get_decoder(), draws_RT.shape
     draws_RT = draws_RT.to(device)
-    shared, hidden, lengths_R = prefill(model, prompts, torch.tensor(owners, device=device), n, portion)
+    shared, hidden, lengths_R = prefill(model, prompts, torch.tensor(owners, device=device), n, portion, memory)
     output, rows = _Output(total, longest, end_id, device), torch.arange(total, device=device)
     with decoding_kernel(model):
         for step in range(longest):

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from rlpa_lib.dialogue import Dialogue, Turn, policy_view
 from rlpa_lib.personas import Persona
-from rlpa_lib.policies import Completion, Message, Policy, derive_seed
+from rlpa_lib.policies import Completion, LocalPolicy, Message, Policy, derive_seed
 from rlpa_lib.profile import Profile, Reply, parse_reply
 from rlpa_lib.retrieval import SentenceEncoder, top_k
 
@@ -41,7 +41,11 @@ class Answer:
 
 
 class Method(Protocol):
-    """Answers the pending utterance of each dialogue. Only a control may look at the personas."""
+    """Answers the pending utterance of each dialogue. Only a control may look at the personas.
+
+    A method whose local policy goes on from turn to turn (`LocalPolicy.generate`, goes_on) has a `recall`, too, which is called before
+    it goes on with dialogues that another process has begun.
+    """
 
     name: str
     writes_profile: bool
@@ -69,16 +73,22 @@ class Prompted:
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
         """One sampled answer a dialogue; the same seed gives the same answers."""
-        return [self.answer(c) for c in self.ask([self.messages(d) for d in dialogues], seed)]
+        return [self.answer(c) for c in self.ask([self.messages(d) for d in dialogues], seed, goes_on=True)]
+
+    def recall(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> None:
+        """Before going on with dialogues that another process has begun: run their prompts again, so that the bits are those of one that has
+        played them (`LocalPolicy.recall`)."""
+        recall(self.policy, [[self.messages(d) for d in before] for before in moments(dialogues)])
 
     def messages(self, dialogue: Dialogue) -> list[Message]:
         """The prompt of a dialogue with a pending utterance."""
         view = policy_view(dialogue, self.system_prompt, self.history_profiles if self.writes_profile else "none")
         return with_last(view, f"{view[-1]['content']} {self.suffix}") if self.suffix else view
 
-    def ask(self, messages: Sequence[list[Message]], seed: int) -> list[Completion]:
-        """One completion a prompt."""
-        drawn = self.policy.generate(messages, 1, seed=seed, temperature=self.temperature, max_new_tokens=self.max_new_tokens)
+    def ask(self, messages: Sequence[list[Message]], seed: int, goes_on: bool = False) -> list[Completion]:
+        """One completion a prompt; `goes_on`: the prompts begin like those of the last call, which a local policy makes use of."""
+        options = {"goes_on": goes_on} if isinstance(self.policy, LocalPolicy) else {}
+        drawn = self.policy.generate(messages, 1, seed=seed, temperature=self.temperature, max_new_tokens=self.max_new_tokens, **options)
         return [completions[0] for completions in drawn]
 
     def answer(self, completion: Completion, start: str = "") -> Answer:
@@ -109,9 +119,9 @@ class SelfCritic:
         talks = [self.inner.messages(d) for d in dialogues]
         drafts = self.inner.ask(talks, derive_seed(seed, "draft"))
         talks = [_went_on(talk, draft, self.critique_request) for talk, draft in zip(talks, drafts, strict=True)]
-        critiques = self.inner.ask(talks, derive_seed(seed, "critique"))
+        critiques = self.inner.ask(talks, derive_seed(seed, "critique"), goes_on=True)
         talks = [_went_on(talk, critique, self.revision_request) for talk, critique in zip(talks, critiques, strict=True)]
-        revisions = self.inner.ask(talks, derive_seed(seed, "revision"))
+        revisions = self.inner.ask(talks, derive_seed(seed, "revision"), goes_on=True)
         return [self._answer(*calls) for calls in zip(drafts, critiques, revisions, strict=True)]
 
     def _answer(self, draft: Completion, critique: Completion, revision: Completion) -> Answer:
@@ -159,6 +169,18 @@ class Retrieval:
         joint = "\n" if "\n" in self.template else " "  # one exchange a line, where the prompt has lines
         view = self.inner.messages(dialogue)
         return with_last(view, self.template.format(context=joint.join(lines) or self.nothing, message=view[-1]["content"]))
+
+
+def moments(dialogues: Sequence[Dialogue]) -> list[list[Dialogue]]:
+    """The dialogues as they were before each of their K answers, the user's utterance pending."""
+    return [[replace(d, turns=d.turns[:k], pending=d.turns[k].user) for d in dialogues] for k in range(len(dialogues[0].turns))]
+
+
+def recall(policy: Policy, prompts: Sequence[list[list[Message]]]) -> None:
+    """Let a local policy remember the prompts of one turn after the other."""
+    if isinstance(policy, LocalPolicy):
+        for k, messages in enumerate(prompts):
+            policy.recall(messages, goes_on=k > 0)
 
 
 def with_last(messages: Sequence[Message], content: str) -> list[Message]:

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpa_lib.config import InputError
-from rlpa_lib.storage import hash_json, sha256, write_bytes, write_json
+from rlpa_lib.storage import hash_json, locked, sha256, write_bytes, write_json
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 REPOSITORY = PACKAGE_DIR.parent
@@ -63,7 +63,14 @@ def resume(directory: Path) -> None:
     if diff and code["diff_sha256"] != old["code"]["diff_sha256"]:
         write_bytes(directory / f"dirty-{code['diff_sha256'][:8]}.diff", diff)
     session = {"start": now(), "code": code}
-    write_json(directory / "record.json", {**old, "resumed": [*old["resumed"], session], "status": "open"})
+    amend(directory, lambda now_: {"resumed": [*now_["resumed"], session], "status": "open"})
+
+
+def amend(directory: Path, changes: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+    """Set entries of the record to what `changes` makes of it; notebooks that run side by side wait for each other."""
+    with locked(directory / "record.lock"):
+        old = read(directory)
+        write_json(directory / "record.json", {**old, **changes(old)})
 
 
 def check_same(directory: Path, seed: int, settings: Mapping[str, Any]) -> None:
@@ -113,10 +120,15 @@ def hardware() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": sys.version.split()[0],
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": _gpus(),
     }
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_mb() -> float | None:

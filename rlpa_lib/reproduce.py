@@ -1,4 +1,4 @@
-"""Runs the numbered notebooks in order with papermill, skipping what a former run of the same directory finished."""
+"""Runs the numbered notebooks with papermill, each after those that it needs, skipping what a former run of the directory finished."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from rlpa_lib import config, record, runs
+from rlpa_lib import config, record, runs, schedule
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.runs import Run
 
 NOTEBOOKS = record.REPOSITORY / "notebooks"
 LIVE = "9"  # notebooks 90-99 wait for a person and are not part of a run
-TRAINING = ("11_sft", "12_dpo", "20_ppo", "21_ablations", "22_grpo")  # notebooks that train weights of the policy
 UNTRAINABLE = "an endpoint policy cannot be trained"
 
 
@@ -40,14 +39,22 @@ def reproduce(
     overrides: Sequence[str] = (),
     notebooks: Path = NOTEBOOKS,
     verbose: bool = False,
+    jobs: int | None = None,
 ) -> int:
-    """Exit code: 0 done, 1 a notebook failed, 2 bad input found by a notebook. InputError before anything is written."""
+    """Exit code: 0 done, 1 a notebook failed, 2 bad input found by a notebook. InputError before anything is written.
+
+    `jobs` notebooks run side by side where none waits for the other; by default as many as this machine has cores for, up to two, and
+    one where a large model or a server would have to be shared. The results do not depend on it.
+    """
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs: {jobs} is less than 1")
     cfg = config.load(scale, overrides)
     file, label = config.locate(scale)
     config.check_files(cfg, label)
     _check_personas(cfg, seed)
     everything = numbered(notebooks)
     chosen = select(everything, only)
+    jobs = jobs or default_jobs(cfg)
     skipped = untrainable(cfg, chosen, only)
     _check_preferences(cfg, [path for path in chosen if path.stem not in skipped])
     _check_rows(cfg, chosen, run_dir)
@@ -63,7 +70,7 @@ def reproduce(
     start = time.monotonic()
     try:
         with kernel_environment(run):
-            failure = _run_all(run, everything, chosen, parameters, verbose, skipped)
+            failure = _run_all(run, everything, chosen, parameters, verbose, skipped, jobs)
     except KeyboardInterrupt:
         run.finish("interrupted")
         raise
@@ -107,7 +114,7 @@ def select(notebooks: Sequence[Path], only: Sequence[str]) -> list[Path]:
 def untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str] = ()) -> list[str]:
     """Names of the notebooks that train, where the policy is a model behind a chat endpoint and has no weights here: they are skipped.
     InputError: one of them is what was asked for."""
-    found = [path.stem for path in notebooks if path.stem in TRAINING] if cfg.policy.kind == "endpoint" else []
+    found = [path.stem for path in notebooks if path.stem in schedule.TRAINING] if cfg.policy.kind == "endpoint" else []
     if found and only:
         raise InputError(f"--only {found[0]}: {UNTRAINABLE} (policy.kind); use local or vllm")
     return found
@@ -152,28 +159,38 @@ def kernel_environment(run: Run) -> Iterator[None]:
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+def default_jobs(cfg: Config) -> int:
+    """Two where the tiny model's rule-made world leaves a core free, else one."""
+    small = cfg.policy.model == "tiny" and cfg.policy.kind == "local" and "llm" not in (cfg.user.kind, cfg.judge.kind, cfg.evaluator.kind)
+    return 2 if small and record.cores() >= 2 * cfg.run.threads else 1
+
+
 def _run_all(
-    run: Run, everything: Sequence[Path], chosen: Sequence[Path], parameters: dict, verbose: bool, skipped: Sequence[str] = ()
+    run: Run, everything: Sequence[Path], chosen: Sequence[Path], parameters: dict, verbose: bool, skipped: Sequence[str] = (), jobs: int = 1
 ) -> Failure | None:
     """Execute what is not done yet and not `skipped`; the first failure, or None."""
     width = max(len(path.stem) for path in chosen)
-    for number, notebook in enumerate(chosen, start=1):
-        name = f"[{number}/{len(chosen)}] {notebook.stem.ljust(width)}"
-        if notebook.stem in skipped:
+    numbers = {path.stem: f"[{number}/{len(chosen)}] {path.stem.ljust(width)}" for number, path in enumerate(chosen, start=1)}
+    paths = {path.stem: path for path in chosen}
+
+    def one(stem: str) -> Failure | None:
+        notebook, name = paths[stem], numbers[stem]
+        if stem in skipped:
             print(f"{name}  skipped: {UNTRAINABLE}", flush=True)
-            continue
-        key, inputs = f"notebook {notebook.stem}", fingerprint(run, everything, notebook)
+            return None
+        key, inputs = f"notebook {stem}", fingerprint(run, everything, notebook)
         if run.done(key, inputs) and (run.dir / "notebooks" / notebook.name).exists():
             print(f"{name}  done before, nothing it depends on has changed", flush=True)
-            continue
+            return None
         print(f"{name}  running", flush=True)
         start = time.monotonic()
         failure = execute(run, notebook, parameters, verbose)
-        if failure is not None:
-            return failure
-        run.mark_done(key, inputs)
-        print(f"{name}  {_clock(time.monotonic() - start)}", flush=True)
-    return None
+        if failure is None:
+            run.mark_done(key, inputs)
+            print(f"{name}  {_clock(time.monotonic() - start)}", flush=True)
+        return failure
+
+    return schedule.run(list(paths), jobs, one)
 
 
 def execute(run: Run, notebook: Path, parameters: dict, verbose: bool) -> Failure | None:

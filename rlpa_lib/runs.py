@@ -46,11 +46,11 @@ class Run:
 
     def note(self, key: str, value: Any) -> None:
         """Add a fact to record.json, such as a model revision or the hash of a split."""
-        storage.write_json(self.dir / "record.json", {**self.record, key: value})
+        record.amend(self.dir, lambda _: {key: value})
 
     def finish(self, status: str) -> None:
         """Write status ("done", "failed", "interrupted") and end time into record.json."""
-        storage.write_json(self.dir / "record.json", {**self.record, "status": status, "end": record.now()})
+        record.amend(self.dir, lambda _: {"status": status, "end": record.now()})
 
     def save_table(self, table: Any, name: str) -> Path:
         """tables/<name>.csv of a DataFrame, without its index."""

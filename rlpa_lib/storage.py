@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
 import os
+import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from rlpa_lib.config import InputError
 def write_bytes(path: Path, data: bytes) -> Path:
     """Replace `path` in one step, so that a reader or a crash never meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -40,10 +43,19 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
     return write_bytes(path, "".join(_line(row) for row in rows).encode())
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone among all processes and threads that lock the same file; the file stays, empty."""
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # freed with the file, however the process ends
+        yield
+
+
 def append_jsonl(path: Path, row: Any) -> None:
-    """Add one line; a torn last line left by a crash is cut off first, with a warning."""
+    """Add one line, one process after the other; a torn last line left by a crash is cut off first, with a warning."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         _cut_torn_line(file, path)
         file.write(_line(row).encode())
 

@@ -188,3 +188,59 @@ def test_impossible_requests_are_refused(tiny_random_model):
 def test_derived_seeds_are_stable_and_distinct():
     assert derive_seed(1, "a") == derive_seed("1", "a") and derive_seed(1, "a") != derive_seed(11, "")
     assert 0 <= derive_seed(0) < 2**63
+
+
+def growing(turns=5, users=7):
+    """Prompts of `turns` turns of one dialogue a user; of the last answer more is shown than of older ones, as with profile blocks."""
+    texts = [[f"User {u} says {'so ' * (u % 3 + k)}at {k}." for k in range(2 * turns)] for u in range(users)]
+
+    def prompt(u, k):
+        return talk(*(f"(noted: {u}) {t}" if i == 2 * k - 1 else t for i, t in enumerate(texts[u][: 2 * k + 1])))
+
+    return [[prompt(u, k) for u in range(users)] for k in range(turns)]
+
+
+def played(policy, turns, **options):
+    return [policy.generate(t, 2, seed=k, temperature=1.0, max_new_tokens=6, **options) for k, t in enumerate(turns)]
+
+
+class Widths:
+    """How many tokens pass through a model's first layer, padding included."""
+
+    def __init__(self, model):
+        self.tokens = 0
+        model.get_decoder().layers[0].register_forward_pre_hook(self.count, with_kwargs=True)
+
+    def count(self, _, args, options):
+        self.tokens += (args[0] if args else options["hidden_states"]).shape[:2].numel()
+
+
+@pytest.mark.parametrize("portion", [None, 100])
+def test_what_goes_on_is_run_from_there_on_alone_with_the_same_outcome(tiny_random_model, portion):
+    model, tokenizer = tiny_random_model
+    widths, turns = Widths(model), growing(turns=10)
+    plain = played(LocalPolicy(model, tokenizer, portion=portion), turns)
+    all_tokens, widths.tokens = widths.tokens, 0
+    going = played(LocalPolicy(model, tokenizer, portion=portion, reuse=True), turns, goes_on=True)
+    for a, b in ((a, b) for one, two in zip(plain, going, strict=True) for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True)):
+        assert a.token_ids == b.token_ids
+        assert torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=2e-5)
+    assert widths.tokens < 0.5 * all_tokens
+    assert played(LocalPolicy(model, tokenizer, portion=portion, reuse=True), turns) == plain, "who does not go on runs everything"
+
+
+def test_another_process_goes_on_with_the_same_bits(tiny_random_model):
+    turns = growing()
+    whole = played(LocalPolicy(*tiny_random_model, reuse=True, batch_prompts=3), turns, goes_on=True)
+    later = LocalPolicy(*tiny_random_model, reuse=True, batch_prompts=3)
+    for k, prompts in enumerate(turns[:3]):
+        later.recall(prompts, goes_on=k > 0)
+    rest = [later.generate(t, 2, seed=k, temperature=1.0, max_new_tokens=6, goes_on=True) for k, t in list(enumerate(turns))[3:]]
+    assert rest == whole[3:]
+
+
+def test_a_prompt_that_was_seen_whole_still_runs_its_last_token(tiny_random_model):
+    policy = LocalPolicy(*tiny_random_model, reuse=True)
+    assert sample(policy) == policy.generate(PROMPTS, 3, seed=1, temperature=1.0, max_new_tokens=12)
+    again = policy.generate(PROMPTS, 3, seed=1, temperature=1.0, max_new_tokens=12, goes_on=True)
+    assert [[c.token_ids for c in group] for group in again] == [[c.token_ids for c in group] for group in sample(policy)]

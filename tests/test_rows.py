@@ -131,8 +131,7 @@ def test_prompts_in_portions_give_the_same_completions(tiny_random_model, portio
 
 
 def test_portions_by_hand():
-    prompts = [[1], [1, 1], [1, 1, 1], [1]]
-    cut = {size: [len(part) for part in decoding._portions(prompts, size)] for size in (None, 1, 4, 9, 100)}
+    cut = {size: list(decoding._portions([1, 2, 3, 1], size)) for size in (None, 1, 4, 9, 100)}
     assert cut == {None: [4], 1: [1, 1, 1, 1], 4: [2, 1, 1], 9: [3, 1], 100: [4]}
 
 

@@ -85,6 +85,8 @@ def play(
     user's persona. `valid` gives the persona that holds at a turn, where it changes in mid-dialogue: judges and controls see that one.
     """
     now = [Dialogue(f"{benchmark}-{p.id}", p.id) for p in personas] if dialogues is None else list(dialogues)
+    if now[0].turns and hasattr(method, "recall"):
+        method.recall(personas, now)
     for turn in range(len(now[0].turns) + 1, turns + 1):
         watch = [time.perf_counter()]
         now = [d.heard(u) for d, u in zip(now, user.reply(personas, now), strict=True)]

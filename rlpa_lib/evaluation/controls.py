@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from rlpa_lib.config import InputError
 from rlpa_lib.dialogue import Dialogue
-from rlpa_lib.methods import Answer, Prompted, with_last
+from rlpa_lib.methods import Answer, Prompted, moments, recall, with_last
 from rlpa_lib.personas import Persona
-from rlpa_lib.policies import derive_seed
+from rlpa_lib.policies import Message, derive_seed
 from rlpa_lib.profile import Profile, Reply, render_reply
 
 Donor = Callable[[Persona, Dialogue], Profile]  # whose profile stands before the answer of a style-only policy
@@ -90,6 +90,10 @@ class MisdirectedAnswers:
         answers = self.inner.respond(personas, dialogues, seed)
         return [*answers[1:], answers[0]]
 
+    def recall(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> None:
+        """As of `Prompted`."""
+        self.inner.recall(personas, dialogues)
+
 
 @dataclass(frozen=True)
 class StyleOnly:
@@ -103,10 +107,17 @@ class StyleOnly:
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
         """One sampled response a dialogue, after the donor's profile; only the response's tokens are counted."""
+        begun = self._begun(personas, dialogues)
+        return [self.inner.answer(c, talk[-1]["content"]) for c, talk in zip(self.inner.ask(begun, seed, goes_on=True), begun, strict=True)]
+
+    def _begun(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[list[Message]]:
+        """The prompts with the donor's profile behind; a final assistant message is a beginning that the answer continues."""
         starts = [render_reply(self.donor(p, d), "").removesuffix("\n</response>") for p, d in zip(personas, dialogues, strict=True)]
-        # A final assistant message is a beginning that the answer continues.
-        begun = [[*self.inner.messages(d), {"role": "assistant", "content": s}] for d, s in zip(dialogues, starts, strict=True)]
-        return [self.inner.answer(c, start) for c, start in zip(self.inner.ask(begun, seed), starts, strict=True)]
+        return [[*self.inner.messages(d), {"role": "assistant", "content": s}] for d, s in zip(dialogues, starts, strict=True)]
+
+    def recall(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> None:
+        """As of `Prompted`."""
+        recall(self.inner.policy, [self._begun(personas, before) for before in moments(dialogues)])
 
 
 def no_profile(persona: Persona, dialogue: Dialogue) -> Profile:

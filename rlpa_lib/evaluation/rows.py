@@ -132,7 +132,7 @@ class Stage:
             self._adapted = parties.with_adapter(self._model, folder)
         portion = PORTION if self._model.device.type == "cpu" else None
         limits = {"max_prompt_tokens": self.cfg.rollout.max_prompt_tokens, "batch_prompts": self.cfg.rollout.micro_batch}
-        return LocalPolicy(self._adapted or self._model, self._tokenizer, portion=portion, **limits)
+        return LocalPolicy(self._adapted or self._model, self._tokenizer, portion=portion, reuse=portion is not None, **limits)
 
 
 def build(name: str, policy: Policy | None, cfg: Config, encoder: SentenceEncoder | None = None, lent: Lent | None = None) -> Method:

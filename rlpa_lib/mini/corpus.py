@@ -21,15 +21,16 @@ TURNS = 10
 SYLLABLES = "ba be bo da de do fa fi ga go ha ka ki la le lo ma mi mo na ne no pa ra re ri ro sa se so ta ti to va ve wa zu".split()
 MODES = ("rlpa", "base", "reminder", "revision", "rag")
 MODE_WEIGHTS = (0.54, 0.11, 0.10, 0.15, 0.10)
-LAST_WEIGHTS = (0.36, 0.20, 0.24, 0.10, 0.10)  # a reminder is one sentence among many; what it asks for is learned last
+LAST_WEIGHTS = (0.44, 0.16, 0.20, 0.10, 0.10)  # a reminder is one sentence among many; what it asks for is learned last
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt as chat messages, and the completion that is learned."""
+    """A prompt as chat messages, and the completion that is learned; `slips` are the places of messages that are not to be imitated."""
 
     messages: tuple[dict[str, str], ...]
     completion: str
+    slips: tuple[int, ...] = ()
 
 
 def pseudo_word(rng: random.Random) -> str:
@@ -110,7 +111,44 @@ def dialogues(personas: Sequence[Persona], seed: int, mode: str) -> Iterator[tup
             profile = write_profile(dialogue, profile, diligence, rng)
             response = compose(style, scene(dialogue), rng)
             yield dialogue, profile, response, rng
-            dialogue = dialogue.answered(response, Reply(profile, response, True))
+            dialogue = dialogue.answered(render_reply(profile, response), _remembered(profile, response, rng))
+
+
+def _remembered(profile: Profile, response: str, rng: random.Random) -> Reply:
+    """The reply as the next turns see it: now and then broken, or with a profile block that is wrong in one place. What the assistant
+    notes next is right all the same: a model that has only ever seen faultless blocks copies its own slips from turn to turn."""
+    if rng.random() < 0.05:
+        return Reply(Profile(), _broken(profile, response, rng), False)
+    return Reply(_misnoted(profile, rng) if rng.random() < 0.25 else profile, response, True)
+
+
+def _broken(profile: Profile, response: str, rng: random.Random) -> str:
+    """Text of a reply that lost its format: a line, a word or a piece of a word again and again, or an end in the middle."""
+    lines = render_reply(profile, response).split("\n")
+    if rng.random() < 0.3:
+        return "\n".join(lines[1 : rng.randint(2, len(lines))])
+    again = rng.choice([rng.choice(lines), rng.choice(response.split()), rng.choice(SYLLABLES)])
+    return rng.choice(["\n", " ", ""]).join([*lines[1:-1][: rng.randrange(3)], *[again] * rng.randint(3, 20)])
+
+
+def _misnoted(profile: Profile, rng: random.Random) -> Profile:
+    """The profile with one item left out, cut short, under another slot, or with a word from elsewhere."""
+    if not len(profile):
+        return profile
+    items = list(profile.items)
+    at = rng.randrange(len(items))
+    slot, value = items.pop(at)
+    words = value.split()
+    kind = rng.choice(["gone", "short", "slot", "word"])
+    if kind == "short" and len(words) > 1:
+        items.insert(at, (slot, " ".join(words[: rng.randrange(1, len(words))])))
+    if kind == "slot":
+        free = [s for s in SLOTS if profile.get(s) is None]
+        items.append((rng.choice(free), value) if free else (slot, value))
+    if kind == "word":
+        words[rng.randrange(len(words))] = rng.choice(known_words())
+        items.insert(at, (slot, " ".join(words)))
+    return Profile(in_slot_order(dict(items)))
 
 
 def _changing(persona: Persona, dialogue: Dialogue, utterance: Utterance, rng: random.Random) -> tuple[Persona, Utterance]:
@@ -148,18 +186,22 @@ def _load(name: str) -> str:
 
 def example(mode: str, dialogue: Dialogue, profile: Profile, response: str, rng: random.Random) -> Example:
     """One training example of a mode from a moment of a dialogue."""
+    slips = tuple(2 * i + 2 for i, turn in enumerate(dialogue.turns) if not turn.reply.format_ok)
     if mode == "rlpa":
-        return Example(tuple(policy_view(dialogue, _load("policy"))), render_reply(profile, response))
+        last = dialogue.turns[-1] if dialogue.turns else None
+        misnoted = last is not None and last.reply.format_ok and last.completion != render_reply(last.reply.profile, last.reply.response)
+        slips = (*slips, *([2 * len(dialogue.turns)] if misnoted else []))
+        return Example(tuple(policy_view(dialogue, _load("policy"))), render_reply(profile, response), slips)
     messages = policy_view(dialogue, _load("base"), "none")
     if mode == "reminder":
         messages[-1] = {"role": "user", "content": f"{messages[-1]['content']} {_load('reminder')}"}
     if mode == "rag":
         context = " ".join(t.user.text for t in dialogue.turns if t.user.stated)
         text = _load("rag").format(context=context or "nothing yet.", message=messages[-1]["content"])
-        messages = [messages[0], {"role": "user", "content": text}]
+        messages, slips = [messages[0], {"role": "user", "content": text}], ()
     if mode == "revision":
-        return _revision(messages, dialogue, response, rng)
-    return Example(tuple(messages), response)
+        return replace(_revision(messages, dialogue, response, rng), slips=slips)
+    return Example(tuple(messages), response, slips)
 
 
 def _revision(messages: list, dialogue: Dialogue, response: str, rng: random.Random) -> Example:

@@ -1,0 +1,72 @@
+"""Which notebook waits for which, and several of them side by side, each in a kernel of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+Outcome = TypeVar("Outcome")
+
+TRAINING = ("11_sft", "12_dpo", "20_ppo", "21_ablations", "22_grpo")  # notebooks that train weights of the policy
+_ROWS = ("11_sft", "12_dpo", "20_ppo", "22_grpo")  # whose weights are rows of the evaluation
+# What a notebook reads that others leave in the run directory. One that is not named here waits for all before it.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "00_replication_map": (),
+    "01_profiles_and_data": (),
+    "02_simulated_user": (),
+    "03_rewards_and_judges": (),
+    "10_prompting_baselines": (),
+    "11_sft": (),
+    "12_dpo": ("11_sft",),  # dpo.start: sft
+    "20_ppo": (),
+    "21_ablations": ("20_ppo",),
+    "22_grpo": ("20_ppo",),  # PPO's curve stands beside GRPO's
+    "30_evaluation": ("10_prompting_baselines", *_ROWS),
+    "31_preference_conflict": ("30_evaluation",),
+    "32_long_term": _ROWS,
+    "33_reasoning_models": ("30_evaluation",),
+    "34_user_and_reward_model_evaluation": ("20_ppo",),
+    "35_difficult_users": ("30_evaluation",),
+    "40_paper_audit": (),
+}
+
+
+def waits_for(name: str, names: Sequence[str]) -> set[str]:
+    """Those of the ordered notebooks `names` that must be finished before `name` starts."""
+    if name not in NEEDS:
+        return {other for other in names if other < name}
+    return set(NEEDS[name]) & set(names)
+
+
+def _waiting(name: str, names: Sequence[str]) -> int:
+    """How many notebooks wait for this one, at first or second hand."""
+    behind = {name}
+    for other in names:  # in order, and nothing waits for a later one
+        if waits_for(other, names) & behind:
+            behind.add(other)
+    return len(behind) - 1
+
+
+def run(names: Sequence[str], jobs: int, execute: Callable[[str], Outcome | None]) -> Outcome | None:
+    """Execute all `names`, at most `jobs` at once, those first for which most others wait; with one job in the order given.
+
+    `execute` gives None for success; after the first other outcome nothing more is started, and that outcome is returned once what is
+    running has ended.
+    """
+    if jobs == 1:
+        return next((failure for name in names if (failure := execute(name)) is not None), None)
+    left = sorted(names, key=lambda name: (-_waiting(name, names), name))
+    finished: set[str] = set()
+    failure: Outcome | None = None
+    running: dict[Future, str] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        while running or (left and failure is None):
+            for name in [name for name in left if waits_for(name, names) <= finished][: jobs - len(running)] if failure is None else []:
+                left.remove(name)
+                running[pool.submit(execute, name)] = name
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                finished.add(running.pop(future))
+                failure = failure if failure is not None else future.result()
+    return failure
