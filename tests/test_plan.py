@@ -1,6 +1,7 @@
 """The plan: what a rehearsal counts, by hand, and against what a served run of the same settings really asks."""
 
 import json
+import re
 
 import pytest
 from scripted_server import ScriptedServer
@@ -9,9 +10,12 @@ from test_served_run import everybody
 from rlpa_lib import config, parties, plan, runs
 from rlpa_lib.config import InputError
 from rlpa_lib.evaluation import benchmarks, rows
-from rlpa_lib.plan import gpu_cost, rehearsal
+from rlpa_lib.mini.personas import builtin_personas
+from rlpa_lib.plan import gpu_cost, rehearsal, rehearsal_analyses
 from rlpa_lib.plan.rehearsal import TYPICAL, Ask
+from rlpa_lib.profile import Profile, render_reply
 from rlpa_lib.storage import hash_json
+from rlpa_lib.study import logged_points, rewrites, user_measures
 
 URL = "http://127.0.0.1:9/v1"
 SERVED = ["user.kind=llm", "judge.kind=llm", "evaluator.kind=llm", "policy.kind=endpoint", "run.prompt_set=en"]
@@ -58,6 +62,53 @@ def test_an_endpoint_policy_plans_no_training_and_conversion_is_counted(tmp_path
     assert (first.notebook, asked(first)) == ("01_profiles_and_data", {"converter": 174})
 
 
+STUDIED = [  # another user model, another profile judge, and personas that no lexicon knows
+    f"study.user_models={{other: {{kind: llm, model: n, base_url: '{URL}'}}}}",
+    f"study.profile_judges={{second: {{kind: llm, model: j, base_url: '{URL}'}}}}",
+    "personas.source=aloe",
+]
+
+
+def of_models(tally):
+    return {(role, model): round(ask.requests) for (role, model, _), ask in tally.asked.items()}
+
+
+def test_the_study_of_users_and_judges_by_hand():
+    """Three user models (own, other, impostor), five personas, three turns; 20 rewritten profiles and two judges."""
+    found = rehearsal_analyses.study(served(*STUDIED, "study.personas=5", "study.turns=3", "study.profiles=20"), TYPICAL)
+    assert of_models(found) == {
+        ("user", "m"): 2 * 5 * (3 - 1), ("user", "n"): 5 * (3 - 1),  # the run's own model speaks for the impostor too; nobody is asked for "Hello"
+        ("policy", "m"): 1 + 3 * 5 * (3 - 1),  # one answer to all the "Hello"s
+        ("user_judge", "m"): 3 * 5,  # what is claimed in each dialogue
+        ("response_judge", "m"): 1 + 5 * (3 - 1),  # replies to the first user model, since an endpoint policy leaves no training log
+        ("rewriter", "m"): 20, ("profile_judge", "m"): 20, ("profile_judge", "j"): 20,
+    }  # fmt: skip
+    more = rehearsal_analyses.study(served(*STUDIED, "study.personas=5", "study.turns=3", "study.profiles=300"), TYPICAL)
+    assert of_models(more)["rewriter", "m"] == of_models(more)["profile_judge", "j"] == 300, "three times a rehearsal of 100"
+    assert of_models(more)["user", "m"] == 20
+
+
+def test_the_study_with_a_training_log_and_with_the_built_in_personas():
+    """With a local policy the points come from the log; the built-in personas are rewritten twice, by the lexicon; rules report their words."""
+    keys = [f"{name}.{key}" for name in ("user", "judge") for key in ("kind=llm", "model=m", f"base_url={URL}")]
+    cfg = config.load("smoke", [*keys, "study.user_models={rules: {kind: agenda}}", "study.personas=3", "study.turns=3", "study.profiles=20"])
+    found = rehearsal_analyses.study(cfg, TYPICAL)
+    assert of_models(found) == {("user", "m"): 2 * 3 * 2, ("user_judge", "m"): 2 * 3, ("profile_judge", "m"): 2 * 20}
+    assert found.own.requests == 3 * 3 * 3, "the partner's replies, at every turn"
+
+
+def test_the_study_of_the_miniature_asks_nobody():
+    """Users, judges and rewriters are rules: only the partner's replies are generated."""
+    found = rehearsal_analyses.study(config.load("mini"), TYPICAL)
+    assert not found.asked and found.total() == Ask() and found.own.requests == 2 * 10 * 5
+
+
+def test_a_study_that_lacks_a_model_is_told_so_before_it_is_paid():
+    keys = ["user.kind=llm", "user.model=m", f"user.base_url={URL}"]
+    with pytest.raises(InputError, match="judge.model: is needed as user_judge of notebook 34"):
+        rehearsal_analyses.study(config.load("smoke", keys), TYPICAL)
+
+
 def test_money_time_and_lengths():
     cfg = config.load("smoke", ["judge.kind=llm", "judge.model=gpt-4o-mini", "endpoint.concurrency=1000"])
     tally = rehearsal.Tally({("response_judge", "gpt-4o-mini", "https://api.openai.com/v1"): Ask(1000, 2e6, 1e6)})
@@ -95,6 +146,9 @@ def test_gpu_rules_by_hand():
 def test_the_plan_of_the_paper_tells_money_memory_and_assumptions():
     text = plan.table(config.load("paper", ["evaluation.methods=[base, rlpa]"]))
     assert "143,360" in text and "gpt-4o-2024-11-20" in text and "A100" in text and "no price" not in text
+    [study] = [line.split() for line in text.splitlines() if line.startswith("34_user_and_reward_model_evaluation")]
+    # own and impostor, ten personas, four turns after "Hello"; a claim finder for each dialogue; 100 profiles rewritten and counted
+    assert study[1] == str(2 * 10 * 4 + 2 * 10 + 100 + 100) and study[6] == str(2 * 10 * 5)
 
 
 def test_the_plan_agrees_with_what_is_really_asked(tmp_path):
@@ -126,4 +180,48 @@ def test_the_plan_agrees_with_what_is_really_asked(tmp_path):
     found = plan.against(cfg, run.dir)
     assert found["requests"][1] == len(server.bodies)
     for name in ("requests", "prompt tokens", "answer tokens", "tokens"):
+        assert found[name][0] == pytest.approx(found[name][1], rel=0.1), (name, found)
+
+
+def typical_study_answer(body):
+    """All parties of notebook 34, in words as long as the plan assumes and other words for other questions."""
+    name = body.get("response_format", {}).get("json_schema", {}).get("name", "")
+    own = hash_json([body["model"], body["messages"], body.get("seed")])[:8]
+    value, sizes = f"{own} word word"[: round(TYPICAL.value * TYPICAL.bytes_per_token)], [int(n) for n in re.findall(r"\d+", name)]
+    if name == "UserMessage":
+        answer = {**json.loads(everybody(body)), "message": f"{own} {'word ' * 20}"[:95]}
+    elif name == "Claims":  # two turns after "Hello", two claims in each
+        answer = {"claims": [{"utterance": 2, "claim": value, "against_persona": 1, "against_earlier": 1}] * 4}
+    elif name.startswith("Rewritten"):
+        answer = {"paraphrased": [value] * sizes[0], "altered": [value] * sizes[0]}
+    elif name.startswith("Pairs"):
+        answer = {"pairs": [{"inferred": i, "true": i} for i in range(1, min(sizes) + 1)]}
+    elif name == "CriteriaAnswer":
+        answer = {k: {"reason": "word " * 13, "mark": 1} if isinstance(v, dict) else v for k, v in json.loads(everybody(body)).items()}
+    else:
+        return render_reply(Profile((("Age", "30"),)), f"{own} {'word ' * 44}".strip())
+    return json.dumps(answer)
+
+
+def test_the_study_agrees_with_what_notebook_34_really_asks(tmp_path):
+    def script(body):
+        answer = typical_study_answer(body)
+        prompt = sum(len(m["content"].encode()) / TYPICAL.bytes_per_token + TYPICAL.per_message for m in body["messages"])
+        return {"content": answer, "usage": {"prompt_tokens": round(prompt), "completion_tokens": round(len(answer) / TYPICAL.bytes_per_token)}}
+
+    with ScriptedServer(script) as server:
+        studied = [key.replace(URL, server.url) for key in STUDIED]
+        cfg = served(*studied, "study.personas=6", "study.turns=3", "study.profiles=12", "evaluation.methods=[base]", url=server.url)
+        run, people = runs.claim(cfg, 0, tmp_path / "run", "smoke"), builtin_personas("vanilla", 6, 0)
+        partner, models = user_measures.partner(run), user_measures.user_models(run, people)
+        played = {name: user_measures.dialogues(run, name, user, people, partner) for name, user in models.items()}
+        user_measures.claims(run, {name: list(zip(people, dialogues, strict=True)) for name, dialogues in played.items()})
+        for some in rewrites.sets(run, builtin_personas("vanilla", 12, 0)).values():
+            rewrites.counts(some, rewrites.judges(run))
+        logged_points.judged_points(played["m"], parties.reward_judge(cfg, run))
+    [load] = [load for load in plan.plan(cfg) if load.notebook == "34_user_and_reward_model_evaluation"]
+    run.path(f"notebooks/{load.notebook}.ipynb").write_text("{}")
+    found = plan.against(cfg, run.dir)
+    assert round(load.tally.total().requests) == round(found["requests"][0]) == found["requests"][1] == len(server.bodies)
+    for name in ("prompt tokens", "answer tokens", "tokens"):
         assert found[name][0] == pytest.approx(found[name][1], rel=0.1), (name, found)

@@ -45,6 +45,19 @@ def test_three_seeds_are_averaged_over_seeds_and_users(tmp_path):
     assert facts["runs"] == ["mini-0", "mini-1", "mini-2"] and facts["data_sha256"]
 
 
+def test_figures_of_single_notebooks_are_copied_from_the_right_run(tmp_path):
+    folders = [finished(tmp_path / f"mini-{s}", s, (1, 1)) for s in range(3)]
+    for k, folder in enumerate(folders):
+        record = json.loads((folder / "record.json").read_text())
+        storage.write_json(folder / "record.json", {**record, "end": f"2026-01-0{[2, 3, 1][k]}"})  # the second ended last
+        for file in ("figures/fig18.csv", "figures/fig18.png", "figures/fig4a.csv", "tables/table2_seeds.csv"):
+            storage.write_bytes(folder / file, f"{file} of {k}".encode())
+    written = publish.publish(folders, tmp_path / "figures")
+    text = {name: (tmp_path / "figures" / f"mini_{name}").read_text() for name in ("fig18.csv", "fig18.png", "fig4a.csv", "table2_seeds.csv")}
+    assert [text[name][-1] for name in text] == ["1", "1", "0", "1"]
+    assert tmp_path / "figures" / "mini_fig18.png" in written and not (tmp_path / "figures" / "mini_fig5.csv").exists()
+
+
 def test_a_failed_run_is_remembered_and_not_pooled(tmp_path):
     folders = [finished(tmp_path / f"mini-{s}", s, (1, 1)) for s in range(3)]
     failed = finished(tmp_path / "mini-9", 9, (0, 0), status="failed")

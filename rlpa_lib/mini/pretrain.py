@@ -168,6 +168,8 @@ def save(model, tokenizer, args, log: list) -> None:
     settings = {"batch_tokens": BATCH_TOKENS, **given, "start": args.start and _digest(args.start)}
     record = {"settings": settings, "parameters": sum(p.numel() for p in model.parameters()), "sha256": _digest(args.out),
               "torch": torch.__version__, "log": log}
+    if args.start:  # what those weights had come from
+        record["before"] = json.loads((args.start / "training_record.json").read_text(encoding="utf-8"))
     (args.out / "training_record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 

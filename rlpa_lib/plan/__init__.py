@@ -82,7 +82,8 @@ def _analyses(cfg: Config, typical: Typical) -> list[Load]:
         users = min(section.users or cfg.evaluation.users, cfg.evaluation.users)
         acts = lambda run, n, play=play, wanted=wanted: play(run, wanted, n)  # noqa: E731
         found.append(Load(notebook, rehearsal.per_users(cfg, typical, users, acts) if wanted else Tally()))
-    return found
+    found.append(Load("34_user_and_reward_model_evaluation", rehearsal_analyses.study(cfg, typical)))
+    return sorted(found, key=lambda load: load.notebook)
 
 
 def _ppo(cfg: Config, typical: Typical) -> Load:

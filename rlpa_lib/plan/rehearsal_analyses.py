@@ -1,15 +1,25 @@
-"""The analyses (notebooks 31, 32 and 35) played by stand-ins, as `rehearsal` plays the main evaluation."""
+"""The analyses (notebooks 31, 32, 34 and 35) played by stand-ins, as `rehearsal` plays the main evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rlpa_lib import evaluation, parties
 from rlpa_lib.analyses import conflict, long_term
+from rlpa_lib.config import Config
 from rlpa_lib.evaluation import rows
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.plan.rehearsal import NoEncoder, StandIn
+from rlpa_lib.plan import rehearsal
+from rlpa_lib.plan.rehearsal import CountingEndpoint, NoEncoder, StandIn, Tally, Typical
+from rlpa_lib.policies import derive_seed
 from rlpa_lib.schema import WITH_PROFILE
+from rlpa_lib.storage import hash_json
+from rlpa_lib.study import logged_points, rewrites, user_measures
+
+CLAIMS = 2  # of a user about itself, an utterance after the first: as many as it may tell at once
+PROFILES = 100  # the most that are rewritten in a rehearsal; a and b are drawn for each, so two or three would not be typical
 
 
 def play_conflict(run: StandIn, wanted: Sequence[rows.Row], users: int) -> None:
@@ -40,6 +50,73 @@ def play_difficult(run: StandIn, wanted: Sequence[rows.Row], users: int) -> None
         user, judge = parties.simulated_user(cfg, "vanilla", 0, run, manner), parties.reward_judge(cfg, run)
         for row in wanted:
             _played(run, row, people, user, judge, cfg.difficult.turns)
+
+
+def study(cfg: Config, typical: Typical) -> Tally:
+    """All that notebook 34 asks, in requests and tokens; `study.personas` and `study.profiles` give the sizes."""
+    n = min(cfg.study.profiles, PROFILES)
+    rewritten = rehearsal._played(cfg, typical, play_rewrites, n)
+    return rehearsal.per_users(cfg, typical, cfg.study.personas, play_users).added(rewritten, cfg.study.profiles / n)
+
+
+def play_users(run: StandIn, users: int) -> None:
+    """Dialogues of every user model, what is claimed in them, and verdicts on replies to the first model where no training has left any.
+
+    Points of a training log cost nothing: what its users said is in the run's cache.
+    """
+    cfg, people, fresh = run.cfg, builtin_personas("vanilla", users, 0), Fresh(run)
+    partner = rows.build("rlpa_prompting", fresh.policy(), cfg)
+    models = user_measures.user_models(fresh, people)
+    played = {name: user_measures.dialogues(fresh, name, user, people, partner) for name, user in models.items()}
+    user_measures.claims(fresh, {name: list(zip(people, dialogues, strict=True)) for name, dialogues in played.items()})
+    if cfg.policy.kind == "endpoint":
+        logged_points.judged_points(next(iter(played.values())), parties.reward_judge(cfg, fresh))
+
+
+def play_rewrites(run: StandIn, profiles: int) -> None:
+    """The data sets of rewritten profiles, and each profile judge's count of every case."""
+    fresh = Fresh(run)
+    for some in rewrites.sets(fresh, builtin_personas("vanilla", profiles, 0)).values():
+        rewrites.counts(some, rewrites.judges(fresh))
+
+
+class Fresh(StandIn):
+    """A stand-in as a run that has no results yet and keeps none. Its models find claims and rewrite profiles too, each in words of its own
+    (`voice`): what is said to one user model is no repetition of what is said to another."""
+
+    def __init__(self, run: StandIn, voice: str = ""):
+        super().__init__(run.cfg, run.dir, run.typical)
+        self.tally, self.seen, self.seed, self.voice = run.tally, run.seen, 0, voice
+
+    def stand_in(self, role: str, model: str, server: str) -> CountingEndpoint:
+        """The endpoint of a role, with its model's voice."""
+        return CountingEndpoint(Fresh(self, f"{model} {server}"), role, model, server)
+
+    def fingerprint(self, *parts: str) -> str:
+        """Nothing is read back, so all are alike."""
+        return ""
+
+    def done(self, key: str, fingerprint: str) -> bool:
+        """Never: everything is played."""
+        return False
+
+    def mark_done(self, key: str, fingerprint: str) -> None:
+        """Forgotten."""
+
+    def write_jsonl(self, relative: str, rows: Iterable[Any]) -> None:
+        """Not written."""
+
+    def answer(self, schema, messages: list[dict[str, str]], seed: int | None) -> str:
+        """As any stand-in's; lists of claims (CLAIMS an utterance) and of values (one an item) are filled here."""
+        name, own = schema.__name__ if schema else "", derive_seed(seed, self.voice)
+        if not name.startswith(("Claims", "Rewritten_")):
+            return super().answer(schema, messages, own)
+        value = rehearsal._words(self.typical.value, hash_json([messages, own])[:8], self.typical)
+        if name == "Claims":
+            one = {"utterance": 1, "claim": value, "against_persona": 1, "against_earlier": 1}
+            return json.dumps({"claims": [one] * CLAIMS * (messages[1]["content"].count('"number":') - 1)})
+        values = [value] * int(name.rpartition("_")[2])
+        return json.dumps({"paraphrased": values, "altered": values})
 
 
 def _played(run: StandIn, row: rows.Row, people, user, judge, turns: int, valid=None) -> list:

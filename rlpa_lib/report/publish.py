@@ -20,8 +20,14 @@ RUNS = "runs.jsonl"
 REMEMBERED = ("params_name", "params_sha256", "seed", "status", "start", "end", "resumed", "code", "hardware")
 
 
+# Of the run that was finished last, whose notebooks pool the seeds beside it, and of one run (the analyses, which say so): copied as drawn there.
+POOLED_BY_NOTEBOOKS = ("fig18", "credit_schemes")
+SHOWN_OF_ONE_RUN = ("fig4a", "conflict_profiles", "fig4b", "fig5", "difficult", "grpo", "prompting_cost")
+
+
 def publish(run_dirs: Sequence[Path], out: Path) -> list[Path]:
-    """Write <scale>_seeds (table), <scale>_alignment and <scale>_reward (figures) and add one line a run to runs.jsonl, unfinished runs included.
+    """Write <scale>_seeds (table), <scale>_alignment and <scale>_reward (figures), copy the figures of single notebooks (as <scale>_<name>)
+    and the table of the ablations, and add one line a run to runs.jsonl, unfinished runs included.
 
     Only finished runs are pooled. InputError: among those, settings differ or a seed comes twice, or there are fewer than three.
     """
@@ -51,7 +57,17 @@ def publish(run_dirs: Sequence[Path], out: Path) -> list[Path]:
     }  # fmt: skip
     for name, ((figure, data), caption, alt) in drawn.items():
         written += _save(figure, data, out / f"{scale}_{name}", {**source, "caption": caption, "alt": alt})
+    last = max(done, key=lambda pair: pair[1]["end"] or "")[0]
+    written += [file for name in POOLED_BY_NOTEBOOKS for file in _copied(last / "figures", name, out, scale)]
+    written += [file for name in SHOWN_OF_ONE_RUN for file in _copied(done[0][0] / "figures", name, out, scale)]
+    written += _copied(last / "tables", "table2_seeds", out, scale)
     return [*written, out / RUNS]
+
+
+def _copied(folder: Path, name: str, out: Path, scale: str) -> list[Path]:
+    """A figure with its data and source, or a table, under the scale's name; nothing where the run did not draw it."""
+    found = [file for ending in (".csv", ".json", ".png") if (file := folder / f"{name}{ending}").is_file()]
+    return [storage.write_bytes(out / f"{scale}_{file.name}", file.read_bytes()) for file in found]
 
 
 def read_scores(run_dir: Path, settings: dict[str, Any]) -> Scores:

@@ -20,6 +20,7 @@ from rlpa_lib.personas import Persona
 from rlpa_lib.profile import Profile
 from rlpa_lib.runs import Run
 
+CLAIMS_EACH, CLAIM_TOKENS = 4, 64  # claims of one utterance at most, and what one takes of the answer
 Mark = Annotated[Literal[0, 1], BeforeValidator(lambda value: int(value) if isinstance(value, bool) else value)]
 
 
@@ -27,15 +28,16 @@ class Claim(BaseModel):
     """One thing that a user says about itself, with the number of the utterance."""
 
     utterance: int
-    claim: str
+    claim: Annotated[str, Field(json_schema_extra={"maxLength": 100})]  # asked of servers that can hold a model to it
     against_persona: Mark
     against_earlier: Mark
 
 
-class Claims(BaseModel):
-    """All that a user says about itself in a dialogue."""
-
-    claims: Annotated[list[Claim], Field(json_schema_extra={"maxItems": 60})]
+@cache
+def _claims(utterances: int) -> type[BaseModel]:
+    """All that a user says about itself in so many utterances; a weak model that is held to the schema comes to an end."""
+    listed = Annotated[list[Claim], Field(json_schema_extra={"maxItems": CLAIMS_EACH * utterances})]
+    return create_model("Claims", claims=(listed, ...))
 
 
 @cache
@@ -86,7 +88,7 @@ def claims(run: Run, talks: Sequence[tuple[Persona, Dialogue]]) -> list[list[Cla
         items = [{"slot": quoting.plain(s, 80), "value": quoting.plain(v, MAX_VALUE)} for s, v in persona.profile.items]
         who = {"description": quoting.plain(persona.description, MAX_RESPONSE), "manner": quoting.plain(persona.personality, MAX_RESPONSE)}
         said = [{"number": n, "text": quoting.plain(t.user.text, MAX_UTTERANCE)} for n, t in enumerate(dialogue.turns, start=1)]
-        cases.append(({"persona": {**who, "profile": items}, "utterances": said}, Claims))
+        cases.append(({"persona": {**who, "profile": items}, "utterances": said}, _claims(len(said))))
     return [answer.claims for answer in _ask(run, "user_judge", "user_claims", cases)]
 
 
@@ -98,6 +100,7 @@ def _ask(run: Run, role: str, prompt: str, cases: Sequence[tuple[dict[str, Any],
     if section.model is None:
         raise InputError(f"{'user' if role == 'rewriter' else 'judge'}.model: is needed as {role} of notebook 34")
     words = JudgePrompt.read(prompts.load(prompt, "en" if cfg.run.prompt_set == "mini" else cfg.run.prompt_set, cfg.run.prompt_dir))
-    requests = [Request(words.messages(values), schema, max_tokens=max(1024, section.max_tokens)) for values, schema in cases]
+    room = max([1024, section.max_tokens, *(CLAIM_TOKENS * CLAIMS_EACH * len(values.get("utterances", ())) for values, _ in cases)])
+    requests = [Request(words.messages(values), schema, max_tokens=room) for values, schema in cases]
     answers = endpoint_for(cfg, role, run).complete(requests, desc=role) if requests else []
     return [answer.parsed[0] for answer in answers if isinstance(answer, Answer)]
