@@ -1,16 +1,19 @@
 """The rewrite data set: a and b disjoint, the truth kept, and judges that miss what they must miss."""
 
+import json
 import random
 
 import pandas as pd
 import pytest
 
+from rlpa_lib import config
 from rlpa_lib.config import InputError
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.judge import RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.personas import Persona
 from rlpa_lib.profile import Profile
+from rlpa_lib.runs import Run
 from rlpa_lib.study import rewrites
 from rlpa_lib.study.rewrites import ItemPair, Rewrite
 
@@ -86,3 +89,13 @@ def test_pairs_for_people_are_half_same_and_hide_the_label():
     items = rewrites.annotation_items(made, 40, 0)
     assert [item.hidden["system"] for item in items].count("same") == 20 and len({item.id for item in items}) == 40
     assert all("same" not in str(item.blocks) or "same" in str(item.blocks[0][1]) for item in items)
+
+
+def test_training_users_fill_up_where_there_are_fewer_test_users(tmp_path):
+    lines = [json.dumps(p.description) for p in builtin_personas("train", 30, 0)]
+    (tmp_path / "profile.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "personality.jsonl").write_text('"A calm person."\n')
+    sizes = ["study.profiles=7", "evaluation.users=2", "rollout.users=8", "personas.test_users=2", "personas.source=aloe"]
+    found = rewrites.references(Run(config.load("smoke", [*sizes, f"personas.path={tmp_path}"]), 0, tmp_path))
+    assert len(found) == len({p.id for p in found}) == 7
+    assert len(rewrites.references(Run(config.load("smoke", ["study.profiles=90"]), 0, tmp_path))) == 90

@@ -143,7 +143,7 @@ class CountingEndpoint:
 
     def _one(self, request: Request) -> Answer:
         messages = list(request.messages)
-        text = self.run.answer(request.schema, messages, request.seed)
+        text = self.run.answer(request.schema, messages, derive_seed(request.seed, self.model, self.server))  # each model has its own words
         key = base_key(self.server, self.model, request.content())
         prompt, completion = self.run.prompt_tokens(messages), min(self.run.tokens(text), request.max_tokens)
         if key not in self.run.seen:

@@ -12,8 +12,7 @@ from rlpa_lib.config import Config
 from rlpa_lib.evaluation import rows
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.plan import rehearsal
-from rlpa_lib.plan.rehearsal import CountingEndpoint, NoEncoder, StandIn, Tally, Typical
-from rlpa_lib.policies import derive_seed
+from rlpa_lib.plan.rehearsal import NoEncoder, StandIn, Tally, Typical
 from rlpa_lib.schema import WITH_PROFILE
 from rlpa_lib.storage import hash_json
 from rlpa_lib.study import logged_points, rewrites, user_measures
@@ -81,16 +80,11 @@ def play_rewrites(run: StandIn, profiles: int) -> None:
 
 
 class Fresh(StandIn):
-    """A stand-in as a run that has no results yet and keeps none. Its models find claims and rewrite profiles too, each in words of its own
-    (`voice`): what is said to one user model is no repetition of what is said to another."""
+    """A stand-in as a run that has no results yet and keeps none. Its models find claims and rewrite profiles too."""
 
-    def __init__(self, run: StandIn, voice: str = ""):
+    def __init__(self, run: StandIn):
         super().__init__(run.cfg, run.dir, run.typical)
-        self.tally, self.seen, self.seed, self.voice = run.tally, run.seen, 0, voice
-
-    def stand_in(self, role: str, model: str, server: str) -> CountingEndpoint:
-        """The endpoint of a role, with its model's voice."""
-        return CountingEndpoint(Fresh(self, f"{model} {server}"), role, model, server)
+        self.tally, self.seen, self.seed = run.tally, run.seen, 0
 
     def fingerprint(self, *parts: str) -> str:
         """Nothing is read back, so all are alike."""
@@ -108,10 +102,10 @@ class Fresh(StandIn):
 
     def answer(self, schema, messages: list[dict[str, str]], seed: int | None) -> str:
         """As any stand-in's; lists of claims (CLAIMS an utterance) and of values (one an item) are filled here."""
-        name, own = schema.__name__ if schema else "", derive_seed(seed, self.voice)
+        name = schema.__name__ if schema else ""
         if not name.startswith(("Claims", "Rewritten_")):
-            return super().answer(schema, messages, own)
-        value = rehearsal._words(self.typical.value, hash_json([messages, own])[:8], self.typical)
+            return super().answer(schema, messages, seed)
+        value = rehearsal._words(self.typical.value, hash_json([messages, seed])[:8], self.typical)
         if name == "Claims":
             one = {"utterance": 1, "claim": value, "against_persona": 1, "against_earlier": 1}
             return json.dumps({"claims": [one] * CLAIMS * (messages[1]["content"].count('"number":') - 1)})

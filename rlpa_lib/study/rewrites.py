@@ -118,6 +118,15 @@ def annotation_items(rewrites: Sequence[Rewrite], n: int, seed: int) -> list[Ite
     ]
 
 
+def references(run: Run) -> list[Persona]:
+    """`study.profiles` personas whose profiles are rewritten: the Vanilla users, then training users where there are not as many."""
+    cfg = run.cfg
+    held_out = cfg.study.profiles if cfg.personas.source == "builtin" else min(cfg.study.profiles, cfg.evaluation.users)
+    more = cfg.study.profiles - held_out
+    first = parties.people(cfg, "vanilla", held_out, run.seed, run)
+    return [*first, *(parties.people(cfg, "train", more, run.seed, run) if more else [])]
+
+
 def sets(run: Run, references: Sequence[Persona]) -> dict[str, list[Rewrite]]:
     """The data sets of a run: listed and free paraphrases of the miniature's personas, or one written by the user's language model."""
     cfg = run.cfg
