@@ -44,8 +44,11 @@ class Dialogue:
             raise ValueError(f"dialogue {self.id}: the user spoke twice without a reply")
         return replace(self, pending=utterance)
 
-    def answered(self, completion: str, reply: Reply) -> Dialogue:
-        """The dialogue after the assistant answers the pending utterance. ValueError: nothing is pending."""
+    def answered(self, completion: str, reply: Reply, fallback: str | None = None) -> Dialogue:
+        """The dialogue after the assistant answers the pending utterance. `fallback` is what user and policy get to see of a reply whose format
+        is broken; without one they see its text, as in the released code. ValueError: nothing is pending."""
+        if fallback is not None and not reply.format_ok:
+            reply = replace(reply, response=fallback)
         turn = Turn(self._require_pending(), completion, reply)
         return replace(self, turns=(*self.turns, turn), pending=None)
 

@@ -121,7 +121,15 @@ def policy(cfg: Config, run: Run | Path | None = None, *, adapter: Path | None =
         return _vllm_policy(cfg, adapter, limits)
     model, tokenizer = load_model(cfg)
     model = with_adapter(model, adapter) if adapter is not None else model
-    return LocalPolicy(model, tokenizer, batch_prompts=cfg.rollout.micro_batch, **limits)
+    return local_policy(model, tokenizer, cfg)
+
+
+def local_policy(model, tokenizer, cfg: Config, *, portion: int | None = None, reuse: bool = False) -> LocalPolicy:
+    """A model in this process as a policy, with the run's limits; `portion`, `reuse`: see `LocalPolicy`."""
+    given = cfg.rollout
+    return LocalPolicy(
+        model, tokenizer, max_prompt_tokens=given.max_prompt_tokens, batch_prompts=given.micro_batch, portion=portion, reuse=reuse
+    )
 
 
 def _vllm_policy(cfg: Config, adapter: Path | None, limits: dict[str, int]) -> Policy:

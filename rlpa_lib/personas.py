@@ -90,7 +90,7 @@ def load_personas(cfg, split: Literal["train", "vanilla", "extended"], n: int | 
     if cfg.source == "builtin" or (cfg.source == "aloe" and split == "extended" and not cfg.personachat_path):
         from rlpa_lib.mini.personas import builtin_personas
 
-        return builtin_personas(split, BUILTIN_USERS[split] if n is None else n, seed, cfg.open_slots)
+        return builtin_personas(split, BUILTIN_USERS[split] if n is None else n, seed)
     if not cfg.path:
         raise InputError(f"personas.path: is needed when personas.source is {cfg.source}")
     personas = _from_files(cfg, split)

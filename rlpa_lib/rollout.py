@@ -51,7 +51,8 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a rollout samples: N per prompt, which of them continues, temperature, longest completion, what the policy sees."""
+    """How a rollout samples: N per prompt, which of them continues, temperature, longest completion, what the policy sees, also of a
+    reply whose format is broken (`Dialogue.answered`)."""
 
     samples: int
     continuation: Continuation
@@ -60,6 +61,7 @@ class Sampling:
     parts: str = "PRR"
     temperature: float = 1.0
     max_new_tokens: int = 128
+    fallback: str | None = None
 
     def __post_init__(self) -> None:
         if self.continuation not in CONTINUATIONS:
@@ -108,7 +110,7 @@ def advance(
         samples = tuple(scored[i * n : (i + 1) * n])
         chosen = choose(samples, sampling.continuation, derive_seed(seed, "continue", dialogue.id, cohort.turn))
         groups.append(TurnGroup(dialogue.id, cohort.turn + 1, samples[0].completion.prompt_ids, samples, chosen))
-        answered.append(dialogue.answered(samples[chosen].completion.text, samples[chosen].reply))
+        answered.append(dialogue.answered(samples[chosen].completion.text, samples[chosen].reply, sampling.fallback))
     return groups, replace(cohort, dialogues=tuple(answered), turn=cohort.turn + 1)
 
 

@@ -40,7 +40,6 @@ class Personas(Section):
     personachat_path: Name | None = None  # PersonaChat file of the extended benchmark when source is aloe
     train_users: Count | None = None  # null = all
     test_users: Count = 74
-    open_slots: Fraction = 0.0  # builtin only: share of training users with slots of made-up names, so that Extended has something to transfer from
     language: Literal["en", "zh"] = "en"
     conversion: Literal["rules", "llm"] = "rules"  # who fills ALOE's ten slots (C.2); llm asks the server and model of section `user`
 
@@ -89,6 +88,7 @@ class Rollout(Section):
     max_new_tokens: Count = 128
     max_prompt_tokens: Count = 1024
     micro_batch: Count = 128  # prompts decoded at once
+    fallback: Name | None = None  # what stands in the dialogue where a reply's format is broken; null = the broken text itself, as released
 
 
 class PPO(Section):

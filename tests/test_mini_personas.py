@@ -6,7 +6,6 @@ import re
 import pytest
 
 from rlpa_lib.config import InputError
-from rlpa_lib.mini import language
 from rlpa_lib.mini.descriptions import ANY_SLOT, LEADS, PREDICATES, _agree, describe, personality_text
 from rlpa_lib.mini.lexicon import GENDERS, Value, lexicon, normalise
 from rlpa_lib.mini.personas import EXTENDED_SIZES, YEARS_OF_LEVEL, builtin_personas
@@ -202,15 +201,3 @@ def test_value_files_have_their_sizes_and_attributes(slot):
             assert all(re.match("an? ", form) for form in value.forms), value
         if slot == "Occupation":
             assert not any(re.match("(?i)an? |the |uni|use|eu|one|hour|hon", form) for form in value.forms), value
-
-
-def test_open_slots_change_only_the_users_that_get_them():
-    plain, opened = builtin_personas("train", 300, 4), builtin_personas("train", 300, 4, open_slots=0.3)
-    new = [b for a, b in zip(plain, opened, strict=True) if a != b]
-    assert 60 < len(new) < 120  # 90 of 300 expected
-    made_up = set(language.made_up_slots())
-    assert all(made_up & set(p.profile.slots()) for p in new)
-    assert any(set(p.profile.slots()) <= made_up for p in new) and any(set(SLOTS) < set(p.profile.slots()) for p in new)
-    for person in new:
-        assert all(value in person.description for slot, value in person.profile.items if slot in made_up)
-    assert builtin_personas("vanilla", 20, 4, open_slots=1.0) == builtin_personas("vanilla", 20, 4)

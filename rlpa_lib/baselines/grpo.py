@@ -24,7 +24,7 @@ import torch
 from peft import get_peft_model
 from trl import GRPOConfig, GRPOTrainer
 
-from rlpa_lib import prompts
+from rlpa_lib import parties, prompts
 from rlpa_lib.baselines import trainers
 from rlpa_lib.baselines.data import fitted
 from rlpa_lib.baselines.plain_state import PlainState, load_optimizer, load_weights, newest
@@ -32,7 +32,7 @@ from rlpa_lib.config import InputError
 from rlpa_lib.dialogue import Dialogue, policy_view
 from rlpa_lib.judges import Judge, JudgeFailed
 from rlpa_lib.personas import Persona
-from rlpa_lib.policies import LocalPolicy, Policy, derive_seed
+from rlpa_lib.policies import Policy, derive_seed
 from rlpa_lib.profile import parse_reply
 from rlpa_lib.rewards import Reward, score_replies
 from rlpa_lib.rollout import Sampling
@@ -77,7 +77,7 @@ def collect_moments(
             views, 1, seed=derive_seed(seed, "moment", turn), temperature=sampling.temperature, max_new_tokens=sampling.max_new_tokens
         )
         texts = [group[0].text for group in completions]
-        dialogues = [d.answered(text, parse_reply(text)) for d, text in zip(dialogues, texts, strict=True)]
+        dialogues = [d.answered(text, parse_reply(text), sampling.fallback) for d, text in zip(dialogues, texts, strict=True)]
     return moments
 
 
@@ -168,8 +168,9 @@ def _round(run: Run, model, tokenizer, user, judge, personas, number: int, folde
     """The trainer of one round, its moments collected with the model as it stands."""
     cfg, settings, seed = run.cfg, run.cfg.grpo, derive_seed(run.seed, NAME, number)
     system = prompts.load("policy", cfg.run.prompt_set, cfg.run.prompt_dir)
-    sampling = Sampling(1, "independent", system, cfg.ppo.history_profiles, cfg.ppo.reward_parts, cfg.rollout.temperature, cfg.rollout.max_new_tokens)
-    policy = LocalPolicy(model, tokenizer, max_prompt_tokens=cfg.rollout.max_prompt_tokens, batch_prompts=cfg.rollout.micro_batch)
+    sampling = Sampling(1, "independent", system, cfg.ppo.history_profiles, cfg.ppo.reward_parts, cfg.rollout.temperature, cfg.rollout.max_new_tokens,
+                        cfg.rollout.fallback)  # fmt: skip
+    policy = parties.local_policy(model, tokenizer, cfg)
     cohort = cohort_personas(personas, settings.users, number, run.seed)
     moments = collect_moments(policy, user, cohort, cfg.rollout.turns, sampling, seed)
     size = settings.batch * settings.samples

@@ -77,12 +77,14 @@ class PlayedTurn:
 def play(
     method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge, *,
     turns: int, seed: int, swap: bool = True, dialogues: Sequence[Dialogue] | None = None, valid: Valid | None = None,
+    fallback: str | None = None,
 ) -> Iterator[PlayedTurn]:
     """Play E dialogues in lockstep up to turn K and judge every response (appendix C.3); goes on where `dialogues` stop.
 
     The evaluator sees the true persona, the method only the transcript. A turn depends on seed, users, weights and the dialogues so far,
     so going on gives what playing through would have given. With `swap` each response is judged a second time, against the next
     user's persona. `valid` gives the persona that holds at a turn, where it changes in mid-dialogue: judges and controls see that one.
+    `fallback`: see `Dialogue.answered`.
     """
     now = [Dialogue(f"{benchmark}-{p.id}", p.id) for p in personas] if dialogues is None else list(dialogues)
     if now[0].turns and hasattr(method, "recall"):
@@ -96,7 +98,7 @@ def play(
         watch.append(time.perf_counter())
         judgements = _judge(method.name, benchmark, turn, true, now, answers, evaluator, judge, swap)
         watch.append(time.perf_counter())
-        now = [d.answered(a.completion, a.reply) for d, a in zip(now, answers, strict=True)]
+        now = [d.answered(a.completion, a.reply, fallback) for d, a in zip(now, answers, strict=True)]
         seconds = dict(zip(("user_s", "method_s", "judges_s"), np.diff(watch).tolist(), strict=True))
         yield PlayedTurn(turn, now, judgements, seconds)
 
@@ -165,7 +167,8 @@ def evaluated(
     name, cfg = f"{method.name}-{benchmark}", run.cfg
     turns, swap = turns or cfg.evaluation.turns, cfg.evaluation.swap if swap is None else swap
     dialogues, rows = _so_far(run, name, version, turns)
-    for part in play(method, benchmark, personas, user, evaluator, judge, turns=turns, seed=run.seed, swap=swap, dialogues=dialogues, valid=valid):
+    for part in play(method, benchmark, personas, user, evaluator, judge, turns=turns, seed=run.seed, swap=swap, dialogues=dialogues, valid=valid,
+                     fallback=cfg.rollout.fallback):
         rows += [j.to_json() for j in part.judgements]
         _check_failures(name, rows, len(personas) * turns, cfg.run.max_judge_failure_rate)
         run.write_jsonl(f"dialogues/{name}.jsonl", [d.to_json() for d in part.dialogues])

@@ -21,7 +21,7 @@ from rlpa_lib.evaluation.controls import (
 from rlpa_lib.judges import EvaluationJudge, Judge
 from rlpa_lib.methods import Method, Prompted, Retrieval, SelfCritic
 from rlpa_lib.personas import Persona
-from rlpa_lib.policies import LocalPolicy, Policy
+from rlpa_lib.policies import Policy
 from rlpa_lib.retrieval import SentenceEncoder, load_encoder
 from rlpa_lib.runs import Run
 from rlpa_lib.schema import TRAINED, WITH_PROFILE
@@ -131,8 +131,7 @@ class Stage:
         if folder is not None:
             self._adapted = parties.with_adapter(self._model, folder)
         portion = PORTION if self._model.device.type == "cpu" else None
-        limits = {"max_prompt_tokens": self.cfg.rollout.max_prompt_tokens, "batch_prompts": self.cfg.rollout.micro_batch}
-        return LocalPolicy(self._adapted or self._model, self._tokenizer, portion=portion, reuse=portion is not None, **limits)
+        return parties.local_policy(self._adapted or self._model, self._tokenizer, self.cfg, portion=portion, reuse=portion is not None)
 
 
 def build(name: str, policy: Policy | None, cfg: Config, encoder: SentenceEncoder | None = None, lent: Lent | None = None) -> Method:

@@ -6,8 +6,7 @@ import random
 
 from rlpa_lib.config import InputError
 from rlpa_lib.mini.descriptions import describe, personality_text
-from rlpa_lib.mini.language import made_up_slots
-from rlpa_lib.mini.lexicon import FILES, Value, lexicon
+from rlpa_lib.mini.lexicon import Value, lexicon
 from rlpa_lib.personas import Persona
 from rlpa_lib.profile import SLOTS, Profile
 
@@ -20,11 +19,10 @@ EXTENDED_SIZES = (7, 10)
 TRIES = 1000
 
 
-def builtin_personas(split: str, n: int, seed: int, open_slots: float = 0.0) -> list[Persona]:
+def builtin_personas(split: str, n: int, seed: int) -> list[Persona]:
     """The first n personas of a split (train, vanilla or extended), no two alike; a smaller n gives a prefix of a larger one.
 
-    Train personas hold train values only, vanilla ones test values only, extended ones 7 to 10 slots of the open schema. A share
-    `open_slots` of the train personas has slots of made-up names, which no test knows, beside the ten or instead of them.
+    Train personas hold train values only, vanilla ones test values only, extended ones 7 to 10 slots of the open schema.
     InputError: an unknown split, a negative n, or more personas asked for than the lexicons can tell apart.
     """
     if split not in SPLITS:
@@ -36,19 +34,8 @@ def builtin_personas(split: str, n: int, seed: int, open_slots: float = 0.0) -> 
     for number in range(n):
         items = _unseen(split, seen, rng)
         seen.add(items)
-        name, own = f"{split}-{number:05d}", random.Random(f"open:{seed}:{number}")
-        persona = _persona(name, items, rng)
-        opened = split == "train" and own.random() < open_slots
-        personas.append(_persona(name, _with_made_up_slots(items, own), own) if opened else persona)
+        personas.append(_persona(f"{split}-{number:05d}", items, rng))
     return personas
-
-
-def _with_made_up_slots(items: tuple[tuple[str, str], ...], rng: random.Random) -> tuple[tuple[str, str], ...]:
-    """One or two slots of made-up names behind the others, or eight of them and nothing else; their values are training values of other slots."""
-    names = rng.sample(sorted(made_up_slots()), rng.choice([1, 2, 8]))
-    own, taken = () if len(names) == 8 else items, {value for _, value in items}
-    values = [v.canonical for slot in FILES for v in lexicon().values(slot, "train") if v.canonical not in taken]
-    return (*own, *zip(names, rng.sample(values, len(names)), strict=True))
 
 
 def _unseen(split: str, seen: set, rng: random.Random) -> tuple[tuple[str, str], ...]:

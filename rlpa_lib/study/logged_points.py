@@ -57,7 +57,8 @@ def training_points(run: Run, people: Sequence[Persona], user: SimulatedUser, na
                 if row["reward"] and row["reward"]["format_ok"]:
                     label = f"{update['update']:04d}-{row['dialogue']}-{turn}-{row['sample']}"
                     points.append(Point(label, heard[row["dialogue"]], reply, {c: int(row["reward"]["criteria"][c]) for c in CRITERIA}))
-            talks |= {r["dialogue"]: heard[r["dialogue"]].answered(r["completion"], parse_reply(r["completion"])) for r in group if r["chosen"]}
+            said = {r["dialogue"]: r["completion"] for r in group if r["chosen"]}
+            talks |= {who: heard[who].answered(text, parse_reply(text), run.cfg.rollout.fallback) for who, text in said.items()}
     return points
 
 

@@ -56,7 +56,7 @@ def dialogues(run: Run, name: str, user: SimulatedUser, people: Sequence[Persona
     for turn in range(1, run.cfg.study.turns + 1):
         now = [d.heard(u) for d, u in zip(now, user.reply(people, now), strict=True)]
         answers = partner.respond(people, now, derive_seed(run.seed, "study", turn))
-        now = [d.answered(a.completion, a.reply) for d, a in zip(now, answers, strict=True)]
+        now = [d.answered(a.completion, a.reply, run.cfg.rollout.fallback) for d, a in zip(now, answers, strict=True)]
     run.write_jsonl(file, [d.to_json() for d in now])
     run.mark_done(f"study/{name}", key)
     return now

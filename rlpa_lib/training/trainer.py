@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rlpa_lib import ppo, storage
+from rlpa_lib import parties, ppo, storage
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.dialogue import Dialogue
 from rlpa_lib.judges import Judge
 from rlpa_lib.personas import Persona
-from rlpa_lib.policies import LocalPolicy, Policy, derive_seed
+from rlpa_lib.policies import Policy, derive_seed
 from rlpa_lib.rollout import Cohort, Sampling, TurnGroup, advance, start
 from rlpa_lib.runs import Run
 from rlpa_lib.training import checkpoints, experience, unfinished
@@ -93,9 +93,7 @@ class Trainer:
         _check(self.cfg, personas)
         self.user, self.judge, self.personas, self.tokenizer = user, judge, personas, tokenizer
         rollout, settings = self.cfg.rollout, self.cfg.ppo
-        self.policy = policy or LocalPolicy(
-            learner.model, tokenizer, max_prompt_tokens=rollout.max_prompt_tokens, batch_prompts=rollout.micro_batch
-        )
+        self.policy = policy or parties.local_policy(learner.model, tokenizer, run.cfg)
         self.serve = getattr(self.policy, "refresh", None) or getattr(self.policy, "load_adapter", None)
         self.allowed_lag, self.processes = getattr(self.policy, "max_policy_lag", 0), learner.processes
         self.served = self.processes.on_main(lambda: self.serve is not None)
@@ -112,6 +110,7 @@ class Trainer:
             settings.reward_parts,
             rollout.temperature,
             rollout.max_new_tokens,
+            rollout.fallback,
         )
         self.turns_per_update = rollout.turns if settings.update_every == "dialogue" else 1
         self.total_updates = updates_until(self.cfg, settings.iterations)
