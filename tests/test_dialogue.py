@@ -59,6 +59,16 @@ def test_a_broken_reply_goes_on_with_an_empty_profile(completion, shown):
     assert judge_view(dialogue)[1] == ("assistant", shown)
 
 
+def test_a_fallback_stands_for_a_broken_reply_and_for_no_other():
+    asked = Dialogue("d", "p").heard(Utterance("Hello"))
+    broken = asked.answered("zz zz", parse_reply("zz zz"), "Tell me more.").heard(Utterance("What?"))
+    assert broken.turns[0].completion == "zz zz" and not broken.turns[0].reply.format_ok
+    shown = policy_view(broken, "Be kind.")[2]["content"]
+    assert shown == render_reply(Profile(), "Tell me more.") and user_view(broken)[1]["content"] == "Tell me more."
+    text = render_reply(FIRST, "Hi.")
+    assert asked.answered(text, parse_reply(text), "Tell me more.") == asked.answered(text, parse_reply(text))
+
+
 def test_user_view_swaps_the_roles_and_shows_no_profile(dialogue):
     view = user_view(dialogue)
     assert [m["role"] for m in view] == ["assistant", "user", "assistant", "user", "assistant"]

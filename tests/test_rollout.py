@@ -117,6 +117,16 @@ def test_a_broken_reply_continues_rewrapped():
     assert history[2]["content"] == render_reply(Profile(), "broken")
 
 
+def test_with_a_fallback_nobody_hears_a_broken_reply():
+    user, policy = FactUser(), LadderPolicy()
+    sampling = Sampling(1, "best", "Be kind.", fallback="Tell me more.")
+    _, cohort = advance(start(PERSONAS, sampling), policy, user, EqualityJudge(), sampling, seed=0)
+    groups, cohort = advance(cohort, policy, user, EqualityJudge(), sampling, seed=0)
+    assert user.heard[1] == ["Tell me more."] * 3 and "broken" not in str(policy.views[1])
+    assert [g.samples[0].completion.text for g in groups] == ["broken"] * 3, "what was sampled is what is trained on"
+    assert all(g.samples[0].reward.total == 0 for g in groups)
+
+
 def test_nothing_of_the_persona_reaches_the_policy_but_what_the_user_said():
     policy = LadderPolicy()
     run("random", samples=1, turns=3, policy=policy)
