@@ -22,7 +22,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "20_ppo": (),
     "21_ablations": ("20_ppo",),
     "22_grpo": ("20_ppo",),  # PPO's curve stands beside GRPO's
-    "30_evaluation": ("10_prompting_baselines", *_ROWS),
+    "30_evaluation": _ROWS,  # beside 10 it plays the rows that 10 has not begun
     "31_preference_conflict": ("30_evaluation",),
     "32_long_term": _ROWS,
     "33_reasoning_models": ("30_evaluation",),

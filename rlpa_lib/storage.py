@@ -51,6 +51,16 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Whether somebody else is inside `locked` with this file now."""
+    with open(path, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def append_jsonl(path: Path, row: Any) -> None:
     """Add one line, one process after the other; a torn last line left by a crash is cut off first, with a warning."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from rlpa_lib import config, decoding, evaluation, parties, reproduce, runs
+from rlpa_lib import config, decoding, evaluation, parties, reproduce, runs, storage
 from rlpa_lib.config import InputError
 from rlpa_lib.evaluation import rows, seeds
 from rlpa_lib.evaluation.rows import Row, Stage
@@ -154,3 +155,19 @@ def test_a_reproduction_looks_for_encoder_and_servers_before_it_starts(tmp_path,
     with pytest.raises(InputError, match="minilm is not installed"):
         reproduce._check_rows(config.load("smoke", ["evaluation.methods=[rag]"]), books, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_another_notebook_plays_comes_last_and_is_waited_for(open_run):
+    run = open_run("evaluation.methods=[random, oracle]", "evaluation.users=3", name="a")
+    stage = rows.Stage(run)
+    order = [(row.name, benchmark) for row, benchmark in stage.in_turn(["vanilla", "extended"])]
+    assert order == [("random", "vanilla"), ("random", "extended"), ("oracle", "vanilla"), ("oracle", "extended")]
+    people, user = builtin_personas("vanilla", 3, 0), AgendaUser(0, "user_test")
+    with storage.locked(run.path("done/random-vanilla.lock")):
+        assert [(row.name, benchmark) for row, benchmark in stage.in_turn(["vanilla"])] == [("oracle", "vanilla"), ("random", "vanilla")]
+        waiting = threading.Thread(target=stage.judged, args=(stage.rows[0], "vanilla", people, user, RuleEvaluationJudge(), RuleJudge()))
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive() and not (run.dir / "judgements").exists()
+    waiting.join(60)
+    assert (run.dir / "judgements/random-vanilla.jsonl").is_file()

@@ -50,7 +50,7 @@ def test_trainings_that_others_wait_for_come_first():
     seen = []
     schedule.run(NAMES, 2, lambda name: seen.append(name) or time.sleep(0.01))
     assert set(seen[:2]) == {"11_sft", "20_ppo"}
-    assert seen.index("10_prompting_baselines") < seen.index("00_replication_map")
+    assert seen.index("22_grpo") < seen.index("00_replication_map")
 
 
 def test_after_a_failure_what_runs_ends_and_nothing_more_starts():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rlpa_lib import evaluation, parties, prompts, storage
@@ -100,12 +101,24 @@ class Stage:
         self, row: Row, benchmark: str, people: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge, **options: Any
     ) -> list[dict]:
         """The judgement rows of one row on one benchmark: read back when this run has them, else played (`evaluation.evaluated`, which
-        explains the options)."""
-        weights = version(self.run, row)
-        known = evaluation.finished(self.run, row.name, benchmark, weights, options.get("turns"))
-        if known is not None:
-            return known
-        return evaluation.evaluated(self.run, self.method(row, benchmark), benchmark, people, user, evaluator, judge, weights, **options)
+        explains the options). While another notebook is playing it, it is waited for."""
+        with storage.locked(self._lock(row, benchmark)):
+            weights = version(self.run, row)
+            known = evaluation.finished(self.run, row.name, benchmark, weights, options.get("turns"))
+            if known is not None:
+                return known
+            return evaluation.evaluated(self.run, self.method(row, benchmark), benchmark, people, user, evaluator, judge, weights, **options)
+
+    def in_turn(self, benchmarks: Iterable[str]) -> Iterator[tuple[Row, str]]:
+        """Every row on every benchmark, in order; those that another notebook is playing right now wait until nothing else is left."""
+        left = [(row, benchmark) for row in self.rows for benchmark in benchmarks]
+        while left:
+            pair = next((pair for pair in left if not storage.is_locked(self._lock(*pair))), left[0])
+            left.remove(pair)
+            yield pair
+
+    def _lock(self, row: Row, benchmark: str) -> Path:
+        return self.run.path(f"done/{row.name}-{benchmark}.lock")
 
     def known(self, row: Row, benchmark: str, people: Sequence[Persona]) -> list[dict] | None:
         """The judgement rows of these people that this run has for a row of the main evaluation; None when it was not played for them all."""

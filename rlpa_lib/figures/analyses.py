@@ -35,7 +35,9 @@ def _finish(figure: Figure, grid: list[Axes], y: str) -> None:
     for axes in grid:
         whole(axes)
         axes.set_ylim(-2, 102)
-    figure.supxlabel("turn k", fontsize=10)
+    columns = grid[0].get_subplotspec().get_gridspec().ncols
+    for axes in grid[-columns:]:  # the lowest of each column; one label for all would stand in the legend's place
+        axes.set_xlabel("turn k", fontsize=10)
     figure.supylabel(y, fontsize=10)
     legend_below(figure, grid, 4)
 
