@@ -128,12 +128,16 @@ def alignment_over_seeds(by_seed: Sequence[Mapping[tuple[str, str], np.ndarray]]
             found = seed_interval(scores_SEK[:, :, turn : turn + 1])
             rows.append((benchmark, name, turn + 1, 100 * found.estimate, 100 * max(0, found.low), 100 * min(1, found.high)))
     data = pd.DataFrame(rows, columns=["benchmark", "method", "turn", "al", "low", "high"]).sort_values(["benchmark", "method", "turn"])
-    benchmarks = sorted(data["benchmark"].unique(), reverse=True)
-    with panels(len(benchmarks), len(benchmarks), (5 * len(benchmarks), 3.8), sharey=True) as (figure, grid):
+    benchmarks, names = sorted(data["benchmark"].unique(), reverse=True), tables.arranged(data["method"].unique())
+    with panels(len(benchmarks), len(benchmarks), (5 * len(benchmarks), 4.2), sharey=True) as (figure, grid):
         for axes, benchmark in zip(grid, benchmarks, strict=True):
-            for color, (name, part) in zip(PALETTE, data[data["benchmark"] == benchmark].groupby("method"), strict=False):
-                axes.fill_between(part["turn"], part["low"], part["high"], color=color, alpha=0.15, linewidth=0)
-                axes.plot(part["turn"], part["al"], color=color, marker="o", markersize=4, label=tables.LABELS.get(name, name))
+            for number, name in enumerate(names):
+                part = data[(data["benchmark"] == benchmark) & (data["method"] == name)]
+                own = name == "rlpa"  # stands out; colours begin again, dashed, where there are more rows than colours
+                color = "black" if own else PALETTE[number % len(PALETTE)]
+                axes.fill_between(part["turn"], part["low"], part["high"], color=color, alpha=0.12, linewidth=0)
+                axes.plot(part["turn"], part["al"], color=color, linestyle="-" if number < len(PALETTE) or own else "--", zorder=3 if own else 2,
+                          linewidth=2.5 if own else 1.4, marker="o", markersize=4, label=tables.LABELS.get(name, name))
             axes.set(xlabel="turn k", ylabel="AL(k), %", title=benchmark, ylim=(-2, 102))
             whole(axes)
         legend_below(figure, grid, 5)

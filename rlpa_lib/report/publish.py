@@ -21,7 +21,7 @@ REMEMBERED = ("params_name", "params_sha256", "seed", "status", "start", "end", 
 
 
 # Of the run that was finished last, whose notebooks pool the seeds beside it, and of one run (the analyses, which say so): copied as drawn there.
-POOLED_BY_NOTEBOOKS = ("fig18", "credit_schemes")
+POOLED_BY_NOTEBOOKS = ("fig18",)
 SHOWN_OF_ONE_RUN = ("fig4a", "conflict_profiles", "fig4b", "fig5", "difficult", "grpo", "prompting_cost")
 
 
