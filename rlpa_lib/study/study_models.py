@@ -20,15 +20,15 @@ from rlpa_lib.personas import Persona
 from rlpa_lib.profile import Profile
 from rlpa_lib.runs import Run
 
-CLAIMS_EACH, CLAIM_TOKENS = 4, 64  # claims of one utterance at most, and what one takes of the answer
+CLAIMS_EACH, CLAIM_TOKENS = 4, 128  # claims of one utterance at most, and what one takes of the answer
 Mark = Annotated[Literal[0, 1], BeforeValidator(lambda value: int(value) if isinstance(value, bool) else value)]
 
 
 class Claim(BaseModel):
     """One thing that a user says about itself, with the number of the utterance."""
 
-    utterance: int
-    claim: Annotated[str, Field(json_schema_extra={"maxLength": 100})]  # asked of servers that can hold a model to it
+    utterance: Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 99})]  # bounds for servers that can hold a model to them
+    claim: Annotated[str, Field(json_schema_extra={"maxLength": 80})]
     against_persona: Mark
     against_earlier: Mark
 
