@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from rlpa_lib.prompt_memory import Kept, PromptMemory
 
 KERNEL = "rlpa_shared_prefix"
 BLOCK = 64  # tokens by which the store of sampled keys grows
@@ -113,42 +113,6 @@ def decoding_kernel(model: PreTrainedModel) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-class PromptMemory:
-    """Keys and values of the prompts of the last call: of a prompt that begins like one of them, only the rest is run.
-
-    `begin` opens a call (with `forget`: as if there had been none before), `known` asks about one of its prompts, `add` takes its prompts in.
-    The weights must not change in between.
-    """
-
-    def __init__(self) -> None:
-        self._before: list[_Kept] = []
-        self._now: list[_Kept] = []
-
-    def begin(self, forget: bool) -> None:
-        self._before, self._now = [] if forget else sorted(self._now, key=lambda kept: kept.prompt), []
-
-    def known(self, prompt: tuple[int, ...]) -> tuple[_Kept | None, int]:
-        """(what is kept of the prompt that this one shares most with, how many tokens); at least one token is left to run."""
-        place = bisect.bisect(self._before, prompt, key=lambda kept: kept.prompt)
-        near = [(len(os.path.commonprefix([kept.prompt, prompt[:-1]])), kept) for kept in self._before[max(0, place - 1) : place + 1]]
-        length, kept = max(near, key=lambda pair: pair[0], default=(0, None))
-        return (kept, length) if length else (None, 0)
-
-    def add(self, prompts: Sequence[tuple[int, ...]], keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
-        """Keys and values of one batch, per layer [P, H, L, D] with padding behind."""
-        self._now += [_Kept(tuple(prompt), keys, values, row) for row, prompt in enumerate(prompts)]
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A prompt, and its row in the keys and values [P, H, L, D] per layer of the batch that it was run in."""
-
-    prompt: tuple[int, ...]
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-    row: int
-
-
 def prefill(
     model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], owners_P: torch.Tensor, n: int, portion: int | None = None,
     memory: PromptMemory | None = None,
@@ -177,7 +141,7 @@ def prefill(
     return shared, torch.cat(last)[owners_P].repeat_interleave(n, dim=0)[:, None], lengths[owners_P].repeat_interleave(n)
 
 
-def _run(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], known: Sequence[tuple[_Kept | None, int]], device: torch.device):
+def _run(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], known: Sequence[tuple[Kept | None, int]], device: torch.device):
     """(last hidden states [P, D], keys and values per layer [P, H, L, D]) of prompts, of which the beginnings may be known."""
     shared_P = torch.tensor([shared for _, shared in known], device=device)
     rests = [p[shared:] for p, (_, shared) in zip(prompts, known, strict=True)]
@@ -204,7 +168,7 @@ def _run(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], known: Sequ
     return last, pairs
 
 
-def _beginnings(known: Sequence[tuple[_Kept | None, int]], name: str, layer: int, past: int) -> torch.Tensor:
+def _beginnings(known: Sequence[tuple[Kept | None, int]], name: str, layer: int, past: int) -> torch.Tensor:
     """What is known of each prompt, keys or values of a layer: [P, H, past, D], zeros behind."""
     like = next(getattr(kept, name)[layer] for kept, _ in known if kept is not None)
     out = like.new_zeros(len(known), like.shape[1], past, like.shape[3])

@@ -13,8 +13,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from rlpa_lib.config import InputError
-from rlpa_lib.decoding import PromptMemory, Sampled, decode, prefill
+from rlpa_lib.decoding import Sampled, decode, prefill
 from rlpa_lib.llm.quoting import defuse, exact_signs
+from rlpa_lib.prompt_memory import PromptMemory
 
 Message = dict[str, str]
 
