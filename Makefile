@@ -20,6 +20,10 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 # pytest, and each notebook's kernel, use one thread: two processes with two threads each on two cores are far slower
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false
 
+# Compiled modules stay in .venv and beside the library, whatever the shell says: each of a run's kernels and a test's processes would
+# otherwise compile torch and transformers anew, about ten seconds of its time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install reproduce test test-fast test-vllm lint lab tiny-model lock clean help
 .DEFAULT_GOAL := help
 
