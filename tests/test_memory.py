@@ -9,7 +9,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rlpa_lib import config
 from rlpa_lib.config import Config
-from rlpa_lib.mini.model import WEIGHTS
+from rlpa_lib.mini import WEIGHTS
 from rlpa_lib.plan import memory
 from rlpa_lib.policies import Completion
 from rlpa_lib.profile import Profile, Reply

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlpa_lib.config import Config
+from rlpa_lib.mini import WEIGHTS
 
 HEAD_HIDDEN = 256  # `backbone.ValueHead`
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -87,7 +88,7 @@ def predict(shape: Shape, cfg: Config, prompt: int, completion: int) -> dict[str
         "moments": 8 * (trained + critic),
         "activations": rows * row * shape.layers * _per_token(shape, cfg, tree),
         "attention masks": size * 2 * rows * row**2 if tree else 0,
-        "vocabulary": samples * completion * shape.vocabulary * 12,
+        "vocabulary": samples * completion * shape.vocabulary * 4,
     }
 
 
@@ -130,4 +131,4 @@ def table(cfg: Config) -> str:
 
 
 def _folder(model: str) -> str:
-    return str(Path(__file__).parents[1] / "mini" / "weights") if model == "tiny" else model
+    return str(WEIGHTS) if model == "tiny" else model

@@ -18,6 +18,7 @@ from rlpa_lib.training.packing import Packed
 
 POLICY, REFERENCE, CRITIC, HEAD = "policy", "reference", "critic", "head"
 ADAPTER_FILE = "adapter_config.json"
+ROWS = 64  # tokens that go through the output layer at once
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,7 @@ class Backbone(nn.Module):
             hidden, middle = _hidden(network, packed, middle=features is True)
             if role == CRITIC:
                 return spread(self.head(hidden[where]), keep)
-            # not held by a name: over a large vocabulary it is the largest tensor of the update
-            logprobs = torch.log_softmax(network.get_output_embeddings()(hidden[where]).float() / self.temperature, dim=-1)
-        chosen = logprobs.gather(-1, packed.targets_ST[keep][:, None])[:, 0]
-        with torch.no_grad():
-            entropy = torch.cat([-(part.exp() * part).sum(-1) for part in logprobs.split(256)])
+            chosen, entropy = _said(network.get_output_embeddings(), hidden[where], packed.targets_ST[keep], self.temperature)
         made = spread(torch.cat([hidden[where], middle[where]], -1), keep) if features else None
         return spread(chosen, keep), spread(entropy, keep), made
 
@@ -155,6 +152,19 @@ def _hidden(network, packed: Packed, middle: bool) -> tuple[torch.Tensor, torch.
     )
     states = out.hidden_states
     return out.last_hidden_state, states[len(states) // 2] if middle else None
+
+
+def _said(head: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target and the entropy it was drawn from, [N]. The vocabulary is by far the largest dimension, so a few
+    tokens at a time go through it: a CPU then finds them in its cache, and the backward pass needs no second tensor of that size."""
+    chosen, entropies = [], []
+    for hidden, targets in zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True):
+        logits = head(hidden).float()
+        logprobs = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
+        chosen.append(logprobs.gather(-1, targets[:, None])[:, 0])
+        with torch.no_grad():
+            entropies.append(-(logprobs.exp() * logprobs).sum(-1))
+    return torch.cat(chosen), torch.cat(entropies)
 
 
 def spread(flat: torch.Tensor, keep_ST: torch.Tensor) -> torch.Tensor:
