@@ -22,7 +22,8 @@ def finished(folder, seed, marks, status="done", overrides=()):
     run.write_jsonl("metrics/ppo.jsonl", [{"update": k, "iteration": k, "turn": 1, **parts} for k in (1, 2)])
     for k in (1, 2):
         reward = {"total": 1.0, "profile": 0.5, "response": 0.5, "format_ok": True}
-        run.write_jsonl(f"dialogues/ppo/update-{k:04d}.jsonl", [{"dialogue": f"000{k}-{user}", "turn": 1, "reward": reward} for user in "ab"])
+        rows = [{"dialogue": f"000{k}-{user}", "turn": 1, "chosen": True, "reward": reward} for user in "ab"]
+        run.write_jsonl(f"dialogues/ppo/update-{k:04d}.jsonl", rows)
     facts = json.loads((folder / "record.json").read_text())
     storage.write_json(folder / "record.json", {**facts, "status": status})
     return folder
@@ -43,6 +44,16 @@ def test_three_seeds_are_averaged_over_seeds_and_users(tmp_path):
     assert drawn.query("method == 'rlpa'")["al"].tolist() == pytest.approx([100 * 2 / 3, 100 * 5 / 9])
     facts = json.loads((tmp_path / "figures" / "mini_alignment.json").read_text())
     assert facts["runs"] == ["mini-0", "mini-1", "mini-2"] and facts["data_sha256"]
+
+
+def test_runs_under_another_credit_scheme_beside_them_are_compared(tmp_path):
+    folders = [finished(tmp_path / f"mini-{s}", s, (1, 1)) for s in range(3)]
+    for s in range(3):
+        finished(tmp_path / f"mdp-{s}", s, (0, 1), overrides=["ppo.turn_discount=0.9", "ppo.update_every=dialogue", "rollout.continuation=random"])
+    publish.publish(folders, tmp_path / "figures")
+    held = pd.read_csv(tmp_path / "figures" / "mini_credit_held_out.csv")
+    assert held["seeds"].tolist() == [3, 3] and set(held["avg"].round(3)) == {50.0, 66.667}
+    assert json.loads((tmp_path / "figures" / "mini_credit_schemes.json").read_text())["runs"][:2] == ["mdp-0", "mdp-1"]
 
 
 def test_figures_of_single_notebooks_are_copied_from_the_right_run(tmp_path):

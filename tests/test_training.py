@@ -5,7 +5,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from rlpa_lib import config, runs, training
+from rlpa_lib import config, runs, storage, training
 from rlpa_lib.__main__ import main
 from rlpa_lib.figures import credit
 
@@ -86,3 +86,16 @@ def test_credit_curves_by_hand(tmp_path):
     assert (first["mean"], first["high"] - first["mean"]) == (pytest.approx(0.5), pytest.approx(3.1766, abs=1e-3))
     late = drawn[(drawn["panel"] == "turn") & (drawn["scheme"] == "MDP, discount 0.9, random")]
     assert late["mean"].tolist() == pytest.approx([0.6, 0.8]) and late["low"].isna().all(), "one seed has no interval"
+
+
+def test_held_out_alignment_of_the_schemes_by_hand(tmp_path):
+    bandit, mdp = [[1, 1], [1, 0], [1, 1]], [[1, 0], [0, 0], [1, 0], [1, 1]]
+    marks = {f"{discount}-{seed}": (seed, discount, m) for discount, all_m in ((0, bandit), (0.9, mdp)) for seed, m in enumerate(all_m)}
+    for name, (seed, discount, scores) in marks.items():
+        folder = written_run(tmp_path / name, seed, discount, [[0.5]])
+        rows = [{"user": user, "turn": k, "score": s} for user in "uv" for k, s in enumerate(scores, start=1)]
+        storage.write_jsonl(folder / "judgements/rlpa-vanilla.jsonl", rows)
+    table = credit.held_out([tmp_path / name for name in marks]).set_index("scheme")
+    assert table["seeds"].tolist() == [3, 3], "seed 3 has no counterpart"
+    assert table["avg"].tolist() == pytest.approx([250 / 3, 100 / 3]) and table.loc["MDP, discount 0.9, random", "first_minus"] == pytest.approx(50)
+    assert table.loc["bandit, best", ["al1", "al2"]].tolist() == pytest.approx([100, 200 / 3])

@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from rlpa_lib import record, storage
+from rlpa_lib import evaluation, record, storage
+from rlpa_lib.evaluation import tables
 from rlpa_lib.figures.frame import PALETTE, panels, whole
 
 # what may differ between two runs that are compared as credit schemes
@@ -68,22 +70,49 @@ def credit_curves(by_turn: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """
     late = by_turn[by_turn["cohort"] > by_turn["cohort"].max() * 2 / 3]
     parts = [("cohort", by_turn, "cohort of new users"), ("turn", late, "turn, last third of the cohorts")]
-    drawn = []
+    drawn, highest = [], 0.0
     with panels(2, 2, (11, 4), sharey=True) as (figure, axes):
         for axis, (x, part, label) in zip(axes, parts, strict=True):
             for color, (name, rows) in zip(PALETTE, part.groupby("scheme"), strict=False):
                 seeds = rows.groupby(["seed", x])["reward"].mean().unstack("seed")
-                mean, half = seeds.mean(axis=1), reach(seeds)
+                mean, half, highest = seeds.mean(axis=1), reach(seeds), max(highest, seeds.max(axis=None))
                 axis.plot(seeds.index, seeds, color=color, linewidth=0.7, alpha=0.6)
                 axis.plot(mean.index, mean, color=color, linewidth=2.5, marker="o", label=f"{name} ({seeds.shape[1]} seeds)")
                 axis.fill_between(mean.index, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
                 drawn.append(pd.DataFrame({"panel": x, "scheme": name, "x": mean.index, "mean": mean, "low": mean - half, "high": mean + half,
                                            "seeds": seeds.shape[1]}))  # fmt: skip
-            axis.set(xlabel=label, ylim=(0, None))
+            axis.set_xlabel(label)
             whole(axis)
+        axes[0].set_ylim(0, 1.1 * highest)  # one scale for both panels
         axes[0].set_ylabel("reward of a turn, mean over samples")
         axes[0].legend(frameon=False, loc="lower right")
     return figure, pd.concat(drawn, ignore_index=True)
+
+
+def held_out(folders: Sequence[Path]) -> pd.DataFrame:
+    """Alignment of the trained policy with held-out users by scheme and benchmark, in percent, with 95 % intervals over seeds and users; the
+    first scheme's minus it over the seeds that both have. Runs without that row are left out; three seeds at least.
+    """
+    scores: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+    for folder in folders:
+        made_by = record.read(folder)
+        for benchmark in made_by["params"]["evaluation"]["benchmarks"]:
+            if (file := folder / "judgements" / f"rlpa-{benchmark}.jsonl").is_file():
+                found = evaluation.score_table(storage.read_jsonl(file, appended=True))
+                scores.setdefault((benchmark, scheme(made_by["params"])), {})[made_by["seed"]] = found
+    lines = []
+    for (benchmark, name), own in scores.items():
+        first = scores[next(key for key in scores if key[0] == benchmark)]
+        both = sorted(own.keys() & first.keys())
+        if len(both) < 3:
+            continue
+        mean = np.stack([own[seed] for seed in both])
+        line = {"benchmark": benchmark, "scheme": name, "seeds": len(both), **tables.percent("avg", mean)}
+        line |= {f"al{k + 1}": 100 * float(mean[:, :, k].mean()) for k in range(mean.shape[2])}
+        if own is not first:
+            line |= tables.percent("rlpa_minus", np.stack([first[seed] - own[seed] for seed in both]))
+        lines.append(line)
+    return pd.DataFrame(lines).rename(columns=lambda name: name.replace("rlpa_minus", "first_minus"))
 
 
 def reach(seeds: pd.DataFrame) -> pd.Series:

@@ -15,6 +15,7 @@ from rlpa_lib import record as records
 from rlpa_lib.config import InputError
 from rlpa_lib.evaluation import tables
 from rlpa_lib.evaluation.tables import Scores
+from rlpa_lib.figures import credit
 
 RUNS = "runs.jsonl"
 REMEMBERED = ("params_name", "params_sha256", "seed", "status", "start", "end", "resumed", "code", "hardware")
@@ -26,8 +27,9 @@ SHOWN_OF_ONE_RUN = ("fig4a", "conflict_profiles", "fig4b", "fig5", "difficult", 
 
 
 def publish(run_dirs: Sequence[Path], out: Path) -> list[Path]:
-    """Write <scale>_seeds (table), <scale>_alignment and <scale>_reward (figures), copy the figures of single notebooks (as <scale>_<name>)
-    and the table of the ablations, and add one line a run to runs.jsonl, unfinished runs included.
+    """Write <scale>_seeds (table), <scale>_alignment and <scale>_reward (figures), compare the credit schemes if runs under another one lie
+    beside these, copy the figures of single notebooks (as <scale>_<name>) and the table of the ablations, and add one line a run to
+    runs.jsonl, unfinished runs included.
 
     Only finished runs are pooled. InputError: among those, settings differ or a seed comes twice, or there are fewer than three.
     """
@@ -58,10 +60,30 @@ def publish(run_dirs: Sequence[Path], out: Path) -> list[Path]:
     for name, ((figure, data), caption, alt) in drawn.items():
         written += _save(figure, data, out / f"{scale}_{name}", {**source, "caption": caption, "alt": alt})
     last = max(done, key=lambda pair: pair[1]["end"] or "")[0]
+    written += _credit_schemes(last, out, scale)
     written += [file for name in POOLED_BY_NOTEBOOKS for file in _copied(last / "figures", name, out, scale)]
     written += [file for name in SHOWN_OF_ONE_RUN for file in _copied(done[0][0] / "figures", name, out, scale)]
     written += _copied(last / "tables", "table2_seeds", out, scale)
     return [*written, out / RUNS]
+
+
+def _credit_schemes(run_dir: Path, out: Path, scale: str) -> list[Path]:
+    """<scale>_credit_schemes (training) and <scale>_credit_held_out (evaluation), where runs under another credit scheme lie beside this one."""
+    together = credit.comparable_runs(run_dir)
+    by_turn = credit.training_by_turn(together)
+    if by_turn["scheme"].nunique() < 2:
+        return []
+    facts = [records.read(folder) for folder in together]
+    source = {"runs": [folder.name for folder in together], "seeds": [f["seed"] for f in facts],
+              "library_sha256": sorted({f["code"]["library_sha256"] for f in facts}), "commits": sorted({str(f["code"]["commit"]) for f in facts})}
+    alt = "Mean reward by cohort and by turn, one line a credit scheme; thin lines are seeds"
+    caption = "Reward in training under the credit schemes, mean over all samples of a turn; bands: 95 % over seeds"
+    figure, data = credit.credit_curves(by_turn)
+    held = credit.held_out(together)
+    told = {**source, "caption": "Alignment of the trained policy with held-out users by credit scheme, percent; 95 % over seeds and users"}
+    return [*_save(figure, data, out / f"{scale}_credit_schemes", {**source, "caption": caption, "alt": alt}),
+            storage.write_bytes(out / f"{scale}_credit_held_out.csv", held.to_csv(index=False).encode()),
+            storage.write_json(out / f"{scale}_credit_held_out.json", told)]  # fmt: skip
 
 
 def _copied(folder: Path, name: str, out: Path, scale: str) -> list[Path]:
