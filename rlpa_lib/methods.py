@@ -12,7 +12,7 @@ from typing import Protocol
 
 from rlpa_lib.dialogue import Dialogue, Turn, policy_view
 from rlpa_lib.personas import Persona
-from rlpa_lib.policies import Completion, LocalPolicy, Message, Policy, derive_seed
+from rlpa_lib.policies import Completion, Message, Policy, derive_seed
 from rlpa_lib.profile import Profile, Reply, parse_reply
 from rlpa_lib.retrieval import SentenceEncoder, top_k
 
@@ -87,7 +87,7 @@ class Prompted:
 
     def ask(self, messages: Sequence[list[Message]], seed: int, goes_on: bool = False) -> list[Completion]:
         """One completion a prompt; `goes_on`: the prompts begin like those of the last call, which a local policy makes use of."""
-        options = {"goes_on": goes_on} if isinstance(self.policy, LocalPolicy) else {}
+        options = {"goes_on": goes_on} if hasattr(self.policy, "recall") else {}
         drawn = self.policy.generate(messages, 1, seed=seed, temperature=self.temperature, max_new_tokens=self.max_new_tokens, **options)
         return [completions[0] for completions in drawn]
 
@@ -178,7 +178,7 @@ def moments(dialogues: Sequence[Dialogue]) -> list[list[Dialogue]]:
 
 def recall(policy: Policy, prompts: Sequence[list[list[Message]]]) -> None:
     """Let a local policy remember the prompts of one turn after the other."""
-    if isinstance(policy, LocalPolicy):
+    if hasattr(policy, "recall"):
         for k, messages in enumerate(prompts):
             policy.recall(messages, goes_on=k > 0)
 

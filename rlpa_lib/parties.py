@@ -10,26 +10,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-
 from rlpa_lib import personas, prompts, storage
 from rlpa_lib.analyses.reveal import RevealJudge
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.judges import EvaluationJudge, FailureTally, Judge
+from rlpa_lib.mini import WEIGHTS
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.mini.manners import MANNERS
-from rlpa_lib.mini.model import WEIGHTS
 from rlpa_lib.mini.reveal import RuleRevealJudge
 from rlpa_lib.mini.user import AgendaUser
-from rlpa_lib.policies import LocalPolicy, Policy
+from rlpa_lib.policies import Policy
 from rlpa_lib.serving import smollm2
 from rlpa_lib.users import InformedUser, LLMUser, Shift, ShiftingUser
 
 if TYPE_CHECKING:
     from rlpa_lib.endpoint import ChatEndpoint
     from rlpa_lib.llm.llm_judges import JudgePrompt, Questions
+    from rlpa_lib.local_policy import LocalPolicy
     from rlpa_lib.runs import Run
     from rlpa_lib.schema_analyses import Conflict, Difficult, LongTerm
 
@@ -126,6 +123,8 @@ def policy(cfg: Config, run: Run | Path | None = None, *, adapter: Path | None =
 
 def local_policy(model, tokenizer, cfg: Config, *, portion: int | None = None, reuse: bool = False) -> LocalPolicy:
     """A model in this process as a policy, with the run's limits; `portion`, `reuse`: see `LocalPolicy`."""
+    from rlpa_lib.local_policy import LocalPolicy
+
     given = cfg.rollout
     return LocalPolicy(
         model, tokenizer, max_prompt_tokens=given.max_prompt_tokens, batch_prompts=given.micro_batch, portion=portion, reuse=reuse
@@ -189,12 +188,16 @@ def with_adapter(model, folder: Path):
     """The model with a trained LoRA adapter (PEFT format). InputError: there is none in the folder."""
     if not (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: no adapter here; run 20_ppo with this run directory first")
+    from peft import PeftModel
+
     return PeftModel.from_pretrained(model, folder).eval()
 
 
 def _tokenizer_class(source: str):
     """AutoTokenizer goes by the model's architecture and would read our own pieces as Qwen2's byte pairs, letter by letter;
     a folder whose tokenizer says that its file is complete is taken at its word."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     settings = Path(source) / "tokenizer_config.json"
     complete = settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") == "TokenizersBackend"
     return PreTrainedTokenizerFast if complete else AutoTokenizer
@@ -214,6 +217,9 @@ def load_tokenizer(cfg: Config):
 def load_model(cfg: Config):
     """(model, tokenizer) of `policy.model`: "tiny" ships with the package, "smollm2" comes from its own, a folder or a hub name goes
     to transformers. InputError: there is no such model, or it is behind an endpoint and has no weights here."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     options = {"revision": cfg.policy.revision, "dtype": getattr(torch, cfg.policy.dtype)}
     tokenizer = load_tokenizer(cfg)
     return _from_pretrained(cfg, lambda source: AutoModelForCausalLM.from_pretrained(source, **options)), tokenizer

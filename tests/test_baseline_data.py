@@ -10,7 +10,7 @@ from rlpa_lib.baselines import data, trainers
 from rlpa_lib.baselines.data import IGNORED, branches, dpo_rows, growing, learned, sft_rows
 from rlpa_lib.baselines.preferences import Conversation, Exchange
 from rlpa_lib.config import InputError
-from rlpa_lib.mini.model import WEIGHTS
+from rlpa_lib.mini import WEIGHTS
 
 # What bears loss
 

@@ -9,7 +9,7 @@ from conftest import byte_tokenizer, random_model
 from rlpa_lib.baselines import grpo
 from rlpa_lib.dialogue import Dialogue, Utterance
 from rlpa_lib.judges import JudgeFailed
-from rlpa_lib.policies import LocalPolicy
+from rlpa_lib.local_policy import LocalPolicy
 from rlpa_lib.profile import Profile, Reply
 from rlpa_lib.rewards import broken_format_reward
 from rlpa_lib.rollout import Sampling

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from rlpa_lib import ppo
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.judges import JudgeFailed
-from rlpa_lib.policies import Completion, LocalPolicy
+from rlpa_lib.local_policy import LocalPolicy
+from rlpa_lib.policies import Completion
 from rlpa_lib.profile import Profile, Reply
 from rlpa_lib.rewards import Reward
 from rlpa_lib.rollout import Sample, TurnGroup
@@ -223,7 +224,7 @@ def test_sampling_with_merged_adapters_is_sampling_with_adapters(tiny_random_mod
 
     merged = sample()
     assert all(torch.equal(before[n], p) for n, p in learner.model.named_parameters())
-    monkeypatch.setattr("rlpa_lib.policies.merged_adapters", lambda _: nullcontext())
+    monkeypatch.setattr("rlpa_lib.local_policy.merged_adapters", lambda _: nullcontext())
     for one, other in zip(merged, sample(), strict=True):
         assert one.token_ids == other.token_ids and one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
     base = LocalPolicy(copy.deepcopy(model), tokenizer).generate(talk, 4, **asked)[0]

@@ -15,6 +15,7 @@ from rlpa_lib import config, evaluation, parties, runs
 from rlpa_lib.analyses import conflict, long_term
 from rlpa_lib.dialogue import Dialogue, Turn, Utterance
 from rlpa_lib.evaluation.controls import OracleControl
+from rlpa_lib.local_policy import LocalPolicy
 from rlpa_lib.methods import Prompted
 from rlpa_lib.mini.attacks import PERSONA
 from rlpa_lib.mini.personas import builtin_personas
@@ -22,7 +23,6 @@ from rlpa_lib.mini.play import play_careful
 from rlpa_lib.mini.reveal import RuleRevealJudge
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.personas import Persona
-from rlpa_lib.policies import LocalPolicy
 from rlpa_lib.profile import Profile, Reply
 
 

@@ -7,11 +7,12 @@ from rlpa_lib import prompts
 from rlpa_lib.config import InputError
 from rlpa_lib.dialogue import Dialogue, Utterance
 from rlpa_lib.evaluation.controls import Lent, MisdirectedAnswers, PromptedOracle, StyleOnly, no_profile
+from rlpa_lib.local_policy import LocalPolicy
 from rlpa_lib.methods import Prompted, Retrieval, SelfCritic, split_thought
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.personas import Persona
-from rlpa_lib.policies import Completion, LocalPolicy, prompt_ids
+from rlpa_lib.policies import Completion, prompt_ids
 from rlpa_lib.profile import Profile, Reply
 
 

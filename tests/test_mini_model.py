@@ -7,12 +7,11 @@ import pytest
 
 from rlpa_lib import config, parties, prompts
 from rlpa_lib.dialogue import Dialogue, Utterance, policy_view
-from rlpa_lib.mini import language
+from rlpa_lib.local_policy import LocalPolicy
+from rlpa_lib.mini import WEIGHTS, language
 from rlpa_lib.mini.judge import match_profiles
-from rlpa_lib.mini.model import WEIGHTS
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.user import AgendaUser
-from rlpa_lib.policies import LocalPolicy
 from rlpa_lib.profile import Profile, Reply, parse_reply
 
 

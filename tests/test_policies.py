@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from rlpa_lib.config import InputError
-from rlpa_lib.policies import LocalPolicy, derive_seed, fit_prompt, prompt_ids, window
+from rlpa_lib.local_policy import LocalPolicy
+from rlpa_lib.policies import derive_seed, fit_prompt, prompt_ids, window
 
 
 def talk(*texts):

@@ -13,10 +13,10 @@ from rlpa_lib import config, decoding, evaluation, parties, reproduce, runs, sto
 from rlpa_lib.config import InputError
 from rlpa_lib.evaluation import rows, seeds
 from rlpa_lib.evaluation.rows import Row, Stage
+from rlpa_lib.local_policy import LocalPolicy
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.user import AgendaUser
-from rlpa_lib.policies import LocalPolicy
 from rlpa_lib.schema import METHODS
 
 PEOPLE = builtin_personas("vanilla", 3, 0)

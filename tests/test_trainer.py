@@ -13,8 +13,8 @@ from rlpa_lib import runs
 from rlpa_lib.config import Config, InputError
 from rlpa_lib.dialogue import Utterance
 from rlpa_lib.judges import CRITERIA, Verdict
+from rlpa_lib.local_policy import LocalPolicy
 from rlpa_lib.personas import Persona
-from rlpa_lib.policies import LocalPolicy
 from rlpa_lib.profile import Profile, Reply, parse_reply
 from rlpa_lib.training import checkpoints, unfinished
 from rlpa_lib.training.experience import gather_experience

@@ -3,13 +3,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-WEIGHTS = Path(__file__).parent / "weights"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 END, PAD = "<|end|>", "<|pad|>"
 TAGS = ("<profile>", "</profile>", "<response>", "</response>")

@@ -14,8 +14,8 @@ import torch
 
 from rlpa_lib import config, evaluation, parties, runs
 from rlpa_lib.evaluation import rows
+from rlpa_lib.local_policy import LocalPolicy
 from rlpa_lib.personas import load_personas
-from rlpa_lib.policies import LocalPolicy
 from rlpa_lib.retrieval import load_encoder
 
 FULL = 148 * 10  # answers of a row at mini

@@ -11,9 +11,9 @@ import torch
 
 from rlpa_lib import config, parties, prompts
 from rlpa_lib.dialogue import policy_view
+from rlpa_lib.local_policy import LocalPolicy
 from rlpa_lib.mini import corpus
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.policies import LocalPolicy
 from rlpa_lib.training.learner import Learner
 
 PROMPTS, SAMPLES, REPEATS = 8, 4, 3

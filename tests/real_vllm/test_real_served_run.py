@@ -19,7 +19,7 @@ def test_all_parties_behind_one_server(vllm_server_tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("skipped: an endpoint policy cannot be trained") >= 4
     usage = [json.loads(line) for line in (tmp_path / "run" / "metrics" / "usage.jsonl").read_text().splitlines()]
-    assert {line["role"] for line in usage} == {"user", "policy", "profile_judge", "response_judge", "evaluator"}
+    assert {line["role"] for line in usage} == {"user", "user_judge", "policy", "profile_judge", "response_judge", "evaluator"}
     assert sum(line.get("completion_tokens", 0) for line in usage) > 0 and not any("estimated" in line for line in usage)
     assert len((tmp_path / "run" / "tables" / "table1.csv").read_text().splitlines()) == 4, "three rows; rlpa needs weights and is not run"
     assert (tmp_path / "run" / "tables" / "judge_attacks.csv").is_file() and holding(tmp_path / "run", "sk-test") == []

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rlpa_lib import ppo
 from rlpa_lib.config import InputError
-from rlpa_lib.mini.model import WEIGHTS
+from rlpa_lib.mini import WEIGHTS
 from rlpa_lib.policies import prompt_ids
 from rlpa_lib.serving import vllm_server
 from rlpa_lib.serving.vllm_policy import NoServerLeft, VLLMPolicy
