@@ -83,7 +83,7 @@ def test_a_dead_pointer_is_found(tree, problems, field, pointer, message):
 def test_a_deviation_without_a_reason_is_found(tree, problems):
     del row(tree, "actor learning rate")["why"]
     [found] = problems(tree)
-    assert "params/paper.yaml has ppo.lr = 5e-06, the source says 5e-07, and no reason is given" in found
+    assert "params/paper.yaml has ppo.lr = 2.5e-06, the source says 5e-07, and no reason is given" in found
 
 
 def test_a_wait_that_is_over_is_found(tree, problems):
@@ -111,7 +111,7 @@ def test_the_table_shows_live_settings():
     cfgs["mini"] = config.load("mini", ["ppo.lr=1.25e-4"])
     table = replication.replication_table(cfgs).set_index("item")
     rates = table.loc["actor learning rate"]
-    assert [rates[f"{name} settings"] for name in cfgs] == ["ppo.lr = 0.000125", "ppo.lr = 5e-06", "ppo.lr = 5e-07"]
+    assert [rates[f"{name} settings"] for name in cfgs] == ["ppo.lr = 0.000125", "ppo.lr = 2.5e-06", "ppo.lr = 5e-07"]
     assert (table["paper"] != "").all()
     assert len(table) == len(replication.load_map())
 
@@ -129,4 +129,4 @@ def test_html_says_a_common_setting_once_and_a_different_one_per_scale():
     cfgs = {name: config.load(name) for name in ("mini", "paper", "released")}
     html = replication.to_html(replication.replication_table(cfgs), "hyper-parameter")
     assert f"ppo.kl_coef = {cfgs['paper'].ppo.kl_coef}" in html
-    assert f"ppo.lr: mini {cfgs['mini'].ppo.lr}; paper 5e-06; released 5e-07" in html
+    assert f"ppo.lr: mini {cfgs['mini'].ppo.lr}; paper 2.5e-06; released 5e-07" in html
