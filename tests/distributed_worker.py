@@ -17,7 +17,7 @@ from rlpa_lib.config import InputError
 from rlpa_lib.profile import Profile, Reply
 from rlpa_lib.runs import Run
 from rlpa_lib.training import checkpoints
-from rlpa_lib.training.learner import Learner
+from rlpa_lib.training.learner import ROLES, Learner
 from rlpa_lib.training.processes import Processes
 from rlpa_lib.training.trainer import Trainer
 
@@ -74,7 +74,7 @@ def trained(folder, mode, accelerator=None, kill_at=None):
 def weights(trainer):
     """Every trained weight, whole."""
     learner = trainer.learner
-    return {f"{role}|{n}": checkpoints._whole(p) for role in learner.optimizers for n, p in learner.parameters(role).items()}
+    return {f"{role}|{n}": checkpoints.whole(learner, p) for role in ROLES for n, p in learner.parameters(role).items()}
 
 
 def talk(folder, accelerator):
@@ -122,6 +122,7 @@ def work():
         whole = weights(trainer)
         if accelerator.is_main_process:
             save_file(whole, folder / "weights.safetensors")
+        Processes(accelerator).wait()
     accelerator.end_training()
 
 

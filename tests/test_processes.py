@@ -1,5 +1,6 @@
 """Two processes over gloo, started by accelerate: they train what one trains, and a killed one is noticed."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 from rlpa_lib import training
 from rlpa_lib.config import InputError
 
+NO_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="pip install -e '.[deepspeed]'")
+FILES = ["cpu-2", "cpu-2-fsdp2", pytest.param("cpu-2-zero3", marks=NO_DEEPSPEED)]
 WORKER = Path(__file__).parent / "distributed_worker.py"
 
 
@@ -63,7 +66,7 @@ def test_what_processes_tell_each_other(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["cpu-2", "cpu-2-fsdp2"])
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("mode", sorted(MODES))
 def test_two_processes_train_what_one_trains(tmp_path, mode, file):
     alone = trained(tmp_path / "alone/run", mode)
@@ -86,7 +89,7 @@ def test_two_processes_train_what_one_trains(tmp_path, mode, file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["cpu-2", "cpu-2-fsdp2"])
+@pytest.mark.parametrize("file", FILES)
 def test_a_killed_process_is_noticed_and_the_run_goes_on(tmp_path, file):
     code, said = launch(tmp_path / "whole", "bandit", file)
     assert code == 0, said
@@ -106,12 +109,14 @@ def test_a_killed_process_is_noticed_and_the_run_goes_on(tmp_path, file):
 def test_every_launch_configuration_says_what_its_name_says():
     sizes = {"1": (1, 1), "4": (4, 1), "8": (8, 1), "2x8": (16, 2), "2": (2, 1)}
     names = {path.stem for path in training.CONFIGURATIONS.glob("*.yaml")}
-    assert names == {f"{kind}-{size}" for kind in ("ddp", "fsdp2") for size in ("1", "4", "8", "2x8")} | {"cpu-2", "cpu-2-fsdp2"}
+    on_gpus = {f"{kind}-{size}" for kind in ("ddp", "fsdp2", "zero3") for size in ("1", "4", "8", "2x8")}
+    assert names == on_gpus | {"cpu-2", "cpu-2-fsdp2", "cpu-2-zero3"}
     for name in names:
         made = load_config_from_file(str(training.configuration(name)))  # accelerate refuses keys that it does not know
-        size = name.replace("cpu-2-fsdp2", "cpu-2").split("-")[1]
+        size = name.removeprefix("cpu-").split("-")[0 if name.startswith("cpu") else 1]
         assert (made.num_processes, made.num_machines) == sizes[size], name
         assert (made.distributed_type == "FSDP") == ("fsdp2" in name)
+        assert (made.distributed_type == "DEEPSPEED" and made.deepspeed_config["zero_stage"] == 3) == ("zero3" in name)
 
 
 def test_an_unknown_launch_configuration_lists_those_that_exist():

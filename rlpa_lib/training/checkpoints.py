@@ -14,19 +14,26 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from rlpa_lib import storage
 from rlpa_lib.config import InputError
 from rlpa_lib.training.backbone import POLICY
-from rlpa_lib.training.learner import Learner
+from rlpa_lib.training.learner import ROLES, Learner
 
 STATE, PROGRESS = "state.safetensors", "progress.json"
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
+def whole(learner: Learner, tensor: torch.Tensor) -> torch.Tensor:
     """A weight's or moment's full value, also where processes hold parts of it."""
+    if learner.zero3 and isinstance(tensor, torch.nn.Parameter):
+        tensor = learner.zero3.weight(tensor)
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().contiguous()
+
+
+def _moments(learner: Learner, role: str, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    state = learner.zero3.moments(parameter) if learner.zero3 else learner.optimizers[role].state[parameter]
+    return {key: whole(learner, value) for key, value in state.items()}
 
 
 def save_adapter(learner: Learner, folder: Path, role: str = POLICY) -> Path:
     """Write one adapter in PEFT format (adapter_config.json, adapter_model.safetensors) to `folder`, replacing it in one step."""
-    weights = {name: _whole(p) for name, p in learner.model.named_parameters() if f".{role}." in name}
+    weights = {name: whole(learner, p) for name, p in learner.model.named_parameters() if f".{role}." in name}
     if learner.processes.main:
         staged = _staging(folder)
         # the backbone's embeddings are never trained; "auto" would ask the hub about them
@@ -38,7 +45,7 @@ def save_adapter(learner: Learner, folder: Path, role: str = POLICY) -> Path:
 
 def save_model(learner: Learner, tokenizer, folder: Path) -> Path:
     """Write a fully tuned policy and its tokenizer to `folder` in transformers' format, replacing it in one step; `policy.model` may name it."""
-    weights = {name: _whole(p) for name, p in learner.model.named_parameters()}
+    weights = {name: whole(learner, p) for name, p in learner.model.named_parameters()}
     if learner.processes.main:
         staged = _staging(folder)
         learner.model.save_pretrained(staged, state_dict=weights)
@@ -50,10 +57,10 @@ def save_model(learner: Learner, tokenizer, folder: Path) -> Path:
 def save(learner: Learner, folder: Path, progress: dict[str, Any]) -> Path:
     """Write weights and optimiser state of policy and critic, and `progress` (JSON types), replacing `folder` in one step."""
     tensors = {}
-    for role, optimizer in learner.optimizers.items():
+    for role in ROLES:
         for name, parameter in learner.parameters(role).items():
-            tensors[f"{role}|{name}|weight"] = _whole(parameter)
-            tensors |= {f"{role}|{name}|{key}": _whole(value) for key, value in optimizer.state[parameter].items()}
+            tensors[f"{role}|{name}|weight"] = whole(learner, parameter)
+            tensors |= {f"{role}|{name}|{key}": value for key, value in _moments(learner, role, parameter).items()}
     if learner.processes.main:
         staged = _staging(folder)
         staged.mkdir(parents=True)
@@ -95,7 +102,7 @@ def load(learner: Learner, folder: Path) -> dict[str, Any] | None:
 
 def _check(learner: Learner, tensors: dict[str, torch.Tensor], file: Path) -> None:
     """InputError when the file's weights are not this model's."""
-    own = {f"{role}|{name}|weight": p.shape for role in learner.optimizers for name, p in learner.parameters(role).items()}
+    own = {f"{role}|{name}|weight": getattr(p, "ds_shape", p.shape) for role in ROLES for name, p in learner.parameters(role).items()}
     for name, shape in own.items():
         if name not in tensors or tensors[name].shape != shape:
             raise InputError(f"{file}: {name} is missing or has another shape than this model's")
@@ -107,6 +114,9 @@ def _check(learner: Learner, tensors: dict[str, torch.Tensor], file: Path) -> No
 def _put(learner: Learner, role: str, name: str, kind: str, value: torch.Tensor) -> None:
     """Set one weight, or one entry of its optimiser state, on this process."""
     parameter = learner.parameters(role)[name]
+    if learner.zero3:
+        learner.zero3.put(parameter, kind, value)
+        return
     if value.ndim and isinstance(parameter, DTensor):
         value = distribute_tensor(value.to(learner.device), parameter.device_mesh, parameter.placements)
     if kind == "weight":

@@ -21,6 +21,8 @@ from rlpa_lib.training.backbone import CRITIC, HEAD, POLICY, Backbone, Pass
 from rlpa_lib.training.packing import Group, Packed, pack
 from rlpa_lib.training.processes import Processes
 
+ROLES = (POLICY, CRITIC)
+FSDP, ZERO3 = "FSDP", "DEEPSPEED"  # as accelerate calls them
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -28,7 +30,8 @@ class Learner:
     """Policy, reference and critic (`Backbone`) with one AdamW for the policy and one for the critic.
 
     Under `accelerate launch` each process computes its share of every gradient, and the shares are added up before the step, so that all
-    take the same one. Each holds all weights, or with an FSDP configuration a part of every layer's (torch's fully_shard).
+    take the same one. Each holds all weights, or a part of every layer's: with an FSDP configuration by torch's fully_shard, with a
+    DeepSpeed one by ZeRO-3.
     """
 
     def __init__(self, model, cfg: Config, *, seed: int, accelerator: Accelerator | None = None):
@@ -39,14 +42,15 @@ class Learner:
         self.network = Backbone(model, cfg)
         self.device, self.dtype = self.accelerator.device, model.dtype
         self.network.to(self.device)
-        self.sharded = self.processes.world > 1 and _asks_for_fsdp(self.accelerator)
-        if self.sharded:
-            _shard(self.network)
+        spread = _asked_for(self.accelerator) if self.processes.world > 1 else None
+        self.sharded = spread is not None
+        weights, self.rates = {role: self.parameters(role) for role in ROLES}, {POLICY: cfg.ppo.lr, CRITIC: cfg.ppo.critic_lr}
         betas = {"betas": tuple(cfg.ppo.adam_betas), "weight_decay": 0.0}
-        self.optimizers = {
-            POLICY: torch.optim.AdamW(self.parameters(POLICY).values(), lr=cfg.ppo.lr, **betas),
-            CRITIC: torch.optim.AdamW(self.parameters(CRITIC).values(), lr=cfg.ppo.critic_lr, **betas),
-        }
+        self.zero3 = _zero3(self.network, weights, self.rates, self.processes.world, **betas) if spread == ZERO3 else None
+        if spread == FSDP:
+            _shard(self.network)
+        adamw = {} if self.zero3 else {role: torch.optim.AdamW(self.parameters(role).values(), lr=self.rates[role], **betas) for role in ROLES}
+        self.optimizers: dict[str, torch.optim.Optimizer] = adamw
 
     @property
     def model(self):
@@ -68,22 +72,36 @@ class Learner:
 
     def run(self, packed: Packed, role: str, features: bool = False) -> Pass:
         """Log-probabilities (at the sampling temperature) and entropies under "policy" or "reference", see `Backbone.forward`."""
-        return Pass(*self.network(packed, role, features))
+        return Pass(*self._networks(packed, role, features))
 
     def values(self, packed: Packed, features_STF: torch.Tensor | None) -> torch.Tensor:
         """Values [S, T] of the states before each completion token, from given features or from the critic's own adapter."""
-        return self.network(packed, CRITIC if self.network.own_critic else HEAD, features_STF)
+        return self._networks(packed, CRITIC if self.network.own_critic else HEAD, features_STF)
+
+    @property
+    def _networks(self) -> nn.Module:
+        return self.zero3.engine if self.zero3 else self.network
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add this process's share to the gradients."""
+        if self.zero3:
+            self.zero3.backward(loss)
+        else:
+            self.accelerator.backward(loss)
 
     def step(self, scale: float) -> dict[str, float]:
         """Clip both gradients to `ppo.grad_norm`, take one step at `scale` times the learning rates; return the norms."""
+        if self.zero3:
+            norms = {f"grad_norm_{role}": self.zero3.clip(list(self.parameters(role).values()), self.cfg.ppo.grad_norm) for role in ROLES}
+            self.zero3.step([rate * scale for rate in self.rates.values()])
+            return norms
         self._add_up_gradients()
         norms = {}
-        rates = {POLICY: self.cfg.ppo.lr, CRITIC: self.cfg.ppo.critic_lr}
         for role, optimizer in self.optimizers.items():
             norm = nn.utils.clip_grad_norm_(list(self.parameters(role).values()), self.cfg.ppo.grad_norm)
             norms[f"grad_norm_{role}"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
             for group in optimizer.param_groups:
-                group["lr"] = rates[role] * scale
+                group["lr"] = self.rates[role] * scale
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return norms
@@ -91,6 +109,10 @@ class Learner:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Within the context every process holds all weights, as a sampler in process needs them."""
+        if self.zero3:
+            with self.zero3.whole(self.network):
+                yield
+            return
         parts = [module for module in self.network.modules() if isinstance(module, FSDPModule)] if self.sharded else []
         for module in parts:
             module.set_reshard_after_forward(False, recurse=False)
@@ -112,13 +134,27 @@ class Learner:
         self.processes.add_up(weight.grad for weight in weights)
 
 
-def _asks_for_fsdp(accelerator: Accelerator) -> bool:
-    """Whether the launch configuration spreads weights over processes. InputError for DeepSpeed and others that this code has no path for."""
+def _asked_for(accelerator: Accelerator) -> str | None:
+    """How the launch configuration spreads weights over processes, if it does. InputError: in a way that this code has no path for."""
     kind = accelerator.distributed_type
-    if kind not in (*REPLICATED, DistributedType.FSDP):
-        raise InputError(f"accelerate: {kind.value} is not supported; the fsdp2 configurations spread weights, gradients and moments too")
-    # between CPUs accelerate leaves its own switch unread
-    return kind == DistributedType.FSDP or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if kind not in (*REPLICATED, DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise InputError(f"accelerate: {kind.value} is not supported; the fsdp2 and zero3 configurations spread weights, gradients and moments")
+    # between CPUs accelerate leaves its own switches unread
+    asked = {FSDP: kind == DistributedType.FSDP, ZERO3: kind == DistributedType.DEEPSPEED}
+    found = [name for name, is_kind in asked.items() if is_kind or os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"]
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    if found == [ZERO3] and stage != "3":
+        raise InputError(f"accelerate: DeepSpeed's stage {stage} is not supported, only 3")
+    return found[0] if found else None
+
+
+def _zero3(*given, **options):
+    """The engine of `zero3.Zero3`. InputError: DeepSpeed is not installed."""
+    try:
+        from rlpa_lib.training.zero3 import Zero3
+    except ImportError as error:
+        raise InputError(f"run.accelerate: ZeRO-3 needs DeepSpeed: pip install -e '.[deepspeed]' ({error})") from error
+    return Zero3(*given, **options)
 
 
 def _shard(network: Backbone) -> None:
@@ -146,11 +182,11 @@ def accumulate(
     settings, keep, old = learner.cfg.ppo, batch["keep"], batch["old_logprobs"]
     now = learner.run(packed, POLICY)
     loss, clipped = ppo.policy_loss(now.logprobs_ST, old, batch["advantages"], keep, settings.clip, total, batch["weights"])
-    learner.accelerator.backward(loss)
+    learner.backward(loss)
     values = learner.values(packed, batch["features"])
     value_total = total if value_total is None else value_total
     error = ppo.value_loss(values, batch["values"], batch["returns"], batch["taught"], settings.value_clip, value_total)
-    learner.accelerator.backward(error)
+    learner.backward(error)
     with torch.no_grad():
         means = {
             "entropy": now.entropy_ST,
