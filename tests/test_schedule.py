@@ -51,6 +51,8 @@ def test_trainings_that_others_wait_for_come_first():
     schedule.run(NAMES, 2, lambda name: seen.append(name) or time.sleep(0.01))
     assert set(seen[:2]) == {"11_sft", "20_ppo"}
     assert seen.index("22_grpo") < seen.index("00_replication_map")
+    assert seen.index("35_difficult_users") < seen.index("33_reasoning_models"), "short ones fill the gaps at the end"
+    assert set(schedule.MINUTES) <= set(NAMES)
 
 
 def test_after_a_failure_what_runs_ends_and_nothing_more_starts():
