@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rlpa_lib import intervals, metrics, parties
-from rlpa_lib.config import InputError
+from rlpa_lib.config import Config, InputError
 from rlpa_lib.judges import Judge
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
@@ -118,9 +118,18 @@ def annotation_items(rewrites: Sequence[Rewrite], n: int, seed: int) -> list[Ite
     ]
 
 
+def own_world(cfg: Config) -> bool:
+    """Whether the miniature's own personas are rewritten, by its word lists: those of a run with other personas take a language model, which
+    section `user` may not name."""
+    return cfg.personas.source == "builtin" or cfg.user.model is None
+
+
 def references(run: Run) -> list[Persona]:
-    """`study.profiles` personas whose profiles are rewritten: the Vanilla users, then training users where there are not as many."""
+    """`study.profiles` personas whose profiles are rewritten (see `own_world`): the Vanilla users, then training users where there are not
+    as many."""
     cfg = run.cfg
+    if own_world(cfg):
+        cfg = cfg.model_copy(update={"personas": cfg.personas.model_copy(update={"source": "builtin"})})
     held_out = cfg.study.profiles if cfg.personas.source == "builtin" else min(cfg.study.profiles, cfg.evaluation.users)
     more = cfg.study.profiles - held_out
     first = parties.people(cfg, "vanilla", held_out, run.seed, run)
@@ -129,8 +138,7 @@ def references(run: Run) -> list[Persona]:
 
 def sets(run: Run, references: Sequence[Persona]) -> dict[str, list[Rewrite]]:
     """The data sets of a run: listed and free paraphrases of the miniature's personas, or one written by the user's language model."""
-    cfg = run.cfg
-    if cfg.personas.source == "builtin":
+    if own_world(run.cfg):
         free = rewrite_set(references, run.seed, free_paraphrase)
         return {"listed": rewrite_set(references, run.seed), "free": free}
     from rlpa_lib.study import study_models  # behind a server
