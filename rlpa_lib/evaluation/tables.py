@@ -129,7 +129,7 @@ def seeds_table(by_seed: Sequence[Scores], model: str, treated: str = "rlpa") ->
 
 
 def percent(name: str, scores_SEK: np.ndarray) -> dict[str, float]:
-    """`name` and its 95 % interval over seeds and users, in percent; differences are named rlpa_minus."""
-    floor = -1.0 if name == "rlpa_minus" else 0.0  # a t interval does not know where the scale ends
+    """`name` and its 95 % interval over seeds and users, in percent; differences are named ..._minus."""
+    floor = -1.0 if name.endswith("_minus") else 0.0  # a t interval does not know where the scale ends
     interval = intervals.seed_interval(scores_SEK, limits=(floor, 1.0))
     return {name: 100 * interval.estimate, f"{name}_low": 100 * max(floor, interval.low), f"{name}_high": 100 * min(1.0, interval.high)}

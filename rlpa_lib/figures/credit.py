@@ -110,9 +110,9 @@ def held_out(folders: Sequence[Path]) -> pd.DataFrame:
         line = {"benchmark": benchmark, "scheme": name, "seeds": len(both), **tables.percent("avg", mean)}
         line |= {f"al{k + 1}": 100 * float(mean[:, :, k].mean()) for k in range(mean.shape[2])}
         if own is not first:
-            line |= tables.percent("rlpa_minus", np.stack([first[seed] - own[seed] for seed in both]))
+            line |= tables.percent("first_minus", np.stack([first[seed] - own[seed] for seed in both]))
         lines.append(line)
-    return pd.DataFrame(lines).rename(columns=lambda name: name.replace("rlpa_minus", "first_minus"))
+    return pd.DataFrame(lines)
 
 
 def reach(seeds: pd.DataFrame) -> pd.Series:

@@ -87,7 +87,7 @@ class Learner:
         if self.zero3:
             self.zero3.backward(loss)
         else:
-            self.accelerator.backward(loss)
+            loss.backward()  # accelerate's own would ask for an engine under a DeepSpeed configuration of one process
 
     def step(self, scale: float) -> dict[str, float]:
         """Clip both gradients to `ppo.grad_norm`, take one step at `scale` times the learning rates; return the norms."""
