@@ -72,8 +72,10 @@ class Zero3:
         """Within the context every process holds all weights and nothing is gathered or let go of."""
         with deepspeed.zero.GatheredParameters(list(network.parameters())):
             remove_hooks(self.engine)
-            yield
-            add_hooks(self.engine)
+            try:
+                yield
+            finally:
+                add_hooks(self.engine)
 
     def weight(self, parameter: nn.Parameter) -> torch.Tensor:
         """The whole value of a weight."""
