@@ -6,8 +6,10 @@ Its "samples" follow from weights, prompt and seed.
 import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from scripted_server import ManyAtOnce
 
 
 class PretendVLLM:
@@ -21,8 +23,7 @@ class PretendVLLM:
         self.adapters, self.requests, self.changes = {}, [], []
         self.count = self.busy = self.busiest = 0
         self.lock = threading.Lock()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.http.daemon_threads = True
+        self.http = ManyAtOnce(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
 

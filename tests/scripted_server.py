@@ -7,6 +7,14 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
+class ManyAtOnce(ThreadingHTTPServer):
+    """With room for a whole batch at the door: of more than five new connections at once http.server drops some, which costs each a second,
+    and on a busy machine the client's five seconds for connecting."""
+
+    request_queue_size = 256
+    daemon_threads = True
+
+
 class ScriptedServer:
     """`with ScriptedServer(script) as server: server.url`. `script(body)` gives the text of the answer, a dict of message fields (content,
     reasoning_content, refusal; `usage`, `finish_reason` besides), or an int for an error status. `bodies` keeps every request, `key` the key
@@ -36,8 +44,7 @@ class ScriptedServer:
             def log_message(self, *_):
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = ManyAtOnce(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
