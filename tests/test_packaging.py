@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +60,20 @@ def test_lock_is_closed():
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 # a CPU build of torch needs less than a CUDA build; neither names what the other leaves out
                 assert canonicalize_name(requirement.name) in lock, f"{name} needs {requirement}"
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.12.0", "3.13.0"])
+def test_every_pin_installs_on_the_pythons_that_readme_names(python):
+    """README promises 3.11 or newer, and 3.11.2 is Debian 12's own: no pin may ask for a later patch release."""
+    assert Requirement(f"x{project()['project']['requires-python']}").specifier.contains(python)
+    asked = {name: metadata.metadata(name).get("Requires-Python") for name in locked()}
+    refused = [f"{name}: {spec}" for name, spec in asked.items() if spec and not SpecifierSet(spec).contains(python)]
+    assert not refused
+
+
+def test_what_is_installed_is_what_is_locked():
+    """The test above reads the metadata of what is installed, so it says something about the lock only while the two agree."""
+    assert {name: metadata.version(name).partition("+")[0] for name in locked()} == locked()
 
 
 def test_readme_explains_every_dependency():
