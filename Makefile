@@ -66,7 +66,7 @@ test-fast: lint
 	$(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests -m "not slow"
 
 test-vllm: install
-	$(PY) -m rlpa_lib.serving.vllm_server setup $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+	$(PY) -m rlpa_lib.agents.vllm_server setup $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 	$(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests/real_vllm -s
 
 lab: install

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from rlpa_lib import config
-from rlpa_lib.config import InputError
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,24 +77,24 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from rlpa_lib import reproduce
+    from rlpa_lib.reproduce import runner
 
     run_dir = options.run_dir or Path("runs") / f"{Path(options.scale).stem}-{options.seed}"
-    return reproduce.reproduce(
+    return runner.reproduce(
         scale=options.scale,
         seed=options.seed,
         run_dir=run_dir.expanduser().absolute(),
         only=options.only,
         overrides=options.set,
-        notebooks=(options.notebooks or reproduce.NOTEBOOKS).resolve(),
+        notebooks=(options.notebooks or runner.NOTEBOOKS).resolve(),
         verbose=options.verbose,
         jobs=options.jobs,
     )
 
 
 def _train(options: argparse.Namespace) -> int:
-    from rlpa_lib import training
-    from rlpa_lib.training.processes import MainFailed, ProcessLost
+    from rlpa_lib.rlpa import training
+    from rlpa_lib.rlpa.processes import MainFailed, ProcessLost
 
     run_dir = options.run_dir or Path("runs") / f"{Path(options.scale).stem}-{options.seed}"
     try:
@@ -105,8 +105,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from rlpa_lib import plan
-    from rlpa_lib.plan import memory, rehearsal
+    from rlpa_lib.plan import memory, plan, rehearsal
 
     cfg = config.load(options.scale, options.set)
     typical = rehearsal.assumed(options.assume)
@@ -121,7 +120,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from rlpa_lib import audit
+    from rlpa_lib.audit import audit
 
     return audit.main(options.tables or audit.PAPER_TABLES, options.json)
 

@@ -5,13 +5,13 @@ from conftest import byte_tokenizer, random_model
 from safetensors.torch import load_file
 
 from rlpa_lib import runs
-from rlpa_lib.baselines import grpo, trainers
-from rlpa_lib.baselines.preferences import Conversation, Exchange
-from rlpa_lib.config import Config
-from rlpa_lib.dialogue import Utterance
-from rlpa_lib.judges import CRITERIA, Verdict
-from rlpa_lib.personas import Persona
-from rlpa_lib.profile import Profile
+from rlpa_lib.dialogue.dialogue import Utterance
+from rlpa_lib.dialogue.judging import CRITERIA, Verdict
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile
+from rlpa_lib.methods import grpo, trainers
+from rlpa_lib.methods.preferences import Conversation, Exchange
+from rlpa_lib.settings.config import Config
 
 SYSTEM = "Be kind."
 PERSONAS = [Persona(f"p{i}", "", "", Profile((("Age", str(20 + i)), ("Location", "Rome")))) for i in range(5)]

@@ -12,14 +12,14 @@ from conftest import byte_tokenizer, random_model
 from safetensors.torch import save_file
 from test_trainer import PERSONAS, EchoUser, VowelJudge, config
 
-from rlpa_lib import rollout, runs
-from rlpa_lib.config import InputError
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.runs import Run
-from rlpa_lib.training import checkpoints
-from rlpa_lib.training.learner import ROLES, Learner
-from rlpa_lib.training.processes import Processes
-from rlpa_lib.training.trainer import Trainer
+from rlpa_lib import runs
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.rlpa import checkpoints, rollout
+from rlpa_lib.rlpa.learner import ROLES, Learner
+from rlpa_lib.rlpa.processes import Processes
+from rlpa_lib.rlpa.trainer import Trainer
+from rlpa_lib.runs.run import Run
+from rlpa_lib.settings.config import InputError
 
 MODES = {
     "bandit": {},

@@ -4,7 +4,7 @@ import json
 
 from pydantic import BaseModel, Field
 
-from rlpa_lib.endpoint import Budget, ChatEndpoint, Request, Usage
+from rlpa_lib.client.endpoint import Budget, ChatEndpoint, Request, Usage
 
 KEY = "-".join(["sk", "test", "0123456789abcdefghij"])  # in pieces: a run directory may hold a diff of this file
 

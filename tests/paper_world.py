@@ -16,7 +16,9 @@ from conftest import byte_tokenizer
 from scripted_server import ScriptedServer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from rlpa_lib import config, runs, training
+from rlpa_lib import runs
+from rlpa_lib.rlpa import training
+from rlpa_lib.settings import config
 
 OPEN, CLOSE = "<profile>\n- Interests: 爬山\n</profile>\n\n<response>\n", "\n</response>"
 WORDS = ["你好。", "真好！", "再说说吧？", "我也喜欢爬山。"]

@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load_file
 from test_trainer import any_text_is_well_formed, config, quiet, trainer  # noqa: F401 - the fixture works by being here
 
-from rlpa_lib import config as settings
 from rlpa_lib import runs
-from rlpa_lib.analyses import ablations
-from rlpa_lib.audit.tables import PAPER_TABLES
-from rlpa_lib.config import InputError
+from rlpa_lib.dialogue.judging import CRITERIA, Verdict
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.evaluation import ablations
+from rlpa_lib.evaluation.paper_tables import PAPER_TABLES
 from rlpa_lib.figures import ablation
-from rlpa_lib.judges import CRITERIA, Verdict
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.rewards import ABLATED, score
-from rlpa_lib.schema_base import Ablation
-from rlpa_lib.training.trainer import updates_until
+from rlpa_lib.rlpa.rewards import ABLATED, score
+from rlpa_lib.rlpa.trainer import updates_until
+from rlpa_lib.settings import config as settings
+from rlpa_lib.settings.base import Ablation
+from rlpa_lib.settings.config import InputError
 
 VARIANTS = Ablation.__args__
 

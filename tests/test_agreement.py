@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from rlpa_lib.config import InputError
-from rlpa_lib.judges import CRITERIA
+from rlpa_lib.dialogue.judging import CRITERIA
 from rlpa_lib.mini.attacks import GALLERY, PERSONA, TOLD, situation
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
+from rlpa_lib.settings.config import InputError
 from rlpa_lib.study.agreement import agreement, judge_agreement, read_labels
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlpa_lib.study.agreement_metrics import group_agreement, kappa_interval, majority, pairwise_kappa
+from rlpa_lib.evaluation.agreement_metrics import group_agreement, kappa_interval, majority, pairwise_kappa
 
 
 def test_kappa_and_interval_of_the_papers_table_9():

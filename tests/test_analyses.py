@@ -2,10 +2,12 @@
 
 import pytest
 
-from rlpa_lib import config, evaluation, parties, plan, runs
-from rlpa_lib.analyses import long_term
-from rlpa_lib.config import InputError
-from rlpa_lib.evaluation import rows
+from rlpa_lib import runs
+from rlpa_lib.agents import parties
+from rlpa_lib.evaluation import long_term, rows, scoring
+from rlpa_lib.plan import plan
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_an_analysis_has_turns_judgements_and_a_log_of_its_own(open_run):
     assert all(line["memory_mb"] is None or line["memory_mb"] > 10 for line in lines)
     assert stage.judged(rows.Row("oracle"), "long_term", people, user, *judges, turns=5, swap=False, log="long_term") == played
     assert len(run.read_metrics("long_term")) == 5  # read back, not played again
-    assert evaluation.finished(run, "oracle", "long_term") is None  # two turns are what the main evaluation has
+    assert scoring.finished(run, "oracle", "long_term") is None  # two turns are what the main evaluation has
 
 
 def test_the_plan_counts_the_analyses_by_hand():

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from rlpa_lib.config import InputError
+from rlpa_lib.settings.config import InputError
 from rlpa_lib.study import annotation
 from rlpa_lib.study.annotation import PAIRS, RESPONSES, USERS, Answers, Item
 from rlpa_lib.study.annotation_page import Page, escaped, page, shown

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from rlpa_lib.endpoint import answers
-from rlpa_lib.endpoint.answers import Unreadable, find_object, split_thinking
-from rlpa_lib.endpoint.chat import Filtered, Refused, Request
+from rlpa_lib.client import answers
+from rlpa_lib.client.answers import Unreadable, find_object, split_thinking
+from rlpa_lib.client.chat import Filtered, Refused, Request
 
 
 class Mark(BaseModel):

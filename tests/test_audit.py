@@ -8,13 +8,13 @@ import shutil
 import numpy as np
 import pytest
 
-from rlpa_lib import audit
 from rlpa_lib.audit import appendix as audit_appendix
+from rlpa_lib.audit import audit
 from rlpa_lib.audit import resolution as audit_resolution
 from rlpa_lib.audit.checks import STATED_USERS, consistent_users, on_grid, reading
 from rlpa_lib.audit.claims import claims
-from rlpa_lib.audit.tables import PAPER_TABLES, curve, load
-from rlpa_lib.config import InputError
+from rlpa_lib.evaluation.paper_tables import PAPER_TABLES, curve, load
+from rlpa_lib.settings.config import InputError
 
 QWEN = "Qwen2.5-3B-Instruct"
 

@@ -6,11 +6,11 @@ from baseline_world import SYSTEM, TALKS, open_run, settings, talk
 from conftest import byte_tokenizer, random_model
 from transformers import PreTrainedTokenizerFast
 
-from rlpa_lib.baselines import data, trainers
-from rlpa_lib.baselines.data import IGNORED, branches, dpo_rows, growing, learned, sft_rows
-from rlpa_lib.baselines.preferences import Conversation, Exchange
-from rlpa_lib.config import InputError
-from rlpa_lib.mini import WEIGHTS
+from rlpa_lib.methods import trainers, training_data
+from rlpa_lib.methods.preferences import Conversation, Exchange
+from rlpa_lib.methods.training_data import IGNORED, branches, dpo_rows, growing, learned, sft_rows
+from rlpa_lib.mini.tiny import WEIGHTS
+from rlpa_lib.settings.config import InputError
 
 # What bears loss
 
@@ -166,4 +166,4 @@ def test_an_unknown_variant_is_refused(make):
 
 def test_rows_of_a_batch_are_sorted_by_size_and_stay_in_it():
     rows = [{"n": n} for n in (5, 1, 3, 9, 2, 4, 8)]
-    assert [r["n"] for r in data.by_length(rows, [r["n"] for r in rows], 3)] == [1, 3, 5, 2, 4, 9, 8]
+    assert [r["n"] for r in training_data.by_length(rows, [r["n"] for r in rows], 3)] == [1, 3, 5, 2, 4, 9, 8]

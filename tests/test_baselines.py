@@ -9,11 +9,11 @@ from baseline_world import TALKS, open_run, quiet, same, settings, train, weight
 from conftest import byte_tokenizer, random_model
 from peft import PeftModel
 
-from rlpa_lib import config
-from rlpa_lib.baselines import plain_state, trainers
-from rlpa_lib.baselines.data import IGNORED
-from rlpa_lib.config import InputError
-from rlpa_lib.profile import Profile, Reply
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.methods import plain_state, trainers
+from rlpa_lib.methods.training_data import IGNORED
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 # Losses by hand
 
@@ -93,7 +93,7 @@ class Killed(Exception):
 @pytest.fixture
 def any_text_is_well_formed(monkeypatch):
     """A random model never writes the reply format; here its whole text is the response."""
-    monkeypatch.setattr("rlpa_lib.baselines.grpo.parse_reply", lambda text: Reply(Profile(), text, True))
+    monkeypatch.setattr("rlpa_lib.methods.grpo.parse_reply", lambda text: Reply(Profile(), text, True))
 
 
 @pytest.mark.parametrize(("method", "steps", "killed_at"), [("sft", 6, 4), ("dpo", 3, 2), ("dpo from sft", 3, 2), ("grpo", 4, 4)])

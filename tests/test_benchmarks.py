@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 
-from rlpa_lib import config, runs
-from rlpa_lib.config import InputError
+from rlpa_lib import runs
+from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.evaluation import benchmarks
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.profile import SLOTS
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 
 @pytest.fixture

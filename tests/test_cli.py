@@ -122,7 +122,7 @@ def test_a_failing_notebook_is_named_with_its_cell(tmp_path, books):
     assert "third  running" not in done.stdout
     assert json.loads((tmp_path / "run" / "record.json").read_text())["status"] == "failed"
     assert [path.name for path in (tmp_path / "run" / "notebooks").iterdir()] == ["10_second.failed.ipynb"]
-    write_notebook(books, "10_second", "from rlpa_lib.config import InputError\nraise InputError('p.jsonl: line 3: broken')")
+    write_notebook(books, "10_second", "from rlpa_lib.settings.config import InputError\nraise InputError('p.jsonl: line 3: broken')")
     done = cli(*command, "--only", "10", cwd=tmp_path)
     assert done.returncode == 2
     assert "p.jsonl: line 3: broken" in done.stderr

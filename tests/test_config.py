@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from rlpa_lib import config
-from rlpa_lib.config import InputError
-from rlpa_lib.schema import Config
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.schema import Config
 
 SCALES = ("smoke", "mini", "smol", "paper", "released")
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from scripted_server import ScriptedServer
 
-from rlpa_lib import config, evaluation, parties
-from rlpa_lib.analyses import conflict
-from rlpa_lib.config import InputError
-from rlpa_lib.dialogue import Dialogue, Turn, Utterance
-from rlpa_lib.evaluation.controls import OracleControl
+from rlpa_lib.agents import parties
+from rlpa_lib.agents.users import Shift, ShiftingUser
+from rlpa_lib.dialogue.dialogue import Dialogue, Turn, Utterance
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import SLOTS, Profile, Reply
+from rlpa_lib.evaluation import conflict, scoring
+from rlpa_lib.methods.controls import OracleControl
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.attacks import PERSONA
@@ -20,9 +22,8 @@ from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.play import play_careful
 from rlpa_lib.mini.user import AgendaUser, temperament
-from rlpa_lib.personas import Persona
-from rlpa_lib.profile import SLOTS, Profile, Reply
-from rlpa_lib.users import Shift, ShiftingUser
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 AT, TURNS = 6, 9
 PEOPLE = builtin_personas("vanilla", 20, 0)
@@ -141,9 +142,9 @@ def test_judges_hold_a_response_against_the_persona_that_is_valid_now():
     find it wrong."""
     settings = {"turns": TURNS, "seed": 0, "swap": False}
     parts = ("conflict", PEOPLE, USER, RuleEvaluationJudge(), RuleJudge())
-    _, right = evaluation.evaluate(OracleControl(), *parts, valid=USER.valid, **settings)
-    _, wrong = evaluation.evaluate(OracleControl(), *parts, valid=None, **settings)
-    tables = [evaluation.score_table([j.to_json() for j in rows]) for rows in (right, wrong)]
+    _, right = scoring.evaluate(OracleControl(), *parts, valid=USER.valid, **settings)
+    _, wrong = scoring.evaluate(OracleControl(), *parts, valid=None, **settings)
+    tables = [scoring.score_table([j.to_json() for j in rows]) for rows in (right, wrong)]
     assert tables[0][:, AT - 1 :].mean() > 0.9 and (tables[1][:, AT - 1 :].mean() < tables[0][:, AT - 1 :].mean())
     # The oracle writes the true profile: all of it matches at every turn, before and after.
     assert all(j.n_matched == j.n_true for j in right)

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 from scripted_server import ScriptedServer
 
-from rlpa_lib import config, parties, runs
-from rlpa_lib.baselines import preferences
-from rlpa_lib.endpoint.chat import BadAnswer
+from rlpa_lib import runs
+from rlpa_lib.agents import conversion, parties
+from rlpa_lib.agents.conversion import ConversionFailed, complaint
+from rlpa_lib.client.chat import BadAnswer
+from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.evaluation import benchmarks
-from rlpa_lib.llm import conversion
-from rlpa_lib.llm.conversion import ConversionFailed, complaint
+from rlpa_lib.methods import preferences
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.personas import load_personas, split_hash
-from rlpa_lib.profile import SLOTS
-from rlpa_lib.storage import hash_json
+from rlpa_lib.personas.sources import load_personas, split_hash
+from rlpa_lib.runs.storage import hash_json
+from rlpa_lib.settings import config
 
 VALUES = "34|female|rock climbing|a degree in nursing|talkative|pediatric nurse|single|a twin sister|Lisbon|snow globes"
 GOOD = dict(zip(SLOTS, VALUES.split("|"), strict=True))
@@ -30,7 +31,7 @@ def answer(values, invented=(), **changed):
 
 
 def endpoint(url, folder, *more):
-    from rlpa_lib.endpoint import endpoint_for
+    from rlpa_lib.client.endpoint import endpoint_for
 
     keys = ["user.model=m", f"user.base_url={url}", "endpoint.retries=0", "endpoint.parse_retries=0", *more]
     cfg = config.load("smoke", keys)
@@ -177,7 +178,7 @@ def test_all_parts_of_a_run_meet_the_same_converted_people(tmp_path):
 
 def test_nobody_goes_past_the_conversion():
     """`load_personas` knows rules alone: it is called where files are checked and where texts alone are compared."""
-    allowed = {"personas.py", "parties.py", "preferences.py", "reproduce.py"}
-    root = Path(parties.__file__).parent
+    allowed = {"sources.py", "parties.py", "preferences.py", "runner.py"}
+    root = Path(parties.__file__).parents[1]
     files = [f for f in [*root.rglob("*.py"), *(root.parent / "notebooks").glob("*.ipynb")] if f.name not in allowed]
     assert [f.name for f in files if "load_personas(" in f.read_text(encoding="utf-8")] == []

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from rlpa_lib import ppo
-from rlpa_lib.schema import PPO
-from rlpa_lib.training import credit
-from rlpa_lib.training.credit import Place
+from rlpa_lib.rlpa import credit, ppo
+from rlpa_lib.rlpa.credit import Place
+from rlpa_lib.settings.schema import PPO
 
 
 def near(values):

@@ -5,8 +5,8 @@ import pytest
 from benchmarks.bench_coverage import CURVES, coverage, study
 from scipy import stats
 
-from rlpa_lib import metrics
-from rlpa_lib.curve_intervals import improvement_interval
+from rlpa_lib.evaluation import metrics
+from rlpa_lib.evaluation.curve_intervals import improvement_interval
 
 STUDIES = 80
 # What a method that covers 93 % gets below once in a thousand tests.

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from rlpa_lib.dialogue import Dialogue, Utterance, judge_view, policy_view, user_view
-from rlpa_lib.profile import SLOTS, Profile, parse_reply, render_reply
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, judge_view, policy_view, user_view
+from rlpa_lib.dialogue.profile import SLOTS, Profile, parse_reply, render_reply
 
 FIRST = Profile((("Age", "27"),))
 SECOND = Profile((("Age", "27"), ("Occupation", "nurse")))

@@ -13,16 +13,10 @@ import pytest
 from endpoint_client import KEY, Mark, Reasoned, ask, client
 from misbehaving_server import MisbehavingServer
 
-from rlpa_lib import config, endpoint
-from rlpa_lib.config import InputError
-from rlpa_lib.endpoint import (
-    BadAnswer,
-    BudgetExceeded,
-    CacheMiss,
-    RequestError,
-    ResponseCache,
-    Usage,
-)
+from rlpa_lib.client import endpoint
+from rlpa_lib.client.endpoint import BadAnswer, BudgetExceeded, CacheMiss, RequestError, ResponseCache, Usage
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 
 @pytest.fixture
@@ -245,7 +239,7 @@ def test_it_works_in_a_notebook(server):
     import nbformat
 
     code = (
-        "from rlpa_lib.endpoint import Budget, ChatEndpoint, Request, Usage\n"
+        "from rlpa_lib.client.endpoint import Budget, ChatEndpoint, Request, Usage\n"
         f"e = ChatEndpoint(base_url='{server.url}', model='m', api_key_env='NO', role='user', cache=None, budget=Budget(), usage=Usage())\n"
         "a = e.complete([Request(({'role': 'user', 'content': f'q{i}'},)) for i in range(20)], desc='users')\n"
         "b = e.complete([Request(({'role': 'user', 'content': 'again'},))])\n"
@@ -298,5 +292,5 @@ def test_importing_the_client_does_no_work():
     """No key is read, no file is made and no heavy library is loaded by the import."""
     import subprocess
 
-    code = "import sys, rlpa_lib.endpoint; print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
+    code = "import sys, rlpa_lib.client.endpoint; print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -8,7 +8,8 @@ import pytest
 from endpoint_client import Mark, ask, client
 from misbehaving_server import MisbehavingServer
 
-from rlpa_lib.endpoint import (
+from rlpa_lib.client import response_cache
+from rlpa_lib.client.endpoint import (
     Answer,
     AuthError,
     BadAnswer,
@@ -23,7 +24,6 @@ from rlpa_lib.endpoint import (
     ServerError,
     TimeoutError_,
     Usage,
-    response_cache,
 )
 
 

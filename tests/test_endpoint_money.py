@@ -8,9 +8,9 @@ import pytest
 from endpoint_client import KEY, Mark, ask, client
 from misbehaving_server import MisbehavingServer
 
-from rlpa_lib import config, endpoint, runs
-from rlpa_lib.config import InputError
-from rlpa_lib.endpoint import (
+from rlpa_lib import runs
+from rlpa_lib.client import endpoint, transport
+from rlpa_lib.client.endpoint import (
     Answer,
     AuthError,
     BadAnswer,
@@ -22,9 +22,10 @@ from rlpa_lib.endpoint import (
     ResponseCache,
     ServerError,
     Usage,
-    transport,
 )
-from rlpa_lib.endpoint.usage import Price
+from rlpa_lib.client.usage import Price
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 
 @pytest.fixture

@@ -5,15 +5,18 @@ import json
 import pytest
 from scripted_server import ScriptedServer
 
-from rlpa_lib import config, evaluation, parties, rollout
-from rlpa_lib.config import InputError
-from rlpa_lib.endpoint.chat import ServerError
-from rlpa_lib.judges import DIMENSIONS
-from rlpa_lib.methods import Prompted
+from rlpa_lib.agents import parties
+from rlpa_lib.client.chat import ServerError
+from rlpa_lib.dialogue.judging import DIMENSIONS
+from rlpa_lib.dialogue.profile import Profile, render_reply
+from rlpa_lib.dialogue.protocols import Completion
+from rlpa_lib.evaluation import scoring
+from rlpa_lib.methods.prompting import Prompted
 from rlpa_lib.mini.attacks import PERSONA, situation
-from rlpa_lib.personas import load_personas
-from rlpa_lib.policies import Completion
-from rlpa_lib.profile import Profile, render_reply
+from rlpa_lib.personas.sources import load_personas
+from rlpa_lib.rlpa import rollout
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 TALK = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
 
@@ -156,7 +159,7 @@ def test_a_run_whose_every_party_is_served(tmp_path):
         user, served = parties.simulated_user(cfg, "test", 0, tmp_path), parties.policy(cfg, tmp_path)
         judge, evaluator = parties.reward_judge(cfg, tmp_path), parties.evaluation_judge(cfg, tmp_path)
         method = Prompted("rlpa_prompting", served, "Be kind.", True)
-        dialogues, rows = evaluation.evaluate(method, "vanilla", people, user, evaluator, judge, turns=4, seed=0)
+        dialogues, rows = scoring.evaluate(method, "vanilla", people, user, evaluator, judge, turns=4, seed=0)
         groups = rollout.rollout(served, user, judge, people, turns=2, samples=2, system_prompt="Be kind.", seed=0)
     assert all(d.turns[0].user.text == "Hello" and d.turns[3].reply.response == "So you say: I say 8." for d in dialogues)
     # 15 % of ten items a turn: two by turn 2, three by turn 3, five by turn 4

@@ -6,22 +6,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlpa_lib import config, evaluation, runs
-from rlpa_lib.dialogue import Dialogue
-from rlpa_lib.evaluation.controls import OracleControl, RandomControl, made_for_somebody
-from rlpa_lib.judges import CRITERIA, Verdict
-from rlpa_lib.methods import Prompted
+from rlpa_lib import runs
+from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.judging import CRITERIA, Verdict
+from rlpa_lib.dialogue.protocols import Completion
+from rlpa_lib.evaluation import scoring
+from rlpa_lib.methods.controls import OracleControl, RandomControl, made_for_somebody
+from rlpa_lib.methods.prompting import Prompted
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.teacher import response_pool
 from rlpa_lib.mini.user import AgendaUser
-from rlpa_lib.policies import Completion
+from rlpa_lib.settings import config
 
 PEOPLE = builtin_personas("vanilla", 12, 0)
 
 
 def play(method, people=PEOPLE, benchmark="vanilla", turns=6, seed=0, **options):
-    return evaluation.evaluate(
+    return scoring.evaluate(
         method, benchmark, people, AgendaUser(0, "user_test"), options.pop("evaluator", RuleEvaluationJudge()),
         options.pop("judge", RuleJudge()), turns=turns, seed=seed, **options,
     )  # fmt: skip
@@ -46,7 +48,7 @@ def test_oracle_is_a_ceiling_and_random_a_floor():
     pool = made_for_somebody(response_pool(10))
     personal = "Life in Lisbon must be lovely. What is your job?"
     assert made_for_somebody(["What is your job?", personal]) == (personal,)
-    oracle, random = (evaluation.score_table(rows_of(m)).mean() for m in (OracleControl(), RandomControl(pool)))
+    oracle, random = (scoring.score_table(rows_of(m)).mean() for m in (OracleControl(), RandomControl(pool)))
     assert oracle > 0.9 and random < 0.1
 
 
@@ -112,13 +114,13 @@ def test_a_judge_that_fails_leaves_neither_0_nor_1():
 
     [row] = rows_of(OracleControl(), people=PEOPLE[:1], turns=1, evaluator=Counting(None), judge=NoOverlap())
     assert row["score"] is row["marks"] is row["n_matched"] is row["profile_f1"] is None
-    assert np.isnan(evaluation.score_table([row])).all()
+    assert np.isnan(scoring.score_table([row])).all()
 
 
 def test_base_answers_are_plain_text():
     rows = rows_of(Prompted("base", Recorder("Hi, nice to meet you. What is your job?"), "system", False), turns=1)
     assert all(r["format_ok"] and r["n_inferred"] == 0 for r in rows)
-    assert evaluation.score_table(rows).mean() == 1.0  # nothing is known at turn 1, so a definite question is enough
+    assert scoring.score_table(rows).mean() == 1.0  # nothing is known at turn 1, so a definite question is enough
 
 
 def test_guesses_are_items_about_slots_that_were_not_told():
@@ -131,7 +133,7 @@ def test_guesses_are_items_about_slots_that_were_not_told():
 
 def test_rows_survive_json_and_a_missing_verdict_is_left_out():
     row = json.loads(json.dumps(rows_of(OracleControl(), turns=1)[0]))
-    table = evaluation.score_table([row, {**row, "user": "x", "score": None}])
+    table = scoring.score_table([row, {**row, "user": "x", "score": None}])
     assert table.shape == (2, 1) and np.isnan(table[1, 0])
 
 
@@ -153,7 +155,7 @@ class Mortal(OracleControl):
 
 
 def evaluated(run, method, version="v1"):
-    return evaluation.evaluated(run, method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(), version)
+    return scoring.evaluated(run, method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(), version)
 
 
 @pytest.fixture
@@ -172,13 +174,13 @@ def test_a_killed_evaluation_goes_on_at_the_turn_it_was_in(open_run, torn):
     with pytest.raises(KeyboardInterrupt):
         evaluated(run, Mortal())
     if torn:  # killed between two files: the dialogues are one turn ahead of the mark
-        later = evaluation.played(open_run("whole"), "oracle", "vanilla")
+        later = scoring.played(open_run("whole"), "oracle", "vanilla")
         run.write_jsonl("dialogues/oracle-vanilla.jsonl", [Dialogue(d.id, d.persona_id, d.turns[:3]).to_json() for d in later])
     assert evaluated(run, Mortal()) == whole
     assert Mortal.calls == 3 + 2  # turns 1 and 2, the death, then turns 3 and 4
     assert evaluated(run, Mortal()) == whole and Mortal.calls == 5
-    assert evaluation.finished(run, "oracle", "vanilla", "v1") == whole
-    assert evaluation.finished(run, "oracle", "vanilla", "v2") is None
+    assert scoring.finished(run, "oracle", "vanilla", "v1") == whole
+    assert scoring.finished(run, "oracle", "vanilla", "v2") is None
     for file in ("dialogues", "judgements"):
         written = (run.dir / file / "oracle-vanilla.jsonl").read_bytes()
         assert written == (open_run("whole").dir / file / "oracle-vanilla.jsonl").read_bytes()
@@ -195,4 +197,4 @@ def test_other_weights_are_evaluated_again(open_run):
 def test_a_judge_that_fails_too_often_stops_the_row_early(open_run):
     run = open_run("run")
     with pytest.raises(RuntimeError, match="oracle-vanilla: the judge failed on 12 of 48 turns, more than run.max_judge_failure_rate = 0.02"):
-        evaluation.evaluated(run, OracleControl(), "vanilla", PEOPLE, AgendaUser(0, "user_test"), Counting(None), RuleJudge())
+        scoring.evaluated(run, OracleControl(), "vanilla", PEOPLE, AgendaUser(0, "user_test"), Counting(None), RuleJudge())

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rlpa_lib.config import InputError
-from rlpa_lib.extraction import extraction_quality, text_key
-from rlpa_lib.personas import Persona, read_aloe
-from rlpa_lib.profile import Profile
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile
+from rlpa_lib.personas.extraction import extraction_quality, text_key
+from rlpa_lib.personas.sources import read_aloe
+from rlpa_lib.settings.config import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 ALOE = Path(os.environ.get("RLPA_ALOE") or ROOT.parent / "shared" / "aloe")

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from rlpa_lib import figures
-from rlpa_lib.profile import Profile
+from rlpa_lib.dialogue.profile import Profile
 
 
 def test_slot_distribution_divides_found_and_filled():

@@ -6,19 +6,19 @@ import pytest
 from baseline_world import PERSONAS, SYSTEM, EchoUser, VowelJudge, open_run, settings, train
 from conftest import byte_tokenizer, random_model
 
-from rlpa_lib.baselines import grpo
-from rlpa_lib.dialogue import Dialogue, Utterance
-from rlpa_lib.judges import JudgeFailed
-from rlpa_lib.local_policy import LocalPolicy
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.rewards import broken_format_reward
-from rlpa_lib.rollout import Sampling
+from rlpa_lib.agents.local_policy import LocalPolicy
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
+from rlpa_lib.dialogue.judging import JudgeFailed
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.methods import grpo
+from rlpa_lib.rlpa.rewards import broken_format_reward
+from rlpa_lib.rlpa.rollout import Sampling
 
 
 @pytest.fixture
 def any_text_is_well_formed(monkeypatch):
     """A random model never writes the reply format; here its whole text is the response."""
-    monkeypatch.setattr("rlpa_lib.baselines.grpo.parse_reply", lambda text: Reply(Profile(), text, True))
+    monkeypatch.setattr("rlpa_lib.methods.grpo.parse_reply", lambda text: Reply(Profile(), text, True))
 
 
 def test_moments_are_those_of_the_dialogues(any_text_is_well_formed):

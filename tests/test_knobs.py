@@ -7,11 +7,12 @@ import torch
 from conftest import byte_tokenizer, random_model
 from test_trainer import PERSONAS, EchoUser, VowelJudge
 
-from rlpa_lib import rollout, runs
-from rlpa_lib.config import Config
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.training.learner import Learner
-from rlpa_lib.training.trainer import Trainer
+from rlpa_lib import runs
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.rlpa import rollout
+from rlpa_lib.rlpa.learner import Learner
+from rlpa_lib.rlpa.trainer import Trainer
+from rlpa_lib.settings.config import Config
 
 BANDIT = {
     "policy": {"lora_rank": 2, "lora_alpha": 4},

@@ -9,19 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlpa_lib import ppo
-from rlpa_lib.config import Config, InputError
-from rlpa_lib.judges import JudgeFailed
-from rlpa_lib.local_policy import LocalPolicy
-from rlpa_lib.policies import Completion
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.rewards import Reward
-from rlpa_lib.rollout import Sample, TurnGroup
-from rlpa_lib.training import checkpoints
-from rlpa_lib.training.backbone import CRITIC, POLICY
-from rlpa_lib.training.experience import gather_experience, token_batch, update
-from rlpa_lib.training.learner import Learner, accumulate
-from rlpa_lib.training.packing import pack, tree_mask
+from rlpa_lib.agents.local_policy import LocalPolicy
+from rlpa_lib.dialogue.judging import JudgeFailed
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.dialogue.protocols import Completion
+from rlpa_lib.rlpa import checkpoints, ppo
+from rlpa_lib.rlpa.experience import gather_experience, token_batch, update
+from rlpa_lib.rlpa.learner import Learner, accumulate
+from rlpa_lib.rlpa.networks import CRITIC, POLICY
+from rlpa_lib.rlpa.packing import pack, tree_mask
+from rlpa_lib.rlpa.rewards import Reward
+from rlpa_lib.rlpa.rollout import Sample, TurnGroup
+from rlpa_lib.settings.config import Config, InputError
 
 GROUPS = [
     ((5, 6, 7, 8), ((9, 10, 2), (11, 2), (12, 13, 14, 15))),
@@ -224,7 +223,7 @@ def test_sampling_with_merged_adapters_is_sampling_with_adapters(tiny_random_mod
 
     merged = sample()
     assert all(torch.equal(before[n], p) for n, p in learner.model.named_parameters())
-    monkeypatch.setattr("rlpa_lib.local_policy.merged_adapters", lambda _: nullcontext())
+    monkeypatch.setattr("rlpa_lib.agents.local_policy.merged_adapters", lambda _: nullcontext())
     for one, other in zip(merged, sample(), strict=True):
         assert one.token_ids == other.token_ids and one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
     base = LocalPolicy(copy.deepcopy(model), tokenizer).generate(talk, 4, **asked)[0]

@@ -7,15 +7,16 @@ import pytest
 from pydantic import ValidationError
 from scripted_server import ScriptedServer
 
-from rlpa_lib import config, parties, prompts
-from rlpa_lib.dialogue import Dialogue, Utterance
-from rlpa_lib.endpoint.chat import AuthError, ConnectionLost, RequestError
-from rlpa_lib.judges import CRITERIA, DIMENSIONS, FailureTally, JudgeFailed
-from rlpa_lib.llm import llm_judges
-from rlpa_lib.llm.llm_judges import CriteriaAnswer, HolisticAnswer, JudgePrompt, one_to_one, pairs_schema
+from rlpa_lib.agents import llm_judges, parties
+from rlpa_lib.agents.llm_judges import CriteriaAnswer, HolisticAnswer, JudgePrompt, one_to_one, pairs_schema
+from rlpa_lib.client.chat import AuthError, ConnectionLost, RequestError
+from rlpa_lib.dialogue import prompt_files
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
+from rlpa_lib.dialogue.judging import CRITERIA, DIMENSIONS, FailureTally, JudgeFailed
+from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.mini.attacks import PERSONA, TOLD, situation
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.rewards import score_replies
+from rlpa_lib.rlpa.rewards import score_replies
+from rlpa_lib.settings import config
 
 FIELDS = ("naturalness", "relevance", "logic", "engagement", "informativeness")
 REPLY = Reply(TOLD, "Life in Lisbon must be lovely.", True)
@@ -119,8 +120,8 @@ def test_a_prompt_is_read_in_two_parts():
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("name", ["judge_overlap", "judge_criteria", "judge_holistic", "evaluator", "convert", "user"])
 def test_every_prompt_names_its_section_and_the_keys_of_its_answer(name, language):
-    text = prompts.load(name, language)
-    first = (config.PARAMS_DIR.parent / "rlpa_lib" / "prompts" / language / f"{name}.txt").read_text(encoding="utf-8").splitlines()[0]
+    text = prompt_files.load(name, language)
+    first = (config.PARAMS_DIR.parent / "rlpa_lib" / "dialogue" / "prompts" / language / f"{name}.txt").read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("#") and re.search(r"3\.[1-3]|C\.[2-4]|H\.1", first) and first not in text
     schemas = {"judge_criteria": CriteriaAnswer, "evaluator": CriteriaAnswer, "judge_holistic": HolisticAnswer}
     keys = {"judge_overlap": ["pairs", "inferred", "true"], "user": ["message", "revealed", "they_said", "already_told", "new_items_allowed",

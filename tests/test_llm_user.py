@@ -6,14 +6,15 @@ import re
 import pytest
 from scripted_server import ScriptedServer
 
-from rlpa_lib import config, parties
-from rlpa_lib.config import InputError
-from rlpa_lib.dialogue import Dialogue, Utterance, user_view
-from rlpa_lib.endpoint.chat import AuthError, BadAnswer, Refused
-from rlpa_lib.llm import quoting
+from rlpa_lib.agents import parties
+from rlpa_lib.client.chat import AuthError, BadAnswer, Refused
+from rlpa_lib.dialogue import quoting
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, user_view
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.dialogue.reveal import reveal_budget, said_before
 from rlpa_lib.mini.attacks import PERSONA, situation
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.users import reveal_budget, said_before
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 
 def settings(url, *more):

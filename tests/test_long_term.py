@@ -11,19 +11,21 @@ import pandas as pd
 import pytest
 from scripted_server import ScriptedServer
 
-from rlpa_lib import config, evaluation, parties, runs
-from rlpa_lib.analyses import conflict, long_term
-from rlpa_lib.dialogue import Dialogue, Turn, Utterance
-from rlpa_lib.evaluation.controls import OracleControl
-from rlpa_lib.local_policy import LocalPolicy
-from rlpa_lib.methods import Prompted
+from rlpa_lib import runs
+from rlpa_lib.agents import parties
+from rlpa_lib.agents.local_policy import LocalPolicy
+from rlpa_lib.dialogue.dialogue import Dialogue, Turn, Utterance
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.evaluation import conflict, long_term, scoring
+from rlpa_lib.methods.controls import OracleControl
+from rlpa_lib.methods.prompting import Prompted
 from rlpa_lib.mini.attacks import PERSONA
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.play import play_careful
 from rlpa_lib.mini.reveal import RuleRevealJudge
 from rlpa_lib.mini.user import AgendaUser
-from rlpa_lib.personas import Persona
-from rlpa_lib.profile import Profile, Reply
+from rlpa_lib.settings import config
 
 
 def talk(*said):
@@ -148,8 +150,8 @@ def play(folder, method):
     people = parties.people(cfg, "vanilla", 3, 0)
     shifting, willing = parties.shifting_user(cfg, conflict.draw_shifts(people, 0), 0), parties.simulated_user(cfg, "vanilla", 0)
     judges, common = (parties.evaluation_judge(cfg), parties.reward_judge(cfg)), {"swap": False}
-    evaluation.evaluated(run, method, "conflict", people, shifting, *judges, turns=10, valid=shifting.valid, log="conflict", **common)
-    evaluation.evaluated(run, method, "long_term", people, willing, *judges, turns=12, log="long_term", **common)
+    scoring.evaluated(run, method, "conflict", people, shifting, *judges, turns=10, valid=shifting.valid, log="conflict", **common)
+    scoring.evaluated(run, method, "long_term", people, willing, *judges, turns=12, log="long_term", **common)
 
 
 def outcome(folder):

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from scripted_server import ScriptedServer
 
-from rlpa_lib import config, parties, prompts
-from rlpa_lib.analyses import difficult
-from rlpa_lib.dialogue import Dialogue, Utterance
+from rlpa_lib.agents import parties
+from rlpa_lib.dialogue import prompt_files
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.dialogue.reveal import SHARE_PER_TURN
+from rlpa_lib.evaluation import difficult
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.attacks import PERSONA
@@ -17,9 +20,8 @@ from rlpa_lib.mini.manners import MANNERS, WILLING, Manner, another_value, empty
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.play import moments, play_careful
 from rlpa_lib.mini.user import AgendaUser
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.schema_base import MANNERS as NAMES
-from rlpa_lib.users import SHARE_PER_TURN
+from rlpa_lib.settings import config
+from rlpa_lib.settings.base import MANNERS as NAMES
 
 PEOPLE = builtin_personas("vanilla", 24, 0)
 ASKS = "What is your job?"  # no content of its own
@@ -142,7 +144,7 @@ def test_another_value_is_another_one():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("language_of", ["en", "zh"])
 def test_a_language_model_user_is_told_its_manner(tmp_path, name, language_of):
-    text = prompts.load(f"user_{name}", language_of)
+    text = prompt_files.load(f"user_{name}", language_of)
     with ScriptedServer(lambda body: json.dumps({"message": "Hm.", "revealed": []})) as server:
         cfg = config.load("smoke", ["user.kind=llm", "user.model=m", f"user.base_url={server.url}", f"run.prompt_set={language_of}"])
         parties.simulated_user(cfg, "vanilla", 0, tmp_path, name).reply([PERSONA], [talk(ASKS)])

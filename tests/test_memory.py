@@ -7,16 +7,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from rlpa_lib import config
-from rlpa_lib.config import Config
-from rlpa_lib.mini import WEIGHTS
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.dialogue.protocols import Completion
+from rlpa_lib.mini.tiny import WEIGHTS
 from rlpa_lib.plan import memory
-from rlpa_lib.policies import Completion
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.rewards import Reward
-from rlpa_lib.rollout import Sample, TurnGroup
-from rlpa_lib.training import experience
-from rlpa_lib.training.learner import Learner
+from rlpa_lib.rlpa import experience
+from rlpa_lib.rlpa.learner import Learner
+from rlpa_lib.rlpa.rewards import Reward
+from rlpa_lib.rlpa.rollout import Sample, TurnGroup
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import Config
 
 SIZES = {
     "small": memory.Shape(layers=3, hidden=128, heads=4, kv_heads=2, intermediate=352, vocabulary=6000),

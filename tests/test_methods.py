@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-from rlpa_lib import prompts
-from rlpa_lib.config import InputError
-from rlpa_lib.dialogue import Dialogue, Utterance
-from rlpa_lib.evaluation.controls import Lent, MisdirectedAnswers, PromptedOracle, StyleOnly, no_profile
-from rlpa_lib.local_policy import LocalPolicy
-from rlpa_lib.methods import Prompted, Retrieval, SelfCritic, split_thought
+from rlpa_lib.agents.local_policy import LocalPolicy
+from rlpa_lib.agents.prompt_tokens import prompt_ids
+from rlpa_lib.dialogue import prompt_files
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.dialogue.protocols import Completion
+from rlpa_lib.methods.controls import Lent, MisdirectedAnswers, PromptedOracle, StyleOnly, no_profile
+from rlpa_lib.methods.prompting import Prompted, Retrieval, SelfCritic, split_thought
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.personas import Persona
-from rlpa_lib.policies import Completion, prompt_ids
-from rlpa_lib.profile import Profile, Reply
+from rlpa_lib.settings.config import InputError
 
 
 class Scripted:
@@ -191,7 +192,7 @@ def test_controls_of_real_models():
 
 @pytest.mark.parametrize("language_", ["en", "zh", "mini"])
 def test_chain_of_thought_has_five_shots_that_parse(language_):
-    text = prompts.load("cot", language_)
+    text = prompt_files.load("cot", language_)
     shots = text.split("\nUser:")[1:]
     assert len(shots) == 5
     for shot in shots:
@@ -200,7 +201,7 @@ def test_chain_of_thought_has_five_shots_that_parse(language_):
 
 
 def test_shots_of_the_miniature_speak_its_language_and_give_no_test_value_away():
-    shots = prompts.load("cot", "mini").split("\nUser:")[1:]
+    shots = prompt_files.load("cot", "mini").split("\nUser:")[1:]
     values = set()
     for shot in shots:
         lines = shot.strip().split("\n")
@@ -214,4 +215,4 @@ def test_shots_of_the_miniature_speak_its_language_and_give_no_test_value_away()
 @pytest.mark.parametrize("name", ["reminder", "critique", "revise", "rag", "rag_exchange", "rag_nothing", "cot"])
 @pytest.mark.parametrize("language_", ["en", "zh", "mini"])
 def test_every_method_has_its_prompts(name, language_):
-    assert prompts.load(name, language_)
+    assert prompt_files.load(name, language_)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlpa_lib import metrics
-from rlpa_lib.audit.tables import PAPER_TABLES, curve, load
+from rlpa_lib.evaluation import metrics
+from rlpa_lib.evaluation.paper_tables import PAPER_TABLES, curve, load
 
 PAPER = load(PAPER_TABLES)
 READING = {"table2": "global", "table4": "global", "table5": "running"}

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from rlpa_lib.dialogue import Utterance
+from rlpa_lib.dialogue.dialogue import Utterance
+from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.mini import corpus, language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.profile import SLOTS
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from rlpa_lib.dialogue import Dialogue, Utterance, policy_view
-from rlpa_lib.judges import CRITERIA
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, policy_view
+from rlpa_lib.dialogue.judging import CRITERIA
+from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.mini.attacks import GALLERY, PERSONA, TOLD, situation
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge, transcript_evidence
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.play import moments, play_careful
 from rlpa_lib.mini.user import AgendaUser
-from rlpa_lib.profile import Profile, Reply
 
 GOOD = "Life in Lisbon must be lovely. What did you study?"
 

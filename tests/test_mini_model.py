@@ -5,14 +5,17 @@ import json
 
 import pytest
 
-from rlpa_lib import config, parties, prompts
-from rlpa_lib.dialogue import Dialogue, Utterance, policy_view
-from rlpa_lib.local_policy import LocalPolicy
-from rlpa_lib.mini import WEIGHTS, language
+from rlpa_lib.agents import parties
+from rlpa_lib.agents.local_policy import LocalPolicy
+from rlpa_lib.dialogue import prompt_files
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, policy_view
+from rlpa_lib.dialogue.profile import Profile, Reply, parse_reply
+from rlpa_lib.mini import language
 from rlpa_lib.mini.judge import match_profiles
 from rlpa_lib.mini.personas import builtin_personas
+from rlpa_lib.mini.tiny import WEIGHTS
 from rlpa_lib.mini.user import AgendaUser
-from rlpa_lib.profile import Profile, Reply, parse_reply
+from rlpa_lib.settings import config
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def held_out(policy):
     dialogues, rows = [Dialogue(p.id, p.id) for p in people], []
     for turn in range(6):
         dialogues = [d.heard(u) for d, u in zip(dialogues, user.reply(people, dialogues), strict=True)]
-        views = [policy_view(d, prompts.load("policy", "mini")) for d in dialogues]
+        views = [policy_view(d, prompt_files.load("policy", "mini")) for d in dialogues]
         texts = [c[0].text for c in policy.generate(views, 1, seed=turn, temperature=1.0, max_new_tokens=144)]
         rows += [(p, d, parse_reply(t)) for p, d, t in zip(people, dialogues, texts, strict=True)]
         dialogues = [d.answered(t, parse_reply(t)) for d, t in zip(dialogues, texts, strict=True)]
@@ -85,27 +88,27 @@ def moments():
 
 
 def test_a_reminder_makes_base_use_what_it_knows_more_often(policy, moments):
-    views = [policy_view(d, prompts.load("base", "mini"), "none") for d, _ in moments]
+    views = [policy_view(d, prompt_files.load("base", "mini"), "none") for d, _ in moments]
     plain = _uses(answers(policy, views), [job for _, job in moments])
-    reminded = [[*v[:-1], {"role": "user", "content": f"{v[-1]['content']} {prompts.load('reminder', 'mini')}"}] for v in views]
+    reminded = [[*v[:-1], {"role": "user", "content": f"{v[-1]['content']} {prompt_files.load('reminder', 'mini')}"}] for v in views]
     # Measured with 500 moments and two seeds: .59 -> .71 and .64 -> .72; with 120 the difference drowns in chance.
     assert _uses(answers(policy, reminded), [job for _, job in moments]) > plain + 0.03
 
 
 def test_a_revision_after_a_critique_uses_it_more_often_than_the_draft(policy, moments):
-    views = [policy_view(d, prompts.load("base", "mini"), "none") for d, _ in moments]
+    views = [policy_view(d, prompt_files.load("base", "mini"), "none") for d, _ in moments]
     drafts = answers(policy, views)
-    asked = [[*v, {"role": "assistant", "content": t}, {"role": "user", "content": prompts.load("critique", "mini")}]
+    asked = [[*v, {"role": "assistant", "content": t}, {"role": "user", "content": prompt_files.load("critique", "mini")}]
              for v, t in zip(views, drafts, strict=True)]
     critiques = answers(policy, asked)
-    revise = [[*v, {"role": "assistant", "content": c}, {"role": "user", "content": prompts.load("revise", "mini")}]
+    revise = [[*v, {"role": "assistant", "content": c}, {"role": "user", "content": prompt_files.load("revise", "mini")}]
               for v, c in zip(asked, critiques, strict=True)]
     jobs = [job for _, job in moments]
     assert _uses(answers(policy, revise), jobs) > _uses(drafts, jobs) + 0.1
 
 
 def test_retrieved_context_is_used(policy, moments):
-    text = prompts.load("rag", "mini")
-    views = [[{"role": "system", "content": prompts.load("base", "mini")},
+    text = prompt_files.load("rag", "mini")
+    views = [[{"role": "system", "content": prompt_files.load("base", "mini")},
               {"role": "user", "content": text.format(context=d.pending.text, message="Do you have an idea for my weekend?")}] for d, _ in moments]
     assert _uses(answers(policy, views), [job for _, job in moments]) > 0.2

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from rlpa_lib.config import InputError
+from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.mini.descriptions import ANY_SLOT, LEADS, PREDICATES, _agree, describe, personality_text
 from rlpa_lib.mini.lexicon import GENDERS, Value, lexicon, normalise
 from rlpa_lib.mini.personas import EXTENDED_SIZES, YEARS_OF_LEVEL, builtin_personas
-from rlpa_lib.profile import SLOTS
+from rlpa_lib.settings.config import InputError
 
 LISTED = tuple(slot for slot in SLOTS if slot not in ("Age", "Gender"))
 PERSON_WORDS = set("i me my mine you your yours he him his she her hers they them their we us our ours myself yourself".split())

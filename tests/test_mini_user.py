@@ -6,15 +6,15 @@ from collections import Counter
 
 import pytest
 
-from rlpa_lib.dialogue import Dialogue, Utterance
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.dialogue.reveal import SHARE_PER_TURN
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.attacks import PERSONA
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.play import moments, play_careful, reveal_table
 from rlpa_lib.mini.user import AgendaUser, temperament, theoretical_max
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.users import SHARE_PER_TURN
 
 TURNS = 10
 SPEECH = {"train": "user_train", "vanilla": "user_test", "extended": "user_test"}

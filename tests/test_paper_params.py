@@ -6,7 +6,7 @@ import pytest
 from paper_world import aloe_folder, answer, run_of, tiny_qwen
 from scripted_server import ScriptedServer
 
-from rlpa_lib import training
+from rlpa_lib.rlpa import training
 
 FEWER = ["personas.train_users=12", "rollout.users=4", "rollout.turns=3", "rollout.max_new_tokens=48", "ppo.iterations=2", "ppo.minibatch=16"]
 

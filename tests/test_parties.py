@@ -2,8 +2,10 @@
 
 import pytest
 
-from rlpa_lib import config, parties, prompts
-from rlpa_lib.config import InputError
+from rlpa_lib.agents import parties
+from rlpa_lib.dialogue import prompt_files
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 LLM = ["user.kind=llm", "user.model=m", "judge.kind=llm", "judge.model=m", "evaluator.kind=llm", "evaluator.model=m", "policy.kind=endpoint",
        "policy.model=m", "evaluation.methods=[base, rlpa_prompting]"]  # fmt: skip
@@ -29,7 +31,7 @@ def test_a_missing_key_is_named_before_anything_is_asked(tmp_path, monkeypatch):
 def test_the_miniatures_prompts_are_for_its_own_model_alone(tmp_path):
     """With prompt_set mini, parties behind a server get the English prompts."""
     judge = parties.reward_judge(config.load("smoke", LLM + LOCAL), tmp_path)
-    assert judge.replies.prompt.system == prompts.load("judge_criteria", "en").partition("\n---\n")[0]
+    assert judge.replies.prompt.system == prompt_files.load("judge_criteria", "en").partition("\n---\n")[0]
 
 
 def test_offline_parties_need_no_run():
@@ -55,9 +57,9 @@ def test_test_users_speak_other_frames_than_training_users():
 
 def test_own_prompts_win_and_missing_ones_are_named(tmp_path):
     (tmp_path / "policy.txt").write_text("# mine\nBe kind.\n")
-    assert prompts.load("policy", "en", str(tmp_path)) == "Be kind."
-    assert "<profile>" in prompts.load("policy", "en") and "<profile>" in prompts.load("policy", "zh")
+    assert prompt_files.load("policy", "en", str(tmp_path)) == "Be kind."
+    assert "<profile>" in prompt_files.load("policy", "en") and "<profile>" in prompt_files.load("policy", "zh")
     with pytest.raises(InputError, match="nothing"):
-        prompts.load("nothing", "en")
+        prompt_files.load("nothing", "en")
     with pytest.raises(InputError, match="prompt_dir"):
-        prompts.load("policy", "en", str(tmp_path / "gone"))
+        prompt_files.load("policy", "en", str(tmp_path / "gone"))

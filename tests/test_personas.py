@@ -5,21 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlpa_lib.config import InputError
-from rlpa_lib.extraction.free import free_profile
-from rlpa_lib.extraction.pronouns import adjust_pronouns
-from rlpa_lib.extraction.rules import evidence
-from rlpa_lib.personas import (
-    Persona,
-    extract_profile,
-    load_personas,
-    near_duplicates,
-    read_aloe,
-    read_personachat,
-    slot_statistics,
-    split_hash,
-)
-from rlpa_lib.profile import SLOTS, Profile, parse_reply, render_reply
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import SLOTS, Profile, parse_reply, render_reply
+from rlpa_lib.personas.extraction import extract_profile
+from rlpa_lib.personas.free_slots import free_profile
+from rlpa_lib.personas.pronouns import adjust_pronouns
+from rlpa_lib.personas.slot_rules import evidence
+from rlpa_lib.personas.sources import load_personas, near_duplicates, read_aloe, read_personachat, slot_statistics, split_hash
+from rlpa_lib.settings.config import InputError
 
 ANNA = "She is a 41-year-old tram driver who enjoys rowing and baking her own bread. She is divorced with two small sons."
 BEN = "He is a 19-year-old college student studying geology. He collects fossils. He lives in a dorm with two friends."

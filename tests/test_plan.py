@@ -7,14 +7,16 @@ import pytest
 from scripted_server import ScriptedServer
 from test_served_run import everybody
 
-from rlpa_lib import config, parties, plan, runs
-from rlpa_lib.config import InputError
+from rlpa_lib import runs
+from rlpa_lib.agents import parties
+from rlpa_lib.dialogue.profile import Profile, render_reply
 from rlpa_lib.evaluation import benchmarks, rows
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.plan import gpu_cost, rehearsal, rehearsal_analyses
+from rlpa_lib.plan import gpu_cost, plan, rehearsal, rehearsal_analyses
 from rlpa_lib.plan.rehearsal import TYPICAL, Ask
-from rlpa_lib.profile import Profile, render_reply
-from rlpa_lib.storage import hash_json
+from rlpa_lib.runs.storage import hash_json
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 from rlpa_lib.study import logged_points, rewrites, user_measures
 
 URL = "http://127.0.0.1:9/v1"

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from rlpa_lib.config import InputError
-from rlpa_lib.local_policy import LocalPolicy
-from rlpa_lib.policies import derive_seed, fit_prompt, prompt_ids, window
+from rlpa_lib.agents.local_policy import LocalPolicy
+from rlpa_lib.agents.prompt_tokens import fit_prompt, prompt_ids, window
+from rlpa_lib.runs.seeds import derive_seed
+from rlpa_lib.settings.config import InputError
 
 
 def talk(*texts):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlpa_lib import ppo
-from rlpa_lib.config import InputError
+from rlpa_lib.rlpa import ppo
+from rlpa_lib.settings.config import InputError
 
 
 def approx(values):

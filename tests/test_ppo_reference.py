@@ -12,14 +12,14 @@ from conftest import random_model
 from torch.func import functional_call
 from torch.nn import functional
 
-from rlpa_lib.config import Config
-from rlpa_lib.policies import Completion
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.rewards import Reward
-from rlpa_lib.rollout import Sample, TurnGroup
-from rlpa_lib.training import experience
-from rlpa_lib.training.backbone import CRITIC, POLICY
-from rlpa_lib.training.learner import Learner
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.dialogue.protocols import Completion
+from rlpa_lib.rlpa import experience
+from rlpa_lib.rlpa.learner import Learner
+from rlpa_lib.rlpa.networks import CRITIC, POLICY
+from rlpa_lib.rlpa.rewards import Reward
+from rlpa_lib.rlpa.rollout import Sample, TurnGroup
+from rlpa_lib.settings.config import Config
 
 GAMMA, LAM, TURN_DISCOUNT, TURN_LAM, KL, CLIP, VALUE_CLIP = 0.97, 0.9, 0.8, 0.6, 0.05, 0.2, 0.02
 # dialogue, turn, prompt, completions with their rewards (None: no readable verdict), the one that went on

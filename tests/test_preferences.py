@@ -4,15 +4,16 @@ import json
 
 import pytest
 
-from rlpa_lib import config, parties
-from rlpa_lib.baselines import preferences
-from rlpa_lib.baselines.preferences import Conversation, Exchange, generate, history, load_preferences, read_conversations
-from rlpa_lib.config import InputError
-from rlpa_lib.dialogue import Dialogue
+from rlpa_lib.agents import parties
+from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.methods import preferences
+from rlpa_lib.methods.preferences import Conversation, Exchange, generate, history, load_preferences, read_conversations
 from rlpa_lib.mini.judge import RuleEvaluationJudge
 from rlpa_lib.mini.user import AgendaUser
-from rlpa_lib.personas import load_personas
-from rlpa_lib.profile import Profile, Reply
+from rlpa_lib.personas.sources import load_personas
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 
 def turn(k=1, **changes):
@@ -183,10 +184,10 @@ def test_without_the_file_the_agenda_user_of_the_run_talks(tmp_path):
 
 
 def test_a_broken_file_stops_a_run_before_anything_is_written(tmp_path):
-    from rlpa_lib import reproduce
+    from rlpa_lib.reproduce import runner
 
     aloe_folder(tmp_path, lambda people: [line(), line(conversations=[])])
     changes = ["personas.source=aloe", f"personas.path={tmp_path}", "evaluation.users=2", "personas.test_users=2", "personas.train_users=8"]
     with pytest.raises(InputError, match=f"{preferences.FILE}: line 2: `conversations` has no turn"):
-        reproduce.reproduce("smoke", 0, tmp_path / "run", overrides=changes)
+        runner.reproduce("smoke", 0, tmp_path / "run", overrides=changes)
     assert not (tmp_path / "run").exists()

@@ -14,8 +14,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from distributed_worker import MODES, trained, weights, whole_text
 from safetensors.torch import load_file
 
-from rlpa_lib import training
-from rlpa_lib.config import InputError
+from rlpa_lib.rlpa import training
+from rlpa_lib.settings.config import InputError
 
 NO_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="pip install -e '.[deepspeed]'")
 FILES = ["cpu-2", "cpu-2-fsdp2", pytest.param("cpu-2-zero3", marks=NO_DEEPSPEED)]
@@ -25,7 +25,7 @@ WORKER = Path(__file__).parent / "distributed_worker.py"
 @pytest.fixture(autouse=True)
 def any_text_is_well_formed(monkeypatch):
     """A random model never writes the reply format; here its whole text is the response."""
-    monkeypatch.setattr("rlpa_lib.rollout.parse_reply", whole_text)
+    monkeypatch.setattr("rlpa_lib.rlpa.rollout.parse_reply", whole_text)
 
 
 def launch(folder, task, file="cpu-2"):

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from rlpa_lib.profile import SLOTS, Profile, Reply, parse_reply, precision_recall, profile_f1, render_reply
+from rlpa_lib.dialogue.profile import SLOTS, Profile, Reply, parse_reply, render_reply
+from rlpa_lib.rlpa.rewards import precision_recall, profile_f1
 
 AGE_JOB = Profile((("Age", "27"), ("Occupation", "nurse")))
 

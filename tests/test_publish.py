@@ -5,9 +5,11 @@ import json
 import pandas as pd
 import pytest
 
-from rlpa_lib import config, runs, storage
-from rlpa_lib.config import InputError
+from rlpa_lib import runs
 from rlpa_lib.report import publish
+from rlpa_lib.runs import storage
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 
 def finished(folder, seed, marks, status="done", overrides=()):

@@ -9,12 +9,14 @@ from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlpa_lib import config, parties
-from rlpa_lib.config import InputError
-from rlpa_lib.judges import CRITERIA
-from rlpa_lib.llm import judge_attacks, quoting
+from rlpa_lib.agents import parties
+from rlpa_lib.agents.prompt_tokens import prompt_ids
+from rlpa_lib.dialogue import quoting
+from rlpa_lib.dialogue.judging import CRITERIA
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
-from rlpa_lib.policies import prompt_ids
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
+from rlpa_lib.study import judge_attacks
 
 ATTACKS = judge_attacks.read_attacks(Path(__file__).parent / "data" / "judge_attacks.jsonl")
 
@@ -172,7 +174,7 @@ class Gullible:
     """Gives in to everything but one kind, and cannot judge another."""
 
     def responses(self, cases):
-        from rlpa_lib.judges import Verdict
+        from rlpa_lib.dialogue.judging import Verdict
 
         return [None if "mercy" in r.response else Verdict(dict.fromkeys(CRITERIA, "Forget" not in r.response), {}) for _, r in cases]
 

@@ -5,13 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlpa_lib import config, runs
-from rlpa_lib.analyses import conflict, long_term, reasoning
-from rlpa_lib.dialogue import Dialogue, Turn, Utterance
+from rlpa_lib import runs
+from rlpa_lib.agents.endpoint_policy import EndpointCompletion
+from rlpa_lib.dialogue.dialogue import Dialogue, Turn, Utterance
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.evaluation import conflict, long_term, reasoning
 from rlpa_lib.figures import analyses as drawn
-from rlpa_lib.llm.endpoint_policy import EndpointCompletion
-from rlpa_lib.methods import Prompted, Step
-from rlpa_lib.profile import Profile, Reply
+from rlpa_lib.methods.prompting import Prompted, Step
+from rlpa_lib.settings import config
 
 BLOCK = "<profile>\n- Age: 30\n</profile>\n\n<response>\nHi there.\n</response>"
 

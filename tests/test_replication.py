@@ -3,9 +3,10 @@
 import pytest
 import yaml
 
-from rlpa_lib import config, record
-from rlpa_lib.config import InputError
 from rlpa_lib.report import replication
+from rlpa_lib.runs import record
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 SOURCE = record.PACKAGE_DIR / "report" / "replication_map.yaml"
 
@@ -62,14 +63,14 @@ def test_a_row_given_twice_is_found(tree, problems):
 
 
 DEAD = [
-    ("code", "rlpa_lib.profile:profile_f2", "no such symbol: rlpa_lib.profile:profile_f2"),
-    ("code", "rlpa_lib.profiles:profile_f1", "no such symbol: rlpa_lib.profiles:profile_f1"),
-    ("code", "rlpa_lib.profile:Profile.rows", "no such symbol: rlpa_lib.profile:Profile.rows"),
-    ("code", "rlpa_lib.profile", "no such symbol: rlpa_lib.profile"),
-    ("code", "rlpa_lib.rewards:profile_f1", "no such symbol: rlpa_lib.rewards:profile_f1"),  # imported there, defined elsewhere
+    ("code", "rlpa_lib.rlpa.rewards:profile_f2", "no such symbol: rlpa_lib.rlpa.rewards:profile_f2"),
+    ("code", "rlpa_lib.rlpa.reward:profile_f1", "no such symbol: rlpa_lib.rlpa.reward:profile_f1"),
+    ("code", "rlpa_lib.dialogue.profile:Profile.rows", "no such symbol: rlpa_lib.dialogue.profile:Profile.rows"),
+    ("code", "rlpa_lib.dialogue.profile", "no such symbol: rlpa_lib.dialogue.profile"),
+    ("code", "rlpa_lib.evaluation.scoring:profile_f1", "no such symbol: rlpa_lib.evaluation.scoring:profile_f1"),  # imported there, defined elsewhere
     ("keys", "ppo.clipp", "no such params key: ppo.clipp"),
     ("notebooks", "77_nowhere", "no such notebook: 77_nowhere"),
-    ("files", "rlpa_lib/prompts/en/nothing.txt", "no such file: rlpa_lib/prompts/en/nothing.txt"),
+    ("files", "rlpa_lib/dialogue/prompts/en/nothing.txt", "no such file: rlpa_lib/dialogue/prompts/en/nothing.txt"),
 ]
 
 

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from rlpa_lib import config, report, runs
+from rlpa_lib import runs
 from rlpa_lib.evaluation.tables import LABELS
-from rlpa_lib.report import report_claims, report_parts
+from rlpa_lib.report import claims, parts, report
+from rlpa_lib.settings import config
 
 matplotlib.use("Agg")
 EVIL = "<script>alert(1)</script>"
@@ -161,17 +162,17 @@ def test_claims_follow_their_rule(full):
 
 def test_a_run_with_few_users_tests_nothing(empty):
     empty.save_table(paired(20.0), "paired")
-    found = report_claims.claims(empty.dir)
+    found = claims.claims(empty.dir)
     assert {claim.verdict for claim in found} == {"not tested"}
     assert found[0].evidence.startswith("only 8 users; vanilla, Base: +30.0")
 
 
 def test_reward_needs_four_cohorts_and_a_clear_rise():
-    assert report_claims._halves([]) == ("not tested", "no training in this run")
-    assert report_claims._halves([0.1, 0.2, 0.3])[0] == "not tested"
-    assert report_claims._halves([0.5, 0.5, 0.5, 0.5])[0] == "not tested"
-    assert report_claims._halves([0.1, 0.2, 0.9, 1.0])[0] == "holds"
-    assert report_claims._halves([0.9, 0.1, 0.8, 0.3])[0] == "does not hold"
+    assert claims._halves([]) == ("not tested", "no training in this run")
+    assert claims._halves([0.1, 0.2, 0.3])[0] == "not tested"
+    assert claims._halves([0.5, 0.5, 0.5, 0.5])[0] == "not tested"
+    assert claims._halves([0.1, 0.2, 0.9, 1.0])[0] == "holds"
+    assert claims._halves([0.9, 0.1, 0.8, 0.3])[0] == "does not hold"
 
 
 def test_dialogues_are_the_first_two_users_with_marks(full):
@@ -182,7 +183,7 @@ def test_dialogues_are_the_first_two_users_with_marks(full):
 
 
 def test_the_command_repeats_the_run(full):
-    make, command = report_parts.commands(full.record, full.dir)
+    make, command = parts.commands(full.record, full.dir)
     assert make == "make reproduce SCALE=mini SEED=0 RUN_DIR=runs/mini-0 'SET=ppo.lr=1.0e-05 evaluation.users=37'"
     changes = re.findall(r"--set (\S+)", command)
     assert config.load("mini", changes) == full.cfg
@@ -203,4 +204,4 @@ def test_changed_code_is_said(full):
 
 def test_floats_survive_yaml():
     for value in (1e-5, 3e-4, 0.0, 2.5e-7, 1e22, 5.0):
-        assert config.load("mini", [f"endpoint.max_usd={report_parts._yaml(value)}"]).endpoint.max_usd == value
+        assert config.load("mini", [f"endpoint.max_usd={parts._yaml(value)}"]).endpoint.max_usd == value

@@ -12,8 +12,8 @@ import time
 import pytest
 from misbehaving_server import MisbehavingServer
 
-from rlpa_lib.config import InputError
-from rlpa_lib.endpoint.response_cache import ResponseCache, base_key, row_key
+from rlpa_lib.client.response_cache import ResponseCache, base_key, row_key
+from rlpa_lib.settings.config import InputError
 
 CONTENT = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0.0, "seed": None, "extra": {"a": 1, "b": 2}}
 
@@ -73,7 +73,7 @@ def test_a_file_that_is_no_cache_is_named(tmp_path):
 
 WRITER = """
 import sys
-from rlpa_lib.endpoint.response_cache import ResponseCache
+from rlpa_lib.client.response_cache import ResponseCache
 cache, name = ResponseCache(sys.argv[1]), sys.argv[2]
 for i in range(300):
     cache.put({f"{name}-{i}": {"i": i}, f"shared-{i}": {"by": name}})
@@ -93,7 +93,7 @@ def test_concurrent_writers_lose_nothing(tmp_path):
 
 BUYER = """
 import json, os, sys
-from rlpa_lib.endpoint import Budget, ChatEndpoint, Request, ResponseCache, Usage
+from rlpa_lib.client.endpoint import Budget, ChatEndpoint, Request, ResponseCache, Usage
 
 def session(url, folder):
     usage = Usage(folder + "/usage.jsonl")

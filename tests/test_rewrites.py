@@ -6,14 +6,14 @@ import random
 import pandas as pd
 import pytest
 
-from rlpa_lib import config
-from rlpa_lib.config import InputError
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.judge import RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.personas import Persona
-from rlpa_lib.profile import Profile
-from rlpa_lib.runs import Run
+from rlpa_lib.runs.run import Run
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 from rlpa_lib.study import rewrites
 from rlpa_lib.study.rewrites import ItemPair, Rewrite
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from rlpa_lib.config import InputError
-from rlpa_lib.dialogue import Utterance
-from rlpa_lib.judges import CRITERIA, Verdict
-from rlpa_lib.personas import Persona
-from rlpa_lib.policies import Completion
-from rlpa_lib.profile import Profile, render_reply
-from rlpa_lib.rollout import Sample, Sampling, advance, choose, rollout, start
+from rlpa_lib.dialogue.dialogue import Utterance
+from rlpa_lib.dialogue.judging import CRITERIA, Verdict
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile, render_reply
+from rlpa_lib.dialogue.protocols import Completion
+from rlpa_lib.rlpa.rollout import Sample, Sampling, advance, choose, rollout, start
+from rlpa_lib.settings.config import InputError
 
 FACTS = (("Age", "40"), ("Location", "Rome"), ("Interests", "opera"))
 PERSONAS = [Persona(f"p{i}", "secret description", "secret personality", Profile(FACTS)) for i in range(3)]

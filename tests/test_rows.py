@@ -9,15 +9,19 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from rlpa_lib import config, decoding, evaluation, parties, reproduce, runs, storage
-from rlpa_lib.config import InputError
-from rlpa_lib.evaluation import rows, seeds
+from rlpa_lib import runs
+from rlpa_lib.agents import decoding, parties
+from rlpa_lib.agents.local_policy import LocalPolicy
+from rlpa_lib.evaluation import rows, scoring, seeds
 from rlpa_lib.evaluation.rows import Row, Stage
-from rlpa_lib.local_policy import LocalPolicy
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.user import AgendaUser
-from rlpa_lib.schema import METHODS
+from rlpa_lib.reproduce import runner
+from rlpa_lib.runs import storage
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.schema import METHODS
 
 PEOPLE = builtin_personas("vanilla", 3, 0)
 SMALL = ("evaluation.turns=2", "rollout.max_new_tokens=24", "evaluation.benchmarks=[vanilla]")
@@ -47,7 +51,7 @@ def train(run, *names, scale=0.3):
 def evaluated(run, stage, row):
     method = stage.method(row, "vanilla")
     parties_ = (AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge())
-    return evaluation.evaluated(run, method, "vanilla", PEOPLE, *parties_, rows.version(run, row))
+    return scoring.evaluated(run, method, "vanilla", PEOPLE, *parties_, rows.version(run, row))
 
 
 def test_rows_are_played_in_an_order_that_lets_them_borrow():
@@ -72,7 +76,7 @@ def test_every_method_plays_on_one_model(open_run):
     for place in (stage, Stage(run)):
         for name in ("base", "rlpa"):  # the same judgements once more, reasons and all
             method = place.method(Row(name), "vanilla")
-            found = evaluation.evaluate(method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(), turns=2, seed=0)[1]
+            found = scoring.evaluate(method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(), turns=2, seed=0)[1]
             assert json.loads(json.dumps([j.to_json() for j in found])) == judged[name]
     assert judged["sft"] != judged["dpo"]
     assert seeds.finished_scores(run).keys() == {(name, "vanilla") for name in METHODS}
@@ -90,7 +94,7 @@ def test_a_row_depends_on_its_adapter_and_a_borrower_on_what_it_borrows(open_run
 
 
 MISSING = [
-    ("evaluation.methods=[base, rlpa]", "adapters/ppo: no adapter here, and evaluation.methods names rlpa; run 20_ppo with this run directory"),
+    ("evaluation.methods=[base, rlpa]", "adapters/ppo: no adapter here, and scoring.methods names rlpa; run 20_ppo with this run directory"),
     ("evaluation.methods=[base, sft]", "run 11_sft with this run directory first"),
     ("evaluation.methods=[style_only_empty]", "names style_only_empty; run 20_ppo"),
     ("evaluation.comparators={GPT-4o: {model: gpt-4o, api_key_env: NO_SUCH_KEY_HERE}}", "NO_SUCH_KEY_HERE is not set"),
@@ -149,11 +153,11 @@ def test_a_reproduction_looks_for_encoder_and_servers_before_it_starts(tmp_path,
     books = [Path("20_ppo.ipynb"), Path("30_evaluation.ipynb")]
     cfg = config.load("smoke", ["evaluation.comparators={GPT-4o: {model: gpt-4o, api_key_env: NO_SUCH_KEY_HERE}}", "evaluation.methods=[base]"])
     with pytest.raises(InputError, match="evaluation.comparators.GPT-4o.api_key_env: the environment variable NO_SUCH_KEY_HERE is not set"):
-        reproduce._check_rows(cfg, books, tmp_path / "run")
-    reproduce._check_rows(cfg, books[:1], tmp_path / "run")
+        runner._check_rows(cfg, books, tmp_path / "run")
+    runner._check_rows(cfg, books[:1], tmp_path / "run")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="minilm is not installed"):
-        reproduce._check_rows(config.load("smoke", ["evaluation.methods=[rag]"]), books, tmp_path / "run")
+        runner._check_rows(config.load("smoke", ["evaluation.methods=[rag]"]), books, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

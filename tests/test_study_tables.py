@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from rlpa_lib import metrics
-from rlpa_lib.audit.tables import PAPER_TABLES
+from rlpa_lib.evaluation import metrics
+from rlpa_lib.evaluation.paper_tables import PAPER_TABLES
 from rlpa_lib.study import logged_points, study_tables
 
 

@@ -10,16 +10,16 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from rlpa_lib import runs
-from rlpa_lib.config import Config, InputError
-from rlpa_lib.dialogue import Utterance
-from rlpa_lib.judges import CRITERIA, Verdict
-from rlpa_lib.local_policy import LocalPolicy
-from rlpa_lib.personas import Persona
-from rlpa_lib.profile import Profile, Reply, parse_reply
-from rlpa_lib.training import checkpoints, unfinished
-from rlpa_lib.training.experience import gather_experience
-from rlpa_lib.training.learner import Learner
-from rlpa_lib.training.trainer import Trainer, cohort_personas
+from rlpa_lib.agents.local_policy import LocalPolicy
+from rlpa_lib.dialogue.dialogue import Utterance
+from rlpa_lib.dialogue.judging import CRITERIA, Verdict
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile, Reply, parse_reply
+from rlpa_lib.rlpa import checkpoints, unfinished
+from rlpa_lib.rlpa.experience import gather_experience
+from rlpa_lib.rlpa.learner import Learner
+from rlpa_lib.rlpa.trainer import Trainer, cohort_personas
+from rlpa_lib.settings.config import Config, InputError
 
 PERSONAS = [Persona(f"p{i}", "", "", Profile((("Age", str(20 + i)), ("Location", "Rome")))) for i in range(7)]
 
@@ -60,7 +60,7 @@ def config(**changes):
 @pytest.fixture(autouse=True)
 def any_text_is_well_formed(monkeypatch):
     """A random model never writes the reply format; here its whole text is the response."""
-    monkeypatch.setattr("rlpa_lib.rollout.parse_reply", lambda text: Reply(Profile(), text, True))
+    monkeypatch.setattr("rlpa_lib.rlpa.rollout.parse_reply", lambda text: Reply(Profile(), text, True))
     assert not parse_reply("x").format_ok
 
 

@@ -5,9 +5,12 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from rlpa_lib import config, runs, storage, training
+from rlpa_lib import runs
 from rlpa_lib.__main__ import main
 from rlpa_lib.figures import credit
+from rlpa_lib.rlpa import training
+from rlpa_lib.runs import storage
+from rlpa_lib.settings import config
 
 SMALL = ["rollout.users=2", "rollout.turns=2", "rollout.max_new_tokens=24", "ppo.iterations=1", "ppo.minibatch=8", "run.tensorboard=false"]
 

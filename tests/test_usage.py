@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from rlpa_lib.config import InputError
-from rlpa_lib.endpoint.chat import BudgetExceeded
-from rlpa_lib.endpoint.usage import Budget, Cost, Price, Usage, read_prices
+from rlpa_lib.client.chat import BudgetExceeded
+from rlpa_lib.client.usage import Budget, Cost, Price, Usage, read_prices
+from rlpa_lib.settings.config import InputError
 
 # models that the paper or the release names, by their servers' names
 NAMED = (

@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from rlpa_lib.config import Config
-from rlpa_lib.dialogue import Dialogue, Utterance
-from rlpa_lib.judges import CRITERIA
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
+from rlpa_lib.dialogue.judging import CRITERIA
+from rlpa_lib.dialogue.profile import Profile, Reply, render_reply
 from rlpa_lib.mini.attacks import PERSONA
 from rlpa_lib.mini.judge import RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.teacher import response_pool
 from rlpa_lib.mini.user import AgendaUser
-from rlpa_lib.profile import Profile, Reply, render_reply
-from rlpa_lib.rewards import score_replies
-from rlpa_lib.runs import claim
+from rlpa_lib.rlpa.rewards import score_replies
+from rlpa_lib.runs.run import claim
+from rlpa_lib.settings.config import Config
 from rlpa_lib.study import logged_points, user_measures
 
 NOBODY = Reply(Profile(), "I see.", True)

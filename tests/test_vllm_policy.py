@@ -11,11 +11,11 @@ from conftest import byte_tokenizer
 from pretend_vllm import PretendVLLM
 from test_trainer import config, quiet, same, served
 
-from rlpa_lib import ppo
-from rlpa_lib.config import InputError
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.serving.vllm_client import Adapter, ServerLost, adapter_of
-from rlpa_lib.serving.vllm_policy import NoServerLeft, StaleSamples, VLLMPolicy, completions, too_old
+from rlpa_lib.agents.vllm_client import Adapter, ServerLost, adapter_of
+from rlpa_lib.agents.vllm_policy import NoServerLeft, StaleSamples, VLLMPolicy, completions, too_old
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.rlpa import ppo
+from rlpa_lib.settings.config import InputError
 
 TOKENIZER = byte_tokenizer()
 END = TOKENIZER.eos_token_id
@@ -356,7 +356,7 @@ def test_samples_that_stay_too_old_are_an_error(servers, policy_of, adapter):
 
 
 def test_training_stops_clearly_without_servers_and_goes_on_exactly(servers, policy_of, tmp_path, monkeypatch):
-    monkeypatch.setattr("rlpa_lib.rollout.parse_reply", lambda text: Reply(Profile(), text, True))
+    monkeypatch.setattr("rlpa_lib.rlpa.rollout.parse_reply", lambda text: Reply(Profile(), text, True))
     server, cfg = servers(), config(policy={"lora_dropout": 0.0})
 
     def train(folder):

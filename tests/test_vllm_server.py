@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rlpa_lib.config import InputError
-from rlpa_lib.serving import vllm_server
-from rlpa_lib.serving.vllm_setup import PINS, ServerFailed, last_lines, setup
+from rlpa_lib.agents import vllm_server
+from rlpa_lib.agents.vllm_setup import PINS, ServerFailed, last_lines, setup
+from rlpa_lib.settings.config import InputError
 
 HEALTHY = """
 import http.server, json, os, sys
@@ -137,7 +137,7 @@ def test_model_names():
 def test_setup_does_nothing_when_nothing_changed(tmp_path, monkeypatch):
     """The commands are counted, not run: the real installation is what tests/real_vllm begins with."""
     ran = []
-    monkeypatch.setattr("rlpa_lib.serving.vllm_setup._run", lambda command, hint="": ran.append(command))
+    monkeypatch.setattr("rlpa_lib.agents.vllm_setup._run", lambda command, hint="": ran.append(command))
     (tmp_path / "bin").mkdir()
     os.symlink(sys.executable, tmp_path / "bin" / "python")
     assert setup(tmp_path, say=str) and str(PINS) in ran[0] and "--no-deps" in ran[0]

@@ -6,11 +6,13 @@ from accelerate import Accelerator
 from conftest import byte_tokenizer, random_model
 from safetensors.torch import load_file
 
-from rlpa_lib import config, parties, runs, training
-from rlpa_lib.config import InputError
-from rlpa_lib.profile import parse_reply
-from rlpa_lib.training import warmup
-from rlpa_lib.training.backbone import REFERENCE
+from rlpa_lib import runs
+from rlpa_lib.agents import parties
+from rlpa_lib.dialogue.profile import parse_reply
+from rlpa_lib.rlpa import training, warmup
+from rlpa_lib.rlpa.networks import REFERENCE
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 KEYS = ["policy.warm_up=20", "policy.lora_rank=4", "policy.warm_up_lr=0.01", "sft.micro_batch=2", "rollout.users=2", "rollout.turns=1",
         "rollout.max_new_tokens=8", "rollout.max_prompt_tokens=4000", "ppo.minibatch=8", "ppo.iterations=1", "run.tensorboard=false"]  # fmt: skip

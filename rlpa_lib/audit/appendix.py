@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from rlpa_lib.audit.checks import on_grid
-from rlpa_lib.audit.tables import SETTINGS, TURNS, Finding, Tables, label
-from rlpa_lib.metrics import classification_metrics
+from rlpa_lib.evaluation.metrics import classification_metrics
+from rlpa_lib.evaluation.paper_tables import SETTINGS, TURNS, Finding, Tables, label
 
 RATED_CASES = 30  # appendix G: 3 annotators x 10 personas
 JUDGED_CASES = 300  # appendices H.1 and H.2

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from rlpa_lib.audit.tables import SETTINGS, TURNS, Finding, Tables, curve, label, undated, version
-from rlpa_lib.metrics import normalized_improvement
+from rlpa_lib.evaluation.metrics import normalized_improvement
+from rlpa_lib.evaluation.paper_tables import SETTINGS, TURNS, Finding, Tables, curve, label, undated, version
 
 STATED_USERS = 74  # appendix C.2, both settings
 STATED_VERSIONS = {"GPT-4o": "20241120", "Claude-3.5-Sonnet": "20241022", "Claude-3.5-Haiku": "20241022"}  # table 3

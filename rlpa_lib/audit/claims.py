@@ -16,8 +16,8 @@ import pandas as pd
 from rlpa_lib.audit.checks import STATED_USERS, on_grid, table_users
 from rlpa_lib.audit.facts import CHARITABLE, FIGURE_CLAIMS, TEXT_CLAIMS
 from rlpa_lib.audit.resolution import average_error
-from rlpa_lib.audit.tables import MissingRow, Tables, curve, undated
-from rlpa_lib.metrics import normalized_improvement
+from rlpa_lib.evaluation.metrics import normalized_improvement
+from rlpa_lib.evaluation.paper_tables import MissingRow, Tables, curve, undated
 
 Verdict = Literal["holds", "does not hold", "cannot be checked"]
 Check = Callable[[Tables], tuple[bool | None, str]]

@@ -13,9 +13,9 @@ import pandas as pd
 from scipy import stats
 
 from rlpa_lib.audit.checks import READINGS, consistent_users, exact_curve, reading, row_users, table_users
-from rlpa_lib.audit.tables import SETTINGS, TURNS, MissingRow, Tables, curve, undated
-from rlpa_lib.intervals import binomial_interval, holm
-from rlpa_lib.metrics import normalized_improvement
+from rlpa_lib.evaluation.intervals import binomial_interval, holm
+from rlpa_lib.evaluation.metrics import normalized_improvement
+from rlpa_lib.evaluation.paper_tables import SETTINGS, TURNS, MissingRow, Tables, curve, undated
 
 
 def granularity_table(tables: Tables) -> pd.DataFrame:

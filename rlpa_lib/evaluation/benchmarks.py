@@ -11,10 +11,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rlpa_lib import parties
-from rlpa_lib.config import Config, InputError
-from rlpa_lib.personas import NEAR_DUPLICATE, Persona, near_duplicates, split_hash
-from rlpa_lib.runs import Run
+from rlpa_lib.agents import parties
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.personas.sources import NEAR_DUPLICATE, near_duplicates, split_hash
+from rlpa_lib.runs.run import Run
+from rlpa_lib.settings.config import Config, InputError
 
 
 def load_benchmarks(run: Run) -> dict[str, list[Persona]]:

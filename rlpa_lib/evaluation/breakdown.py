@@ -1,6 +1,6 @@
 """What a score is made of: format, criteria, guesses, the personal part (swap test), and the first turn, where nothing personal is known.
 
-All functions take the judgement rows of one method and benchmark (`evaluation.Judgement.to_json`).
+All functions take the judgement rows of one method and benchmark (`scoring.Judgement.to_json`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from rlpa_lib import evaluation, intervals
-from rlpa_lib.judges import CRITERIA
+from rlpa_lib.dialogue.judging import CRITERIA
+from rlpa_lib.evaluation import intervals, scoring
 
 NAN = float("nan")
 Measure = Callable[[dict], tuple[float, float]]  # of one judgement row: (part, whole), summed over each user
@@ -57,7 +57,7 @@ def _over_users(rows: Sequence[dict], measures: Mapping[str, Measure], limits: t
 def swap_summary(rows: Sequence[dict], first: int = 2) -> dict[str, float]:
     """Share aligned with the own and with another user's persona from turn `first` on (before that only "Hello" has been said), in
     [0, 1]; `personal_share` is the difference. 95 % intervals over users. NaN when the run has no such turn or no swap."""
-    own, swapped = evaluation.score_table(rows), evaluation.score_table(rows, "swapped_score")
+    own, swapped = scoring.score_table(rows), scoring.score_table(rows, "swapped_score")
     own, swapped = own[:, first - 1 :], swapped[:, first - 1 :]
     both = ~np.isnan(own) & ~np.isnan(swapped)
     none = not both.any(axis=0).all() or not own.shape[1] or len(own) < 2

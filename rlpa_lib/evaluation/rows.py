@@ -7,26 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlpa_lib import evaluation, parties, prompts, storage
-from rlpa_lib.config import Config, InputError
-from rlpa_lib.evaluation.controls import (
-    Lent,
-    MisdirectedAnswers,
-    OracleControl,
-    PromptedOracle,
-    RandomControl,
-    StyleOnly,
-    made_for_somebody,
-    no_profile,
-)
-from rlpa_lib.judges import EvaluationJudge, Judge
-from rlpa_lib.methods import Method, Prompted, Retrieval, SelfCritic
-from rlpa_lib.personas import Persona
-from rlpa_lib.policies import Policy
-from rlpa_lib.retrieval import SentenceEncoder, load_encoder
-from rlpa_lib.runs import Run
-from rlpa_lib.schema import TRAINED, WITH_PROFILE
-from rlpa_lib.users import SimulatedUser
+from rlpa_lib.agents import parties
+from rlpa_lib.dialogue import prompt_files
+from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.protocols import Policy, SimulatedUser
+from rlpa_lib.evaluation import scoring
+from rlpa_lib.methods.controls import Lent, MisdirectedAnswers, OracleControl, PromptedOracle, RandomControl, StyleOnly, made_for_somebody, no_profile
+from rlpa_lib.methods.prompting import Method, Prompted, Retrieval, SelfCritic
+from rlpa_lib.methods.retrieval import SentenceEncoder, load_encoder
+from rlpa_lib.runs import storage
+from rlpa_lib.runs.run import Run
+from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.settings.schema import TRAINED, WITH_PROFILE
 
 # Rows whose adapter has another name, and the notebooks that train them.
 ADAPTERS = {"rlpa": "ppo", "style_only_empty": "ppo", "style_only_other": "ppo"}
@@ -65,7 +58,7 @@ def wanted(cfg: Config) -> list[Row]:
 
 
 def chosen(cfg: Config, methods: Sequence[str]) -> list[Row]:
-    """Those of `methods` that this run evaluates at all, in the order of `wanted`; without the models of evaluation.comparators."""
+    """Those of `methods` that this run evaluates at all, in the order of `wanted`; without the models of scoring.comparators."""
     return [row for row in wanted(cfg) if not row.comparator and row.method in methods]
 
 
@@ -100,14 +93,14 @@ class Stage:
     def judged(
         self, row: Row, benchmark: str, people: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge, **options: Any
     ) -> list[dict]:
-        """The judgement rows of one row on one benchmark: read back when this run has them, else played (`evaluation.evaluated`, which
+        """The judgement rows of one row on one benchmark: read back when this run has them, else played (`scoring.evaluated`, which
         explains the options). While another notebook is playing it, it is waited for."""
         with storage.locked(self._lock(row, benchmark)):
             weights = version(self.run, row)
-            known = evaluation.finished(self.run, row.name, benchmark, weights, options.get("turns"))
+            known = scoring.finished(self.run, row.name, benchmark, weights, options.get("turns"))
             if known is not None:
                 return known
-            return evaluation.evaluated(self.run, self.method(row, benchmark), benchmark, people, user, evaluator, judge, weights, **options)
+            return scoring.evaluated(self.run, self.method(row, benchmark), benchmark, people, user, evaluator, judge, weights, **options)
 
     def in_turn(self, benchmarks: Iterable[str]) -> Iterator[tuple[Row, str]]:
         """Every row on every benchmark, in order; those that another notebook is playing right now wait until nothing else is left."""
@@ -122,12 +115,12 @@ class Stage:
 
     def known(self, row: Row, benchmark: str, people: Sequence[Persona]) -> list[dict] | None:
         """The judgement rows of these people that this run has for a row of the main evaluation; None when it was not played for them all."""
-        found, ids = evaluation.finished(self.run, row.name, benchmark, version(self.run, row)) or [], {p.id for p in people}
+        found, ids = scoring.finished(self.run, row.name, benchmark, version(self.run, row)) or [], {p.id for p in people}
         return [r for r in found if r["user"] in ids] if ids <= {r["user"] for r in found} else None
 
     def method(self, row: Row, benchmark: str) -> Method:
         """The method of a row, ready to play this benchmark; it is valid until the next one is asked for."""
-        lent = Lent.by_the_next(evaluation.played(self.run, "rlpa", benchmark)) if row.method == "style_only_other" else None
+        lent = Lent.by_the_next(scoring.played(self.run, "rlpa", benchmark)) if row.method == "style_only_other" else None
         policy = None if self.scripted and row.method in ("random", "oracle") else self._policy(row)
         return replace(build(row.method, policy, self.cfg, self.encoder, lent), name=row.name)
 
@@ -148,7 +141,7 @@ class Stage:
 
 
 def build(name: str, policy: Policy | None, cfg: Config, encoder: SentenceEncoder | None = None, lent: Lent | None = None) -> Method:
-    """The method of a row by its name in `evaluation.methods`. `policy` None stands for the scripted controls; `rag` needs an encoder,
+    """The method of a row by its name in `scoring.methods`. `policy` None stands for the scripted controls; `rag` needs an encoder,
     `style_only_other` the profiles to lend."""
     if policy is None:
         from rlpa_lib.mini.teacher import response_pool
@@ -175,7 +168,7 @@ def build(name: str, policy: Policy | None, cfg: Config, encoder: SentenceEncode
 
 
 def _text(cfg: Config, name: str) -> str:
-    return prompts.load(name, cfg.run.prompt_set, cfg.run.prompt_dir)
+    return prompt_files.load(name, cfg.run.prompt_set, cfg.run.prompt_dir)
 
 
 # Prompts with holes, and what fills them.
@@ -210,9 +203,9 @@ def _check_adapter(run: Run, row: Row) -> None:
 
 
 def remote(run: Run, name: str) -> Policy:
-    """The policy of one of `evaluation.comparators`. InputError: see endpoint_for."""
-    from rlpa_lib.endpoint import endpoint_for  # here, because most runs need no server
-    from rlpa_lib.llm.endpoint_policy import EndpointPolicy
+    """The policy of one of `scoring.comparators`. InputError: see endpoint_for."""
+    from rlpa_lib.agents.endpoint_policy import EndpointPolicy
+    from rlpa_lib.client.endpoint import endpoint_for  # here, because most runs need no server
 
     room = {"max_prompt_tokens": run.cfg.rollout.max_prompt_tokens, "reasoning_tokens": run.cfg.evaluation.comparators[name].reasoning_tokens}
     return EndpointPolicy(endpoint_for(run.cfg, "policy", run, name), top_p=run.cfg.rollout.top_p, **room)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlpa_lib import config, evaluation, record
-from rlpa_lib.config import InputError
-from rlpa_lib.evaluation import rows
+from rlpa_lib.evaluation import rows, scoring
 from rlpa_lib.evaluation.tables import Scores
-from rlpa_lib.runs import Run
+from rlpa_lib.runs import record
+from rlpa_lib.runs.run import Run
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 
 def siblings(run: Run) -> list[Run]:
@@ -32,7 +33,7 @@ def finished_scores(run: Run) -> Scores:
         if row.adapter and not (run.dir / "adapters" / row.adapter / "adapter_model.safetensors").is_file():
             continue
         for benchmark in run.cfg.evaluation.benchmarks:
-            judged = evaluation.finished(run, row.name, benchmark, rows.version(run, row))
+            judged = scoring.finished(run, row.name, benchmark, rows.version(run, row))
             if judged is not None:
-                scores[row.name, benchmark] = evaluation.score_table(judged)
+                scores[row.name, benchmark] = scoring.score_table(judged)
     return scores

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from rlpa_lib import curve_intervals, intervals, metrics
+from rlpa_lib.evaluation import curve_intervals, intervals, metrics
 
 # (row key, benchmark) -> scores (E, K) in 0..1.
 Scores = Mapping[tuple[str, str], np.ndarray]

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from rlpa_lib import evaluation, record, storage
-from rlpa_lib.evaluation import tables
+from rlpa_lib.evaluation import scoring, tables
 from rlpa_lib.figures.frame import PALETTE, panels, whole
+from rlpa_lib.runs import record, storage
 
 # what may differ between two runs that are compared as credit schemes
 _OWN_PPO = ("iterations", "reward_parts", "history_profiles", "kl_coef", "epochs")
@@ -98,7 +98,7 @@ def held_out(folders: Sequence[Path]) -> pd.DataFrame:
         made_by = record.read(folder)
         for benchmark in made_by["params"]["evaluation"]["benchmarks"]:
             if (file := folder / "judgements" / f"rlpa-{benchmark}.jsonl").is_file():
-                found = evaluation.score_table(storage.read_jsonl(file, appended=True))
+                found = scoring.score_table(storage.read_jsonl(file, appended=True))
                 scores.setdefault((benchmark, scheme(made_by["params"])), {})[made_by["seed"]] = found
     lines = []
     for (benchmark, name), own in scores.items():

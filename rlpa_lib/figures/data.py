@@ -8,10 +8,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from rlpa_lib.dialogue.profile import Profile
 from rlpa_lib.evaluation.breakdown import mean_table
+from rlpa_lib.evaluation.intervals import bootstrap_interval
 from rlpa_lib.figures.frame import GREY, PALETTE, panels
-from rlpa_lib.intervals import bootstrap_interval
-from rlpa_lib.profile import Profile
 
 PACES = ("talkative", "balanced", "reserved")
 

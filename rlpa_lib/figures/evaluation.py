@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from rlpa_lib.evaluation import tables
 from rlpa_lib.evaluation.breakdown import mean_table
-from rlpa_lib.evaluation.tables_shown import printed_curve
+from rlpa_lib.evaluation.intervals import seed_interval
+from rlpa_lib.evaluation.presentation import printed_curve
 from rlpa_lib.figures.frame import GREY, PALETTE, legend_below, panels, whole
-from rlpa_lib.intervals import seed_interval
 
 # Panels in the paper's order: figure 3, and figures 14 and 15 (a) to (l). Without a model: a method on the run's own model.
 FIGURE_3 = (("", "SFT"), ("", "DPO"), ("", "Self-Critic"), ("", "RLPA"))

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from rlpa_lib import storage
+from rlpa_lib.evaluation.intervals import ratio_interval
 from rlpa_lib.figures.frame import PALETTE, panels, whole
-from rlpa_lib.intervals import ratio_interval
+from rlpa_lib.runs import storage
 
 # column -> (field of a sample's reward, label)
 PARTS = {"reward_total": ("total", "total reward (0 to 2)"), "reward_profile": ("profile", "profile reward, F1"),

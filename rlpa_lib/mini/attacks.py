@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlpa_lib.dialogue import Dialogue, Utterance
-from rlpa_lib.personas import Persona
-from rlpa_lib.profile import Profile, Reply
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile, Reply
 
 PERSONA = Persona(
     "gallery",

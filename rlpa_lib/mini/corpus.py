@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from rlpa_lib import prompts
-from rlpa_lib.dialogue import Dialogue, Utterance, policy_view
+from rlpa_lib.dialogue import prompt_files
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, policy_view
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import SLOTS, Profile, Reply, render_reply
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.teacher import MIX, STYLES, compose, in_slot_order, scene, spoken_value, write_profile
 from rlpa_lib.mini.user import AgendaUser
-from rlpa_lib.personas import Persona
-from rlpa_lib.profile import SLOTS, Profile, Reply, render_reply
 
 TURNS = 10
 SYLLABLES = "ba be bo da de do fa fi ga go ha ka ki la le lo ma mi mo na ne no pa ra re ri ro sa se so ta ti to va ve wa zu".split()
@@ -181,7 +181,7 @@ def copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: float
 
 
 def _load(name: str) -> str:
-    return prompts.load(name, "mini")
+    return prompt_files.load(name, "mini")
 
 
 def example(mode: str, dialogue: Dialogue, profile: Profile, response: str, rng: random.Random) -> Example:

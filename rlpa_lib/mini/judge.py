@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from rlpa_lib.dialogue import Dialogue
-from rlpa_lib.judges import CRITERIA, Verdict
+from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.judging import CRITERIA, Verdict
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.user import temperament
-from rlpa_lib.personas import Persona
-from rlpa_lib.profile import Profile, Reply
 
 CONTENT_ACTS = ("ack", "suggest", "info")
 TURNING_ACTS = ("ask", "open", "detail", "invite")

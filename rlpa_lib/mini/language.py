@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
 
+from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.profile import SLOTS
 
 CHOICE = re.compile(r"\[([^\]]*)\]")
 HOLE = re.compile(r"\{(a:)?([^}]*)\}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import resources
 
-from rlpa_lib.profile import SLOTS
+from rlpa_lib.dialogue.profile import SLOTS
 
 FILES = {"Interests": "interests", "Educational Background": "education", "Personality Traits": "personality",
          "Occupation": "occupation", "Marital Status": "marital", "Family Background": "family",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from rlpa_lib.dialogue import Dialogue
+from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.personas import Persona
 
 CONTENT_ACTS = ("ack", "suggest", "info")  # what an impatient user waits for
 

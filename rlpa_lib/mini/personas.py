@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-from rlpa_lib.config import InputError
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import SLOTS, Profile
 from rlpa_lib.mini.descriptions import describe, personality_text
 from rlpa_lib.mini.lexicon import Value, lexicon
-from rlpa_lib.personas import Persona
-from rlpa_lib.profile import SLOTS, Profile
+from rlpa_lib.settings.config import InputError
 
 SPLITS = {"train": "train", "vanilla": "test", "extended": "extended"}
 OLDEST, YOUNGEST, TYPICAL = 82, 18, 38

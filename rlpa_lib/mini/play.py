@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from rlpa_lib.dialogue import Dialogue
+from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.mini.teacher import compose, scene
 from rlpa_lib.mini.user import temperament, theoretical_max
-from rlpa_lib.personas import Persona
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.users import SimulatedUser
 
 
 def careful_reply(dialogue: Dialogue, rng: random.Random) -> Reply:

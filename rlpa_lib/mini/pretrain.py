@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from rlpa_lib.mini import WEIGHTS
 from rlpa_lib.mini import corpus as world
 from rlpa_lib.mini.model import make_model, make_tokenizer
 from rlpa_lib.mini.personas import builtin_personas
+from rlpa_lib.mini.tiny import WEIGHTS
 
 BATCH_TOKENS = 3000
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlpa_lib.analyses.reveal import words
-from rlpa_lib.dialogue import Dialogue
+from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.reveal import words
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.personas import Persona
 
 GRAMMARS = ("user_train", "user_test", "changes_train", "changes_test")
 

@@ -6,11 +6,11 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
-from rlpa_lib.dialogue import Dialogue
+from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.profile import SLOTS, Profile
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.judge import BRIEF_WORDS, Wishes, transcript_evidence
-from rlpa_lib.profile import SLOTS, Profile
 
 STYLES = ("careful", "generic", "forgetful", "inventive", "flattering", "curious")
 # How often each style occurs per mode: assistants that were not asked for care are mostly generic.

@@ -6,12 +6,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlpa_lib.dialogue import Dialogue, Utterance
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.protocols import News
+from rlpa_lib.dialogue.reveal import OPENING, reveal_budget
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.manners import WILLING, Manner, empty_answers, slip, stray
-from rlpa_lib.personas import Persona
-from rlpa_lib.users import OPENING, News, reveal_budget
 
 PRIVATE_SLOTS = ("Age", "Gender", "Marital Status", "Family Background", "Educational Background")
 VOLUNTEER = {"talkative": 0.75, "balanced": 0.5, "reserved": 0.25}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlpa_lib.config import Config
 from rlpa_lib.plan import memory as update_memory
 from rlpa_lib.plan.memory import BYTES, Shape
 from rlpa_lib.plan.rehearsal import Ask
+from rlpa_lib.settings.config import Config
 
 SERVED_AT_ONCE = 64  # sequences that a vLLM server decodes together
 

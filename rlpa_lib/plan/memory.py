@@ -9,8 +9,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlpa_lib.config import Config
-from rlpa_lib.mini import WEIGHTS
+from rlpa_lib.mini.tiny import WEIGHTS
+from rlpa_lib.settings.config import Config
 
 HEAD_HIDDEN = 256  # `backbone.ValueHead`
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

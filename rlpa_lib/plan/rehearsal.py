@@ -18,17 +18,21 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from rlpa_lib import evaluation, parties, prompts, rollout
-from rlpa_lib.config import Config, InputError
-from rlpa_lib.endpoint.chat import Answer, Request, json_schema
-from rlpa_lib.endpoint.response_cache import base_key
-from rlpa_lib.evaluation import controls, rows
-from rlpa_lib.llm import judge_attacks
+from rlpa_lib.agents import parties
+from rlpa_lib.client.chat import Answer, Request, json_schema
+from rlpa_lib.client.response_cache import base_key
+from rlpa_lib.dialogue import prompt_files
+from rlpa_lib.dialogue.profile import SLOTS, Profile, render_reply
+from rlpa_lib.dialogue.protocols import Completion
+from rlpa_lib.evaluation import rows, scoring
+from rlpa_lib.methods import controls
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.policies import Completion, derive_seed
-from rlpa_lib.profile import SLOTS, Profile, render_reply
-from rlpa_lib.record import REPOSITORY
-from rlpa_lib.rewards import score_replies
+from rlpa_lib.rlpa import rollout
+from rlpa_lib.rlpa.rewards import score_replies
+from rlpa_lib.runs.record import REPOSITORY
+from rlpa_lib.runs.seeds import derive_seed
+from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.study import judge_attacks
 
 USERS = (2, 3)  # sizes of the two rehearsals
 
@@ -243,7 +247,7 @@ def play_rows(run: StandIn, wanted: Sequence[rows.Row], benchmark: str, users: i
         policy = None if scripted else rows.remote(run, row.comparator) if row.comparator else run.policy()
         method = rows.build(row.method, policy, cfg, NoEncoder(), lent)
         options = {"turns": cfg.evaluation.turns, "seed": 0, "swap": cfg.evaluation.swap}
-        evaluation.evaluate(method, benchmark, people, user, evaluator, judge, **options)
+        scoring.evaluate(method, benchmark, people, user, evaluator, judge, **options)
 
 
 def play_ppo(run: StandIn, users: int) -> None:
@@ -260,7 +264,7 @@ def play_ppo(run: StandIn, users: int) -> None:
 
 def play_grpo(run: StandIn, users: int) -> None:
     """One round of GRPO: its moments, and the samples that are judged at each."""
-    from rlpa_lib.baselines import grpo  # slow to import
+    from rlpa_lib.methods import grpo  # slow to import
 
     cfg, people, policy = run.cfg, builtin_personas("train", users, 0), CountingPolicy(run)
     sampling = rollout.Sampling(1, "independent", _system(cfg), cfg.ppo.history_profiles, max_new_tokens=cfg.rollout.max_new_tokens)
@@ -281,7 +285,7 @@ def conversion(cfg: Config, typical: Typical, users: int) -> Tally:
     """Ten slots for each of `users` users by the language model of section `user` (C.2)."""
 
     def play(run: StandIn, n: int) -> None:
-        from rlpa_lib.llm import conversion as module
+        from rlpa_lib.agents import conversion as module
 
         people = builtin_personas("train", n, 0)
         prompt = parties._judge_prompt(cfg, "convert", cfg.personas.language)
@@ -292,4 +296,4 @@ def conversion(cfg: Config, typical: Typical, users: int) -> Tally:
 
 
 def _system(cfg: Config) -> str:
-    return prompts.load("policy", cfg.run.prompt_set, cfg.run.prompt_dir)
+    return prompt_files.load("policy", cfg.run.prompt_set, cfg.run.prompt_dir)

@@ -6,15 +6,14 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rlpa_lib import evaluation, parties
-from rlpa_lib.analyses import conflict, long_term
-from rlpa_lib.config import Config
-from rlpa_lib.evaluation import rows
+from rlpa_lib.agents import parties
+from rlpa_lib.evaluation import conflict, long_term, rows, scoring
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.plan import rehearsal
 from rlpa_lib.plan.rehearsal import NoEncoder, StandIn, Tally, Typical
-from rlpa_lib.schema import WITH_PROFILE
-from rlpa_lib.storage import hash_json
+from rlpa_lib.runs.storage import hash_json
+from rlpa_lib.settings.config import Config
+from rlpa_lib.settings.schema import WITH_PROFILE
 from rlpa_lib.study import logged_points, rewrites, user_measures
 
 CLAIMS = 2  # of a user about itself, an utterance after the first: as many as it may tell at once
@@ -118,4 +117,4 @@ def _played(run: StandIn, row: rows.Row, people, user, judge, turns: int, valid=
     scripted = cfg.evaluator.kind == "rule" and row.method in ("random", "oracle")
     method = rows.build(row.method, None if scripted else run.policy(), cfg, NoEncoder())
     options = {"turns": turns, "seed": 0, "swap": False, "valid": valid}
-    return evaluation.evaluate(method, "analysis", people, user, parties.evaluation_judge(cfg, run), judge, **options)[0]
+    return scoring.evaluate(method, "analysis", people, user, parties.evaluation_judge(cfg, run), judge, **options)[0]

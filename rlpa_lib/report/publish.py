@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rlpa_lib import evaluation, figures, storage
-from rlpa_lib import record as records
-from rlpa_lib.config import InputError
-from rlpa_lib.evaluation import tables
+from rlpa_lib import figures
+from rlpa_lib.evaluation import scoring, tables
 from rlpa_lib.evaluation.tables import Scores
 from rlpa_lib.figures import credit
+from rlpa_lib.runs import record as records
+from rlpa_lib.runs import storage
+from rlpa_lib.settings.config import InputError
 
 RUNS = "runs.jsonl"
 REMEMBERED = ("params_name", "params_sha256", "seed", "status", "start", "end", "resumed", "code", "hardware")
@@ -95,7 +96,7 @@ def _copied(folder: Path, name: str, out: Path, scale: str) -> list[Path]:
 def read_scores(run_dir: Path, settings: dict[str, Any]) -> Scores:
     """(method, benchmark) -> scores (E, K) of every row that was judged in a run directory."""
     files = {(m, b): run_dir / "judgements" / f"{m}-{b}.jsonl" for m in settings["methods"] for b in settings["benchmarks"]}
-    return {key: evaluation.score_table(storage.read_jsonl(file, appended=True)) for key, file in files.items() if file.is_file()}
+    return {key: scoring.score_table(storage.read_jsonl(file, appended=True)) for key, file in files.items() if file.is_file()}
 
 
 def _check(done: Sequence[tuple[Path, dict]]) -> None:

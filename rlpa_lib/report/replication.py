@@ -15,8 +15,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from rlpa_lib import config, record
-from rlpa_lib.config import Config, InputError
+from rlpa_lib.runs import record
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import Config, InputError
 
 KINDS = {
     "equations": "equation",

@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from rlpa_lib import metrics
-from rlpa_lib.config import InputError
-from rlpa_lib.dialogue import Dialogue
-from rlpa_lib.judges import CRITERIA, Verdict
-from rlpa_lib.personas import Persona
-from rlpa_lib.profile import Profile, Reply
-from rlpa_lib.storage import read_jsonl
+from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.judging import CRITERIA, Verdict
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.evaluation import metrics
+from rlpa_lib.runs.storage import read_jsonl
+from rlpa_lib.settings.config import InputError
 
 NAN = float("nan")
 

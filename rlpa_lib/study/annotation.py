@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 
-from rlpa_lib import record, storage
-from rlpa_lib.config import InputError
-from rlpa_lib.judges import CRITERIA
-from rlpa_lib.policies import derive_seed
+from rlpa_lib.dialogue.judging import CRITERIA
+from rlpa_lib.runs import record, storage
+from rlpa_lib.runs.seeds import derive_seed
+from rlpa_lib.settings.config import InputError
 
 _ANNOTATOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from rlpa_lib.config import InputError
+from rlpa_lib.settings.config import InputError
 from rlpa_lib.study.annotation import TASKS, Answers, Item, Task, export
 
 _WIDE = widgets.Layout(width="100%", max_width="56em")

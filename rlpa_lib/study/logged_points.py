@@ -9,16 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from rlpa_lib import metrics, storage
-from rlpa_lib.dialogue import Dialogue, judge_view
-from rlpa_lib.judges import CRITERIA, Judge
-from rlpa_lib.personas import Persona
-from rlpa_lib.policies import derive_seed
-from rlpa_lib.profile import Reply, parse_reply
-from rlpa_lib.runs import Run
+from rlpa_lib.dialogue.dialogue import Dialogue, judge_view
+from rlpa_lib.dialogue.judging import CRITERIA, Judge
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Reply, parse_reply
+from rlpa_lib.dialogue.protocols import SimulatedUser
+from rlpa_lib.evaluation import metrics
+from rlpa_lib.runs import storage
+from rlpa_lib.runs.run import Run
+from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.study import agreement
 from rlpa_lib.study.annotation import Item
-from rlpa_lib.users import SimulatedUser
 
 
 @dataclass(frozen=True)

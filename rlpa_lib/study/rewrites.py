@@ -11,15 +11,16 @@ from importlib import resources
 import numpy as np
 import pandas as pd
 
-from rlpa_lib import intervals, metrics, parties
-from rlpa_lib.config import Config, InputError
-from rlpa_lib.judges import Judge
+from rlpa_lib.agents import parties
+from rlpa_lib.dialogue.judging import Judge
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile
+from rlpa_lib.evaluation import intervals, metrics
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.personas import Persona
-from rlpa_lib.policies import derive_seed
-from rlpa_lib.profile import Profile
-from rlpa_lib.runs import Run
+from rlpa_lib.runs.run import Run
+from rlpa_lib.runs.seeds import derive_seed
+from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.study.annotation import Item
 
 LARGEST_ERROR = 10.0  # a profile has ten slots

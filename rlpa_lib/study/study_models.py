@@ -10,15 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, create_model
 
-from rlpa_lib import prompts
-from rlpa_lib.config import InputError
-from rlpa_lib.dialogue import Dialogue
-from rlpa_lib.endpoint.chat import Answer, Request
-from rlpa_lib.llm import quoting
-from rlpa_lib.llm.llm_judges import MAX_RESPONSE, MAX_UTTERANCE, MAX_VALUE, JudgePrompt
-from rlpa_lib.personas import Persona
-from rlpa_lib.profile import Profile
-from rlpa_lib.runs import Run
+from rlpa_lib.agents.llm_judges import MAX_RESPONSE, MAX_UTTERANCE, MAX_VALUE, JudgePrompt
+from rlpa_lib.client.chat import Answer, Request
+from rlpa_lib.dialogue import prompt_files, quoting
+from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile
+from rlpa_lib.runs.run import Run
+from rlpa_lib.settings.config import InputError
 
 CLAIMS_EACH, CLAIM_TOKENS = 4, 128  # claims of one utterance at most, and what one takes of the answer
 Mark = Annotated[Literal[0, 1], BeforeValidator(lambda value: int(value) if isinstance(value, bool) else value)]
@@ -93,13 +92,13 @@ def claims(run: Run, talks: Sequence[tuple[Persona, Dialogue]]) -> list[list[Cla
 
 
 def _ask(run: Run, role: str, prompt: str, cases: Sequence[tuple[dict[str, Any], type[BaseModel]]]) -> list[Any]:
-    from rlpa_lib.endpoint import endpoint_for
+    from rlpa_lib.client.endpoint import endpoint_for
 
     cfg = run.cfg
     section = cfg.user if role == "rewriter" else cfg.judge
     if section.model is None:
         raise InputError(f"{'user' if role == 'rewriter' else 'judge'}.model: is needed as {role} of notebook 34")
-    words = JudgePrompt.read(prompts.load(prompt, "en" if cfg.run.prompt_set == "mini" else cfg.run.prompt_set, cfg.run.prompt_dir))
+    words = JudgePrompt.read(prompt_files.load(prompt, "en" if cfg.run.prompt_set == "mini" else cfg.run.prompt_set, cfg.run.prompt_dir))
     room = max([1024, section.max_tokens, *(CLAIM_TOKENS * CLAIMS_EACH * len(values.get("utterances", ())) for values, _ in cases)])
     requests = [Request(words.messages(values), schema, max_tokens=room) for values, schema in cases]
     answers = endpoint_for(cfg, role, run).complete(requests, desc=role) if requests else []

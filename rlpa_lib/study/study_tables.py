@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from rlpa_lib import intervals
-from rlpa_lib.judges import CRITERIA
-from rlpa_lib.study.agreement_metrics import group_agreement, majority, pairwise_kappa
+from rlpa_lib.dialogue.judging import CRITERIA
+from rlpa_lib.evaluation import intervals
+from rlpa_lib.evaluation.agreement_metrics import group_agreement, majority, pairwise_kappa
 from rlpa_lib.study.annotation import PAIRS, RESPONSES, USERS, ratings
 
 DIMENSIONS = tuple(question.name for question in USERS.questions)

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from rlpa_lib import parties
-from rlpa_lib.dialogue import Dialogue, Utterance, judge_view
-from rlpa_lib.methods import Method
+from rlpa_lib.agents import parties
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, judge_view
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.protocols import SimulatedUser
+from rlpa_lib.dialogue.reveal import SHARE_PER_TURN, said_before
+from rlpa_lib.methods.prompting import Method
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.personas import Persona
-from rlpa_lib.policies import derive_seed
-from rlpa_lib.runs import Run
+from rlpa_lib.runs.run import Run
+from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.study.annotation import Item
-from rlpa_lib.users import SHARE_PER_TURN, SimulatedUser, said_before
 
 if TYPE_CHECKING:
     from rlpa_lib.study.study_models import Claim

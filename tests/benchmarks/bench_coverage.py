@@ -10,8 +10,8 @@ import time
 import numpy as np
 from scipy import special
 
-from rlpa_lib.curve_intervals import improvement_interval
-from rlpa_lib.metrics import normalized_improvement
+from rlpa_lib.evaluation.curve_intervals import improvement_interval
+from rlpa_lib.evaluation.metrics import normalized_improvement
 
 TURNS = np.arange(10)
 CURVES = {

@@ -10,7 +10,10 @@ import argparse
 from pathlib import Path
 from statistics import fmean
 
-from rlpa_lib import config, record, runs, training
+from rlpa_lib import runs
+from rlpa_lib.rlpa import training
+from rlpa_lib.runs import record
+from rlpa_lib.settings import config
 
 SCHEMES = {
     "bandit": [],

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from rlpa_lib.endpoint import Budget, ChatEndpoint, Request, ResponseCache, Usage
+from rlpa_lib.client.endpoint import Budget, ChatEndpoint, Request, ResponseCache, Usage
 
 REQUESTS, CONCURRENT, LATENCY, HITS = 2000, 64, 0.2, 10_000
 SERVER = Path(__file__).resolve().parents[1] / "misbehaving_server.py"

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
-from rlpa_lib import config, evaluation, parties, runs
-from rlpa_lib.evaluation import rows
-from rlpa_lib.local_policy import LocalPolicy
-from rlpa_lib.personas import load_personas
-from rlpa_lib.retrieval import load_encoder
+from rlpa_lib import runs
+from rlpa_lib.agents import parties
+from rlpa_lib.agents.local_policy import LocalPolicy
+from rlpa_lib.evaluation import rows, scoring
+from rlpa_lib.methods.retrieval import load_encoder
+from rlpa_lib.personas.sources import load_personas
+from rlpa_lib.settings import config
 
 FULL = 148 * 10  # answers of a row at mini
 LIKE = {"base": 3, "reminder": 1, "self_critic": 1, "cot": 1, "rag": 1, "rlpa_prompting": 5, "random": 1, "oracle": 1}
@@ -42,7 +44,7 @@ def play(run, method, users) -> float:
     cfg, start = run.cfg, time.process_time()
     for benchmark in cfg.evaluation.benchmarks:
         people, user = load_personas(cfg.personas, benchmark, users, 0), parties.simulated_user(cfg, "test", 0)
-        evaluation.evaluated(run, method, benchmark, people, user, parties.evaluation_judge(cfg), parties.reward_judge(cfg))
+        scoring.evaluated(run, method, benchmark, people, user, parties.evaluation_judge(cfg), parties.reward_judge(cfg))
     return time.process_time() - start
 
 

@@ -9,12 +9,14 @@ from statistics import median
 
 import torch
 
-from rlpa_lib import config, parties, prompts
-from rlpa_lib.dialogue import policy_view
-from rlpa_lib.local_policy import LocalPolicy
+from rlpa_lib.agents import parties
+from rlpa_lib.agents.local_policy import LocalPolicy
+from rlpa_lib.dialogue import prompt_files
+from rlpa_lib.dialogue.dialogue import policy_view
 from rlpa_lib.mini import corpus
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.training.learner import Learner
+from rlpa_lib.rlpa.learner import Learner
+from rlpa_lib.settings import config
 
 PROMPTS, SAMPLES, REPEATS = 8, 4, 3
 
@@ -40,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(cfg.run.threads)
     model, tokenizer = parties.load_model(cfg)
     moments = [m[0] for m in corpus.dialogues(builtin_personas("train", PROMPTS, 0), 0, "rlpa")][7::10]
-    views = [policy_view(d, prompts.load("policy", "mini")) for d in moments]
+    views = [policy_view(d, prompt_files.load("policy", "mini")) for d in moments]
     policy = LocalPolicy(model, tokenizer)
     shared = seconds(lambda: policy.generate(views, SAMPLES, seed=0, temperature=1.0, max_new_tokens=96))
     apart = seconds(lambda: [policy.generate([v], 1, seed=s, temperature=1.0, max_new_tokens=96) for v in views for s in range(SAMPLES)])

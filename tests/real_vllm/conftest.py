@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlpa_lib.serving import vllm_server, vllm_setup
+from rlpa_lib.agents import vllm_server, vllm_setup
 
 HERE = Path(__file__).parent
 

@@ -4,8 +4,9 @@ import json
 
 from test_served_run import cli, holding, served
 
-from rlpa_lib import config, plan
+from rlpa_lib.plan import plan
 from rlpa_lib.plan.rehearsal import TYPICAL
+from rlpa_lib.settings import config
 
 # the tiny model knows no chat but its own: its texts run to their limits, and some are cut off there
 SIZES = ["personas.test_users=8", "evaluation.users=2", "evaluation.turns=2", "evaluation.methods=[base, rlpa_prompting, oracle, rlpa]",

@@ -14,12 +14,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rlpa_lib import ppo
-from rlpa_lib.config import InputError
-from rlpa_lib.mini import WEIGHTS
-from rlpa_lib.policies import prompt_ids
-from rlpa_lib.serving import vllm_server
-from rlpa_lib.serving.vllm_policy import NoServerLeft, VLLMPolicy
+from rlpa_lib.agents import vllm_server
+from rlpa_lib.agents.prompt_tokens import prompt_ids
+from rlpa_lib.agents.vllm_policy import NoServerLeft, VLLMPolicy
+from rlpa_lib.mini.tiny import WEIGHTS
+from rlpa_lib.rlpa import ppo
+from rlpa_lib.settings.config import InputError
 
 
 def talk(*texts):

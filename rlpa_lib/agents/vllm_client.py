@@ -1,0 +1,144 @@
+"""What the policy says to one vLLM server: sample these token ids, hold this adapter, drop that one. One client lives in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from rlpa_lib.runs import storage
+from rlpa_lib.settings.config import InputError
+
+PROBE_SECONDS = 30.0  # a server that is alive lists its models within this, however busy it is
+ENDED = {"stop", "length"}  # a server that is going down ends its requests with "abort"
+
+
+class ServerLost(Exception):
+    """This server cannot be used any longer; the message says why. The policy turns to the others."""
+
+
+class AdapterMissing(Exception):
+    """The server does not know the adapter (any more): it was started anew."""
+
+
+class AdapterRefused(Exception):
+    """The server is well, but does not take this adapter; the message is the server's."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a server is asked for by `name`: the base model (no folder), or the weights of `folder` after `version` updates.
+
+    An adapter's name holds a digest of its weights, so an answer under that name was sampled with them and no others. It begins
+    with `owner`: adapters whose folders lie side by side replace one another, those of other runs on the server are left alone.
+    """
+
+    name: str
+    folder: Path | None = None
+    version: int = 0
+    owner: str = ""
+
+
+def adapter_of(folder: Path, version: int) -> Adapter:
+    """The adapter in a folder of PEFT format. InputError: there is none."""
+    files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
+    if not all(path.is_file() for path in files):
+        raise InputError(f"{folder}: no adapter here (adapter_config.json, adapter_model.safetensors)")
+    digest, owner = storage.sha256(*(path.read_bytes() for path in files)), storage.sha256(str(folder.resolve().parent).encode())
+    return Adapter(f"rlpa-{owner[:8]}-v{version}-{digest[:12]}", folder.resolve(), version, f"rlpa-{owner[:8]}-")
+
+
+class VLLMClient:
+    """An open connection to one server; `async with` closes it. `retries` is how often a request is sent again to a server that lives."""
+
+    def __init__(self, url: str, *, api_key_env: str, timeout: float, retries: int):
+        self.url, self.retries = url.rstrip("/"), retries
+        self.lock = asyncio.Lock()  # for changes of what the server holds
+        self._key = api_key_env
+        self._client = openai.AsyncOpenAI(
+            base_url=self.url,
+            api_key=os.environ.get(api_key_env) or "none",  # a server of one's own asks for none
+            timeout=openai.Timeout(timeout, connect=PROBE_SECONDS),
+            max_retries=0,
+        )
+
+    async def __aenter__(self) -> VLLMClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def models(self) -> dict[str, bool]:
+        """Name -> whether it is an adapter, of all that the server can be asked for. Raises ServerLost."""
+        try:
+            listed: Any = await self._client.get("/models", cast_to=object, options={"timeout": PROBE_SECONDS})
+        except (openai.APIConnectionError, openai.InternalServerError) as error:
+            raise ServerLost(_reason(error)) from error
+        except openai.APIStatusError as error:
+            raise self._refused(error) from error
+        if not isinstance(listed, dict) or "data" not in listed:
+            raise ServerLost("what answers there does not list models")
+        return {card["id"]: bool(card.get("parent")) for card in listed["data"]}
+
+    async def base(self) -> Adapter:
+        """The model itself, under the server's name for it. Raises ServerLost."""
+        names = [name for name, is_adapter in (await self.models()).items() if not is_adapter]
+        if not names:
+            raise ServerLost("it serves no model")
+        return Adapter(names[0])
+
+    async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The server's answer to a /completions body. Raises ServerLost, AdapterMissing (no such model) and InputError (refused)."""
+        reason = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                await self.models()  # a dead server is found out at once, without a second time-out
+                await asyncio.sleep(min(2.0**attempt / 4, 5.0))
+            try:
+                answer: Any = await self._client.post("/completions", cast_to=object, body=body)
+                if isinstance(answer, dict) and all(choice["finish_reason"] in ENDED for choice in answer["choices"]):
+                    return answer
+                reason = "it broke off requests"
+            except openai.NotFoundError as error:
+                raise AdapterMissing(_reason(error)) from error
+            except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as error:
+                reason = _reason(error)
+            except openai.APIStatusError as error:
+                raise self._refused(error) from error
+        raise ServerLost(reason)
+
+    async def hold(self, adapter: Adapter) -> None:
+        """Make the server hold this adapter and none of its owner's others. Raises ServerLost and AdapterRefused.
+
+        The new one is loaded under its own name, not over the old one (`load_inplace`): vLLM 0.32 then reads the files again at every
+        step of every request, takes key-value blocks of the old weights from its prefix cache, and an answer does not say
+        which weights it came from. The server's only adapter slot is filled anew all the same.
+        """
+        held = await self.models()
+        if adapter.name not in held:
+            await self._change("/load_lora_adapter", {"lora_name": adapter.name, "lora_path": str(adapter.folder)}, "already been loaded")
+        for name, is_adapter in held.items():
+            if is_adapter and name.startswith(adapter.owner) and name != adapter.name:
+                await self._change("/unload_lora_adapter", {"lora_name": name}, "cannot be found")
+
+    def _refused(self, error: openai.APIStatusError) -> InputError:
+        hint = f" (the key is taken from the environment variable {self._key})" if error.status_code in (401, 403) else ""
+        return InputError(f"policy.servers: {self.url} refused the request: {error.status_code}: {_reason(error)}{hint}")
+
+    async def _change(self, path: str, body: dict[str, str], done: str) -> None:
+        try:
+            await self._client.post(path, cast_to=str, body=body)
+        except openai.APIConnectionError as error:
+            raise ServerLost(_reason(error)) from error
+        except openai.APIStatusError as error:
+            if done not in str(error):  # another process of this run was faster
+                raise AdapterRefused(_reason(error)) from error
+
+
+def _reason(error: openai.APIError) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    return str(body.get("message") or error.message)

@@ -1,0 +1,244 @@
+"""`VLLMPolicy`: rollouts sampled by vLLM servers that hold the trainer's adapter. Token ids in, token ids and log-probabilities out."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rlpa_lib.agents.prompt_tokens import fit_prompt
+from rlpa_lib.agents.vllm_client import Adapter, AdapterMissing, AdapterRefused, ServerLost, VLLMClient, adapter_of
+from rlpa_lib.client.exchange import run_to_end
+from rlpa_lib.dialogue.protocols import Completion, Message
+from rlpa_lib.runs.seeds import derive_seed
+from rlpa_lib.settings.config import InputError
+
+Answer = TypeVar("Answer")
+ROUNDS = 3  # how often samples of an adapter that is too old are asked for again
+
+
+class NoServerLeft(RuntimeError):
+    """Every server is gone; the message says which and why. Nothing is lost: a run goes on from its last checkpoint."""
+
+
+class StaleSamples(RuntimeError):
+    """Samples kept coming from adapters older than `max_policy_lag` allows."""
+
+
+@dataclass
+class ServerState:
+    """A server across calls: the adapter it holds (None: not asked yet), and why it was dropped ("" while it is in use)."""
+
+    url: str
+    adapter: Adapter | None = None
+    gone: str = ""
+
+
+class VLLMPolicy:
+    """`Policy` over one or several servers (base URLs ending in /v1) that can read the folders of this machine's adapters.
+
+    A prompt's n samples come from one server, which computes the prompt once; prompts go round the servers. A sample depends on
+    (weights, seed, prompt, how many equal prompts came before it in the call, sample index), not on the server, up to
+    rounding. A server that fails is dropped until the next `load_adapter`, its prompts are redone elsewhere. `n_cut` counts
+    prompts that lost turns to `max_prompt_tokens`, `n_redone` requests that were sent anew. Servers are to give log-probabilities
+    as sampled, as `vllm_server` starts them.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        servers: Sequence[str],
+        *,
+        max_prompt_tokens: int = 4096,
+        max_policy_lag: int = 0,
+        concurrency: int = 64,
+        retries: int = 2,
+        timeout: float = 600.0,
+        api_key_env: str = "VLLM_API_KEY",
+    ):
+        if not servers or len(set(servers)) != len(servers):
+            raise InputError(f"policy.servers: needs one or several different base URLs, got {list(servers)}")
+        if tokenizer.eos_token_id is None:
+            raise InputError("policy.model: the tokenizer has no end token")
+        self.tokenizer = tokenizer
+        self.servers = [ServerState(url) for url in servers]
+        self.max_prompt_tokens, self.max_policy_lag, self.concurrency = max_prompt_tokens, max_policy_lag, concurrency
+        self.newest: Adapter | None = None  # None: the base model
+        self.n_cut = self.n_redone = 0
+        self._settings = {"api_key_env": api_key_env, "timeout": timeout, "retries": retries}
+
+    @property
+    def version(self) -> int:
+        """Updates of the newest adapter; 0 is the base model."""
+        return self.newest.version if self.newest else 0
+
+    def generate(
+        self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float, max_new_tokens: int
+    ) -> list[list[Completion]]:
+        """n completions a message list; `temperature` 0 is greedy. No sample is older than `max_policy_lag` updates when this returns.
+
+        Raises InputError (limits, or a request that servers refuse), NoServerLeft and StaleSamples.
+        """
+        if n < 1 or max_new_tokens < 1 or temperature < 0:
+            raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
+        if all(server.gone for server in self.servers):
+            self._revive()
+        bodies, seen = [], Counter()
+        encoded = [self._encode(m) for m in messages]
+        for prompt, _ in encoded:
+            own_seed = derive_seed(seed, seen[prompt], *prompt) >> 1  # sample i adds i to it, still within 63 bits
+            seen[prompt] += 1
+            bodies.append(_body(prompt, n, own_seed, temperature, max_new_tokens, self.tokenizer.eos_token_id))
+        answers: dict[int, list[Completion]] = {}
+        wanted = list(range(len(bodies)))
+        for _ in range(ROUNDS):
+            answers |= dict(zip(wanted, self._run([self._asker(i, bodies[i]) for i in wanted]), strict=True))
+            wanted = too_old([answers[i][0].version for i in range(len(bodies))], self.version, self.max_policy_lag)
+            if not wanted:
+                return [[replace(c, dropped=dropped) for c in answers[i]] for i, (_, dropped) in enumerate(encoded)]
+            self.n_redone += len(wanted)
+        raise StaleSamples(f"{len(wanted)} prompts were sampled {ROUNDS} times by adapters older than policy.max_policy_lag = {self.max_policy_lag}")
+
+    def load_adapter(self, folder: Path, version: int) -> None:
+        """Swap the adapter of `folder` in on every server, dropped ones included; at return they hold it.
+
+        A server that does not take it is dropped, or kept while what it holds is at most `max_policy_lag` updates old. Any process
+        of a run may call it: what a server holds already is not loaded again. Raises InputError and NoServerLeft.
+        """
+        self.newest = adapter_of(folder, version)
+        self._revive()
+        self._run([self._swapper(server) for server in self.servers])
+        self._alive()
+
+    def _encode(self, messages: list[Message]) -> tuple[tuple[int, ...], int]:
+        ids, dropped = fit_prompt(self.tokenizer, messages, self.max_prompt_tokens)
+        self.n_cut += bool(dropped)
+        return tuple(ids), dropped
+
+    def _run(self, makers: Sequence[Callable[[dict[str, VLLMClient]], Awaitable[Answer]]]) -> list[Answer]:
+        """Results of all tasks in order, in one event loop with one connection pool a server; the first error stops the others."""
+        results: list[Answer] = []
+
+        async def main() -> None:
+            async with AsyncExitStack() as stack:
+                clients = {s.url: await stack.enter_async_context(VLLMClient(s.url, **self._settings)) for s in self.servers}
+                room = asyncio.Semaphore(self.concurrency * len(clients))
+                tasks = [asyncio.create_task(_within(room, make, clients)) for make in makers]
+                try:
+                    results.extend(await asyncio.gather(*tasks))
+                finally:
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.gather(*tasks, return_exceptions=True)
+
+        run_to_end(main)
+        return results
+
+    def _asker(self, index: int, body: dict[str, Any]) -> Callable[[dict[str, VLLMClient]], Awaitable[list[Completion]]]:
+        async def ask(clients: dict[str, VLLMClient]) -> list[Completion]:
+            for _ in range(len(self.servers) + ROUNDS):  # each failure drops a server or gives it its adapter back
+                alive = self._alive()
+                server = alive[index % len(alive)]
+                try:
+                    adapter = await self._serving(server, clients[server.url])
+                    answer = await clients[server.url].complete({"model": adapter.name, **body})
+                    return completions(answer, body["prompt"], adapter, self.tokenizer)
+                except AdapterMissing:
+                    if server.adapter == adapter:  # otherwise another prompt has noticed before
+                        server.adapter = None
+                except (ServerLost, AdapterRefused) as error:
+                    self._drop(server, str(error))
+                self.n_redone += 1
+            raise NoServerLeft("policy.servers: adapters vanish from the servers as fast as they are loaded; does another run use them?")
+
+        return ask
+
+    async def _serving(self, server: ServerState, client: VLLMClient) -> Adapter:
+        """What to ask this server for: what it holds, unless that is too old."""
+        async with client.lock:  # one prompt sees to it for all
+            held, newest = server.adapter, self.newest
+            if held is None or too_old([held.version], self.version, self.max_policy_lag):
+                if newest is not None:
+                    await client.hold(newest)
+                server.adapter = held = newest or await client.base()
+            return held
+
+    def _swapper(self, server: ServerState) -> Callable[[dict[str, VLLMClient]], Awaitable[None]]:
+        async def swap(clients: dict[str, VLLMClient]) -> None:
+            try:
+                await clients[server.url].hold(self.newest)
+                server.adapter = self.newest
+            except AdapterRefused as error:
+                held = server.adapter
+                if held is None or too_old([held.version], self.version, self.max_policy_lag):
+                    self._drop(server, str(error))
+            except ServerLost as error:
+                self._drop(server, str(error))
+
+        return swap
+
+    def _revive(self) -> None:
+        for server in self.servers:
+            server.gone = ""
+
+    def _alive(self) -> list[ServerState]:
+        alive = [server for server in self.servers if not server.gone]
+        if not alive:
+            told = "; ".join(f"{s.url}: {s.gone}" for s in self.servers)
+            raise NoServerLeft(f"policy.servers: none is left ({told}). Start them and run the same again: it goes on from its last checkpoint")
+        return alive
+
+    def _drop(self, server: ServerState, reason: str) -> None:
+        if not server.gone:
+            server.gone, server.adapter = reason or "no reason given", None
+            warnings.warn(f"policy.servers: {server.url} is dropped ({reason}); its prompts go to the others", stacklevel=2)
+
+
+async def _within(room: asyncio.Semaphore, make: Callable[[Any], Awaitable[Answer]], clients: Any) -> Answer:
+    async with room:
+        return await make(clients)
+
+
+def too_old(versions: Sequence[int], newest: int, allowed: int) -> list[int]:
+    """Indices of the versions that are more than `allowed` updates behind the newest."""
+    return [i for i, version in enumerate(versions) if newest - version > allowed]
+
+
+def _body(prompt: tuple[int, ...], n: int, seed: int, temperature: float, max_new_tokens: int, end_id: int) -> dict[str, Any]:
+    """A /completions body that samples from the whole distribution and ends at `end_id` alone, whatever the server's defaults are."""
+    return {
+        "prompt": list(prompt),
+        "n": n,
+        "seed": seed,
+        "temperature": temperature,
+        "max_tokens": max_new_tokens,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "ignore_eos": True,
+        "stop_token_ids": [end_id],
+        "logprobs": 0,  # those of the sampled tokens alone
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+    }
+
+
+def completions(answer: dict[str, Any], prompt: Sequence[int], adapter: Adapter, tokenizer) -> list[Completion]:
+    """A server's answer as completions. Raises ServerLost when it is not an answer to this request: other weights, prompt or shapes."""
+    if answer["model"] != adapter.name:
+        raise ServerLost(f"asked for {adapter.name}, it answered with {answer['model']}")
+    made = []
+    for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
+        ids, logprobs = choice.get("token_ids") or (), (choice.get("logprobs") or {}).get("token_logprobs") or ()
+        if choice.get("prompt_token_ids") != list(prompt) or not ids or len(ids) != len(logprobs):
+            raise ServerLost("its answer does not hold this prompt's token ids with one log-probability each; is it vLLM?")
+        finished = choice["finish_reason"] == "stop" and ids[-1] == tokenizer.eos_token_id
+        text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        made.append(Completion(tuple(prompt), tuple(ids), tuple(logprobs), text, finished, version=adapter.version))
+    return made

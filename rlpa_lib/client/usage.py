@@ -1,0 +1,210 @@
+"""What requests cost: the dated price table, the budget that stops a run before it is exceeded, and the usage record per role."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rlpa_lib.client.chat import BudgetExceeded
+from rlpa_lib.runs import storage
+from rlpa_lib.settings.config import PARAMS_DIR, InputError
+
+_USD = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_COUNTS = (
+    "requests", "cached", "errors", "sent", "retries", "lost", "estimated", "prompt_tokens", "completion_tokens", "reasoning_tokens",
+)  # fmt: skip
+
+
+class Price(BaseModel):
+    """USD per million tokens, the day on which it stood, and where."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: tuple[str, ...]
+    input: _USD
+    output: _USD
+    cached_input: _USD | None = None
+    date: date
+    source: str
+
+    def usd(self, prompt: int, completion: int, prompt_cached: int = 0) -> float:
+        """Price of one answer; `prompt_cached` of the prompt tokens were seen before by the server."""
+        cheap = self.input if self.cached_input is None else self.cached_input
+        return ((prompt - prompt_cached) * self.input + prompt_cached * cheap + completion * self.output) / 1e6
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    prices: list[Price]
+
+
+def read_prices(path: str | Path | None = None) -> dict[str, Price]:
+    """Price by model name; params/prices.yaml by default. InputError names file and row."""
+    file = Path(path).expanduser() if path else PARAMS_DIR / "prices.yaml"
+    try:
+        table = _Table.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{file}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
+    named = [(model, price) for price in table.prices for model in price.models]
+    twice = {model for model, _ in named if sum(other == model for other, _ in named) > 1}
+    if twice:
+        raise InputError(f"{file}: {sorted(twice)[0]} has two prices")
+    return dict(named)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Requests, tokens (prompt and completion) and USD, of one request or of many."""
+
+    requests: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.requests + other.requests, self.tokens + other.tokens, self.usd + other.usd)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.requests - other.requests, self.tokens - other.tokens, self.usd - other.usd)
+
+
+class Budget:
+    """Limits of a run (null = none), shared by all its endpoints and threads. A request is reserved at its upper bound before it is sent.
+
+    `spent`: what former sessions of the run have used. Requests whose answer was lost count at their upper bound.
+    """
+
+    def __init__(
+        self, *, max_usd: float | None = None, max_requests: int | None = None, max_tokens: int | None = None,
+        prices: Mapping[str, Price] | None = None, spent: Cost = Cost(),
+    ):  # fmt: skip
+        self.limits = {"usd": max_usd, "requests": max_requests, "tokens": max_tokens}
+        self.prices = read_prices() if prices is None else prices
+        self.spent, self.reserved = spent, Cost()
+        self._lock = threading.Lock()
+
+    def price(self, model: str, *, local: bool, setting: str) -> Price | None:
+        """Price of a model; unlisted models are free on a local server and unknown (None) elsewhere.
+        InputError: unknown although `max_usd` is set; `setting` is where the model was named."""
+        if price := self.prices.get(model):
+            return price
+        if local:
+            return Price(models=(model,), input=0, output=0, date=date.today(), source="a local server")
+        if self.limits["usd"] is not None:
+            raise InputError(f"{setting}: {model!r} has no price, so endpoint.max_usd cannot be kept; add it to the table (endpoint.prices)")
+        return None
+
+    def reserve(self, bound: Cost) -> bool:
+        """Take `bound` out of what is left; False when it has to wait for requests under way.
+        BudgetExceeded: it would not fit even if those cost nothing."""
+        with self._lock:
+            for name, limit in self.limits.items():
+                spent, wanted = getattr(self.spent, name), getattr(bound, name)
+                if limit is not None and spent + wanted > limit:
+                    raise BudgetExceeded(
+                        f"endpoint.max_{name} = {limit:,} would be exceeded: {_shown(spent)} used, the next request may take {_shown(wanted)}; "
+                        "what was answered so far is kept: raise the limit and run again"
+                    )
+            if any(
+                limit is not None and getattr(self.spent + self.reserved + bound, name) > limit for name, limit in self.limits.items()
+            ):
+                return False
+            self.reserved = self.reserved + bound
+            return True
+
+    def settle(self, bound: Cost, actual: Cost) -> None:
+        """Replace a reservation by what the request took."""
+        with self._lock:
+            self.reserved, self.spent = self.reserved - bound, self.spent + actual
+
+
+def _shown(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6f}"
+
+
+@dataclass
+class _Total:
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
+    usd: float | None = None  # None until a priced answer came
+    lost: Cost = Cost()
+    seconds: list[float] = field(default_factory=list)
+
+
+class Usage:
+    """Counts per (role, model). With a path (metrics/usage.jsonl of a run) every change is appended there first, and a later session goes on.
+
+    A line is an increment: requests (asked), cached (of these, answered without sending), errors, sent (over the network), retries, lost
+    (sent, answer lost), estimated (server gave no counts), tokens, usd (absent when the model has no price), seconds (latency of an answer).
+    """
+
+    def __init__(self, path: str | Path | None = None):
+        self.path = Path(path) if path else None
+        self._totals: dict[tuple[str, str], _Total] = {}
+        self._lock = threading.Lock()
+        if self.path and self.path.exists():
+            for line in storage.read_jsonl(self.path, appended=True):
+                self._count(line)
+
+    def add(self, role: str, model: str, **increments: Any) -> None:
+        """Record one increment, on disk before it counts."""
+        line = {"role": role, "model": model, **{name: value for name, value in increments.items() if value is not None}}
+        with self._lock:
+            if self.path:
+                storage.append_jsonl(self.path, line)
+            self._count(line)
+
+    def _count(self, line: Mapping[str, Any]) -> None:
+        total = self._totals.setdefault((line["role"], line["model"]), _Total())
+        for name in _COUNTS:
+            total.counts[name] += line.get(name, 0)
+        if "usd" in line:
+            total.usd = (total.usd or 0.0) + line["usd"]
+        if "lost" in line:
+            total.lost = total.lost + Cost(0, line["lost_tokens"], line.get("lost_usd", 0.0))
+        if "seconds" in line:
+            total.seconds.append(line["seconds"])
+
+    def spent(self) -> Cost:
+        """All roles together; lost requests at their upper bound."""
+        with self._lock:
+            return sum((self._cost(total) for total in self._totals.values()), Cost())
+
+    @staticmethod
+    def _cost(total: _Total) -> Cost:
+        tokens = total.counts["prompt_tokens"] + total.counts["completion_tokens"]
+        return Cost(total.counts["sent"], tokens, total.usd or 0.0) + total.lost
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a (role, model): counts, cached_share, usd (null without a price), usd_lost (upper bound), latency in seconds."""
+        with self._lock:
+            return [self._row(role, model, total) for (role, model), total in sorted(self._totals.items())]
+
+    @staticmethod
+    def _row(role: str, model: str, total: _Total) -> dict[str, Any]:
+        counts, ordered = total.counts, sorted(total.seconds)
+        return {
+            "role": role,
+            "model": model,
+            **counts,
+            "cached_share": counts["cached"] / counts["requests"] if counts["requests"] else None,
+            "usd": total.usd,
+            "usd_lost": total.lost.usd,
+            "latency_p50": _percentile(ordered, 0.50),
+            "latency_p95": _percentile(ordered, 0.95),
+        }
+
+
+def _percentile(ordered: list[float], share: float) -> float | None:
+    """The smallest value that at least `share` of the values do not exceed."""
+    return ordered[math.ceil(share * len(ordered)) - 1] if ordered else None

@@ -1,0 +1,17 @@
+"""A persona: who a simulated user is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlpa_lib.dialogue.profile import Profile
+
+
+@dataclass(frozen=True)
+class Persona:
+    """One user: texts as a reader found them, and the true profile that the policy has to infer."""
+
+    id: str
+    description: str
+    personality: str
+    profile: Profile

@@ -1,0 +1,150 @@
+"""User profiles as slot-value lists, the reply format that carries them, and the profile score (section 3.2, appendix C.2)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+SLOTS = (
+    "Age",
+    "Gender",
+    "Interests",
+    "Educational Background",
+    "Personality Traits",
+    "Occupation",
+    "Marital Status",
+    "Family Background",
+    "Location",
+    "Others",
+)
+
+_TAG = re.compile(r"</?(?:profile|response)>", re.IGNORECASE)
+_TAGS_IN_ORDER = ["<profile>", "</profile>", "<response>", "</response>"]
+_REPLY = re.compile(r"\s*<profile>(.*?)</profile>\s*<response>(.*?)</response>\s*", re.DOTALL)
+_ITEM = re.compile(r"- ([^:]*):\s(.*)")
+# Only real line ends: str.splitlines would also cut a value at rarer separators such as U+2028.
+_LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Ordered (slot, value) pairs; `filled` names the slots that were invented for want of evidence (appendix C.2).
+
+    Slots and values are stripped. ValueError: an empty slot or value, a slot given twice (whatever its case), a line end or a
+    reply tag inside, a colon in a slot, or a `filled` name that is no slot. So every profile survives render and parse.
+    """
+
+    items: tuple[tuple[str, str], ...] = ()
+    filled: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        items = tuple((slot.strip(), value.strip()) for slot, value in self.items)
+        for slot, value in items:
+            _check_item(slot, value)
+        names = [slot.casefold() for slot, _ in items]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a slot is given twice: {[slot for slot, _ in items]}")
+        unknown = set(self.filled) - {slot for slot, _ in items}
+        if unknown:
+            raise ValueError(f"filled slots that the profile does not have: {sorted(unknown)}")
+        object.__setattr__(self, "items", items)
+        object.__setattr__(self, "filled", frozenset(self.filled))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def get(self, slot: str) -> str | None:
+        """The slot's value, or None when the profile does not have it."""
+        return dict(self.items).get(slot)
+
+    def slots(self) -> tuple[str, ...]:
+        """The slot names in order."""
+        return tuple(slot for slot, _ in self.items)
+
+    def lines(self) -> str:
+        """One "- Slot: value" a line, no line end after the last one."""
+        return "\n".join(f"- {slot}: {value}" for slot, value in self.items)
+
+    def replace(self, slot: str, value: str) -> Profile:
+        """A copy with this slot's value; a new slot goes last. The slot no longer counts as filled."""
+        if slot in self.slots():
+            items = tuple((name, value if name == slot else old) for name, old in self.items)
+        else:
+            items = (*self.items, (slot, value))
+        return Profile(items, self.filled - {slot})
+
+    def to_json(self) -> dict:
+        """A dict of plain lists for JSON; `from_json` reads it back."""
+        return {"items": [list(item) for item in self.items], "filled": sorted(self.filled)}
+
+    @staticmethod
+    def from_json(data: dict) -> Profile:
+        """Inverse of `to_json`."""
+        return Profile(tuple((slot, value) for slot, value in data["items"]), frozenset(data.get("filled", ())))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one completion says: the inferred profile, the response to the user, and whether the format was kept."""
+
+    profile: Profile
+    response: str
+    format_ok: bool
+
+
+def parse_reply(text: str) -> Reply:
+    """Read a `<profile>` block followed by a `<response>` block; never raises (appendix E.1).
+
+    The whole text must be those two blocks, white space aside, with one "- Key: value" a line, each key once, and a response that
+    is not empty. Anything else gives an empty profile, the response text as far as it can be told, and format_ok=False.
+    """
+    text = str(text)
+    match = _REPLY.fullmatch(text)
+    if match is not None and _TAG.findall(text) == _TAGS_IN_ORDER:
+        profile, response = _read_items(match.group(1)), match.group(2).strip()
+        if profile is not None and response:
+            return Reply(profile, response, True)
+    return Reply(Profile(), _salvage_response(text), False)
+
+
+def render_reply(profile: Profile, response: str) -> str:
+    """The text that `parse_reply` reads back: profile block, blank line, response block."""
+    lines = profile.lines()
+    block = f"<profile>\n{lines}\n</profile>" if lines else "<profile>\n</profile>"
+    return f"{block}\n\n<response>\n{response}\n</response>"
+
+
+def _check_item(slot: str, value: str) -> None:
+    if not slot or not value:
+        raise ValueError(f"empty slot or value: {slot!r}: {value!r}")
+    if ":" in slot:
+        raise ValueError(f"colon in slot {slot!r}")
+    if _LINE_END.search(slot + value) or _TAG.search(slot) or _TAG.search(value):
+        raise ValueError(f"line end or reply tag in {slot!r}: {value!r}")
+
+
+def _read_items(block: str) -> Profile | None:
+    """The profile in a block, or None when a line is not "- Key: value" or a key comes twice."""
+    # Blank lines are dropped first: a block that ends in a line end must not count one item more (the released code's defect).
+    lines = [line.strip() for line in _LINE_END.split(block) if line.strip()]
+    matches = [_ITEM.fullmatch(line) for line in lines]
+    if not all(matches):
+        return None
+    items = tuple((match.group(1).strip(), match.group(2).strip()) for match in matches)
+    keys = {key.casefold() for key, _ in items}
+    if len(keys) < len(items) or not all(key and value for key, value in items):
+        return None
+    return Profile(items)
+
+
+def _salvage_response(text: str) -> str:
+    """What a broken reply says to the user: the one response block, closed or cut off, else all the text without tags."""
+    opening = [match for match in _TAG.finditer(text) if match.group().lower() == "<response>"]
+    if len(opening) == 1:
+        text = text[opening[0].end() :]
+        closing = re.search("</response>", text, re.IGNORECASE)
+        text = text[: closing.start()] if closing else text
+    # Taking a tag out can join its neighbours into another one; each pass shortens the text.
+    while _TAG.search(text):
+        text = _TAG.sub("", text)
+    return text.strip()

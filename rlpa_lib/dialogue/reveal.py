@@ -1,0 +1,44 @@
+"""How much of itself a simulated user may tell, what it has told, and whether it hears the same thing again (sections 3.1, 5.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from rlpa_lib.dialogue.dialogue import Dialogue, judge_view
+from rlpa_lib.dialogue.persona import Persona
+
+OPENING = "Hello"  # appendix C.2
+SHARE_PER_TURN = 0.15  # of the profile, on average over the turns so far
+SAME = 0.75  # share of common letter triples from which on a response counts as said before
+
+
+def reveal_budget(n_slots: int, turn: int, n_told: int) -> int:
+    """How many more items may be told at turn `turn` (from 1, "Hello"): at most two, and 15 % of the profile a turn on average."""
+    return max(0, min(2, math.ceil(SHARE_PER_TURN * n_slots * (turn - 1)) - n_told, n_slots - n_told))
+
+
+def said_before(responses: Sequence[str]) -> bool:
+    """Is the last response nearly the same as an earlier one? Shares of common letter triples (Jaccard), in any language."""
+    if not responses:
+        return False
+    last = _triples(responses[-1])
+    return any(len(last & other) >= SAME * len(last | other) for other in map(_triples, responses[:-1]))
+
+
+def _triples(text: str) -> set[str]:
+    letters = "".join(sign for sign in text.casefold() if sign.isalnum())
+    return {letters[i : i + 3] for i in range(max(1, len(letters) - 2))}
+
+
+class RevealJudge(Protocol):
+    """Reads what a user has said, and nothing else."""
+
+    def revealed(self, cases: Sequence[tuple[Persona, Dialogue]]) -> list[frozenset[str] | None]:
+        """The slots that the user's words have told so far, for each case; None where the judge failed."""
+
+
+def words(dialogue: Dialogue) -> list[str]:
+    """What the user has said, the pending utterance included, in order."""
+    return [text for speaker, text in judge_view(dialogue) if speaker == "user"]

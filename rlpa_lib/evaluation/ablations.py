@@ -1,0 +1,162 @@
+"""Trainings that leave something out (section 5.1, table 2, figure 18): the same users, seeds and amount of training as with both rewards.
+
+The training with both rewards is 20_ppo's own: it keeps its adapter of the moment at which all are compared (`ablations.iterations`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from rlpa_lib.dialogue.judging import CRITERIA, EvaluationJudge, Judge
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.protocols import SimulatedUser
+from rlpa_lib.evaluation import intervals, rows, scoring, seeds, tables
+from rlpa_lib.rlpa import training
+from rlpa_lib.rlpa.trainer import updates_until
+from rlpa_lib.runs.run import Run
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import Config, InputError
+
+BOTH = "PRR"
+# What the tables call them; table 2's rows as the paper prints them.
+LABELS = {BOTH: "RLPA", "PR": "RLPA w/ PR", "RR": "RLPA w/ RR", "format": "format reward alone",
+          **{f"without_{c}": f"RLPA, criterion {c} not rewarded" for c in CRITERIA},
+          "best": "the best of N continues", "random": "one of N, drawn, continues", "bandit": "each turn by itself", "mdp": "credit across turns",
+          **{f"samples_{n}": f"N = {n}" for n in (1, 2, 4, 8)},
+          **{f"history_{which}": f"history with profiles: {which}" for which in ("latest", "all", "none")}}  # fmt: skip
+_CREDIT = {
+    "bandit": ("ppo.turn_discount=0.0", "ppo.update_every=turn", "rollout.continuation=best", "ppo.value_clip=0.2"),
+    "mdp": ("ppo.turn_discount=0.9", "ppo.update_every=dialogue", "rollout.continuation=random", "ppo.value_clip=null"),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of the comparison: its settings inside the run, and the metrics of its updates up to the comparison."""
+
+    variant: str
+    run: Run
+    history: list[dict]
+
+    @property
+    def row(self) -> rows.Row:
+        """The row that plays with this training's weights."""
+        return rows.Row("rlpa", weights=adapter(self.variant))
+
+
+def adapter(variant: str) -> str:
+    """Name of a variant's adapter, checkpoint and metrics."""
+    return f"ablation-{variant}"
+
+
+def changes(cfg: Config, variant: str) -> tuple[str, ...]:
+    """What a variant changes, as overrides. `samples_N` scales the minibatch with N, so that all take equally many optimiser steps."""
+    kind, _, value = variant.partition("_")
+    if kind == "samples":
+        sizes = {"minibatch": cfg.ppo.minibatch, "micro_batch": cfg.ppo.micro_batch}
+        scaled = {key: max(1, size * int(value) // cfg.rollout.samples) for key, size in sizes.items() if size}
+        return (f"rollout.samples={value}", *(f"ppo.{key}={size}" for key, size in scaled.items()))
+    if variant in _CREDIT:
+        return _CREDIT[variant]
+    if variant in ("best", "random"):
+        return (f"rollout.continuation={variant}",)
+    if kind == "history":
+        return (f"ppo.history_profiles={value}",)
+    return (f"ppo.reward_parts={f'PRR-{value}' if kind == 'without' else variant}",)
+
+
+def variant_of(run: Run, variant: str) -> Run:
+    """The same run directory and seed under a variant's settings. InputError: they cannot work together with the run's own."""
+    label = f"ablations.variants: {variant}"
+    cfg = config.changed(run.cfg, changes(run.cfg, variant), label)
+    if variant != BOTH and cfg == run.cfg:
+        raise InputError(f"{label} changes nothing: the run is set so already")
+    return replace(run, cfg=cfg)
+
+
+def found(run: Run, variant: str) -> Training | None:
+    """A training that this run directory holds up to the comparison, else None."""
+    own = variant_of(run, variant)
+    until, names = updates_until(own.cfg), [adapter(variant), *(["ppo"] if own.cfg == run.cfg else [])]
+    if not (run.dir / "adapters" / adapter(variant) / "adapter_config.json").is_file():
+        return None
+    for name in names:
+        history = run.read_metrics(name)[:until]
+        if len(history) == until:
+            return Training(variant, own, history)
+    return None
+
+
+def trained(run: Run, params: str, overrides: Sequence[str], variant: str, *, say: Callable[[str], None] = print) -> Training:
+    """One training of the comparison: what this run holds is taken as it is (20_ppo's own for both rewards), the rest is trained or finished."""
+    known = found(run, variant)
+    if known is None:
+        extra = changes(run.cfg, variant)
+        until = updates_until(variant_of(run, variant).cfg)
+        training.train(run, params, overrides, name=adapter(variant), changes=extra, until=until, say=say)
+        known = found(run, variant)
+    assert known is not None, variant
+    return known
+
+
+def judged(
+    one: Training, people: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge, benchmark: str = "vanilla"
+) -> np.ndarray:
+    """Scores (E, K) of a training with users of a benchmark (table 2: vanilla); what was played before is read back."""
+    stage = rows.Stage(one.run, [one.row])
+    return scoring.score_table(stage.judged(one.row, benchmark, people, user, evaluator, judge))
+
+
+def table(scores: Mapping[str, np.ndarray], model: str) -> pd.DataFrame:
+    """Table 2's columns (AL(k), avg, N-IR, N-R2, with intervals), a row a variant -> scores (E, K)."""
+    name = tables.label("rlpa", model)[0]
+    return pd.DataFrame([{"model": name, "method": LABELS[v], **tables.turnwise_row(found_EK)} for v, found_EK in scores.items()])
+
+
+def compared(scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Both rewards minus each other variant on the same users, in percent points, with 95 % interval, p, and Holm's p over the table."""
+    lines = []
+    for variant in scores:
+        if variant != BOTH:
+            c = intervals.paired_difference(scores[BOTH], scores[variant])
+            values = {"difference": 100 * c.difference, "low": 100 * c.low, "high": 100 * c.high, "p": c.p_value}
+            lines.append({"method": LABELS[variant], **values})
+    frame = pd.DataFrame(lines, columns=["method", "difference", "low", "high", "p"])
+    return frame.assign(p_holm=intervals.holm(frame["p"]))
+
+
+def all_seeds(run: Run) -> dict[int, dict[str, Training]]:
+    """Seed -> variant -> training, of this run and of those beside it that differ in the seed alone; unfinished trainings are left out."""
+    every = {one.seed: {v: found(one, v) for v in (BOTH, *run.cfg.ablations.variants)} for one in seeds.siblings(run)}
+    return {seed: {v: one for v, one in some.items() if one} for seed, some in every.items() if any(some.values())}
+
+
+def seeds_table(by_seed: Mapping[int, Mapping[str, Training]]) -> pd.DataFrame:
+    """AVG (percent) of each variant and both rewards minus it, with 95 % intervals over seeds and users, of evaluated seeds (`is_evaluated`).
+
+    ValueError: fewer than three seeds.
+    """
+    scores = [{v: _finished(one) for v, one in some.items()} for some in by_seed.values()]
+    lines = []
+    for variant in scores[0]:
+        own = np.stack([some[variant] for some in scores])
+        line = {"method": LABELS[variant], "seeds": own.shape[0], "users": own.shape[1], **tables.percent("avg", own)}
+        if variant != BOTH:
+            line |= tables.percent("rlpa_minus", np.stack([some[BOTH] for some in scores]) - own)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def is_evaluated(trainings: Mapping[str, Training]) -> bool:
+    """Whether every training of a seed that was asked for is there, and played with all users."""
+    asked = (BOTH, *next(iter(trainings.values())).run.cfg.ablations.variants)
+    return set(asked) <= set(trainings) and all(_finished(one) is not None for one in trainings.values())
+
+
+def _finished(one: Training) -> np.ndarray | None:
+    judgements = scoring.finished(one.run, one.row.name, "vanilla", rows.version(one.run, one.row))
+    return None if judgements is None else scoring.score_table(judgements)

@@ -1,0 +1,153 @@
+"""What an audit reads and writes: a folder of CSV tables shaped like the paper's, and findings about their cells."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rlpa_lib.settings.config import InputError
+
+PAPER_TABLES = Path(__file__).parent / "paper"
+TURNS = tuple(f"k{turn}" for turn in range(1, 11))
+SETTINGS = {"table2": "vanilla", "table4": "vanilla", "table5": "extended"}
+_SCORES = ("avg", "n_ir", "n_r2")
+_SCHEMA = {
+    "table1": (("model", "method"), tuple(f"{setting}_{score}" for setting in ("vanilla", "extended") for score in _SCORES)),
+    "turnwise": (("table", "setting", "model", "method"), (*TURNS, *_SCORES)),
+    "table6": (("model",), ("coherence", "stability", "proactivity", "persona_fit", "all_avg", "kappa")),
+    "table7": (("system_label",), ("total", "same", "different", "uncertain", "accuracy_pct")),
+    "table8": (("model",), ("exact_acc", "fuzzy_acc", "mse", "rmse")),
+    "table9": (("model_label",), ("human_1", "human_0")),
+    "table10": ((), ("accuracy", "precision", "recall", "f1", "specificity", "cohens_kappa")),
+}
+_VERSION = re.compile(r"-(20\d{6})$")
+
+
+class MissingRow(LookupError):
+    """A row that a check or claim needs is not in the tables."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One discrepancy: where it stands, printed and recomputed value, whether a claim of the paper changes with it, and what may explain it."""
+
+    table: str
+    row: str
+    column: str
+    kind: str
+    printed: float | str | None
+    recomputed: float | str | None
+    changes_claim: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The seven CSVs: `numbers` holds floats (blank cells NaN), `text` the cells as printed, both keyed by file name without ending.
+
+    Frames of turnwise.csv carry `table` (table2, table4, table5), so `rows("table5")` is that part of it.
+    """
+
+    numbers: dict[str, pd.DataFrame]
+    text: dict[str, pd.DataFrame]
+
+    def rows(self, table: str) -> pd.DataFrame:
+        """Numeric rows of one printed table; an empty frame when the folder has none of it."""
+        if table not in SETTINGS:
+            return self.numbers[table]
+        turnwise = self.numbers["turnwise"]
+        return turnwise[turnwise["table"] == table]
+
+    def row(self, table: str, model: str, method: str = "") -> pd.Series:
+        """The first row with this model (release date ignored) and method; MissingRow if there is none."""
+        for _, row in self.rows(table).iterrows():
+            if undated(row["model"]) == model and (not method or row["method"] == method):
+                return row
+        raise MissingRow(f"{table} has no row {model} {method}".strip())
+
+    def decimals(self, source: str, index: int, column: str, at_least: int) -> int:
+        """Printed decimals of a cell of file `source`, but `at_least` this many: the CSVs drop trailing zeros."""
+        return max(at_least, len(self.text[source].at[index, column].partition(".")[2]))
+
+
+def curve(row: pd.Series) -> np.ndarray:
+    """The ten AL(k) of a turnwise row, in percent, shape (K,)."""
+    return row.loc[TURNS[0] : TURNS[-1]].to_numpy(dtype=float)
+
+
+def undated(model: str) -> str:
+    """A model name without the release date at its end."""
+    return _VERSION.sub("", model)
+
+
+def version(model: str) -> str:
+    """The release date at the end of a model name, or an empty string."""
+    found = _VERSION.search(model)
+    return found.group(1) if found else ""
+
+
+def label(row: pd.Series) -> str:
+    """How findings name a row: its model and method, or whichever label it has."""
+    parts = [str(row[name]) for name in ("model", "method", "system_label", "model_label") if name in row.index]
+    return " | ".join(parts) or "only row"
+
+
+def load(folder: str | Path) -> Tables:
+    """Read the seven CSVs of a folder; extra columns are ignored. InputError names file, row and column of what is missing or no number."""
+    numbers, text = {}, {}
+    for name in _SCHEMA:
+        text[name] = _read(Path(folder) / f"{name}.csv", name)
+        numbers[name] = _to_numbers(text[name], name)
+    return Tables(numbers, text)
+
+
+def _read(path: Path, name: str) -> pd.DataFrame:
+    labels, values = _SCHEMA[name]
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = [line for line in csv.reader(file) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a CSV table ({error})") from error
+    if len(lines) < 2:
+        raise InputError(f"{path}: needs a header and at least one row")
+    header = [cell.strip() for cell in lines[0]]
+    for column in (*labels, *values):
+        if header.count(column) != 1:
+            raise InputError(f"{path}: column {column} must be there once, found {header.count(column)} times")
+    for number, line in enumerate(lines[1:], start=1):
+        if len(line) != len(header):
+            raise InputError(f"{path}: row {number} has {len(line)} cells, the header has {len(header)}")
+    frame = pd.DataFrame(lines[1:], columns=header, dtype=str)
+    return frame[[*labels, *values]].apply(lambda column: column.str.strip())
+
+
+def _to_numbers(text: pd.DataFrame, name: str) -> pd.DataFrame:
+    labels, values = _SCHEMA[name]
+    frame = text[list(labels)].copy()
+    for column in values:
+        frame[column] = [_number(cell, f"{name}.csv, row {i + 1}, column {column}", name) for i, cell in _cells(text, column)]
+    return frame
+
+
+def _cells(text: pd.DataFrame, column: str) -> Iterator[tuple[int, str]]:
+    return enumerate(text[column].tolist())
+
+
+def _number(cell: str, where: str, name: str) -> float:
+    # Only table 7 prints dashes: its overall row has no counts.
+    if cell == "" and name == "table7":
+        return float("nan")
+    try:
+        value = float(cell)
+    except ValueError as error:
+        raise InputError(f"{where}: {cell!r} is not a number") from error
+    if not math.isfinite(value):
+        raise InputError(f"{where}: {cell!r} is not a finite number")
+    return value

@@ -1,0 +1,144 @@
+"""Controls: a floor, a ceiling, and a trained policy that may not use its profile. They show what a score can be made of."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile, Reply, render_reply
+from rlpa_lib.dialogue.protocols import Message
+from rlpa_lib.methods.prompting import Answer, Prompted, moments, recall, with_last
+from rlpa_lib.runs.seeds import derive_seed
+from rlpa_lib.settings.config import InputError
+
+Donor = Callable[[Persona, Dialogue], Profile]  # whose profile stands before the answer of a style-only policy
+
+
+@dataclass(frozen=True)
+class OracleControl:
+    """The ceiling of the miniature: a scripted assistant that sees the true profile."""
+
+    name: str = "oracle"
+    writes_profile: bool = True
+
+    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
+        """Profile and response from mini.teacher, drawn by seed and dialogue."""
+        from rlpa_lib.mini.teacher import oracle_reply
+
+        answers = []
+        for persona, dialogue in zip(personas, dialogues, strict=True):
+            profile, response = oracle_reply(persona, dialogue, random.Random(derive_seed(seed, dialogue.id)))
+            answers.append(Answer(render_reply(profile, response), Reply(profile, response, True), 0))
+        return answers
+
+
+@dataclass(frozen=True)
+class RandomControl:
+    """The floor of the miniature: a well-formed response that was once made for somebody else, and an empty profile."""
+
+    pool: tuple[str, ...]  # see `made_for_somebody`
+    name: str = "random"
+    writes_profile: bool = True
+
+    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
+        """One response of the pool each, drawn by seed and dialogue."""
+        drawn = [random.Random(derive_seed(seed, d.id)).choice(self.pool) for d in dialogues]
+        return [Answer(r, Reply(Profile(), r, True), 0) for r in drawn]
+
+
+def made_for_somebody(responses: Sequence[str]) -> tuple[str, ...]:
+    """Those responses that state something about their user. A bare question would suit anybody at the first turn, so it is no floor."""
+    from rlpa_lib.mini import language
+
+    return tuple(r for r in responses if any(sentence.facts for options in language.parse(r) for sentence in options))
+
+
+@dataclass(frozen=True)
+class PromptedOracle:
+    """The ceiling of a real model: Base with the true profile in its system prompt. `template` holds {profile}."""
+
+    inner: Prompted
+    template: str
+    name: str = "oracle"
+    writes_profile: bool = True
+
+    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
+        """One sampled answer a dialogue; the profile counted for it is the true one."""
+        talks = []
+        for persona, dialogue in zip(personas, dialogues, strict=True):
+            view = self.inner.messages(dialogue)
+            system = f"{view[0]['content']}\n\n{self.template.format(profile=persona.profile.lines())}"
+            talks.append([*with_last(view[:1], system), *view[1:]])
+        answers = [self.inner.answer(c) for c in self.inner.ask(talks, seed)]
+        return [replace(a, reply=replace(a.reply, profile=p.profile)) for a, p in zip(answers, personas, strict=True)]
+
+
+@dataclass(frozen=True)
+class MisdirectedAnswers:
+    """The floor of a real model: every user gets what Base says to the next one."""
+
+    inner: Prompted
+    name: str = "random"
+    writes_profile: bool = False
+
+    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
+        """Base's answers, moved by one user. InputError: there is one user only."""
+        if len(dialogues) < 2:
+            raise InputError("evaluation.users: the random control needs at least two users")
+        answers = self.inner.respond(personas, dialogues, seed)
+        return [*answers[1:], answers[0]]
+
+    def recall(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> None:
+        """As of `Prompted`."""
+        self.inner.recall(personas, dialogues)
+
+
+@dataclass(frozen=True)
+class StyleOnly:
+    """The trained policy, which has to answer after a profile block that is not its own: what remains of its score owes nothing to the
+    profile that it would have written."""
+
+    inner: Prompted
+    donor: Donor
+    name: str
+    writes_profile: bool = True
+
+    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
+        """One sampled response a dialogue, after the donor's profile; only the response's tokens are counted."""
+        begun = self._begun(personas, dialogues)
+        return [self.inner.answer(c, talk[-1]["content"]) for c, talk in zip(self.inner.ask(begun, seed, goes_on=True), begun, strict=True)]
+
+    def _begun(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[list[Message]]:
+        """The prompts with the donor's profile behind; a final assistant message is a beginning that the answer continues."""
+        starts = [render_reply(self.donor(p, d), "").removesuffix("\n</response>") for p, d in zip(personas, dialogues, strict=True)]
+        return [[*self.inner.messages(d), {"role": "assistant", "content": s}] for d, s in zip(dialogues, starts, strict=True)]
+
+    def recall(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> None:
+        """As of `Prompted`."""
+        recall(self.inner.policy, [self._begun(personas, before) for before in moments(dialogues)])
+
+
+def no_profile(persona: Persona, dialogue: Dialogue) -> Profile:
+    """The donor of an empty profile."""
+    return Profile()
+
+
+@dataclass(frozen=True)
+class Lent:
+    """The donor of what the policy wrote about the next user at the same turn; `profiles` maps (user, turn from 1) to a profile."""
+
+    profiles: Mapping[tuple[str, int], Profile]
+
+    @staticmethod
+    def by_the_next(dialogues: Sequence[Dialogue]) -> Lent:
+        """From the dialogues that the policy has had with the same users. InputError: fewer than two."""
+        if len(dialogues) < 2:
+            raise InputError("evaluation.users: a profile of another user needs at least two users")
+        pairs = zip(dialogues, [*dialogues[1:], dialogues[0]], strict=True)
+        return Lent({(own.persona_id, k): turn.reply.profile for own, other in pairs for k, turn in enumerate(other.turns, start=1)})
+
+    def __call__(self, persona: Persona, dialogue: Dialogue) -> Profile:
+        return self.profiles[persona.id, len(dialogue.turns) + 1]

@@ -1,0 +1,1 @@
+"""All notebooks in order, with papermill."""

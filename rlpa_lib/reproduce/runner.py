@@ -1,0 +1,281 @@
+"""Runs the numbered notebooks with papermill, each after those that it needs, skipping what a former run of the directory finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from rlpa_lib import runs
+from rlpa_lib.reproduce import schedule
+from rlpa_lib.runs import record
+from rlpa_lib.runs.run import Run
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import Config, InputError
+
+NOTEBOOKS = record.REPOSITORY / "notebooks"
+LIVE = "9"  # notebooks 90-99 wait for a person and are not part of a run
+UNTRAINABLE = "an endpoint policy cannot be trained"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The cell at which a notebook stopped: one line, and whether bad input was the reason."""
+
+    line: str
+    bad_input: bool
+
+
+def reproduce(
+    scale: str,
+    seed: int,
+    run_dir: Path,
+    only: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    notebooks: Path = NOTEBOOKS,
+    verbose: bool = False,
+    jobs: int | None = None,
+) -> int:
+    """Exit code: 0 done, 1 a notebook failed, 2 bad input found by a notebook. InputError before anything is written.
+
+    `jobs` notebooks run side by side where none waits for the other; by default as many as this machine has cores for, up to two, and
+    one where a large model or a server would have to be shared. The results do not depend on it.
+    """
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs: {jobs} is less than 1")
+    cfg = config.load(scale, overrides)
+    file, label = config.locate(scale)
+    config.check_files(cfg, label)
+    _check_personas(cfg, seed)
+    everything = numbered(notebooks)
+    chosen = select(everything, only)
+    jobs = jobs or default_jobs(cfg)
+    skipped = untrainable(cfg, chosen, only)
+    _check_preferences(cfg, [path for path in chosen if path.stem not in skipped])
+    _check_rows(cfg, chosen, run_dir)
+    run = runs.claim(cfg, seed, run_dir, label)
+    if skipped:
+        run.note("skipped_notebooks", dict.fromkeys(skipped, UNTRAINABLE))
+    parameters = {
+        "params": file.stem if file.parent == config.PARAMS_DIR else str(file),
+        "seed": seed,
+        "run_dir": str(run.dir),
+        "overrides": config.anchored(overrides),
+    }
+    start = time.monotonic()
+    try:
+        with kernel_environment(run):
+            failure = _run_all(run, everything, chosen, parameters, verbose, skipped, jobs)
+    except KeyboardInterrupt:
+        run.finish("interrupted")
+        raise
+    return _close(run, failure, time.monotonic() - start)
+
+
+def _close(run: Run, failure: Failure | None, seconds: float) -> int:
+    """Write down how the run ended and say so; the exit code."""
+    if failure is not None:
+        run.finish("failed")
+        print(f"rlpa_lib: {failure.line}", file=sys.stderr)
+        return 2 if failure.bad_input else 1
+    run.finish("done")
+    print(f"finished in {_clock(seconds)}: {run.dir}")
+    if (run.dir / "report.html").exists():
+        print(f"report: {run.dir / 'report.html'}")
+    return 0
+
+
+def numbered(folder: Path) -> list[Path]:
+    """Notebooks 00-89 of a folder in order. InputError when there are none."""
+    found = sorted(path for path in folder.glob("[0-9][0-9]_*.ipynb") if not path.name.startswith(LIVE))
+    if not found:
+        raise InputError(f"{folder}: no numbered notebooks there")
+    return found
+
+
+def select(notebooks: Sequence[Path], only: Sequence[str]) -> list[Path]:
+    """The notebooks named by `only` (20_ppo, 20_ppo.ipynb or 20), in their own order; all when it is empty."""
+    wanted: set[Path] = set()
+    for name in only:
+        stem = name.removesuffix(".ipynb")
+        matches = [path for path in notebooks if stem in (path.stem, path.stem[:2])]
+        if not matches:
+            near = get_close_matches(stem, [path.stem for path in notebooks], n=1, cutoff=0.4)
+            raise InputError(f"--only {name}: no such notebook" + (f"; did you mean {near[0]}?" if near else ""))
+        wanted.update(matches)
+    return [path for path in notebooks if path in wanted] if only else list(notebooks)
+
+
+def untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str] = ()) -> list[str]:
+    """Names of the notebooks that train, where the policy is a model behind a chat endpoint and has no weights here: they are skipped.
+    InputError: one of them is what was asked for."""
+    found = [path.stem for path in notebooks if path.stem in schedule.TRAINING] if cfg.policy.kind == "endpoint" else []
+    if found and only:
+        raise InputError(f"--only {found[0]}: {UNTRAINABLE} (policy.kind); use local or vllm")
+    return found
+
+
+def fingerprint(run: Run, notebooks: Sequence[Path], notebook: Path) -> str:
+    """Digest of all that a notebook's result depends on: params, seed, library, its own text and the code before it."""
+    before = [_code(path) for path in notebooks if path.name < notebook.name]
+    return run.fingerprint(*before, notebook.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def kernel_environment(run: Run) -> Iterator[None]:
+    """Kernels run this very interpreter, with this run's threads, and keep their own files inside the run directory."""
+    with tempfile.TemporaryDirectory(dir=run.dir, prefix=".kernel-") as scratch:
+        spec = {
+            # log level CRITICAL: a kernel on this machine's loopback need not warn that it is not encrypted, nor that it was stopped
+            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=50"],
+            "display_name": "Python 3",
+            "language": "python",
+        }
+        folder = Path(scratch) / "kernels" / "python3"
+        folder.mkdir(parents=True)
+        (folder / "kernel.json").write_text(json.dumps(spec))
+        changes = {
+            "JUPYTER_PATH": scratch,
+            "JUPYTER_RUNTIME_DIR": f"{scratch}/runtime",
+            "IPYTHONDIR": f"{scratch}/ipython",
+            "OMP_NUM_THREADS": str(run.cfg.run.threads),
+            "OMP_WAIT_POLICY": "passive",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+        if run.cfg.policy.model in ("tiny", "smollm2"):
+            changes |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        before = {name: os.environ.get(name) for name in changes}
+        os.environ.update(changes)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def default_jobs(cfg: Config) -> int:
+    """Two where the tiny model's rule-made world leaves a core free, else one."""
+    small = cfg.policy.model == "tiny" and cfg.policy.kind == "local" and "llm" not in (cfg.user.kind, cfg.judge.kind, cfg.evaluator.kind)
+    return 2 if small and record.cores() >= 2 * cfg.run.threads else 1
+
+
+def _run_all(
+    run: Run, everything: Sequence[Path], chosen: Sequence[Path], parameters: dict, verbose: bool, skipped: Sequence[str] = (), jobs: int = 1
+) -> Failure | None:
+    """Execute what is not done yet and not `skipped`; the first failure, or None."""
+    width = max(len(path.stem) for path in chosen)
+    numbers = {path.stem: f"[{number}/{len(chosen)}] {path.stem.ljust(width)}" for number, path in enumerate(chosen, start=1)}
+    paths = {path.stem: path for path in chosen}
+
+    def one(stem: str) -> Failure | None:
+        notebook, name = paths[stem], numbers[stem]
+        if stem in skipped:
+            print(f"{name}  skipped: {UNTRAINABLE}", flush=True)
+            return None
+        key, inputs = f"notebook {stem}", fingerprint(run, everything, notebook)
+        if run.done(key, inputs) and (run.dir / "notebooks" / notebook.name).exists():
+            print(f"{name}  done before, nothing it depends on has changed", flush=True)
+            return None
+        print(f"{name}  running", flush=True)
+        start = time.monotonic()
+        failure = execute(run, notebook, parameters, verbose)
+        if failure is None:
+            run.mark_done(key, inputs)
+            print(f"{name}  {_clock(time.monotonic() - start)}", flush=True)
+        return failure
+
+    return schedule.run(list(paths), jobs, one)
+
+
+def execute(run: Run, notebook: Path, parameters: dict, verbose: bool) -> Failure | None:
+    """Run one notebook in its own folder; the executed copy is notebooks/<name>.ipynb, or .failed.ipynb after an error."""
+    import papermill  # slow to import, and not needed when everything is done
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    finished = run.path(f"notebooks/{notebook.name}")
+    current = finished.with_suffix(".running.ipynb")
+    failed = finished.with_suffix(".failed.ipynb")
+    options = {"kernel_name": "python3", "cwd": str(notebook.parent), "progress_bar": False, "log_output": verbose}
+    if verbose:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        papermill.execute_notebook(str(notebook), str(current), parameters, start_timeout=180, **options)
+    except PapermillExecutionError as error:
+        where = f"{notebook.stem}, cell In [{error.exec_count}]"
+        failure = Failure(f"{where}: {_last_line(error)} (see {failed})", error.ename == "InputError")
+    except (DeadKernelError, CellTimeoutError) as error:
+        failure = Failure(f"{notebook.stem}: {str(error).strip().splitlines()[0]} (see {failed})", False)
+    else:
+        failed.unlink(missing_ok=True)
+        current.replace(finished)
+        return None
+    current.replace(failed)
+    return failure
+
+
+def _last_line(error: Exception) -> str:
+    """Last line of a notebook's traceback without terminal colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", f"{error.ename}: {error.evalue}").strip()  # type: ignore[attr-defined]
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1].strip()}"
+
+
+def _check_personas(cfg: Config, seed: int) -> None:
+    """Read persona files of the user's own before anything is written, so that a broken line stops the run at once."""
+    if cfg.personas.source == "builtin":
+        return
+    from rlpa_lib.personas import sources
+
+    sources.load_personas(cfg.personas, "train", cfg.rollout.users, seed)
+    for split in cfg.evaluation.benchmarks:
+        sources.load_personas(cfg.personas, split, cfg.evaluation.users, seed)
+
+
+def _check_preferences(cfg: Config, chosen: Sequence[Path]) -> None:
+    """Look for the conversations of SFT and DPO, if these are wanted."""
+    if any(path.stem in ("11_sft", "12_dpo") for path in chosen):
+        from rlpa_lib.methods import preferences
+
+        preferences.check(cfg)
+
+
+def _check_rows(cfg: Config, chosen: Sequence[Path], run_dir: Path) -> None:
+    """Look for RAG's encoder and the servers of other models now, and not after hours of training."""
+    if not any(path.stem in ("10_prompting_baselines", "30_evaluation", "33_reasoning_models") for path in chosen):
+        return
+    if "rag" in cfg.evaluation.methods:
+        from rlpa_lib.methods import retrieval
+
+        retrieval.source_of(cfg.evaluation.encoder)
+    if cfg.evaluation.comparators:
+        from rlpa_lib.client.endpoint import endpoint_for
+
+        bare = cfg.endpoint.model_copy(update={"cache": "off", "cache_only": False})  # so that nothing is written yet
+        for name in cfg.evaluation.comparators:
+            endpoint_for(cfg.model_copy(update={"endpoint": bare}), "policy", run_dir, name)
+
+
+def _code(notebook: Path) -> str:
+    """Code cells of a notebook; prose of earlier notebooks does not change what later ones compute."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{notebook}: not a notebook: {error}") from None
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

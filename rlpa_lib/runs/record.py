@@ -1,0 +1,176 @@
+"""record.json of a run directory: settings, seed, code, packages, hardware: what is needed to repeat the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rlpa_lib.settings.config import InputError
+from rlpa_lib.runs.storage import hash_json, locked, sha256, write_bytes, write_json
+
+PACKAGE_DIR = Path(__file__).resolve().parents[1]
+REPOSITORY = PACKAGE_DIR.parent
+
+
+def now() -> str:
+    """UTC time, ISO 8601, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The record of a run directory. InputError when it is missing or broken."""
+    file = directory / "record.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
+
+
+def create(directory: Path, seed: int, settings: Mapping[str, Any], params_name: str) -> None:
+    """Write the record of a new run, and dirty.diff when the code holds uncommitted changes."""
+    code, diff = code_state()
+    if diff:
+        write_bytes(directory / "dirty.diff", diff)
+    facts = {
+        "params_name": params_name,
+        "params": settings,
+        "params_sha256": hash_json(settings),
+        "seed": seed,
+        "code": code,
+        "hardware": hardware(),
+        "packages": packages(),
+        "start": now(),
+        "end": None,
+        "status": "open",
+        "resumed": [],
+    }
+    write_json(directory / "record.json", facts)
+
+
+def resume(directory: Path) -> None:
+    """Note that a former run goes on, and with which code."""
+    old = read(directory)
+    code, diff = code_state()
+    if diff and code["diff_sha256"] != old["code"]["diff_sha256"]:
+        write_bytes(directory / f"dirty-{code['diff_sha256'][:8]}.diff", diff)
+    session = {"start": now(), "code": code}
+    amend(directory, lambda now_: {"resumed": [*now_["resumed"], session], "status": "open"})
+
+
+def amend(directory: Path, changes: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+    """Set entries of the record to what `changes` makes of it; notebooks that run side by side wait for each other."""
+    with locked(directory / "record.lock"):
+        old = read(directory)
+        write_json(directory / "record.json", {**old, **changes(old)})
+
+
+def check_same(directory: Path, seed: int, settings: Mapping[str, Any]) -> None:
+    """InputError that names the first setting in which the run in `directory` differs."""
+    old = read(directory)
+    before, after = _flat(old.get("seed"), old.get("params", {})), _flat(seed, settings)
+    for key in dict.fromkeys((*after, *before)):
+        was, wanted = before.get(key, "absent"), after.get(key, "absent")
+        if was != wanted:
+            raise InputError(f"{directory}/record.json: {key} was {was!r}, now {wanted!r}; use another run_dir")
+
+
+def code_state() -> tuple[dict[str, Any], bytes]:
+    """Commit, hash of what is not committed, hash of the library; and the uncommitted diff itself.
+
+    Commit is null outside a git repository (an unpacked archive) and before the first commit.
+    """
+    top = _git("rev-parse", "--show-toplevel").decode().strip()
+    if not top or Path(top).resolve() != REPOSITORY:  # no repository, or an archive unpacked inside another one
+        return {"commit": None, "dirty": None, "diff_sha256": None, "library_sha256": library_hash()}, b""
+    commit = _git("rev-parse", "--verify", "HEAD").decode().strip() or None
+    diff = _git("diff", "--no-ext-diff", "HEAD") if commit else b""
+    new_files = [name for name in _git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0") if name]
+    listing = [name + b" " + _file_hash(REPOSITORY / os.fsdecode(name)).encode() for name in sorted(new_files)]
+    if listing:
+        diff += b"\nUntracked files (name, sha256):\n" + b"\n".join(listing) + b"\n"
+    state = {"commit": commit, "dirty": bool(diff), "diff_sha256": sha256(diff) if diff else None}
+    return {**state, "library_sha256": library_hash()}, diff
+
+
+@cache
+def library_hash() -> str:
+    """Digest of every file of the package (code, prompts, lexicon, weights), taken once per process."""
+    files = sorted(path for path in PACKAGE_DIR.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return sha256(*(part for path in files for part in (_relative(path).encode(), path.read_bytes())))
+
+
+def packages() -> dict[str, str]:
+    """Name and version of every installed distribution."""
+    found = {dist.metadata["Name"]: dist.version for dist in metadata.distributions() if dist.metadata["Name"]}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, usable cores, memory in GB and graphics cards, without importing torch."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "python": sys.version.split()[0],
+        "processor": _processor(),
+        "cores": cores(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": _gpus(),
+    }
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_mb() -> float | None:
+    """Resident memory of this process in megabytes; None where the system does not tell (only Linux does, without another package)."""
+    told = Path("/proc/self/statm")
+    return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if told.is_file() else None
+
+
+def _flat(seed: Any, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {"seed": seed} | {f"{name}.{key}": v for name, section in settings.items() for key, v in section.items()}
+
+
+def _relative(path: Path) -> str:
+    return path.relative_to(PACKAGE_DIR).as_posix()
+
+
+def _file_hash(path: Path) -> str:
+    return sha256(path.read_bytes()) if path.is_file() else "not a file"
+
+
+def _git(*arguments: str) -> bytes:
+    """Output of a git command in the repository; empty when git or the repository is missing."""
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, check=False, timeout=30, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return b""
+    return done.stdout if done.returncode == 0 else b""
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    names = (line for card in cards for line in card.read_text().splitlines() if line.startswith("Model:"))
+    return [line.partition(":")[2].strip() for line in names]

@@ -1,0 +1,179 @@
+"""A run directory: who may write in it, what was run there, and everything that a notebook leaves behind."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import random
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import quote
+
+from rlpa_lib.runs import record, storage
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import Config, InputError
+
+OWNER_VARIABLE = "RLPA_RUN_OWNER"
+
+# Locks live as long as the process: the operating system frees them when it dies, however it dies.
+_LOCKS: dict[Path, TextIO] = {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run: its settings, its seed and its directory. All writes are atomic and stay inside `dir`."""
+
+    cfg: Config
+    seed: int
+    dir: Path
+
+    def path(self, relative: str) -> Path:
+        """Absolute path inside the run directory, parent folders made. ValueError when it would lie outside."""
+        target = (self.dir / relative).resolve()
+        if not target.is_relative_to(self.dir):
+            raise ValueError(f"{relative!r} lies outside the run directory")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """record.json as it stands now."""
+        return record.read(self.dir)
+
+    def note(self, key: str, value: Any) -> None:
+        """Add a fact to record.json, such as a model revision or the hash of a split."""
+        record.amend(self.dir, lambda _: {key: value})
+
+    def finish(self, status: str) -> None:
+        """Write status ("done", "failed", "interrupted") and end time into record.json."""
+        record.amend(self.dir, lambda _: {"status": status, "end": record.now()})
+
+    def save_table(self, table: Any, name: str) -> Path:
+        """tables/<name>.csv of a DataFrame, without its index."""
+        return storage.write_bytes(self.path(f"tables/{name}.csv"), table.to_csv(index=False).encode())
+
+    def save_figure(self, figure: Any, name: str, data: Any, *, caption: str, alt: str, **source: Any) -> Path:
+        """figures/<name>.png (150 dpi), .csv (the plotted DataFrame) and .json (caption, alt text, where it comes from)."""
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+        csv = data.to_csv(index=False).encode()
+        made_by = self.record
+        facts = {
+            "name": name,
+            "caption": caption,
+            "alt": alt,
+            "run": self.dir.name,
+            "seed": self.seed,
+            "params": made_by["params_name"],
+            "params_sha256": made_by["params_sha256"],
+            "commit": made_by["code"]["commit"],
+            "diff_sha256": made_by["code"]["diff_sha256"],
+            "data_sha256": storage.sha256(csv),
+            **source,
+        }
+        storage.write_bytes(self.path(f"figures/{name}.csv"), csv)
+        storage.write_json(self.path(f"figures/{name}.json"), facts)
+        return storage.write_bytes(self.path(f"figures/{name}.png"), picture.getvalue())
+
+    def log_metrics(self, name: str, values: Mapping[str, Any]) -> None:
+        """Append one line to metrics/<name>.jsonl."""
+        storage.append_jsonl(self.path(f"metrics/{name}.jsonl"), values)
+
+    def read_metrics(self, name: str) -> list[dict[str, Any]]:
+        """Lines of metrics/<name>.jsonl so far; a torn last line is dropped with a warning; [] before the first line."""
+        file = self.path(f"metrics/{name}.jsonl")
+        return storage.read_jsonl(file, appended=True) if file.exists() else []
+
+    def write_jsonl(self, relative: str, rows: Iterable[Any]) -> Path:
+        """Replace a JSONL file of the run in one step."""
+        return storage.write_jsonl(self.path(relative), rows)
+
+    def read_jsonl(self, relative: str) -> list[Any]:
+        """Rows of a JSONL file of the run. InputError names file and line."""
+        return storage.read_jsonl(self.path(relative))
+
+    def done(self, key: str, fingerprint: str | None = None) -> bool:
+        """Whether `key` was finished by the same inputs; by default the inputs are the library's files and the params."""
+        file = self._done_file(key)
+        return file.exists() and json.loads(file.read_text())["fingerprint"] == (fingerprint or self.fingerprint())
+
+    def mark_done(self, key: str, fingerprint: str | None = None) -> None:
+        """Remember that `key` is finished, for `done`."""
+        mark = {"key": key, "fingerprint": fingerprint or self.fingerprint(), "time": record.now()}
+        storage.write_json(self._done_file(key), mark)
+
+    def fingerprint(self, *parts: str) -> str:
+        """Digest of params, seed, the library's files and `parts`."""
+        own = (storage.hash_json(config.resolved(self.cfg)), str(self.seed), record.library_hash())
+        return storage.sha256(*(part.encode() for part in (*own, *parts)))
+
+    def _done_file(self, key: str) -> Path:
+        return self.path(f"done/{quote(key, safe='')}.json")
+
+
+def open_run(params: str | Path, seed: int, run_dir: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Open or reopen a run for writing, and set this process's threads and seeds.
+
+    A relative `run_dir` counts from the repository, so that a notebook means the same folder from anywhere.
+    Raises InputError: bad params, another run's directory (names the first differing key), a second writer, no permission.
+    """
+    cfg = config.load(params, overrides)
+    _, label = config.locate(params)
+    config.check_files(cfg, label)
+    run = claim(cfg, seed, record.REPOSITORY / Path(run_dir).expanduser(), label)
+    set_threads(cfg.run.threads)
+    set_seed(seed)
+    return run
+
+
+def claim(cfg: Config, seed: int, directory: Path, params_name: str) -> Run:
+    """Take the directory's lock and write or check record.json; a child of the lock's owner shares it (RLPA_RUN_OWNER)."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"seed: wants an integer from 0 to 2**32 - 1; got {seed!r}")
+    directory = directory.resolve()
+    run = Run(cfg, seed, directory)
+    existing = (directory / "record.json").exists()
+    settings = config.resolved(cfg)
+    if existing:
+        record.check_same(directory, seed, settings)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        owns = _lock(directory)
+        if not existing:
+            record.create(directory, seed, settings, params_name)
+        elif owns:
+            record.resume(directory)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written: {error.strerror or error}") from None
+    return run
+
+
+def _lock(directory: Path) -> bool:
+    """True when this process holds the lock, False when it is the child of a process that does."""
+    if directory in _LOCKS:
+        return False
+    file = open(directory / "writer.lock", "a+", encoding="utf-8")  # noqa: SIM115 - stays open as long as the process
+    mine = [token for token in os.environ.get(OWNER_VARIABLE, "").split(",") if token]
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        token, _, pid = file.read().strip().partition(" ")
+        file.close()
+        if token and token in mine:
+            return False
+        raise InputError(
+            f"{directory}: process {pid or '?'} is writing here; wait, shut that kernel down, or use another run_dir"
+        ) from None
+    token = secrets.token_hex(8)
+    file.truncate(0)
+    file.write(f"{token} {os.getpid()}\n")
+    file.flush()
+    _LOCKS[directory] = file
+    os.environ[OWNER_VARIABLE] = ",".join([*mine, token])
+    return True

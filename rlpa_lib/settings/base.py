@@ -1,0 +1,68 @@
+"""What the sections of a params file are made of: ranges, names of methods and benchmarks, the base of all sections, and of those that
+name a model behind a server."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # of the environment; a key itself does not fit
+Address = Annotated[str, Field(pattern=r"^https?://[^/@\s]+(/\S*)?$")]  # of a server; a user name or password does not fit
+
+Method = Literal[
+    "base", "reminder", "self_critic", "cot", "rag", "rlpa_prompting", "random", "oracle", "sft", "dpo", "grpo", "sft_aloe", "dpo_aloe",
+    "rlpa", "style_only_empty", "style_only_other",
+]  # fmt: skip
+Prompting = Literal["base", "reminder", "self_critic", "cot", "rag", "rlpa_prompting"]  # rows that need no training
+Benchmark = Literal["vanilla", "extended"]
+Variant = Literal["fixed", "aloe_scripts"]  # of SFT and DPO: rlpa_lib/methods/training_data.py
+METHODS: tuple[str, ...] = get_args(Method)
+TRAINED: tuple[str, ...] = METHODS[METHODS.index("sft") :]
+WITH_PROFILE = ("rlpa_prompting", "rlpa", "grpo", "style_only_empty", "style_only_other")  # rows that write a profile block
+BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
+# Ways in which a simulated user does not cooperate (beyond the paper).
+Manner = Literal["reluctant", "impatient", "contradictory", "off_topic", "terse"]
+MANNERS: tuple[str, ...] = get_args(Manner)
+# Trainings beside that of both rewards; rlpa_lib/evaluation/ablations.py says what each of them changes.
+Ablation = Literal[
+    "PR", "RR", "format", "without_N", "without_R", "without_L", "without_G", "without_F", "best", "random", "bandit", "mdp", "samples_1",
+    "samples_2", "samples_4", "samples_8", "history_latest", "history_all", "history_none",
+]  # fmt: skip
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, types are strict (an int may stand for a float), values frozen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Role(Section):
+    """A model behind an OpenAI-compatible server; only read when `kind` is llm."""
+
+    model: Name | None = None
+    base_url: Address | None = None  # null = the client's own default
+    api_key_env: Variable = "OPENAI_API_KEY"  # the NAME of an environment variable, never a key
+    temperature: NonNegative = 0.0
+    max_tokens: Count = 512
+    mode: Literal["auto", "json_schema", "text"] = "auto"  # how a structured answer is asked for
+    max_prompt_tokens: Count = 8000  # estimated; beyond it the oldest turns are left out, and the model is told how many
+
+
+class UserConfig(Role):
+    """The simulated user (sections 3.1 and C.4)."""
+
+    kind: Literal["agenda", "llm"] = "agenda"
+
+
+class JudgeConfig(Role):
+    """The reward model (section 3.3). `holistic` is the released code's single 0/1 verdict."""
+
+    kind: Literal["rule", "llm"] = "rule"
+    profile_model: Name | None = None  # judge of profile overlap; null = `model`
+    verdict: Literal["criteria", "holistic"] = "criteria"
