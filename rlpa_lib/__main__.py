@@ -107,7 +107,7 @@ def _train(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from rlpa_lib.plan import memory, plan, rehearsal
 
-    cfg = config.load(options.scale, options.set)
+    cfg = config.load_config(options.scale, options.set)
     typical = rehearsal.assumed(options.assume)
     if options.against is None:
         told = plan.table(cfg, rpm=options.rpm, tpm=options.tpm, typical=typical)

@@ -53,7 +53,7 @@ class MisbehavingServer:
         await self._stop.wait()
         server.close()
 
-    def answered(self) -> list[str]:
+    def answer(self) -> list[str]:
         """Ids in the order in which whole answers left the server."""
         return [line["id"] for line in self.log if line["delivered"]]
 

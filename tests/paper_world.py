@@ -86,7 +86,7 @@ def _fitting(schema, root, draw):
 def run_of(folder, scale, model, aloe, *more):
     """A run under a params file with nothing set but the model, the data, and `more`."""
     keys = [f"policy.model={model}", f"personas.path={aloe}", *more]
-    return runs.claim(config.load(scale, keys), 0, folder, f"params/{scale}.yaml")
+    return runs.claim(config.load_config(scale, keys), 0, folder, f"params/{scale}.yaml")
 
 
 def work():

@@ -26,10 +26,10 @@ VARIANTS = Ablation.__args__
 
 def test_every_variant_has_a_name_and_changes_one_thing():
     assert set(VARIANTS) | {"PRR"} == set(ablations.LABELS)
-    cfg = settings.load("mini")
+    cfg = settings.load_config("mini")
     for variant in VARIANTS:
-        extra = ablations.changes(cfg, variant)
-        now = settings.changed(cfg, extra, variant)
+        extra = ablations.list_changes(cfg, variant)
+        now = settings.change_config(cfg, extra, variant)
         if variant in ("best", "bandit", "samples_4", "history_latest"):
             assert now == cfg, variant
         else:
@@ -38,22 +38,22 @@ def test_every_variant_has_a_name_and_changes_one_thing():
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "released"])
 def test_every_variant_works_at_every_scale_with_as_many_steps(scale):
-    cfg = settings.load(scale)
+    cfg = settings.load_config(scale)
     steps = cfg.rollout.users * cfg.rollout.samples / cfg.ppo.minibatch
     for variant in VARIANTS:
-        now = settings.changed(cfg, ablations.changes(cfg, variant), variant)
+        now = settings.change_config(cfg, ablations.list_changes(cfg, variant), variant)
         assert now.rollout.users * now.rollout.samples / now.ppo.minibatch == steps, variant
         cohorts = cfg.ablations.iterations or cfg.ppo.iterations
         assert updates_until(now) == cohorts * (1 if variant == "mdp" else cfg.rollout.turns)
 
 
 def test_what_changes_nothing_or_cannot_be_is_refused(tmp_path):
-    run = runs.claim(settings.load("mini"), 0, tmp_path, "mini")
+    run = runs.claim(settings.load_config("mini"), 0, tmp_path, "mini")
     with pytest.raises(InputError, match="samples_4 changes nothing"):
-        ablations.variant_of(run, "samples_4")
-    across = replace(run, cfg=settings.changed(run.cfg, ablations.changes(run.cfg, "mdp"), ""))
+        ablations.apply_variant(run, "samples_4")
+    across = replace(run, cfg=settings.change_config(run.cfg, ablations.list_changes(run.cfg, "mdp"), ""))
     with pytest.raises(InputError, match="ablations.variants: best: rollout.continuation"):
-        ablations.variant_of(across, "best")
+        ablations.apply_variant(across, "best")
 
 
 def test_rewards_of_the_ablations_by_hand():
@@ -84,9 +84,9 @@ def test_ppo_keeps_the_adapter_at_which_ablations_are_compared(tmp_path):
     kept, own, last = weights(tmp_path / "whole", "ablation-PRR"), weights(tmp_path / "halted", "ppo"), weights(tmp_path / "whole", "ppo")
     assert all(torch.equal(kept[name], own[name]) for name in kept)
     assert any(not torch.equal(kept[name], last[name]) for name in kept)
-    found = ablations.found(whole.run, "PRR")
+    found = ablations.find_training(whole.run, "PRR")
     assert [row["update"] for row in found.history] == [1, 2, 3, 4] and found.row.adapter == "ablation-PRR"
-    assert ablations.found(whole.run, "PR") is None
+    assert ablations.find_training(whole.run, "PR") is None
     assert ablations.all_seeds(whole.run) == {5: {"PRR": found}} and not ablations.is_evaluated({"PRR": found})
 
 
@@ -120,10 +120,10 @@ def test_sum_adds_what_each_is_rewarded_for():
 
 def test_table_2_has_the_papers_rows_and_columns():
     scores = {variant: np.tile([[0, 1] * 5, [1] * 10], (4, 1)) * (variant != "PR") for variant in ("PRR", "PR", "RR")}
-    table, printed = ablations.table(scores, "Qwen/Qwen2.5-3B-Instruct"), pd.read_csv(PAPER_TABLES / "turnwise.csv").query("table == 'table2'")
+    table, printed = ablations.ablation_table(scores, "Qwen/Qwen2.5-3B-Instruct"), pd.read_csv(PAPER_TABLES / "turnwise.csv").query("table == 'table2'")
     assert table["method"].tolist() == printed["method"].tolist() and table["model"].tolist() == printed["model"].tolist()
     assert set(printed.columns) - {"table", "setting"} <= set(table.columns) and {"k3_low", "avg_high", "n_ir_low"} <= set(table.columns)
     assert table["avg"].tolist() == [75, 0, 75] and table.loc[0, "k1"] == 50
-    compared = ablations.compared(scores).set_index("method")
+    compared = ablations.comparison_table(scores).set_index("method")
     assert compared.loc["RLPA w/ PR", "difference"] == 75 and compared.loc["RLPA w/ RR", "difference"] == 0
-    assert (compared["p_holm"] >= compared["p"]).all() and len(ablations.compared({"PRR": scores["PRR"]})) == 0
+    assert (compared["p_holm"] >= compared["p"]).all() and len(ablations.comparison_table({"PRR": scores["PRR"]})) == 0

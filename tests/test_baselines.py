@@ -196,4 +196,4 @@ def test_bad_input_is_named(tmp_path):
     for change, message in (("sft.micro_batch=3", "sft.micro_batch: 3 does not divide"), ("sft.variants=[fixed,fixed]", "sft.variants: holds a name"),
                             ("dpo.variants=[aloe]", "dpo.variants"), ("grpo.batch=7", "grpo.batch: 7 does not divide")):  # fmt: skip
         with pytest.raises(InputError, match=message):
-            config.load("smoke", [change])
+            config.load_config("smoke", [change])

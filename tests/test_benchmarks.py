@@ -15,7 +15,7 @@ from rlpa_lib.settings.config import InputError
 @pytest.fixture
 def open_run(tmp_path):
     def make(*overrides, scale="smoke"):
-        return runs.claim(config.load(scale, list(overrides)), 0, tmp_path / "run", f"params/{scale}.yaml")
+        return runs.claim(config.load_config(scale, list(overrides)), 0, tmp_path / "run", f"params/{scale}.yaml")
 
     return make
 
@@ -24,7 +24,7 @@ def test_sizes_are_chosen_apart_and_a_smaller_one_is_a_beginning(open_run):
     run = open_run("evaluation.users=5", "evaluation.extended_users=4")
     small = benchmarks.load_benchmarks(run)
     assert {name: len(people) for name, people in small.items()} == {"vanilla": 5, "extended": 4}
-    cfg = config.load("smoke", ["evaluation.users=74", "evaluation.extended_users=73"])
+    cfg = config.load_config("smoke", ["evaluation.users=74", "evaluation.extended_users=73"])
     large = benchmarks.load_benchmarks(dataclasses.replace(run, cfg=cfg))
     assert {name: len(people) for name, people in large.items()} == {"vanilla": 74, "extended": 73}
     assert all(large[name][: len(people)] == people for name, people in small.items())
@@ -62,6 +62,6 @@ def test_an_empty_persona_file_is_named(open_run, tmp_path):
     with pytest.raises(InputError, match="profile.jsonl: holds no text"):
         benchmarks.load_benchmarks(run)
     (tmp_path / "chat.csv").write_text("user 1 personas,user 2 personas\n")
-    run = dataclasses.replace(run, cfg=config.load("smoke", ["personas.source=personachat", f"personas.path={tmp_path / 'chat.csv'}"]))
+    run = dataclasses.replace(run, cfg=config.load_config("smoke", ["personas.source=personachat", f"personas.path={tmp_path / 'chat.csv'}"]))
     with pytest.raises(InputError, match="chat.csv: holds no personas"):
         benchmarks.load_benchmarks(run)

@@ -24,29 +24,29 @@ def params(tmp_path):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_scale_validates(scale):
-    cfg = config.load(scale)
+    cfg = config.load_config(scale)
     assert Config.model_validate_json(cfg.model_dump_json()) == cfg
-    assert yaml.safe_load(yaml.safe_dump(config.resolved(cfg))) == config.resolved(cfg)
+    assert yaml.safe_load(yaml.safe_dump(config.dump_config(cfg))) == config.dump_config(cfg)
 
 
 def test_published_hyper_parameters():
     """Appendix E.2; the release agrees where it says anything."""
     for scale in ("paper", "released"):
-        cfg = config.load(scale)
+        cfg = config.load_config(scale)
         assert (cfg.rollout.turns, cfg.rollout.samples, cfg.rollout.users, cfg.rollout.micro_batch) == (10, 4, 256, 16)
         assert (cfg.ppo.minibatch, cfg.ppo.micro_batch, cfg.ppo.epochs) == (128, 4, 1)
         assert (cfg.sft.epochs, cfg.sft.batch, cfg.sft.lr) == (1, 32, 1e-5)
         assert (cfg.dpo.epochs, cfg.dpo.batch, cfg.dpo.lr, cfg.dpo.beta) == (1, 32, 5e-6, 0.01)
         assert cfg.personas.train_users == 3821
         assert (cfg.evaluation.users, cfg.evaluation.turns) == (74, 10)
-    released = config.load("released")
+    released = config.load_config("released")
     assert (released.ppo.lr, released.ppo.critic_lr, released.policy.tuning) == (5e-7, 9e-6, "full")
     assert (released.ppo.clip, released.ppo.value_clip, released.ppo.kl_coef, released.ppo.lam) == (0.2, 0.2, 0.01, 0.95)
     assert (released.rollout.continuation, released.ppo.turn_discount) == ("best", 0)
 
 
 def test_mini_is_the_size_that_is_announced():
-    cfg = config.load("mini")
+    cfg = config.load_config("mini")
     assert (cfg.evaluation.users, cfg.evaluation.turns, cfg.rollout.turns, cfg.rollout.samples) == (74, 10, 10, 4)
 
 
@@ -71,7 +71,7 @@ FILES = [
 def test_a_bad_file_is_named_with_its_key(params, text, message):
     file = params(text)
     with pytest.raises(InputError) as error:
-        config.load(file)
+        config.load_config(file)
     assert str(error.value).startswith(str(file))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -104,7 +104,7 @@ OVERRIDES = [
 @pytest.mark.parametrize(("override", "message"), OVERRIDES)
 def test_a_bad_override_is_named_with_its_key(override, message):
     with pytest.raises(InputError) as error:
-        config.load("smoke", [override])
+        config.load_config("smoke", [override])
     assert message in str(error.value)
     assert str(error.value).startswith(("--set " + override, "params/smoke.yaml"))
     assert "\n" not in str(error.value)
@@ -113,41 +113,41 @@ def test_a_bad_override_is_named_with_its_key(override, message):
 def test_cross_turn_returns_accept_unbiased_continuations():
     for continuation in ("random", "independent"):
         wanted = ["ppo.turn_discount=0.9", f"rollout.continuation={continuation}", "ppo.update_every=dialogue"]
-        assert config.load("smoke", wanted).ppo.turn_discount == 0.9
+        assert config.load_config("smoke", wanted).ppo.turn_discount == 0.9
 
 
 def test_overrides_win_in_order_and_lists_are_read():
-    cfg = config.load("smoke", ["ppo.lr=1.0e-4", "ppo.lr=2.0e-4", "policy.lora_targets=[q_proj, v_proj]"])
+    cfg = config.load_config("smoke", ["ppo.lr=1.0e-4", "ppo.lr=2.0e-4", "policy.lora_targets=[q_proj, v_proj]"])
     assert cfg.ppo.lr == 2e-4
     assert cfg.policy.lora_targets == ("q_proj", "v_proj")
 
 
 def test_an_unknown_scale_lists_those_that_exist():
     with pytest.raises(InputError, match="minni: no such params file, and no such scale .*mini.*smoke"):
-        config.load("minni")
+        config.load_config("minni")
 
 
 def test_relative_paths_count_from_the_file_or_the_shell(params, tmp_path, monkeypatch):
     file = params("personas:\n  source: aloe\n  path: data\n")
-    assert config.load(file).personas.path == str(tmp_path / "data")
+    assert config.load_config(file).personas.path == str(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    assert config.load("smoke", ["personas.path=other"]).personas.path == str(tmp_path / "other")
-    assert config.anchored(["personas.path=other", "ppo.lr=1.0"]) == [f"personas.path={tmp_path}/other", "ppo.lr=1.0"]
-    assert config.load("smoke", ["policy.model=Qwen/Qwen2.5-3B-Instruct"]).policy.model == "Qwen/Qwen2.5-3B-Instruct"
-    assert config.load("smoke", ["policy.model=./model"]).policy.model == str(tmp_path / "model")
+    assert config.load_config("smoke", ["personas.path=other"]).personas.path == str(tmp_path / "other")
+    assert config.anchor_paths(["personas.path=other", "ppo.lr=1.0"]) == [f"personas.path={tmp_path}/other", "ppo.lr=1.0"]
+    assert config.load_config("smoke", ["policy.model=Qwen/Qwen2.5-3B-Instruct"]).policy.model == "Qwen/Qwen2.5-3B-Instruct"
+    assert config.load_config("smoke", ["policy.model=./model"]).policy.model == str(tmp_path / "model")
 
 
 def test_missing_data_are_found_apart_from_loading(tmp_path):
     with pytest.raises(InputError, match="params/paper.yaml: personas.path: is needed"):
-        config.check_files(config.load("paper"), "params/paper.yaml")
-    cfg = config.load("smoke", ["personas.source=aloe", f"personas.path={tmp_path}/none"])
+        config.check_files(config.load_config("paper"), "params/paper.yaml")
+    cfg = config.load_config("smoke", ["personas.source=aloe", f"personas.path={tmp_path}/none"])
     with pytest.raises(InputError, match="personas.path: no such file or folder: .*none"):
         config.check_files(cfg, "params/smoke.yaml")
 
 
 def test_settings_cannot_be_changed_afterwards():
     with pytest.raises(ValueError, match="frozen"):
-        config.load("smoke").ppo.lr = 1.0
+        config.load_config("smoke").ppo.lr = 1.0
 
 
 def test_every_scale_says_where_its_values_come_from():

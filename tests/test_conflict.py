@@ -113,7 +113,7 @@ def test_a_shifting_user_is_stateless(played):
 def test_a_slot_without_frames_is_named():
     p = person("a", Favorite_Food="pad thai", Age="30")
     user = ShiftingUser(AgendaUser(0, "user_test"), 2, {"a": Shift("Favorite Food", "pad thai", "sushi")})
-    said = user.reply([p], [Dialogue("d", "a").heard(Utterance("Hello")).answered("", Reply(Profile(), "I see.", True))])[0]
+    said = user.reply([p], [Dialogue("d", "a").hear(Utterance("Hello")).answer("", Reply(Profile(), "I see.", True))])[0]
     assert "About favorite food something has changed, now there is this: sushi." in said.text and said.stated == ("Favorite Food",)
 
 
@@ -196,13 +196,13 @@ def test_a_language_model_user_is_told_what_has_changed(tmp_path):
     shift = Shift("Location", "Lisbon", "Oslo")
     talk = Dialogue("d", PERSONA.id)
     for text, stated in (("Hello", ()), ("I live in Lisbon.", ("Location",))):
-        talk = talk.heard(Utterance(text, stated)).answered("", Reply(Profile(), "I see.", True))
+        talk = talk.hear(Utterance(text, stated)).answer("", Reply(Profile(), "I see.", True))
     with ScriptedServer(lambda body: json.dumps({"message": "Boxes everywhere since I came to Oslo.", "revealed": [9]})) as server:
         more = ["user.kind=llm", "user.model=m", f"user.base_url={server.url}", "conflict.at=3", "conflict.turns=4", "run.prompt_set=en"]
-        cfg = config.load("smoke", more)
-        user = parties.shifting_user(cfg, {PERSONA.id: shift}, 0, tmp_path)
+        cfg = config.load_config("smoke", more)
+        user = parties.make_shifting_user(cfg, {PERSONA.id: shift}, 0, tmp_path)
         [said] = user.reply([PERSONA], [talk])
-        user.reply([PERSONA], [talk.heard(said).answered("", Reply(Profile(), "Oh.", True))])
+        user.reply([PERSONA], [talk.hear(said).answer("", Reply(Profile(), "Oh.", True))])
         early = ShiftingUser(user.inner, 4, {PERSONA.id: Shift("Others", PERSONA.profile.get("Others"), "a cat")})
         early.reply([PERSONA], [talk])
     assert said == Utterance("Boxes everywhere since I came to Oslo.", ("Location",))

@@ -34,12 +34,12 @@ def endpoint(url, folder, *more):
     from rlpa_lib.client.endpoint import endpoint_for
 
     keys = ["user.model=m", f"user.base_url={url}", "endpoint.retries=0", "endpoint.parse_retries=0", *more]
-    cfg = config.load("smoke", keys)
+    cfg = config.load_config("smoke", keys)
     return endpoint_for(cfg, "converter", folder)
 
 
 def convert(server, folder, texts=(TEXTS,), language="en"):
-    prompt = parties._judge_prompt(config.load("smoke", []), "convert", language)
+    prompt = parties._judge_prompt(config.load_config("smoke", []), "convert", language)
     return conversion.convert(list(texts), endpoint(server.url, folder), prompt, language=language)
 
 
@@ -146,10 +146,10 @@ def test_people_are_converted_only_where_the_params_say_so_and_texts_have_ten_sl
     (tmp_path / "personality.jsonl").write_text(json.dumps("She is talkative."))
     with ScriptedServer(lambda body: answer(GOOD, invented=("Location",))) as server:
         keys = ["personas.source=aloe", f"personas.path={tmp_path}", "user.model=m", f"user.base_url={server.url}"]
-        rules = parties.people(config.load("smoke", keys), "train", 3, 0)
-        asked = parties.people(config.load("smoke", [*keys, "personas.conversion=llm"]), "train", 3, 0, tmp_path / "run")
-        cfg = config.load("smoke", [*keys, "personas.conversion=llm"])
-        free = parties.people(cfg, "extended", 3, 0, tmp_path / "run")
+        rules = parties.load_people(config.load_config("smoke", keys), "train", 3, 0)
+        asked = parties.load_people(config.load_config("smoke", [*keys, "personas.conversion=llm"]), "train", 3, 0, tmp_path / "run")
+        cfg = config.load_config("smoke", [*keys, "personas.conversion=llm"])
+        free = parties.load_people(cfg, "extended", 3, 0, tmp_path / "run")
     assert rules == load_personas(cfg.personas, "train", 3, 0) and free == load_personas(cfg.personas, "extended", 3, 0)
     assert [p.id for p in asked] == [p.id for p in rules] and len(server.bodies) == 3
     assert all(p.profile.items == tuple(GOOD.items()) and p.profile.filled == {"Location"} for p in asked)
@@ -163,12 +163,12 @@ def test_all_parts_of_a_run_meet_the_same_converted_people(tmp_path):
     with ScriptedServer(lambda body: answer(GOOD, Others=hash_json(body["messages"][1])[:12])) as server:
         keys = ["personas.source=aloe", f"personas.path={tmp_path}", "personas.conversion=llm", "user.model=m", f"user.base_url={server.url}",
                 "evaluation.users=3", "evaluation.benchmarks=[vanilla]", "rollout.turns=2"]  # fmt: skip
-        cfg = config.load("smoke", keys)
+        cfg = config.load_config("smoke", keys)
         run = runs.claim(cfg, 0, tmp_path / "run", "smoke")
-        train = parties.people(cfg, "train", None, 0, run)
+        train = parties.load_people(cfg, "train", None, 0, run)
         test = benchmarks.load_benchmarks(run)
         facts = benchmarks.disjointness(cfg, 0, test, run)
-        talks = preferences.load_preferences(cfg, parties.simulated_user(cfg, "train", 0), 4, 0, run)
+        talks = preferences.load_preferences(cfg, parties.make_user(cfg, "train", 0), 4, 0, run)
     assert facts["train"] == {"n": len(train), "hash": split_hash(train)} and facts["vanilla"]["hash"] == split_hash(test["vanilla"])
     assert [t.profile for t in talks] == [p.description for p in train[:4]]
     told = " ".join(e.user for t in talks for e in t.exchanges)

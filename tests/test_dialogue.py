@@ -13,7 +13,7 @@ SECOND = Profile((("Age", "27"), ("Occupation", "nurse")))
 
 
 def answered(dialogue, user, completion, stated=()):
-    return dialogue.heard(Utterance(user, stated)).answered(completion, parse_reply(completion))
+    return dialogue.hear(Utterance(user, stated)).answer(completion, parse_reply(completion))
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def dialogue():
     start = Dialogue("d1", "p1")
     one = answered(start, "Hello", render_reply(FIRST, "Hi. Who are you?"))
     two = answered(one, "I am 27 and a nurse.", render_reply(SECOND, "How is the ward?"), ("Age", "Occupation"))
-    return two.heard(Utterance("I live in Rome, at 27.", ("Location", "Age"), ("Rome", "27")))
+    return two.hear(Utterance("I live in Rome, at 27.", ("Location", "Age"), ("Rome", "27")))
 
 
 def test_policy_sees_the_latest_profile_block_only(dialogue):
@@ -53,20 +53,20 @@ def test_policy_may_see_all_blocks_or_none(dialogue):
     ],
 )
 def test_a_broken_reply_goes_on_with_an_empty_profile(completion, shown):
-    dialogue = answered(Dialogue("d", "p"), "Hello", completion).heard(Utterance("And?"))
+    dialogue = answered(Dialogue("d", "p"), "Hello", completion).hear(Utterance("And?"))
     assert policy_view(dialogue, "")[2]["content"] == render_reply(Profile(), shown)
     assert dialogue.turns[0].completion == completion
     assert judge_view(dialogue)[1] == ("assistant", shown)
 
 
 def test_a_fallback_stands_for_a_broken_reply_and_for_no_other():
-    asked = Dialogue("d", "p").heard(Utterance("Hello"))
-    broken = asked.answered("zz zz", parse_reply("zz zz"), "Tell me more.").heard(Utterance("What?"))
+    asked = Dialogue("d", "p").hear(Utterance("Hello"))
+    broken = asked.answer("zz zz", parse_reply("zz zz"), "Tell me more.").hear(Utterance("What?"))
     assert broken.turns[0].completion == "zz zz" and not broken.turns[0].reply.format_ok
     shown = policy_view(broken, "Be kind.")[2]["content"]
     assert shown == render_reply(Profile(), "Tell me more.") and user_view(broken)[1]["content"] == "Tell me more."
     text = render_reply(FIRST, "Hi.")
-    assert asked.answered(text, parse_reply(text), "Tell me more.") == asked.answered(text, parse_reply(text))
+    assert asked.answer(text, parse_reply(text), "Tell me more.") == asked.answer(text, parse_reply(text))
 
 
 def test_user_view_swaps_the_roles_and_shows_no_profile(dialogue):
@@ -89,23 +89,23 @@ def test_ledger_gives_the_first_turn_of_each_slot_and_counts_the_pending_one(dia
 def test_turns_come_in_order():
     empty = Dialogue("d", "p")
     with pytest.raises(ValueError):
-        empty.answered("x", parse_reply("x"))
+        empty.answer("x", parse_reply("x"))
     with pytest.raises(ValueError):
         policy_view(empty, "")
     with pytest.raises(ValueError):
-        empty.heard(Utterance("Hello")).heard(Utterance("Hello?"))
+        empty.hear(Utterance("Hello")).hear(Utterance("Hello?"))
 
 
 def test_dialogues_are_values(dialogue):
     before = dialogue
-    dialogue.answered("x", parse_reply("x"))
+    dialogue.answer("x", parse_reply("x"))
     assert dialogue == before and dialogue.pending is not None
     with pytest.raises(AttributeError):
         dialogue.id = "other"
 
 
 def test_json_round_trip(dialogue):
-    for value in (dialogue, Dialogue("d", "p"), dialogue.answered("kaputt", parse_reply("kaputt"))):
+    for value in (dialogue, Dialogue("d", "p"), dialogue.answer("kaputt", parse_reply("kaputt"))):
         assert Dialogue.from_json(json.loads(json.dumps(value.to_json()))) == value
 
 
@@ -121,6 +121,6 @@ def test_the_true_profile_never_reaches_the_policy_view():
             guess = render_reply(Profile(((rng.choice(SLOTS), f"guess {turn}"),)), "Fine.")
             said += text
             dialogue = answered(dialogue, text, rng.choice((guess, "no format")), stated)
-        view = json.dumps(policy_view(dialogue.heard(Utterance("Go on.", tuple(SLOTS))), "Be kind."))
+        view = json.dumps(policy_view(dialogue.hear(Utterance("Go on.", tuple(SLOTS))), "Be kind."))
         assert dialogue.persona_id not in view
         assert [value for value in true.values() if value in view and value not in said] == []

@@ -30,7 +30,7 @@ def test_answers_come_in_order_and_equal_requests_are_sent_once(server):
     answers = client(server).complete(requests)
     assert [a.texts for a in answers] == [(f"answer to q{i % 30}",) for i in range(60)]
     assert [a.cached for a in answers] == [False] * 30 + [True] * 30
-    assert sorted(server.answered()) == sorted(f"q{i}" for i in range(30))
+    assert sorted(server.answer()) == sorted(f"q{i}" for i in range(30))
 
 
 def test_no_more_requests_at_a_time_than_allowed():
@@ -254,7 +254,7 @@ def test_it_works_in_a_notebook(server):
 def test_endpoints_of_a_run_share_cache_budget_and_record(server, tmp_path):
     roles = ["user", "judge", "evaluator"]
     settings = [f"{role}.{key}" for role in roles for key in ("kind=llm", "model=m", f"base_url={server.url}")]
-    cfg = config.load("smoke", [*settings, "judge.profile_model=other", "endpoint.max_requests=4", "user.api_key_env=NO_SUCH_KEY"])
+    cfg = config.load_config("smoke", [*settings, "judge.profile_model=other", "endpoint.max_requests=4", "user.api_key_env=NO_SUCH_KEY"])
     made = [endpoint.endpoint_for(cfg, role, tmp_path) for role in ("user", "response_judge", "profile_judge", "evaluator", "converter")]
     assert [e.model for e in made] == ["m", "m", "other", "m", "m"]
     for e in made[:4]:
@@ -271,7 +271,7 @@ def test_endpoints_of_a_run_share_cache_budget_and_record(server, tmp_path):
 
 def test_settings_of_the_profile_judge_are_named_by_their_own_key(server, tmp_path):
     settings = ["judge.kind=llm", "judge.model=m", f"judge.base_url={server.url}", "judge.profile_model=other", "endpoint.cache=off"]
-    judge = endpoint.endpoint_for(config.load("smoke", settings), "profile_judge", tmp_path)
+    judge = endpoint.endpoint_for(config.load_config("smoke", settings), "profile_judge", tmp_path)
     with pytest.raises(RequestError, match="judge.profile_model"):
         judge.complete([ask("q", "404")])
     assert not (tmp_path / "cache").exists()
@@ -280,12 +280,12 @@ def test_settings_of_the_profile_judge_are_named_by_their_own_key(server, tmp_pa
 @pytest.mark.parametrize("setting", [f"judge.api_key_env={KEY}", "judge.base_url=https://me:secret@example.com/v1", "judge.base_url=localhost:8000"])
 def test_secrets_and_half_addresses_are_refused_by_the_settings(setting):
     with pytest.raises(InputError, match=setting.partition("=")[0]):
-        config.load("smoke", [setting])
+        config.load_config("smoke", [setting])
 
 
 def test_the_cache_can_be_switched_off_in_yaml():
     """YAML reads a bare off as false."""
-    assert config.load("smoke", ["endpoint.cache=off"]).endpoint.cache == "off"
+    assert config.load_config("smoke", ["endpoint.cache=off"]).endpoint.cache == "off"
 
 
 def test_importing_the_client_does_no_work():

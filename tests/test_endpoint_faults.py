@@ -159,7 +159,7 @@ def test_waiting_is_bounded_in_time(server):
 def test_a_rate_limited_server_is_served_in_the_end():
     with MisbehavingServer(limit=(5, 0.3)) as server:
         answers = client(server, retries=20).complete([ask(f"q{i}") for i in range(20)])
-        assert sorted(server.answered()) == sorted(f"q{i}" for i in range(20))
+        assert sorted(server.answer()) == sorted(f"q{i}" for i in range(20))
     assert [a.texts[0] for a in answers] == [f"answer to q{i}" for i in range(20)]
 
 

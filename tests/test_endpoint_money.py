@@ -103,7 +103,7 @@ def test_the_key_is_sent_and_is_nowhere_else(server, tmp_path, monkeypatch, capl
     monkeypatch.setenv("RLPA_TEST_KEY", KEY)
     caplog.set_level(logging.DEBUG)
     settings = ["judge.kind=llm", "judge.model=m", f"judge.base_url={server.url}", "judge.api_key_env=RLPA_TEST_KEY", "endpoint.retries=1"]
-    run = runs.claim(config.load("smoke", settings), 0, tmp_path / "run", "smoke")
+    run = runs.claim(config.load_config("smoke", settings), 0, tmp_path / "run", "smoke")
     judge = endpoint.endpoint_for(run.cfg, "judge", run)
     orders = ["echo", "400:echo", "500:echo", "403:echo", "429:echo", "404:echo"]
     results = [judge.complete([ask(f"q{i}", order)], on_error="return")[0] for i, order in enumerate(orders)]

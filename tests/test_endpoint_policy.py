@@ -23,11 +23,11 @@ TALK = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "
 
 def settings(url, *more):
     given = ["policy.kind=endpoint", "policy.model=m", f"policy.base_url={url}", "evaluation.methods=[base]", "endpoint.retries=0"]
-    return config.load("smoke", [*given, *more])
+    return config.load_config("smoke", [*given, *more])
 
 
 def policy(server, folder, *more):
-    return parties.policy(settings(server.url, *more), folder)
+    return parties.make_policy(settings(server.url, *more), folder)
 
 
 def ask(made, messages=(TALK,), n=1, seed=1, temperature=1.0):
@@ -122,14 +122,14 @@ def test_control_signs_in_the_talk_do_not_reach_the_server(tmp_path):
 
 def test_weights_are_refused_wherever_they_would_be_needed(tmp_path):
     with pytest.raises(InputError, match="evaluation.methods: all of these rows need weights"):
-        config.load("smoke", ["policy.kind=endpoint", "policy.model=m", "evaluation.methods=[sft, rlpa]"])
+        config.load_config("smoke", ["policy.kind=endpoint", "policy.model=m", "evaluation.methods=[sft, rlpa]"])
     cfg = settings("http://127.0.0.1:9/v1")
     with pytest.raises(InputError, match="evaluated but not trained"):
         parties.load_model(cfg)
     with pytest.raises(InputError, match="adapter"):
-        parties.policy(cfg, tmp_path, adapter=tmp_path)
+        parties.make_policy(cfg, tmp_path, adapter=tmp_path)
     with pytest.raises(InputError, match="begun"):
-        ask(parties.policy(cfg, tmp_path), [[*TALK, {"role": "assistant", "content": "I"}]])
+        ask(parties.make_policy(cfg, tmp_path), [[*TALK, {"role": "assistant", "content": "I"}]])
 
 
 FIELDS = ("naturalness", "relevance", "logic", "engagement", "informativeness")
@@ -154,10 +154,10 @@ def test_a_run_whose_every_party_is_served(tmp_path):
     with ScriptedServer(everybody) as server:
         keys = [f"{role}.base_url={server.url}" for role in ROLES] + [f"{role}.model=m" for role in ROLES]
         keys += [f"{role}.kind=llm" for role in ROLES[:3]] + ["policy.kind=endpoint", "evaluation.methods=[rlpa_prompting]"]
-        cfg = config.load("smoke", keys)
+        cfg = config.load_config("smoke", keys)
         people = load_personas(cfg.personas, "vanilla", 3, 0)
-        user, served = parties.simulated_user(cfg, "test", 0, tmp_path), parties.policy(cfg, tmp_path)
-        judge, evaluator = parties.reward_judge(cfg, tmp_path), parties.evaluation_judge(cfg, tmp_path)
+        user, served = parties.make_user(cfg, "test", 0, tmp_path), parties.make_policy(cfg, tmp_path)
+        judge, evaluator = parties.make_reward_judge(cfg, tmp_path), parties.make_evaluation_judge(cfg, tmp_path)
         method = Prompted("rlpa_prompting", served, "Be kind.", True)
         dialogues, rows = scoring.evaluate(method, "vanilla", people, user, evaluator, judge, turns=4, seed=0)
         groups = rollout.rollout(served, user, judge, people, turns=2, samples=2, system_prompt="Be kind.", seed=0)

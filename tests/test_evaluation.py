@@ -155,13 +155,13 @@ class Mortal(OracleControl):
 
 
 def evaluated(run, method, version="v1"):
-    return scoring.evaluated(run, method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(), version)
+    return scoring.evaluate_row(run, method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(), version)
 
 
 @pytest.fixture
 def open_run(tmp_path):
     def make(name, *overrides):
-        return runs.claim(config.load("smoke", ["evaluation.turns=4", *overrides]), 0, tmp_path / name, "params/smoke.yaml")
+        return runs.claim(config.load_config("smoke", ["evaluation.turns=4", *overrides]), 0, tmp_path / name, "params/smoke.yaml")
 
     return make
 
@@ -174,13 +174,13 @@ def test_a_killed_evaluation_goes_on_at_the_turn_it_was_in(open_run, torn):
     with pytest.raises(KeyboardInterrupt):
         evaluated(run, Mortal())
     if torn:  # killed between two files: the dialogues are one turn ahead of the mark
-        later = scoring.played(open_run("whole"), "oracle", "vanilla")
+        later = scoring.read_dialogues(open_run("whole"), "oracle", "vanilla")
         run.write_jsonl("dialogues/oracle-vanilla.jsonl", [Dialogue(d.id, d.persona_id, d.turns[:3]).to_json() for d in later])
     assert evaluated(run, Mortal()) == whole
     assert Mortal.calls == 3 + 2  # turns 1 and 2, the death, then turns 3 and 4
     assert evaluated(run, Mortal()) == whole and Mortal.calls == 5
-    assert scoring.finished(run, "oracle", "vanilla", "v1") == whole
-    assert scoring.finished(run, "oracle", "vanilla", "v2") is None
+    assert scoring.read_finished(run, "oracle", "vanilla", "v1") == whole
+    assert scoring.read_finished(run, "oracle", "vanilla", "v2") is None
     for file in ("dialogues", "judgements"):
         written = (run.dir / file / "oracle-vanilla.jsonl").read_bytes()
         assert written == (open_run("whole").dir / file / "oracle-vanilla.jsonl").read_bytes()
@@ -197,4 +197,4 @@ def test_other_weights_are_evaluated_again(open_run):
 def test_a_judge_that_fails_too_often_stops_the_row_early(open_run):
     run = open_run("run")
     with pytest.raises(RuntimeError, match="oracle-vanilla: the judge failed on 12 of 48 turns, more than run.max_judge_failure_rate = 0.02"):
-        scoring.evaluated(run, OracleControl(), "vanilla", PEOPLE, AgendaUser(0, "user_test"), Counting(None), RuleJudge())
+        scoring.evaluate_row(run, OracleControl(), "vanilla", PEOPLE, AgendaUser(0, "user_test"), Counting(None), RuleJudge())

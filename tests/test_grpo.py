@@ -38,7 +38,7 @@ def test_the_reward_is_ppos_reward():
         def matches(self, pairs):
             return [((0, 0),) for _ in pairs]
 
-    moments = [grpo.Moment(PERSONAS[0], Dialogue("d", "p0").heard(Utterance("Hello")))]
+    moments = [grpo.Moment(PERSONAS[0], Dialogue("d", "p0").hear(Utterance("Hello")))]
     logged = {}
     reward = grpo.reward_function(Matches(), moments, "PRR", 2, 0.0)
     good = "<profile>\n- Age: 20\n</profile>\n\n<response>\nHey\n</response>"
@@ -59,7 +59,7 @@ def test_a_judge_failure_is_neither_0_nor_1():
         def responses(self, cases):
             return [None for _ in cases]
 
-    moments = [grpo.Moment(PERSONAS[0], Dialogue("d", "p0").heard(Utterance("Hello")))]
+    moments = [grpo.Moment(PERSONAS[0], Dialogue("d", "p0").hear(Utterance("Hello")))]
     good = "<profile>\n</profile>\n\n<response>\nHi\n</response>"
     with pytest.raises(RuntimeError, match="2 of 2"):
         grpo.reward_function(Silent(), moments, "PRR", 2, 0.1)([[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None)

@@ -43,10 +43,10 @@ def test_checkpoints_are_those_of_the_paper():
 
 def test_what_was_revealed_by_hand():
     """The ledger has a false entry at turn 4 (Age, not in the words) and misses one at turn 3 (Interests)."""
-    table = long_term.revealed([PERSONA], [HAND], [1, 2, 3, 4], RuleRevealJudge(), by_judge=False)
+    table = long_term.track_revealed([PERSONA], [HAND], [1, 2, 3, 4], RuleRevealJudge(), by_judge=False)
     assert table["by_ledger"].tolist() == [0, 1, 1, 2] and table["by_judge"].tolist() == [0, 1, 2, 2]
     assert table["agree"].tolist() == [10, 10, 9, 8] and table["told"].tolist() == [0, 1, 1, 2]
-    assert long_term.revealed([PERSONA], [HAND], [3], RuleRevealJudge(), by_judge=True)["told"].tolist() == [2]
+    assert long_term.track_revealed([PERSONA], [HAND], [3], RuleRevealJudge(), by_judge=True)["told"].tolist() == [2]
     facts = long_term.agreement(table)
     # 40 slots: both told 0+1+1+1 = 3, ledger alone 1, judge alone 2, neither 34. Chance: (4*5 + 36*35) / 1600 = 0.8.
     assert facts["slots"] == 40 and facts["agreement"] == pytest.approx(37 / 40) and facts["kappa"] == pytest.approx((0.925 - 0.8) / 0.2)
@@ -57,13 +57,13 @@ def test_reading_the_words_of_the_miniature_agrees_with_the_ledger():
     for split, speech in (("vanilla", "user_test"), ("extended", "user_test"), ("train", "user_train")):
         people = builtin_personas(split, 10, 0)
         dialogues = play_careful(people, AgendaUser(0, speech), 12, 0)
-        facts = long_term.agreement(long_term.revealed(people, dialogues, [1, 6, 12], RuleRevealJudge(), by_judge=False))
+        facts = long_term.agreement(long_term.track_revealed(people, dialogues, [1, 6, 12], RuleRevealJudge(), by_judge=False))
         assert facts["kappa"] > 0.97, (split, facts)
 
 
 def test_what_somebody_else_does_is_not_revealed():
     heard = talk(("A friend sent me a postcard from Lisbon.", ()), ("I am at home in Madrid.", ()))
-    assert RuleRevealJudge().revealed([(PERSONA, heard)]) == [frozenset()]
+    assert RuleRevealJudge().find_revealed([(PERSONA, heard)]) == [frozenset()]
 
 
 def test_a_language_model_decides_and_long_talks_are_asked_in_parts(tmp_path):
@@ -73,11 +73,11 @@ def test_a_language_model_decides_and_long_talks_are_asked_in_parts(tmp_path):
 
     with ScriptedServer(answers) as server:
         more = ["judge.kind=llm", "judge.model=m", f"judge.base_url={server.url}", "run.prompt_set=en", "judge.max_prompt_tokens=1300"]
-        judge = parties.reveal_judge(config.load("smoke", more), tmp_path)
-        [short] = judge.revealed([(PERSONA, HAND)])
+        judge = parties.make_reveal_judge(config.load_config("smoke", more), tmp_path)
+        [short] = judge.find_revealed([(PERSONA, HAND)])
         n_short = len(server.bodies)
         filler = [("word " * 150, ())] * 8
-        [whole] = judge.revealed([(PERSONA, talk(("My home in Lisbon.", ()), *filler, ("I love rock climbing.", ())))])
+        [whole] = judge.find_revealed([(PERSONA, talk(("My home in Lisbon.", ()), *filler, ("I love rock climbing.", ())))])
     assert short == {"Location"} and n_short == 1
     assert len(server.bodies) > n_short + 2 and whole == {"Location", "Interests", "Age"}
     sent = " ".join(b["messages"][-1]["content"] for b in server.bodies[n_short:])
@@ -88,7 +88,7 @@ def test_an_answer_that_cannot_be_read_is_a_gap_and_not_zero(tmp_path):
     with ScriptedServer(lambda body: json.dumps({"revealed": [11]})) as server:  # there are ten items
         more = ["judge.kind=llm", "judge.model=m", f"judge.base_url={server.url}", "run.prompt_set=en", "run.max_judge_failure_rate=1.0",
                 "endpoint.retries=0", "endpoint.parse_retries=0"]  # fmt: skip
-        table = long_term.revealed([PERSONA], [HAND], [2], parties.reveal_judge(config.load("smoke", more), tmp_path), by_judge=True)
+        table = long_term.track_revealed([PERSONA], [HAND], [2], parties.make_reveal_judge(config.load_config("smoke", more), tmp_path), by_judge=True)
     assert table["by_judge"].isna().all() and table["told"].isna().all() and table["by_ledger"].tolist() == [1]
     assert long_term.agreement(pd.concat([table, table]))["unjudged"] == 2
 
@@ -145,13 +145,13 @@ class Slow(OracleControl):
 
 def play(folder, method):
     """A conflict of ten turns and a long dialogue of twelve, as the notebooks play them; folders that are not finished go on."""
-    cfg = config.load("smoke")
+    cfg = config.load_config("smoke")
     run = runs.claim(cfg, 0, Path(folder), "params/smoke.yaml")
-    people = parties.people(cfg, "vanilla", 3, 0)
-    shifting, willing = parties.shifting_user(cfg, conflict.draw_shifts(people, 0), 0), parties.simulated_user(cfg, "vanilla", 0)
-    judges, common = (parties.evaluation_judge(cfg), parties.reward_judge(cfg)), {"swap": False}
-    scoring.evaluated(run, method, "conflict", people, shifting, *judges, turns=10, valid=shifting.valid, log="conflict", **common)
-    scoring.evaluated(run, method, "long_term", people, willing, *judges, turns=12, log="long_term", **common)
+    people = parties.load_people(cfg, "vanilla", 3, 0)
+    shifting, willing = parties.make_shifting_user(cfg, conflict.draw_shifts(people, 0), 0), parties.make_user(cfg, "vanilla", 0)
+    judges, common = (parties.make_evaluation_judge(cfg), parties.make_reward_judge(cfg)), {"swap": False}
+    scoring.evaluate_row(run, method, "conflict", people, shifting, *judges, turns=10, valid=shifting.valid, log="conflict", **common)
+    scoring.evaluate_row(run, method, "long_term", people, willing, *judges, turns=12, log="long_term", **common)
 
 
 def outcome(folder):
@@ -195,7 +195,7 @@ def test_seventy_turns_keep_to_the_window_and_say_what_was_dropped(tiny_random_m
     policy = Watching(model, tokenizer, max_prompt_tokens=700)
     block = Profile((("Location", "LATEST BLOCK"),))
     turns = tuple(Turn(Utterance(f"utterance {k:02d}"), "", Reply(block, f"response {k:02d}", True)) for k in range(69))
-    dialogue = Dialogue("d", "p", turns).heard(Utterance("the last words"))
+    dialogue = Dialogue("d", "p", turns).hear(Utterance("the last words"))
     method = Prompted("rlpa", policy, "SYSTEM", True, max_new_tokens=2)
     [answer] = method.respond([Persona("p", "", "", Profile())], [dialogue], 0)
     [(messages, prompt, dropped)] = seen

@@ -29,10 +29,10 @@ SAYS = "A warm cup of tea can make a slow evening nicer. What is your job?"
 
 
 def talk(*responses):
-    d = Dialogue("d", PERSONA.id).heard(Utterance("Hello"))
+    d = Dialogue("d", PERSONA.id).hear(Utterance("Hello"))
     for text in responses[:-1]:
-        d = d.answered(text, Reply(Profile(), text, True)).heard(Utterance("Okay."))
-    return d.answered(responses[-1], Reply(Profile(), responses[-1], True))
+        d = d.answer(text, Reply(Profile(), text, True)).hear(Utterance("Okay."))
+    return d.answer(responses[-1], Reply(Profile(), responses[-1], True))
 
 
 def play(manner, turns=8):
@@ -144,10 +144,10 @@ def test_another_value_is_another_one():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("language_of", ["en", "zh"])
 def test_a_language_model_user_is_told_its_manner(tmp_path, name, language_of):
-    text = prompt_files.load(f"user_{name}", language_of)
+    text = prompt_files.load_prompt(f"user_{name}", language_of)
     with ScriptedServer(lambda body: json.dumps({"message": "Hm.", "revealed": []})) as server:
-        cfg = config.load("smoke", ["user.kind=llm", "user.model=m", f"user.base_url={server.url}", f"run.prompt_set={language_of}"])
-        parties.simulated_user(cfg, "vanilla", 0, tmp_path, name).reply([PERSONA], [talk(ASKS)])
+        cfg = config.load_config("smoke", ["user.kind=llm", "user.model=m", f"user.base_url={server.url}", f"run.prompt_set={language_of}"])
+        parties.make_user(cfg, "vanilla", 0, tmp_path, name).reply([PERSONA], [talk(ASKS)])
     system = server.bodies[0]["messages"][0]["content"]
     assert PERSONA.personality in system and len(text) > 40 and " ".join(text.split()) in " ".join(system.split())
 

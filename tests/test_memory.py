@@ -89,7 +89,7 @@ def test_published_sizes():
 
 
 def test_the_plan_tells_what_an_update_needs():
-    told = memory.table(config.load("paper", []))
+    told = memory.table(config.load_config("paper", []))
     assert "Qwen2.5-3B-Instruct" in told and "backbone 5.75" in told and told.count("\n") == 2
-    assert memory.shape_of(str(WEIGHTS)).layers == 6 and memory.table(config.load("mini", []))
-    assert memory.table(config.load("mini", ["policy.model=some/model"])) == "", "an unknown shape is not guessed"
+    assert memory.shape_of(str(WEIGHTS)).layers == 6 and memory.table(config.load_config("mini", []))
+    assert memory.table(config.load_config("mini", ["policy.model=some/model"])) == "", "an unknown shape is not guessed"

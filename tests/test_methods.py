@@ -42,8 +42,8 @@ def talk(*pairs, now, user="u"):
     """A dialogue of finished (user, assistant) turns and a pending message."""
     dialogue = Dialogue(f"d-{user}", user)
     for said, answered in pairs:
-        dialogue = dialogue.heard(Utterance(said)).answered(answered, Reply(Profile(), answered, True))
-    return dialogue.heard(Utterance(now))
+        dialogue = dialogue.hear(Utterance(said)).answer(answered, Reply(Profile(), answered, True))
+    return dialogue.hear(Utterance(now))
 
 
 def person(name, **slots):
@@ -79,7 +79,7 @@ def test_self_critic_makes_three_calls_and_shows_the_third():
 def test_later_turns_of_self_critic_know_revisions_alone():
     critic = SelfCritic(Prompted("base", Scripted(["draft"], ["critique"], ["revision"]), "system", False), "Review.", "Rewrite.")
     [answer] = critic.respond([ANNA], [talk(now="Hello")], 0)
-    later = talk(now="Hello").answered(answer.completion, answer.reply).heard(Utterance("And now?"))
+    later = talk(now="Hello").answer(answer.completion, answer.reply).hear(Utterance("And now?"))
     assert [m["content"] for m in critic.inner.messages(later)] == ["system", "Hello", "revision", "And now?"]
 
 
@@ -168,7 +168,7 @@ def test_profiles_are_lent_by_the_next_user_at_the_same_turn():
     def with_profile(user, *cities):
         dialogue = Dialogue(user, user)
         for city in cities:
-            dialogue = dialogue.heard(Utterance("x")).answered("", Reply(Profile((("Location", city),)), "y", True))
+            dialogue = dialogue.hear(Utterance("x")).answer("", Reply(Profile((("Location", city),)), "y", True))
         return dialogue
 
     lent = Lent.by_the_next([with_profile("a", "Rome", "Paris"), with_profile("b", "Bern", "Basel")])
@@ -192,7 +192,7 @@ def test_controls_of_real_models():
 
 @pytest.mark.parametrize("language_", ["en", "zh", "mini"])
 def test_chain_of_thought_has_five_shots_that_parse(language_):
-    text = prompt_files.load("cot", language_)
+    text = prompt_files.load_prompt("cot", language_)
     shots = text.split("\nUser:")[1:]
     assert len(shots) == 5
     for shot in shots:
@@ -201,7 +201,7 @@ def test_chain_of_thought_has_five_shots_that_parse(language_):
 
 
 def test_shots_of_the_miniature_speak_its_language_and_give_no_test_value_away():
-    shots = prompt_files.load("cot", "mini").split("\nUser:")[1:]
+    shots = prompt_files.load_prompt("cot", "mini").split("\nUser:")[1:]
     values = set()
     for shot in shots:
         lines = shot.strip().split("\n")
@@ -215,4 +215,4 @@ def test_shots_of_the_miniature_speak_its_language_and_give_no_test_value_away()
 @pytest.mark.parametrize("name", ["reminder", "critique", "revise", "rag", "rag_exchange", "rag_nothing", "cot"])
 @pytest.mark.parametrize("language_", ["en", "zh", "mini"])
 def test_every_method_has_its_prompts(name, language_):
-    assert prompt_files.load(name, language_)
+    assert prompt_files.load_prompt(name, language_)

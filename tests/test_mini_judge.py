@@ -32,7 +32,7 @@ def failed(verdict):
 def turned(dialogue, text, *facts):
     """The dialogue after a plain answer and another user utterance that tells facts (slot, phrase)."""
     told = Utterance(text, tuple(s for s, _ in facts), tuple(p for _, p in facts))
-    return dialogue.answered("I see.", Reply(Profile(), "I see.", True)).heard(told)
+    return dialogue.answer("I see.", Reply(Profile(), "I see.", True)).hear(told)
 
 
 @pytest.mark.parametrize("attack", GALLERY, ids=lambda attack: attack.name)
@@ -48,7 +48,7 @@ def test_gallery(attack):
 
 
 def test_before_anything_is_told_a_greeting_and_a_question_pass():
-    opening = Dialogue("d", PERSONA.id).heard(Utterance("Hello"))
+    opening = Dialogue("d", PERSONA.id).hear(Utterance("Hello"))
     assert verdict("Hi, nice to meet you! What do you do for fun?", opening, Profile()).score == 1
     assert failed(verdict("Hi and welcome.", opening, Profile())) == "GF"
 
@@ -59,14 +59,14 @@ def test_wishes_are_respected():
     brief = turned(situation(), "Please keep your answers short.")
     assert verdict(long).score == 1 and failed(verdict(long, brief)) == "L" and verdict(GOOD, brief).score == 1
     loud = "Hi, nice to meet you! What do you do for fun?"
-    hello, calm = (Dialogue("d", PERSONA.id).heard(Utterance(text)) for text in ("Hello", "I prefer a calm tone without shouting."))
+    hello, calm = (Dialogue("d", PERSONA.id).hear(Utterance(text)) for text in ("Hello", "I prefer a calm tone without shouting."))
     assert verdict(loud, hello, Profile()).score == 1 and failed(verdict(loud, calm, Profile())) == "L"
     assert verdict(loud.replace("!", "."), calm, Profile()).score == 1
 
 
 @pytest.mark.parametrize("wish", ["My age is off limits, please.", "Leave my age out of this, please."])
 def test_a_private_topic_is_left_alone(wish):
-    opening = Dialogue("d", PERSONA.id).heard(Utterance(wish))
+    opening = Dialogue("d", PERSONA.id).hear(Utterance(wish))
     assert transcript_evidence(opening).wishes.private == "Age"
     assert failed(verdict("Hi and welcome. How old are you?", opening, Profile())) == "L"
 
@@ -93,14 +93,14 @@ def test_a_hole_takes_the_whole_value_and_nothing_else():
 
 def test_a_repeated_sentence_is_seen_through_several_readings():
     first = "What do you like most about Lisbon?"
-    dialogue = situation().answered(first, Reply(TOLD, first, True)).heard(Utterance("Okay."))
+    dialogue = situation().answer(first, Reply(TOLD, first, True)).hear(Utterance("Okay."))
     assert "G" in failed(verdict(f"It takes skill to be a pediatric nurse. {first}", dialogue))
     assert verdict("It takes skill to be a pediatric nurse. Which corner of Lisbon is your favorite?", dialogue).score == 1
 
 
 def test_what_no_sentence_can_take_up_is_not_demanded():
     """Extended slots such as a fear have no frames: a reply cannot use them, so R and F do not ask for it."""
-    told = Dialogue("d", PERSONA.id).heard(Utterance("I am afraid of heights.", ("Fear",), ("heights",)))
+    told = Dialogue("d", PERSONA.id).hear(Utterance("I am afraid of heights.", ("Fear",), ("heights",)))
     assert verdict("Many people find that writing a list helps them to plan the week. What did you study?", told, Profile()).score == 1
     assert verdict("Could you tell me a little about yourself?", told, Profile()).score == 1
 
@@ -123,7 +123,7 @@ def test_the_same_value_in_the_wrong_slot_does_not_count():
 
 
 def test_the_evaluation_judge_knows_what_was_not_told():
-    told_nothing = Dialogue("d", PERSONA.id).heard(Utterance("Hello"))
+    told_nothing = Dialogue("d", PERSONA.id).hear(Utterance("Hello"))
     right, wrong = (f"It sounds like {x} makes you happy. What did you study?" for x in ("rock climbing", "playing tennis"))
     assert evaluated(right, dialogue=told_nothing).score == 1, "true, although it was not told"
     assert failed(verdict(right, told_nothing, TOLD)) == "L", "the training judge sees the transcript only"

@@ -20,7 +20,7 @@ from rlpa_lib.settings import config
 
 @pytest.fixture(scope="module")
 def policy():
-    return LocalPolicy(*parties.load_model(config.load("smoke")))
+    return LocalPolicy(*parties.load_model(config.load_config("smoke")))
 
 
 def answers(policy, views, temperature=1.0):
@@ -49,11 +49,11 @@ def held_out(policy):
     people, user = builtin_personas("vanilla", 40, 3), AgendaUser(3, "user_test")
     dialogues, rows = [Dialogue(p.id, p.id) for p in people], []
     for turn in range(6):
-        dialogues = [d.heard(u) for d, u in zip(dialogues, user.reply(people, dialogues), strict=True)]
-        views = [policy_view(d, prompt_files.load("policy", "mini")) for d in dialogues]
+        dialogues = [d.hear(u) for d, u in zip(dialogues, user.reply(people, dialogues), strict=True)]
+        views = [policy_view(d, prompt_files.load_prompt("policy", "mini")) for d in dialogues]
         texts = [c[0].text for c in policy.generate(views, 1, seed=turn, temperature=1.0, max_new_tokens=144)]
         rows += [(p, d, parse_reply(t)) for p, d, t in zip(people, dialogues, texts, strict=True)]
-        dialogues = [d.answered(t, parse_reply(t)) for d, t in zip(dialogues, texts, strict=True)]
+        dialogues = [d.answer(t, parse_reply(t)) for d, t in zip(dialogues, texts, strict=True)]
     return rows
 
 
@@ -82,33 +82,33 @@ def moments():
     rows = []
     for i, persona in enumerate(builtin_personas("train", 500, 9)):
         job = persona.profile.get("Occupation")
-        first = Dialogue(str(i), persona.id).heard(Utterance("Hello")).answered("x", Reply(Profile(), "Hello and welcome. What is your job?", True))
-        rows.append((first.heard(Utterance(f"I work as {language.article(job)}.", ("Occupation",), (job,))), job))
+        first = Dialogue(str(i), persona.id).hear(Utterance("Hello")).answer("x", Reply(Profile(), "Hello and welcome. What is your job?", True))
+        rows.append((first.hear(Utterance(f"I work as {language.article(job)}.", ("Occupation",), (job,))), job))
     return rows
 
 
 def test_a_reminder_makes_base_use_what_it_knows_more_often(policy, moments):
-    views = [policy_view(d, prompt_files.load("base", "mini"), "none") for d, _ in moments]
+    views = [policy_view(d, prompt_files.load_prompt("base", "mini"), "none") for d, _ in moments]
     plain = _uses(answers(policy, views), [job for _, job in moments])
-    reminded = [[*v[:-1], {"role": "user", "content": f"{v[-1]['content']} {prompt_files.load('reminder', 'mini')}"}] for v in views]
+    reminded = [[*v[:-1], {"role": "user", "content": f"{v[-1]['content']} {prompt_files.load_prompt('reminder', 'mini')}"}] for v in views]
     # Measured with 500 moments and two seeds: .59 -> .71 and .64 -> .72; with 120 the difference drowns in chance.
     assert _uses(answers(policy, reminded), [job for _, job in moments]) > plain + 0.03
 
 
 def test_a_revision_after_a_critique_uses_it_more_often_than_the_draft(policy, moments):
-    views = [policy_view(d, prompt_files.load("base", "mini"), "none") for d, _ in moments]
+    views = [policy_view(d, prompt_files.load_prompt("base", "mini"), "none") for d, _ in moments]
     drafts = answers(policy, views)
-    asked = [[*v, {"role": "assistant", "content": t}, {"role": "user", "content": prompt_files.load("critique", "mini")}]
+    asked = [[*v, {"role": "assistant", "content": t}, {"role": "user", "content": prompt_files.load_prompt("critique", "mini")}]
              for v, t in zip(views, drafts, strict=True)]
     critiques = answers(policy, asked)
-    revise = [[*v, {"role": "assistant", "content": c}, {"role": "user", "content": prompt_files.load("revise", "mini")}]
+    revise = [[*v, {"role": "assistant", "content": c}, {"role": "user", "content": prompt_files.load_prompt("revise", "mini")}]
               for v, c in zip(asked, critiques, strict=True)]
     jobs = [job for _, job in moments]
     assert _uses(answers(policy, revise), jobs) > _uses(drafts, jobs) + 0.1
 
 
 def test_retrieved_context_is_used(policy, moments):
-    text = prompt_files.load("rag", "mini")
-    views = [[{"role": "system", "content": prompt_files.load("base", "mini")},
+    text = prompt_files.load_prompt("rag", "mini")
+    views = [[{"role": "system", "content": prompt_files.load_prompt("base", "mini")},
               {"role": "user", "content": text.format(context=d.pending.text, message="Do you have an idea for my weekend?")}] for d, _ in moments]
     assert _uses(answers(policy, views), [job for _, job in moments]) > 0.2

@@ -21,14 +21,14 @@ SPEECH = {"train": "user_train", "vanilla": "user_test", "extended": "user_test"
 
 
 def answer(dialogue, text):
-    return dialogue.answered(text, Reply(Profile(), text, True))
+    return dialogue.answer(text, Reply(Profile(), text, True))
 
 
 def after(response, persona=PERSONA, before=(), seed=0):
     """What the persona says to a response: the reaction, after a first turn and perhaps told slots."""
-    dialogue = Dialogue("d", persona.id).heard(Utterance("Hello"))
+    dialogue = Dialogue("d", persona.id).hear(Utterance("Hello"))
     for slot in before:
-        dialogue = answer(dialogue, "I see.").heard(Utterance(f"({slot})", (slot,), (persona.profile.get(slot),)))
+        dialogue = answer(dialogue, "I see.").hear(Utterance(f"({slot})", (slot,), (persona.profile.get(slot),)))
     return AgendaUser(seed).reply([persona], [answer(dialogue, response)])[0]
 
 
@@ -147,7 +147,7 @@ def test_talkative_users_reveal_faster_than_reserved_ones():
     personas = builtin_personas("train", 60, 0)
     silent = [Dialogue(p.id, p.id) for p in personas]
     for _ in range(4):
-        heard = [d.heard(u) for d, u in zip(silent, AgendaUser(0).reply(personas, silent), strict=True)]
+        heard = [d.hear(u) for d, u in zip(silent, AgendaUser(0).reply(personas, silent), strict=True)]
         silent = [answer(d, "I see.") for d in heard]
     share = reveal_table(personas, silent).query("turn == 4").groupby("pace")["share"].mean()
     assert share["talkative"] > share["balanced"] > share["reserved"]
@@ -159,7 +159,7 @@ def test_survives_any_answer():
 
 
 def test_theoretical_max_by_hand():
-    dialogue = Dialogue("d", PERSONA.id).heard(Utterance("x", ("Age", "Location")))
+    dialogue = Dialogue("d", PERSONA.id).hear(Utterance("x", ("Age", "Location")))
     assert theoretical_max(PERSONA, dialogue) == pytest.approx(0.2)
 
 

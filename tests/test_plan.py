@@ -25,7 +25,7 @@ SERVED = ["user.kind=llm", "judge.kind=llm", "evaluator.kind=llm", "policy.kind=
 
 def served(*more, url=URL):
     parties_ = ("user", "judge", "evaluator", "policy")
-    return config.load("smoke", [*SERVED, *(f"{name}.{key}" for name in parties_ for key in ("model=m", f"base_url={url}")), *more])
+    return config.load_config("smoke", [*SERVED, *(f"{name}.{key}" for name in parties_ for key in ("model=m", f"base_url={url}")), *more])
 
 
 def asked(load):
@@ -47,7 +47,7 @@ def test_requests_by_hand():
 
 
 def test_training_by_hand():
-    cfg = config.load("smoke", ["judge.kind=llm", "judge.model=m", f"judge.base_url={URL}", "user.kind=llm", "user.model=m", f"user.base_url={URL}"])
+    cfg = config.load_config("smoke", ["judge.kind=llm", "judge.model=m", f"judge.base_url={URL}", "user.kind=llm", "user.model=m", f"user.base_url={URL}"])
     loads = {load.notebook: load for load in plan.plan(cfg)}
     # three cohorts of 8 users x 3 turns x 4 samples; at turn 1 the profile is empty, so nobody is asked to match it
     assert asked(loads["20_ppo"]) == {"user": 3 * 8 * 2, "response_judge": 3 * 8 * 3 * 4, "profile_judge": 3 * 8 * 2 * 4}
@@ -60,7 +60,7 @@ def test_training_by_hand():
 def test_an_endpoint_policy_plans_no_training_and_conversion_is_counted(tmp_path):
     assert not {"11_sft", "12_dpo", "20_ppo", "22_grpo"} & {load.notebook for load in plan.plan(served("evaluation.methods=[base]"))}
     keys = ["personas.source=aloe", "personas.conversion=llm", "personas.train_users=100", "user.model=m", f"user.base_url={URL}"]
-    [first, *_] = plan.plan(config.load("smoke", keys))
+    [first, *_] = plan.plan(config.load_config("smoke", keys))
     assert (first.notebook, asked(first)) == ("01_profiles_and_data", {"converter": 174})
 
 
@@ -93,7 +93,7 @@ def test_the_study_of_users_and_judges_by_hand():
 def test_the_study_with_a_training_log_and_with_the_built_in_personas():
     """With a local policy the points come from the log; the built-in personas are rewritten twice, by the lexicon; rules report their words."""
     keys = [f"{name}.{key}" for name in ("user", "judge") for key in ("kind=llm", "model=m", f"base_url={URL}")]
-    cfg = config.load("smoke", [*keys, "study.user_models={rules: {kind: agenda}}", "study.personas=3", "study.turns=3", "study.profiles=20"])
+    cfg = config.load_config("smoke", [*keys, "study.user_models={rules: {kind: agenda}}", "study.personas=3", "study.turns=3", "study.profiles=20"])
     found = rehearsal_analyses.study(cfg, TYPICAL)
     assert of_models(found) == {("user", "m"): 2 * 3 * 2, ("user_judge", "m"): 2 * 3, ("profile_judge", "m"): 2 * 20}
     assert found.own.requests == 3 * 3 * 3, "the partner's replies, at every turn"
@@ -101,25 +101,25 @@ def test_the_study_with_a_training_log_and_with_the_built_in_personas():
 
 def test_the_study_of_the_miniature_asks_nobody():
     """Users, judges and rewriters are rules: only the partner's replies are generated."""
-    found = rehearsal_analyses.study(config.load("mini"), TYPICAL)
+    found = rehearsal_analyses.study(config.load_config("mini"), TYPICAL)
     assert not found.asked and found.total() == Ask() and found.own.requests == 2 * 10 * 5
 
 
 def test_a_study_that_lacks_a_model_is_told_so_before_it_is_paid():
     keys = ["user.kind=llm", "user.model=m", f"user.base_url={URL}"]
     with pytest.raises(InputError, match="judge.model: is needed as user_judge of notebook 34"):
-        rehearsal_analyses.study(config.load("smoke", keys), TYPICAL)
+        rehearsal_analyses.study(config.load_config("smoke", keys), TYPICAL)
 
 
 def test_money_time_and_lengths():
-    cfg = config.load("smoke", ["judge.kind=llm", "judge.model=gpt-4o-mini", "endpoint.concurrency=1000"])
+    cfg = config.load_config("smoke", ["judge.kind=llm", "judge.model=gpt-4o-mini", "endpoint.concurrency=1000"])
     tally = rehearsal.Tally({("response_judge", "gpt-4o-mini", "https://api.openai.com/v1"): Ask(1000, 2e6, 1e6)})
     assert plan.usd(cfg, tally) == pytest.approx(2 * 0.15 + 0.60)
     assert plan.usd(cfg, rehearsal.Tally({("judge", "unheard-of", "https://api.openai.com/v1"): Ask(1, 1, 1)})) is None
     assert plan.usd(cfg, rehearsal.Tally({("judge", "unheard-of", URL): Ask(1, 1, 1)})) == 0
     assert plan.hours(cfg, Ask(1000, 2e6, 1e6), rpm=100, tpm=1e9) == pytest.approx(10 / 60)
     assert plan.hours(cfg, Ask(1000, 2e6, 1e6), rpm=1e9, tpm=1e5) == pytest.approx(30 / 60)
-    half = plan.hours(cfg.model_copy(update={"endpoint": config.load("smoke", ["endpoint.concurrency=4"]).endpoint}), Ask(7200, 0, 0), 1e9, 1e9)
+    half = plan.hours(cfg.model_copy(update={"endpoint": config.load_config("smoke", ["endpoint.concurrency=4"]).endpoint}), Ask(7200, 0, 0), 1e9, 1e9)
     assert half == pytest.approx(1.0)  # 7,200 requests of two seconds, four at a time
 
 
@@ -132,9 +132,9 @@ def test_assumptions_can_be_changed():
 
 
 def test_gpu_rules_by_hand():
-    cfg = config.load("paper")
+    cfg = config.load_config("paper")
     known = gpu_cost.shape(cfg)
-    assert gpu_cost.shape(config.load("mini")) is None and 3.0e9 < known.weights() < 3.2e9
+    assert gpu_cost.shape(config.load_config("mini")) is None and 3.0e9 < known.weights() < 3.2e9
     # in a Python loop at most 30 steps a second, of 16 prompts at a time
     assert gpu_cost.hours(cfg, Ask(1, 0, 30 * 16 * 3600), Ask(), 1, gpu_cost.A100) == pytest.approx(1.0)
     # training alone: with an adapter for the critic, (4 x 2 + 2) x weights a token at 35 % of 312 TFLOP/s
@@ -146,7 +146,7 @@ def test_gpu_rules_by_hand():
 
 
 def test_the_plan_of_the_paper_tells_money_memory_and_assumptions():
-    text = plan.table(config.load("paper", ["evaluation.methods=[base, rlpa]"]))
+    text = plan.table(config.load_config("paper", ["evaluation.methods=[base, rlpa]"]))
     assert "143,360" in text and "gpt-4o-2024-11-20" in text and "A100" in text and "no price" not in text
     [study] = [line.split() for line in text.splitlines() if line.startswith("34_user_and_reward_model_evaluation")]
     # own and impostor, ten personas, four turns after "Hello"; a claim finder for each dialogue; 100 profiles rewritten and counted
@@ -171,12 +171,12 @@ def test_the_plan_agrees_with_what_is_really_asked(tmp_path):
     with ScriptedServer(script) as server:
         cfg = served("evaluation.users=4", "evaluation.methods=[base, reminder, rlpa_prompting, oracle]", url=server.url)
         run = runs.claim(cfg, 0, tmp_path / "run", "smoke")
-        users, user = benchmarks.load_benchmarks(run), parties.simulated_user(cfg, "test", 0, run)
-        evaluator, judge = parties.evaluation_judge(cfg, run), parties.reward_judge(cfg, run)
+        users, user = benchmarks.load_benchmarks(run), parties.make_user(cfg, "test", 0, run)
+        evaluator, judge = parties.make_evaluation_judge(cfg, run), parties.make_reward_judge(cfg, run)
         stage = rows.Stage(run)
         for row in stage.rows:
             for benchmark, people in users.items():
-                stage.judged(row, benchmark, people, user, evaluator, judge)
+                stage.load_judgements(row, benchmark, people, user, evaluator, judge)
         for name in ("10_prompting_baselines", "30_evaluation"):
             run.path(f"notebooks/{name}.ipynb").write_text("{}")
     found = plan.against(cfg, run.dir)
@@ -220,7 +220,7 @@ def test_the_study_agrees_with_what_notebook_34_really_asks(tmp_path):
         user_measures.claims(run, {name: list(zip(people, dialogues, strict=True)) for name, dialogues in played.items()})
         for some in rewrites.sets(run, builtin_personas("vanilla", 12, 0)).values():
             rewrites.counts(some, rewrites.judges(run))
-        logged_points.judged_points(played["m"], parties.reward_judge(cfg, run))
+        logged_points.judged_points(played["m"], parties.make_reward_judge(cfg, run))
     [load] = [load for load in plan.plan(cfg) if load.notebook == "34_user_and_reward_model_evaluation"]
     run.path(f"notebooks/{load.notebook}.ipynb").write_text("{}")
     found = plan.against(cfg, run.dir)

@@ -155,11 +155,11 @@ def test_groups_are_never_cut():
 
 def test_adaptive_coefficient_by_hand():
     # KL 12 against a target of 10: error .2; 500 replies over a horizon of 10,000: times 1.01
-    assert ppo.adapted_kl_coef(0.1, 12.0, 10.0, 10000, 500) == approx(0.101)
-    assert ppo.adapted_kl_coef(0.1, 11.0, 10.0, 10000, 500) == approx(0.1005)
-    assert ppo.adapted_kl_coef(0.1, 99.0, 10.0, 10000, 500) == approx(0.101)  # errors are cut to .2
-    assert ppo.adapted_kl_coef(0.1, -3.0, 10.0, 10000, 500) == approx(0.099)
-    assert ppo.adapted_kl_coef(0.1, 99.0, None, 10000, 500) == 0.1
+    assert ppo.adapt_kl_coef(0.1, 12.0, 10.0, 10000, 500) == approx(0.101)
+    assert ppo.adapt_kl_coef(0.1, 11.0, 10.0, 10000, 500) == approx(0.1005)
+    assert ppo.adapt_kl_coef(0.1, 99.0, 10.0, 10000, 500) == approx(0.101)  # errors are cut to .2
+    assert ppo.adapt_kl_coef(0.1, -3.0, 10.0, 10000, 500) == approx(0.099)
+    assert ppo.adapt_kl_coef(0.1, 99.0, None, 10000, 500) == 0.1
 
 
 def test_sampler_gap_by_hand():

@@ -105,7 +105,7 @@ def test_files_without_conversations(tmp_path, write):
 
 @pytest.fixture(scope="module")
 def generated():
-    people = load_personas(config.load("mini").personas, "train", 12, 3)
+    people = load_personas(config.load_config("mini").personas, "train", 12, 3)
     return people, generate(people, AgendaUser(3), 5, 3)
 
 
@@ -129,9 +129,9 @@ def test_both_sides_continue_and_the_user_answers_what_was_said(generated):
     for persona, conversation in zip(people, made, strict=True):
         dialogue = Dialogue(persona.id, persona.id)
         for exchange in conversation.exchanges:
-            dialogue = dialogue.heard(AgendaUser(3).reply([persona], [dialogue])[0])
+            dialogue = dialogue.hear(AgendaUser(3).reply([persona], [dialogue])[0])
             assert dialogue.pending.text == exchange.user
-            dialogue = dialogue.answered(exchange.said, Reply(Profile(), exchange.said, True))
+            dialogue = dialogue.answer(exchange.said, Reply(Profile(), exchange.said, True))
 
 
 def test_the_preferred_response_is_the_better_one(generated):
@@ -141,11 +141,11 @@ def test_the_preferred_response_is_the_better_one(generated):
     for persona, conversation in zip(people, made, strict=True):
         dialogue = Dialogue(persona.id, persona.id)
         for k, exchange in enumerate(conversation.exchanges):
-            dialogue = dialogue.heard(AgendaUser(3).reply([persona], [dialogue])[0])
+            dialogue = dialogue.hear(AgendaUser(3).reply([persona], [dialogue])[0])
             for side in scores:
                 [verdict] = judge.evaluate([(persona, dialogue, getattr(exchange, side))])
                 scores[side] += [verdict.score] if k else []
-            dialogue = dialogue.answered(exchange.said, Reply(Profile(), exchange.said, True))
+            dialogue = dialogue.answer(exchange.said, Reply(Profile(), exchange.said, True))
     means = {side: sum(values) / len(values) for side, values in scores.items()}
     assert means["preferred"] > means["rejected"] + 0.4, means
 
@@ -155,7 +155,7 @@ def aloe_folder(tmp_path, conversations):
     (tmp_path / "profile.jsonl").write_text("\n".join(json.dumps(text) for text in people))
     (tmp_path / "personality.jsonl").write_text(json.dumps("She is calm."))
     (tmp_path / "conversations.jsonl").write_text("\n".join(json.dumps(c) for c in conversations(people)))
-    return config.load("smoke", ["personas.source=aloe", f"personas.path={tmp_path}"])
+    return config.load_config("smoke", ["personas.source=aloe", f"personas.path={tmp_path}"])
 
 
 WORDS = "stamps shells clocks lamps kites maps bells masks boots coins drums forks".split()
@@ -176,9 +176,9 @@ def test_aloes_own_file_is_read_without_the_test_users(tmp_path):
 def test_without_the_file_the_agenda_user_of_the_run_talks(tmp_path):
     cfg = aloe_folder(tmp_path, lambda people: [line()])
     (tmp_path / "conversations.jsonl").unlink()
-    made = load_preferences(cfg, parties.simulated_user(cfg, "train", 0), 2, 0)
+    made = load_preferences(cfg, parties.make_user(cfg, "train", 0), 2, 0)
     assert len(made) == 2 and {len(c.exchanges) for c in made} == {cfg.rollout.turns}
-    models = config.load("smoke", ["personas.source=aloe", f"personas.path={tmp_path}", "user.kind=llm", "user.model=m"])
+    models = config.load_config("smoke", ["personas.source=aloe", f"personas.path={tmp_path}", "user.kind=llm", "user.model=m"])
     with pytest.raises(InputError, match="need ALOE's conversations.jsonl"):
         load_preferences(models, None, 2, 0)
 

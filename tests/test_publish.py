@@ -14,7 +14,7 @@ from rlpa_lib.settings.config import InputError
 
 def finished(folder, seed, marks, status="done", overrides=()):
     """A run directory with two rows of three users and two turns; `marks` are RLPA's scores of the first user."""
-    cfg = config.load("mini", ["evaluation.methods=[base, rlpa]", "evaluation.benchmarks=[vanilla]", *overrides])
+    cfg = config.load_config("mini", ["evaluation.methods=[base, rlpa]", "evaluation.benchmarks=[vanilla]", *overrides])
     run = runs.claim(cfg, seed, folder, "params/mini.yaml")
     for method, first in (("base", (0, 0)), ("rlpa", marks)):
         scores = {"a": first, "b": (0, 1), "c": (1, 0)}

@@ -23,7 +23,7 @@ ATTACKS = judge_attacks.read_attacks(Path(__file__).parent / "data" / "judge_att
 
 @pytest.fixture(scope="module")
 def tiny_tokenizer():
-    return parties.load_model(config.load("smoke"))[1]
+    return parties.load_model(config.load_config("smoke"))[1]
 
 
 def special_ids(tokenizer, ids):

@@ -59,9 +59,9 @@ def test_thinking_that_a_server_counts_but_does_not_show_is_kept():
 
 
 def test_tokens_are_counted_by_the_policys_tokenizer():
-    count = reasoning.counter(config.load("smoke"))
+    count = reasoning.counter(config.load_config("smoke"))
     assert count("") == 0 and count("<profile>") == 1 and count("Lisbon") >= 1
-    estimated = reasoning.counter(config.load("smoke", ["policy.kind=endpoint", "evaluation.methods=[base]", "policy.base_url=http://x"]))
+    estimated = reasoning.counter(config.load_config("smoke", ["policy.kind=endpoint", "evaluation.methods=[base]", "policy.base_url=http://x"]))
     assert estimated("") == 0 and estimated("some words here") > 0
 
 
@@ -83,7 +83,7 @@ def test_figure_5s_table_by_hand(scores):
 
 def test_the_figures_draw_what_their_data_say(scores, tmp_path):
     """Bars and lines of the pictures hold the numbers of the CSV; what was not run has a name and no bar."""
-    run = runs.claim(config.load("smoke"), 0, tmp_path / "run", "params/smoke.yaml")
+    run = runs.claim(config.load_config("smoke"), 0, tmp_path / "run", "params/smoke.yaml")
     curves = conflict.alignment_curves(scores, {"rlpa": scores["cot"]})
     figure, data = drawn.conflict_alignment(curves, 3)
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[2].lines}  # panels: R1, CoT, RLPA

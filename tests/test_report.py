@@ -62,13 +62,13 @@ def dialogue(text):
 
 @pytest.fixture
 def empty(tmp_path):
-    return runs.claim(config.load("smoke"), 3, tmp_path / "smoke-3", "params/smoke.yaml")
+    return runs.claim(config.load_config("smoke"), 3, tmp_path / "smoke-3", "params/smoke.yaml")
 
 
 @pytest.fixture
 def full(tmp_path):
     """A run directory as notebooks 20 and 30 leave it, with hostile text in it."""
-    run = runs.claim(config.load("mini", ["ppo.lr=1.0e-5", "evaluation.users=37"]), 0, tmp_path / "mini-0", "params/mini.yaml")
+    run = runs.claim(config.load_config("mini", ["ppo.lr=1.0e-5", "evaluation.users=37"]), 0, tmp_path / "mini-0", "params/mini.yaml")
     rows = [{"model": "tiny", "method": LABELS[m], **summary("vanilla_"), **summary("extended_")} for m in ("base", "rlpa")]
     run.save_table(pd.DataFrame(rows), "table1")
     turns = {f"k{k}{part}": 40.0 for k in range(1, 11) for part in ("", "_low", "_high")}
@@ -186,7 +186,7 @@ def test_the_command_repeats_the_run(full):
     make, command = parts.commands(full.record, full.dir)
     assert make == "make reproduce SCALE=mini SEED=0 RUN_DIR=runs/mini-0 'SET=ppo.lr=1.0e-05 evaluation.users=37'"
     changes = re.findall(r"--set (\S+)", command)
-    assert config.load("mini", changes) == full.cfg
+    assert config.load_config("mini", changes) == full.cfg
 
 
 def test_times_and_record_are_shown(full):
@@ -204,4 +204,4 @@ def test_changed_code_is_said(full):
 
 def test_floats_survive_yaml():
     for value in (1e-5, 3e-4, 0.0, 2.5e-7, 1e22, 5.0):
-        assert config.load("mini", [f"endpoint.max_usd={parts._yaml(value)}"]).endpoint.max_usd == value
+        assert config.load_config("mini", [f"endpoint.max_usd={parts._yaml(value)}"]).endpoint.max_usd == value

@@ -93,7 +93,7 @@ def test_an_empty_profile_earns_the_response_reward_alone():
 
 def test_a_batch_asks_the_judge_once_a_kind_and_not_about_broken_replies():
     persona = Persona("p", "", "", TRUE)
-    dialogue = Dialogue("d", "p").heard(Utterance("I am 31.", ("Age",)))
+    dialogue = Dialogue("d", "p").hear(Utterance("I am 31.", ("Age",)))
     judge = ListJudge(bad=("Bye.",), unreadable=("Hm.",))
     replies = [reply(), parse_reply("no tags"), reply(response="Bye."), reply(response="Hm.")]
     rewards = score_replies(judge, [persona] * 4, [dialogue] * 4, replies)

@@ -97,10 +97,10 @@ def test_training_users_fill_up_where_there_are_fewer_test_users(tmp_path):
     (tmp_path / "personality.jsonl").write_text('"A calm person."\n')
     sizes = ["study.profiles=7", "evaluation.users=2", "rollout.users=8", "personas.test_users=2", "personas.source=aloe"]
     sizes.append(f"personas.path={tmp_path}")
-    found = rewrites.references(Run(config.load("smoke", [*sizes, "user.kind=llm", "user.model=m"]), 0, tmp_path))
+    found = rewrites.references(Run(config.load_config("smoke", [*sizes, "user.kind=llm", "user.model=m"]), 0, tmp_path))
     assert len(found) == len({p.id for p in found}) == 7 and all(p.id.startswith("aloe") for p in found)
-    without_a_model = Run(config.load("smoke", sizes), 0, tmp_path)
+    without_a_model = Run(config.load_config("smoke", sizes), 0, tmp_path)
     own = rewrites.references(without_a_model)
     assert len(own) == 7 and not any(p.id.startswith("aloe") for p in own), "nobody can rewrite other personas"
     assert set(rewrites.sets(without_a_model, own)) == {"listed", "free"}
-    assert len(rewrites.references(Run(config.load("smoke", ["study.profiles=90"]), 0, tmp_path))) == 90
+    assert len(rewrites.references(Run(config.load_config("smoke", ["study.profiles=90"]), 0, tmp_path))) == 90

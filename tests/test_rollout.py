@@ -18,10 +18,10 @@ class FactUser:
     """Says hello, then one fact a turn; keeps the responses it heard."""
 
     def __init__(self):
-        self.heard = []
+        self.hear = []
 
     def reply(self, personas, dialogues):
-        self.heard.append([d.turns[-1].reply.response if d.turns else None for d in dialogues])
+        self.hear.append([d.turns[-1].reply.response if d.turns else None for d in dialogues])
         return [self._say(p, len(d.turns)) for p, d in zip(personas, dialogues, strict=True)]
 
     def _say(self, persona, turn):
@@ -83,7 +83,7 @@ def test_the_best_sample_continues():
     user = FactUser()
     groups = run("best", user=user)
     assert {g.chosen for g in groups} == {2}
-    assert user.heard == [[None] * 3, ["answer 2"] * 3, ["answer 2"] * 3]
+    assert user.hear == [[None] * 3, ["answer 2"] * 3, ["answer 2"] * 3]
 
 
 def test_among_equals_the_first_is_best():
@@ -122,7 +122,7 @@ def test_with_a_fallback_nobody_hears_a_broken_reply():
     sampling = Sampling(1, "best", "Be kind.", fallback="Tell me more.")
     _, cohort = advance(start(PERSONAS, sampling), policy, user, EqualityJudge(), sampling, seed=0)
     groups, cohort = advance(cohort, policy, user, EqualityJudge(), sampling, seed=0)
-    assert user.heard[1] == ["Tell me more."] * 3 and "broken" not in str(policy.views[1])
+    assert user.hear[1] == ["Tell me more."] * 3 and "broken" not in str(policy.views[1])
     assert [g.samples[0].completion.text for g in groups] == ["broken"] * 3, "what was sampled is what is trained on"
     assert all(g.samples[0].reward.total == 0 for g in groups)
 

@@ -30,7 +30,7 @@ SMALL = ("evaluation.turns=2", "rollout.max_new_tokens=24", "evaluation.benchmar
 @pytest.fixture
 def open_run(tmp_path):
     def make(*overrides, name="run", seed=0):
-        return runs.claim(config.load("smoke", [*SMALL, *overrides]), seed, tmp_path / name, "params/smoke.yaml")
+        return runs.claim(config.load_config("smoke", [*SMALL, *overrides]), seed, tmp_path / name, "params/smoke.yaml")
 
     return make
 
@@ -51,12 +51,12 @@ def train(run, *names, scale=0.3):
 def evaluated(run, stage, row):
     method = stage.method(row, "vanilla")
     parties_ = (AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge())
-    return scoring.evaluated(run, method, "vanilla", PEOPLE, *parties_, rows.version(run, row))
+    return scoring.evaluate_row(run, method, "vanilla", PEOPLE, *parties_, rows.version(run, row))
 
 
 def test_rows_are_played_in_an_order_that_lets_them_borrow():
-    cfg = config.load("smoke", ["evaluation.methods=[style_only_other, rlpa, base, oracle]", "evaluation.comparators={GPT-4o: {model: gpt-4o}}"])
-    assert [row.name for row in rows.wanted(cfg)] == ["base", "oracle", "rlpa", "style_only_other", "self_critic@GPT-4o"]
+    cfg = config.load_config("smoke", ["evaluation.methods=[style_only_other, rlpa, base, oracle]", "evaluation.comparators={GPT-4o: {model: gpt-4o}}"])
+    assert [row.name for row in rows.list_rows(cfg)] == ["base", "oracle", "rlpa", "style_only_other", "self_critic@GPT-4o"]
     assert [Row(m).adapter for m in ("rlpa", "style_only_empty", "sft_aloe", "cot")] == ["ppo", "ppo", "sft_aloe", ""]
 
 
@@ -66,7 +66,7 @@ def test_every_method_plays_on_one_model(open_run):
     train(run, "ppo", "sft", "dpo", "grpo", "sft_aloe", "dpo_aloe")
     stage = Stage(run)
     judged = {row.name: evaluated(run, stage, row) for row in stage.rows}
-    assert list(judged) == [row.name for row in rows.wanted(run.cfg)] and set(judged) == set(METHODS)
+    assert list(judged) == [row.name for row in rows.list_rows(run.cfg)] and set(judged) == set(METHODS)
     for name, found in judged.items():
         assert len(found) == 6 and {row["method"] for row in found} == {name}
     assert [step["kind"] for step in judged["self_critic"][0]["hidden"]] == ["draft", "critique"]
@@ -79,7 +79,7 @@ def test_every_method_plays_on_one_model(open_run):
             found = scoring.evaluate(method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(), turns=2, seed=0)[1]
             assert json.loads(json.dumps([j.to_json() for j in found])) == judged[name]
     assert judged["sft"] != judged["dpo"]
-    assert seeds.finished_scores(run).keys() == {(name, "vanilla") for name in METHODS}
+    assert seeds.load_seed_scores(run).keys() == {(name, "vanilla") for name in METHODS}
 
 
 def test_a_row_depends_on_its_adapter_and_a_borrower_on_what_it_borrows(open_run):
@@ -145,30 +145,30 @@ def test_runs_that_differ_in_the_seed_alone_are_found(open_run):
     open_run("ppo.lr=1.0e-5", name="c", seed=3)
     (run.dir.parent / "broken").mkdir()
     (run.dir.parent / "broken" / "record.json").write_text("{")
-    assert [(r.seed, r.dir) for r in seeds.siblings(other)] == [(0, run.dir), (2, other.dir)]
-    assert seeds.finished_scores(run) == {}
+    assert [(r.seed, r.dir) for r in seeds.find_siblings(other)] == [(0, run.dir), (2, other.dir)]
+    assert seeds.load_seed_scores(run) == {}
 
 
 def test_a_reproduction_looks_for_encoder_and_servers_before_it_starts(tmp_path, monkeypatch):
     books = [Path("20_ppo.ipynb"), Path("30_evaluation.ipynb")]
-    cfg = config.load("smoke", ["evaluation.comparators={GPT-4o: {model: gpt-4o, api_key_env: NO_SUCH_KEY_HERE}}", "evaluation.methods=[base]"])
+    cfg = config.load_config("smoke", ["evaluation.comparators={GPT-4o: {model: gpt-4o, api_key_env: NO_SUCH_KEY_HERE}}", "evaluation.methods=[base]"])
     with pytest.raises(InputError, match="evaluation.comparators.GPT-4o.api_key_env: the environment variable NO_SUCH_KEY_HERE is not set"):
         runner._check_rows(cfg, books, tmp_path / "run")
     runner._check_rows(cfg, books[:1], tmp_path / "run")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="minilm is not installed"):
-        runner._check_rows(config.load("smoke", ["evaluation.methods=[rag]"]), books, tmp_path / "run")
+        runner._check_rows(config.load_config("smoke", ["evaluation.methods=[rag]"]), books, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_what_another_notebook_plays_comes_last_and_is_waited_for(open_run):
     run = open_run("evaluation.methods=[random, oracle]", "evaluation.users=3", name="a")
     stage = rows.Stage(run)
-    order = [(row.name, benchmark) for row, benchmark in stage.in_turn(["vanilla", "extended"])]
+    order = [(row.name, benchmark) for row, benchmark in stage.schedule(["vanilla", "extended"])]
     assert order == [("random", "vanilla"), ("random", "extended"), ("oracle", "vanilla"), ("oracle", "extended")]
     people, user = builtin_personas("vanilla", 3, 0), AgendaUser(0, "user_test")
-    with storage.locked(run.path("done/random-vanilla.lock")):
-        assert [(row.name, benchmark) for row, benchmark in stage.in_turn(["vanilla"])] == [("oracle", "vanilla"), ("random", "vanilla")]
+    with storage.lock(run.path("done/random-vanilla.lock")):
+        assert [(row.name, benchmark) for row, benchmark in stage.schedule(["vanilla"])] == [("oracle", "vanilla"), ("random", "vanilla")]
         waiting = threading.Thread(target=stage.judged, args=(stage.rows[0], "vanilla", people, user, RuleEvaluationJudge(), RuleJudge()))
         waiting.start()
         waiting.join(0.3)

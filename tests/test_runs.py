@@ -24,7 +24,7 @@ HOLD = OPEN + "; print('held', flush=True); import time; time.sleep(60)"
 
 @pytest.fixture
 def run(tmp_path):
-    return runs.claim(config.load("smoke"), 0, tmp_path / "run", "params/smoke.yaml")
+    return runs.claim(config.load_config("smoke"), 0, tmp_path / "run", "params/smoke.yaml")
 
 
 def stranger(code, directory, **extra):
@@ -37,7 +37,7 @@ def stranger(code, directory, **extra):
 
 def test_record_holds_what_is_needed_to_repeat(run):
     facts = json.loads((run.dir / "record.json").read_text())
-    assert facts["params"] == config.resolved(run.cfg)
+    assert facts["params"] == config.dump_config(run.cfg)
     assert facts["seed"] == 0
     assert facts["status"] == "open"
     assert facts["packages"]["numpy"] == np.__version__
@@ -53,27 +53,27 @@ def test_another_run_is_refused_by_the_first_key_that_differs(run):
     with pytest.raises(InputError, match=r"record.json: seed was 0, now 1; use another run_dir"):
         runs.claim(run.cfg, 1, run.dir, "p")
     with pytest.raises(InputError, match=r"ppo.lr was 0.0003, now 0.0001"):
-        runs.claim(config.load("smoke", ["ppo.lr=1.0e-4", "sft.batch=4"]), 0, run.dir, "p")
+        runs.claim(config.load_config("smoke", ["ppo.lr=1.0e-4", "sft.batch=4"]), 0, run.dir, "p")
     assert runs.claim(run.cfg, 0, run.dir, "p") == run
 
 
 def test_a_broken_record_is_named(tmp_path):
     (tmp_path / "record.json").write_text('{"seed": ')
     with pytest.raises(InputError, match=r"record.json: cannot be read"):
-        runs.claim(config.load("smoke"), 0, tmp_path, "p")
+        runs.claim(config.load_config("smoke"), 0, tmp_path, "p")
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "0"])
 def test_a_bad_seed_is_refused_before_anything_is_written(tmp_path, seed):
     with pytest.raises(InputError, match="seed"):
-        runs.claim(config.load("smoke"), seed, tmp_path / "new", "p")
+        runs.claim(config.load_config("smoke"), seed, tmp_path / "new", "p")
     assert not (tmp_path / "new").exists()
 
 
 def test_a_directory_under_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        runs.claim(config.load("smoke"), 0, tmp_path / "file" / "run", "p")
+        runs.claim(config.load_config("smoke"), 0, tmp_path / "file" / "run", "p")
 
 
 def test_second_writer_is_refused_and_a_child_of_the_owner_is_not(run):
@@ -88,10 +88,10 @@ def test_the_lock_dies_with_its_process(tmp_path):
     holder = stranger(HOLD, tmp_path / "run")
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(InputError, match=f"process {holder.pid} is writing here"):
-        runs.claim(config.load("smoke"), 0, tmp_path / "run", "p")
+        runs.claim(config.load_config("smoke"), 0, tmp_path / "run", "p")
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    run = runs.claim(config.load("smoke"), 0, tmp_path / "run", "p")
+    run = runs.claim(config.load_config("smoke"), 0, tmp_path / "run", "p")
     assert len(run.record["resumed"]) == 1
 
 

@@ -356,6 +356,6 @@ def test_turns_of_another_update_are_not_taken_for_this_one(tmp_path):
     made = trainer(tmp_path, cfg)
     groups, cohort, _ = made._rollout(0, seed=1)
     kept = unfinished.read(made.waiting, 0)
-    assert [unfinished.taken(rows).groups for rows in kept] == [groups[:3], groups[3:]]
-    assert unfinished.taken(kept[1]).dialogues == cohort.dialogues
+    assert [unfinished.parse_turn(rows).groups for rows in kept] == [groups[:3], groups[3:]]
+    assert unfinished.parse_turn(kept[1]).dialogues == cohort.dialogues
     assert unfinished.read(made.waiting, 1) == [] and not made.waiting.exists()

@@ -37,7 +37,7 @@ def test_bad_settings_end_in_one_line(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_notebook_can_start_several_processes(tmp_path):
     lines, keys = [], [*SMALL, "run.accelerate=cpu-2"]
-    run = runs.claim(config.load("smoke", keys), 3, tmp_path / "two", "params/smoke.yaml")
+    run = runs.claim(config.load_config("smoke", keys), 3, tmp_path / "two", "params/smoke.yaml")
     rows = training.train(run, "smoke", keys, say=lines.append)
     assert len(rows) == 2 and sum(line.startswith("update ") for line in lines) == 2
     assert run.record["training_ppo"]["processes"] == 2
@@ -50,7 +50,7 @@ def test_a_notebook_can_start_several_processes(tmp_path):
 @pytest.mark.slow
 def test_what_stops_the_processes_stops_the_notebook(tmp_path):
     keys = [*SMALL, "run.accelerate=cpu-2", "policy.model=./nowhere"]
-    run = runs.claim(config.load("smoke", keys), 3, tmp_path / "two", "params/smoke.yaml")
+    run = runs.claim(config.load_config("smoke", keys), 3, tmp_path / "two", "params/smoke.yaml")
     with pytest.raises(RuntimeError, match="training ended with exit code 1: rlpa_lib: policy.model: .*nowhere"):
         training.train(run, "smoke", keys, say=lambda line: None)
 
@@ -59,10 +59,10 @@ def written_run(folder, seed, discount, rewards, **rollout):
     """A finished run as `comparable_runs` reads it: rewards[cohort][turn] of the one sample of each turn."""
     keys = [f"ppo.turn_discount={discount}", f"ppo.iterations={len(rewards)}"]
     keys += ["rollout.continuation=random", "ppo.update_every=dialogue"] if discount else []
-    cfg = config.load("smoke", keys + [f"rollout.{k}={v}" for k, v in rollout.items()])
+    cfg = config.load_config("smoke", keys + [f"rollout.{k}={v}" for k, v in rollout.items()])
     (folder / "metrics").mkdir(parents=True)
     (folder / "dialogues/ppo").mkdir(parents=True)
-    record = {"params": config.resolved(cfg), "seed": seed}
+    record = {"params": config.dump_config(cfg), "seed": seed}
     (folder / "record.json").write_text(json.dumps(record))
     for cohort, turns in enumerate(rewards, start=1):
         with open(folder / "metrics/ppo.jsonl", "a", encoding="utf-8") as file:

@@ -23,7 +23,7 @@ NOBODY = Reply(Profile(), "I see.", True)
 def talk(*utterances):
     dialogue = Dialogue("d", PERSONA.id)
     for text, stated, phrases in utterances:
-        dialogue = dialogue.heard(Utterance(text, stated, phrases)).answered("", NOBODY)
+        dialogue = dialogue.hear(Utterance(text, stated, phrases)).answer("", NOBODY)
     return dialogue
 
 
@@ -51,8 +51,8 @@ def played(user, people, turns=6):
     """Dialogues with an assistant that says something else at each turn."""
     now, pool = [Dialogue(f"d-{p.id}", p.id) for p in people], [Reply(Profile(), text, True) for text in response_pool()]
     for turn in range(turns):
-        now = [d.heard(u) for d, u in zip(now, user.reply(people, now), strict=True)]
-        now = [d.answered("", pool[(turn * 17 + i) % len(pool)]) for i, d in enumerate(now)]
+        now = [d.hear(u) for d, u in zip(now, user.reply(people, now), strict=True)]
+        now = [d.answer("", pool[(turn * 17 + i) % len(pool)]) for i, d in enumerate(now)]
     return list(zip(people, now, strict=True))
 
 
@@ -76,7 +76,7 @@ def trained(tmp_path):
     run, people, user, judge = claim(cfg, 1, tmp_path / "run", "test"), builtin_personas("train", 5, 1)[:3], AgendaUser(1), RuleJudge()
     pool, now, seen = response_pool(), [Dialogue(f"{i:04d}-{p.id}", p.id) for i, p in enumerate(people)], {}
     for turn in (1, 2):
-        now = [d.heard(u) for d, u in zip(now, user.reply(people, now), strict=True)]
+        now = [d.hear(u) for d, u in zip(now, user.reply(people, now), strict=True)]
         rows, following = [], []
         for i, (person, dialogue) in enumerate(zip(people, now, strict=True)):
             replies = [Reply(Profile(tuple(dialogue.facts().items())), pool[7 * i + turn + k], True) for k in (0, 1)]
@@ -86,7 +86,7 @@ def trained(tmp_path):
                 text = render_reply(reply.profile, reply.response)
                 rows.append({"dialogue": dialogue.id, "turn": turn, "sample": k, "chosen": k == turn - 1, "completion": text, "reward": vars(reward)})
                 seen[dialogue.id, turn, k] = dialogue
-            following.append(dialogue.answered("", replies[turn - 1]))
+            following.append(dialogue.answer("", replies[turn - 1]))
         now = following
         run.write_jsonl(f"dialogues/ppo/update-{turn:04d}.jsonl", rows)
         run.log_metrics("ppo", {"update": turn})

@@ -23,7 +23,7 @@ def cold_run(tmp_path):
     torch.set_num_threads(1)
     random_model().save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    return runs.claim(config.load("smoke", [*KEYS, f"policy.model={tmp_path}/model"]), 0, tmp_path / "run", "params/smoke.yaml")
+    return runs.claim(config.load_config("smoke", [*KEYS, f"policy.model={tmp_path}/model"]), 0, tmp_path / "run", "params/smoke.yaml")
 
 
 def test_ppo_starts_from_the_warm_up_which_is_made_once(cold_run):
@@ -45,7 +45,7 @@ def test_ppo_starts_from_the_warm_up_which_is_made_once(cold_run):
 
 def test_the_first_loss_is_that_of_the_replies(cold_run):
     cfg = cold_run.cfg
-    people = parties.people(cfg, "train", None, 0, cold_run)
+    people = parties.load_people(cfg, "train", None, 0, cold_run)
     model, tokenizer = parties.load_model(cfg)
     groups = warmup.replies(cfg, tokenizer, people, 0)
     assert len(groups) == 20 and groups == warmup.replies(cfg, tokenizer, people, 0)
@@ -62,4 +62,4 @@ def test_the_first_loss_is_that_of_the_replies(cold_run):
 
 def test_scripted_replies_are_for_the_built_in_world_alone():
     with pytest.raises(InputError, match="policy.warm_up"):
-        config.load("paper", ["policy.warm_up=5"])
+        config.load_config("paper", ["policy.warm_up=5"])

@@ -119,7 +119,7 @@ def convert(
     return [profiles[i] for i in range(len(texts))]
 
 
-def converted(personas: Sequence[Persona], endpoint: ChatEndpoint, prompt: JudgePrompt, **options: Any) -> list[Persona]:
+def convert_personas(personas: Sequence[Persona], endpoint: ChatEndpoint, prompt: JudgePrompt, **options: Any) -> list[Persona]:
     """The personas with profiles from `convert` in place of those that rules found."""
     profiles = convert([(p.description, p.personality) for p in personas], endpoint, prompt, **options)
     return [replace(persona, profile=profile) for persona, profile in zip(personas, profiles, strict=True)]

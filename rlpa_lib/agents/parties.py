@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rlpa_lib.settings.analyses import Conflict, Difficult, LongTerm
 
 
-def people(cfg: Config, split: str, n: int | None, seed: int, run: Run | Path | None = None) -> list[sources.Persona]:
+def load_people(cfg: Config, split: str, n: int | None, seed: int, run: Run | Path | None = None) -> list[sources.Persona]:
     """`sources.load_personas`, with ALOE's slots filled by a language model where `sources.conversion` says so (C.2)."""
     loaded = sources.load_personas(cfg.personas, split, n, seed)
     free_slots = split == "extended" or cfg.personas.source != "aloe"  # only ALOE's texts have the ten slots filled in
@@ -44,34 +44,34 @@ def people(cfg: Config, split: str, n: int | None, seed: int, run: Run | Path | 
     language = cfg.personas.language
     prompt = _judge_prompt(cfg, "convert", language)
     limit = max(1024, cfg.user.max_tokens)
-    return conversion.converted(loaded, _endpoint(cfg, "converter", run), prompt, language=language, max_tokens=limit)
+    return conversion.convert_personas(loaded, _endpoint(cfg, "converter", run), prompt, language=language, max_tokens=limit)
 
 
-def some_people(cfg: Config, section: Conflict | LongTerm | Difficult, seed: int, run: Run | Path | None = None) -> list[sources.Persona]:
+def load_analysis_people(cfg: Config, section: Conflict | LongTerm | Difficult, seed: int, run: Run | Path | None = None) -> list[sources.Persona]:
     """The Vanilla users of an analysis: the first of those of the main evaluation."""
-    return people(cfg, "vanilla", min(section.users or cfg.evaluation.users, cfg.evaluation.users), seed, run)
+    return load_people(cfg, "vanilla", min(section.users or cfg.evaluation.users, cfg.evaluation.users), seed, run)
 
 
-def simulated_user(cfg: Config, split: str, seed: int, run: Run | Path | None = None, manner: str = "willing") -> InformedUser:
+def make_user(cfg: Config, split: str, seed: int, run: Run | Path | None = None, manner: str = "willing") -> InformedUser:
     """The user of a split: the agenda user speaks to the test with sentence frames that no training user has. `manner`: how far it
     cooperates, one of mini.manners.MANNERS."""
     if cfg.user.kind == "agenda":
         return AgendaUser(seed, "user_train" if split == "train" else "user_test", MANNERS[manner])
     given = cfg.user
-    told = "" if manner == "willing" else prompt_files.load(f"user_{manner}", _language(cfg), cfg.run.prompt_dir)
+    told = "" if manner == "willing" else prompt_files.load_prompt(f"user_{manner}", _language(cfg), cfg.run.prompt_dir)
     return LLMUser(
-        _endpoint(cfg, "user", run), seed, prompt_files.load("user", _language(cfg), cfg.run.prompt_dir),
+        _endpoint(cfg, "user", run), seed, prompt_files.load_prompt("user", _language(cfg), cfg.run.prompt_dir),
         temperature=given.temperature, max_tokens=given.max_tokens, max_prompt_tokens=given.max_prompt_tokens, manner=told,
     )  # fmt: skip
 
 
-def shifting_user(cfg: Config, shifts: Mapping[str, Shift], seed: int, run: Run | Path | None = None) -> ShiftingUser:
+def make_shifting_user(cfg: Config, shifts: Mapping[str, Shift], seed: int, run: Run | Path | None = None) -> ShiftingUser:
     """The test user whose persona changes at turn `conflict.at` (section 5.2)."""
-    note = prompt_files.load("shift_note", _language(cfg), cfg.run.prompt_dir)
-    return ShiftingUser(simulated_user(cfg, "vanilla", seed, run), cfg.conflict.at, shifts, note)
+    note = prompt_files.load_prompt("shift_note", _language(cfg), cfg.run.prompt_dir)
+    return ShiftingUser(make_user(cfg, "vanilla", seed, run), cfg.conflict.at, shifts, note)
 
 
-def reveal_judge(cfg: Config, run: Run | Path | None = None) -> RevealJudge:
+def make_reveal_judge(cfg: Config, run: Run | Path | None = None) -> RevealJudge:
     """Who reads a user's words and says what they have revealed (section 5.3): rules, or the model that judges profiles."""
     if cfg.judge.kind == "rule":
         return RuleRevealJudge()
@@ -80,7 +80,7 @@ def reveal_judge(cfg: Config, run: Run | Path | None = None) -> RevealJudge:
     return LLMRevealJudge(_questions(cfg, "judge", "profile_judge", "judge_revealed", run, defended=True, failure_limit=None))
 
 
-def reward_judge(cfg: Config, run: Run | Path | None = None, *, defended: bool = True, failure_limit: float | None = None) -> Judge:
+def make_reward_judge(cfg: Config, run: Run | Path | None = None, *, defended: bool = True, failure_limit: float | None = None) -> Judge:
     """The source of training rewards (sections 3.2 and 3.3). `defended=False` pastes texts in without quotation, to measure what that
     costs; `failure_limit` takes the place of `run.max_judge_failure_rate`."""
     if cfg.judge.kind == "rule":
@@ -94,7 +94,7 @@ def reward_judge(cfg: Config, run: Run | Path | None = None, *, defended: bool =
     return LLMJudge(overlap, replies, holistic=holistic)
 
 
-def evaluation_judge(
+def make_evaluation_judge(
     cfg: Config, run: Run | Path | None = None, *, defended: bool = True, failure_limit: float | None = None
 ) -> EvaluationJudge:
     """The source of evaluation scores (appendix C.3)."""
@@ -106,7 +106,7 @@ def evaluation_judge(
     return LLMEvaluationJudge(asked, whole_dialogue=cfg.evaluator.sees == "dialogue")
 
 
-def policy(cfg: Config, run: Run | Path | None = None, *, adapter: Path | None = None) -> Policy:
+def make_policy(cfg: Config, run: Run | Path | None = None, *, adapter: Path | None = None) -> Policy:
     """The policy of an evaluation row; `adapter` is a folder with trained LoRA weights. InputError: an adapter for a model that is not here."""
     limits = {"max_prompt_tokens": cfg.rollout.max_prompt_tokens}
     if cfg.policy.kind == "endpoint":
@@ -119,11 +119,11 @@ def policy(cfg: Config, run: Run | Path | None = None, *, adapter: Path | None =
     if cfg.policy.kind == "vllm":
         return _vllm_policy(cfg, adapter, limits)
     model, tokenizer = load_model(cfg)
-    model = with_adapter(model, adapter) if adapter is not None else model
-    return local_policy(model, tokenizer, cfg)
+    model = attach_adapter(model, adapter) if adapter is not None else model
+    return make_local_policy(model, tokenizer, cfg)
 
 
-def local_policy(model, tokenizer, cfg: Config, *, portion: int | None = None, reuse: bool = False) -> LocalPolicy:
+def make_local_policy(model, tokenizer, cfg: Config, *, portion: int | None = None, reuse: bool = False) -> LocalPolicy:
     """A model in this process as a policy, with the run's limits; `portion`, `reuse`: see `LocalPolicy`."""
     from rlpa_lib.agents.local_policy import LocalPolicy
 
@@ -150,7 +150,7 @@ def _language(cfg: Config) -> str:
 def _judge_prompt(cfg: Config, name: str, prompt_set: str) -> JudgePrompt:
     from rlpa_lib.agents.llm_judges import JudgePrompt
 
-    return JudgePrompt.read(prompt_files.load(name, prompt_set, cfg.run.prompt_dir))
+    return JudgePrompt.read(prompt_files.load_prompt(name, prompt_set, cfg.run.prompt_dir))
 
 
 def _endpoint(cfg: Config, role: str, run: Run | Path | None) -> ChatEndpoint:
@@ -186,7 +186,7 @@ def _keeper(run: Run | Path, role: str) -> Callable[[list[dict]], None]:
     return keep
 
 
-def with_adapter(model, folder: Path):
+def attach_adapter(model, folder: Path):
     """The model with a trained LoRA adapter (PEFT format). InputError: there is none in the folder."""
     if not (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: no adapter here; run 20_ppo with this run directory first")
@@ -240,6 +240,6 @@ def _from_pretrained(cfg: Config, load: Callable[[str], Any]) -> Any:
         raise InputError(f"policy.model: {name!r} could not be loaded: {reason}") from error
 
 
-def adapter_hash(folder: Path) -> str:
+def hash_adapter(folder: Path) -> str:
     """SHA-256 of an adapter's weights, to tell one training from another."""
     return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()

@@ -37,7 +37,7 @@ class LLMRevealJudge:
     def __init__(self, questions: Questions):
         self.questions = questions
 
-    def revealed(self, cases: Sequence[tuple[Persona, Dialogue]]) -> list[frozenset[str] | None]:
+    def find_revealed(self, cases: Sequence[tuple[Persona, Dialogue]]) -> list[frozenset[str] | None]:
         """As in `RevealJudge`. JudgeFailed, EndpointError: see `llm_judges.Questions.ask`."""
         asked: list[tuple[str, dict[str, Any], type[BaseModel]]] = []
         owners: list[int] = []

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rlpa_lib.evaluation.metrics import normalized_improvement
-from rlpa_lib.evaluation.paper_tables import SETTINGS, TURNS, Finding, Tables, curve, label, undated, version
+from rlpa_lib.evaluation.paper_tables import SETTINGS, TURNS, Finding, Tables, curve, label, strip_date, version
 
 STATED_USERS = 74  # appendix C.2, both settings
 STATED_VERSIONS = {"GPT-4o": "20241120", "Claude-3.5-Sonnet": "20241022", "Claude-3.5-Haiku": "20241022"}  # table 3
@@ -83,7 +83,7 @@ def check_copies(tables: Tables) -> Iterator[Finding]:
     one = tables.rows("table1")
     seen: set[tuple[str, str]] = set()
     for _, row in one.iterrows():
-        key = (undated(row["model"]), row["method"])
+        key = (strip_date(row["model"]), row["method"])
         if key in seen:
             yield Finding("table1", label(row), "model", "duplicate_row", label(row), None, False, "two rows have this label")
         seen.add(key)
@@ -91,7 +91,7 @@ def check_copies(tables: Tables) -> Iterator[Finding]:
             yield from _copy(row, f"{setting}_", _find(tables.rows(table), key), "table1", table)
     for table in ("table4", "table5"):
         for _, row in tables.rows(table).iterrows():
-            if (undated(row["model"]), row["method"]) not in seen:
+            if (strip_date(row["model"]), row["method"]) not in seen:
                 yield Finding(table, label(row), "model", "missing_row", label(row), None, False, "table 1 has no such row")
     for _, row in tables.rows("table2").iterrows():
         if row["method"] == "RLPA":
@@ -99,7 +99,7 @@ def check_copies(tables: Tables) -> Iterator[Finding]:
 
 
 def _find(rows: pd.DataFrame, key: tuple[str, str]) -> pd.Series | None:
-    return next((row for _, row in rows.iterrows() if (undated(row["model"]), row["method"]) == key), None)
+    return next((row for _, row in rows.iterrows() if (strip_date(row["model"]), row["method"]) == key), None)
 
 
 def _copy(row: pd.Series, prefix: str, other: pd.Series | None, here: str, there: str) -> Iterator[Finding]:
@@ -118,7 +118,7 @@ def _labels(table: str, rows: pd.DataFrame) -> Iterator[Finding]:
     for _, row in rows.iterrows():
         if row["setting"] != SETTINGS[table]:
             yield Finding(table, label(row), "setting", "label", row["setting"], SETTINGS[table], False, "the table's caption names this setting")
-        key, stated = (undated(row["model"]), row["method"]), STATED_VERSIONS.get(undated(row["model"]))
+        key, stated = (strip_date(row["model"]), row["method"]), STATED_VERSIONS.get(strip_date(row["model"]))
         if key in seen:
             yield Finding(table, label(row), "model", "duplicate_row", label(row), None, False, "two rows have this label")
         seen.add(key)

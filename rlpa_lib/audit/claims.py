@@ -17,7 +17,7 @@ from rlpa_lib.audit.checks import STATED_USERS, on_grid, table_users
 from rlpa_lib.audit.facts import CHARITABLE, FIGURE_CLAIMS, TEXT_CLAIMS
 from rlpa_lib.audit.resolution import average_error
 from rlpa_lib.evaluation.metrics import normalized_improvement
-from rlpa_lib.evaluation.paper_tables import MissingRow, Tables, curve, undated
+from rlpa_lib.evaluation.paper_tables import MissingRow, Tables, curve, strip_date
 
 Verdict = Literal["holds", "does not hold", "cannot be checked"]
 Check = Callable[[Tables], tuple[bool | None, str]]
@@ -109,7 +109,7 @@ def _average(tables: Tables, table: str, model: str, method: str) -> float:
 
 def _scores(tables: Tables, table: str) -> pd.Series:
     rows = tables.rows(table)
-    names = [f"{undated(row['model'])} {row['method']}" for _, row in rows.iterrows()]
+    names = [f"{strip_date(row['model'])} {row['method']}" for _, row in rows.iterrows()]
     return pd.Series([curve(row).mean() for _, row in rows.iterrows()], index=names)
 
 
@@ -170,7 +170,7 @@ def _ranks_first(tables: Tables) -> tuple[bool, str]:
 def _best_printed(tables: Tables, table: str, column: str) -> tuple[bool, str]:
     tables.row(table, QWEN, "RLPA")
     rows = tables.rows(table)
-    rank, text = _rank(pd.Series(rows[column].to_numpy(), index=[f"{undated(r['model'])} {r['method']}" for _, r in rows.iterrows()]), f"{QWEN} RLPA")
+    rank, text = _rank(pd.Series(rows[column].to_numpy(), index=[f"{strip_date(r['model'])} {r['method']}" for _, r in rows.iterrows()]), f"{QWEN} RLPA")
     return rank == 1, text
 
 

@@ -13,9 +13,9 @@ import pandas as pd
 from scipy import stats
 
 from rlpa_lib.audit.checks import READINGS, consistent_users, exact_curve, reading, row_users, table_users
-from rlpa_lib.evaluation.intervals import binomial_interval, holm
+from rlpa_lib.evaluation.intervals import adjust_holm, binomial_interval
 from rlpa_lib.evaluation.metrics import normalized_improvement
-from rlpa_lib.evaluation.paper_tables import SETTINGS, TURNS, MissingRow, Tables, curve, undated
+from rlpa_lib.evaluation.paper_tables import SETTINGS, TURNS, MissingRow, Tables, curve, strip_date
 
 
 def granularity_table(tables: Tables) -> pd.DataFrame:
@@ -93,7 +93,7 @@ def pair_table(tables: Tables, table: str, first_turn: int = 1, alpha: float = 0
     Users needed are per row, two-sided `alpha` without correction, at `power`. Variation between training seeds is not in the tables.
     """
     rows, users = tables.rows(table), table_users(tables.rows(table))
-    curves = [(f"{undated(r['model'])} {r['method']}", exact_curve(curve(r), users)[0][first_turn - 1 :]) for _, r in rows.iterrows()]
+    curves = [(f"{strip_date(r['model'])} {r['method']}", exact_curve(curve(r), users)[0][first_turn - 1 :]) for _, r in rows.iterrows()]
     quantiles = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
     records = []
     for (name_a, a), (name_b, b) in itertools.combinations(curves, 2):
@@ -106,7 +106,7 @@ def pair_table(tables: Tables, table: str, first_turn: int = 1, alpha: float = 0
         records.append(record)
     frame = pd.DataFrame(records)
     for name in ("corr 0", "corr 1"):
-        frame[f"p {name}"] = holm(frame[f"p {name}"])
+        frame[f"p {name}"] = adjust_holm(frame[f"p {name}"])
     resolved = [frame["p corr 1"] < alpha, frame["p corr 0"] >= alpha]
     frame["verdict"] = np.select(resolved, ["beyond chance", "within chance"], "depends on correlation")
     return frame
@@ -124,7 +124,7 @@ def turn_pair_table(tables: Tables, table: str, method: str = "RLPA", model: str
         theirs = np.round(curve(row) * users / 100).astype(int)
         if (row["model"], row["method"]) == (model, method) or row_users(curve(row), users) != users:
             continue
-        p = holm([stats.fisher_exact([[x, users - x], [y, users - y]]).pvalue for x, y in zip(ours, theirs, strict=True)])
+        p = adjust_holm([stats.fisher_exact([[x, users - x], [y, users - y]]).pvalue for x, y in zip(ours, theirs, strict=True)])
         signs = np.where(p >= 0.05, ".", np.where(ours > theirs, "+", "-"))
         records.append({**_names(table, row), **dict(zip(TURNS, signs, strict=True))})
     return pd.DataFrame(records)
@@ -148,4 +148,4 @@ def first_turn_share(tables: Tables, table: str) -> tuple[float, float]:
 
 
 def _names(table: str, row: pd.Series) -> dict[str, str]:
-    return {"table": table, "model": undated(row["model"]), "method": row["method"]}
+    return {"table": table, "model": strip_date(row["model"]), "method": row["method"]}

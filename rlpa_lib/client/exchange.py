@@ -48,7 +48,7 @@ class Exchange:
         self.endpoint, self.stop_on_error = endpoint, stop_on_error
         self.clients: list[openai.AsyncOpenAI] = []
         self.stopped: EndpointError | None = None  # nothing more is sent
-        self.answered = self.turn = 0
+        self.answer = self.turn = 0
 
     async def run(self, jobs: list[Job], desc: str) -> None:
         """Settle all jobs, at most `concurrency` at a time, under a progress bar."""
@@ -117,7 +117,7 @@ class Exchange:
         for retries in range(endpoint.retries + 1):
             outcome = await self._agreed(job, samples, attempt, retries > 0)
             if not isinstance(outcome, Failure):
-                self.answered += 1
+                self.answer += 1
                 return self._keep(job, samples, attempt, outcome)
             delay = self._delay(outcome, retries)
             late = time.monotonic() - began + delay > endpoint.max_wait
@@ -212,7 +212,7 @@ class Exchange:
             error.args = (f"{error}; the server asks to wait {failure.wait:g} s, more than endpoint.max_wait",)
         elif failure.passing:
             error.args = (f"{error}; given up after {retries + 1} tries",)
-        if failure.hopeless and not (isinstance(error, ConnectionLost) and self.answered):
+        if failure.hopeless and not (isinstance(error, ConnectionLost) and self.answer):
             self.stopped = self.stopped or error
         return error
 

@@ -38,13 +38,13 @@ class Dialogue:
     turns: tuple[Turn, ...] = ()
     pending: Utterance | None = None
 
-    def heard(self, utterance: Utterance) -> Dialogue:
+    def hear(self, utterance: Utterance) -> Dialogue:
         """The dialogue after the user speaks. ValueError: the utterance before is not answered yet."""
         if self.pending is not None:
             raise ValueError(f"dialogue {self.id}: the user spoke twice without a reply")
         return replace(self, pending=utterance)
 
-    def answered(self, completion: str, reply: Reply, fallback: str | None = None) -> Dialogue:
+    def answer(self, completion: str, reply: Reply, fallback: str | None = None) -> Dialogue:
         """The dialogue after the assistant answers the pending utterance. `fallback` is what user and policy get to see of a reply whose format
         is broken; without one they see its text, as in the released code. ValueError: nothing is pending."""
         if fallback is not None and not reply.format_ok:

@@ -9,7 +9,7 @@ from rlpa_lib.settings.config import InputError
 
 
 @cache
-def load(name: str, prompt_set: str = "en", prompt_dir: str | Path | None = None) -> str:
+def load_prompt(name: str, prompt_set: str = "en", prompt_dir: str | Path | None = None) -> str:
     """The text of a prompt; lines starting with '#' are comments. A file in `prompt_dir` wins over the one that ships.
     InputError: there is no such prompt."""
     own = Path(prompt_dir) / f"{name}.txt" if prompt_dir else None

@@ -35,7 +35,7 @@ def _triples(text: str) -> set[str]:
 class RevealJudge(Protocol):
     """Reads what a user has said, and nothing else."""
 
-    def revealed(self, cases: Sequence[tuple[Persona, Dialogue]]) -> list[frozenset[str] | None]:
+    def find_revealed(self, cases: Sequence[tuple[Persona, Dialogue]]) -> list[frozenset[str] | None]:
         """The slots that the user's words have told so far, for each case; None where the judge failed."""
 
 

@@ -53,7 +53,7 @@ def adapter(variant: str) -> str:
     return f"ablation-{variant}"
 
 
-def changes(cfg: Config, variant: str) -> tuple[str, ...]:
+def list_changes(cfg: Config, variant: str) -> tuple[str, ...]:
     """What a variant changes, as overrides. `samples_N` scales the minibatch with N, so that all take equally many optimiser steps."""
     kind, _, value = variant.partition("_")
     if kind == "samples":
@@ -69,18 +69,18 @@ def changes(cfg: Config, variant: str) -> tuple[str, ...]:
     return (f"ppo.reward_parts={f'PRR-{value}' if kind == 'without' else variant}",)
 
 
-def variant_of(run: Run, variant: str) -> Run:
+def apply_variant(run: Run, variant: str) -> Run:
     """The same run directory and seed under a variant's settings. InputError: they cannot work together with the run's own."""
     label = f"ablations.variants: {variant}"
-    cfg = config.changed(run.cfg, changes(run.cfg, variant), label)
+    cfg = config.change_config(run.cfg, list_changes(run.cfg, variant), label)
     if variant != BOTH and cfg == run.cfg:
         raise InputError(f"{label} changes nothing: the run is set so already")
     return replace(run, cfg=cfg)
 
 
-def found(run: Run, variant: str) -> Training | None:
+def find_training(run: Run, variant: str) -> Training | None:
     """A training that this run directory holds up to the comparison, else None."""
-    own = variant_of(run, variant)
+    own = apply_variant(run, variant)
     until, names = updates_until(own.cfg), [adapter(variant), *(["ppo"] if own.cfg == run.cfg else [])]
     if not (run.dir / "adapters" / adapter(variant) / "adapter_config.json").is_file():
         return None
@@ -91,33 +91,33 @@ def found(run: Run, variant: str) -> Training | None:
     return None
 
 
-def trained(run: Run, params: str, overrides: Sequence[str], variant: str, *, say: Callable[[str], None] = print) -> Training:
+def train_variant(run: Run, params: str, overrides: Sequence[str], variant: str, *, say: Callable[[str], None] = print) -> Training:
     """One training of the comparison: what this run holds is taken as it is (20_ppo's own for both rewards), the rest is trained or finished."""
-    known = found(run, variant)
+    known = find_training(run, variant)
     if known is None:
-        extra = changes(run.cfg, variant)
-        until = updates_until(variant_of(run, variant).cfg)
+        extra = list_changes(run.cfg, variant)
+        until = updates_until(apply_variant(run, variant).cfg)
         training.train(run, params, overrides, name=adapter(variant), changes=extra, until=until, say=say)
-        known = found(run, variant)
+        known = find_training(run, variant)
     assert known is not None, variant
     return known
 
 
-def judged(
+def score_training(
     one: Training, people: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge, benchmark: str = "vanilla"
 ) -> np.ndarray:
     """Scores (E, K) of a training with users of a benchmark (table 2: vanilla); what was played before is read back."""
     stage = rows.Stage(one.run, [one.row])
-    return scoring.score_table(stage.judged(one.row, benchmark, people, user, evaluator, judge))
+    return scoring.score_table(stage.load_judgements(one.row, benchmark, people, user, evaluator, judge))
 
 
-def table(scores: Mapping[str, np.ndarray], model: str) -> pd.DataFrame:
+def ablation_table(scores: Mapping[str, np.ndarray], model: str) -> pd.DataFrame:
     """Table 2's columns (AL(k), avg, N-IR, N-R2, with intervals), a row a variant -> scores (E, K)."""
     name = tables.label("rlpa", model)[0]
     return pd.DataFrame([{"model": name, "method": LABELS[v], **tables.turnwise_row(found_EK)} for v, found_EK in scores.items()])
 
 
-def compared(scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def comparison_table(scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Both rewards minus each other variant on the same users, in percent points, with 95 % interval, p, and Holm's p over the table."""
     lines = []
     for variant in scores:
@@ -126,12 +126,12 @@ def compared(scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
             values = {"difference": 100 * c.difference, "low": 100 * c.low, "high": 100 * c.high, "p": c.p_value}
             lines.append({"method": LABELS[variant], **values})
     frame = pd.DataFrame(lines, columns=["method", "difference", "low", "high", "p"])
-    return frame.assign(p_holm=intervals.holm(frame["p"]))
+    return frame.assign(p_holm=intervals.adjust_holm(frame["p"]))
 
 
 def all_seeds(run: Run) -> dict[int, dict[str, Training]]:
     """Seed -> variant -> training, of this run and of those beside it that differ in the seed alone; unfinished trainings are left out."""
-    every = {one.seed: {v: found(one, v) for v in (BOTH, *run.cfg.ablations.variants)} for one in seeds.siblings(run)}
+    every = {one.seed: {v: find_training(one, v) for v in (BOTH, *run.cfg.ablations.variants)} for one in seeds.find_siblings(run)}
     return {seed: {v: one for v, one in some.items() if one} for seed, some in every.items() if any(some.values())}
 
 
@@ -158,5 +158,5 @@ def is_evaluated(trainings: Mapping[str, Training]) -> bool:
 
 
 def _finished(one: Training) -> np.ndarray | None:
-    judgements = scoring.finished(one.run, one.row.name, "vanilla", rows.version(one.run, one.row))
+    judgements = scoring.read_finished(one.run, one.row.name, "vanilla", rows.version(one.run, one.row))
     return None if judgements is None else scoring.score_table(judgements)

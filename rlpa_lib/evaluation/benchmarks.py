@@ -25,7 +25,7 @@ def load_benchmarks(run: Run) -> dict[str, list[Persona]]:
     """
     cfg = run.cfg
     sizes = {"vanilla": cfg.evaluation.users, "extended": cfg.evaluation.extended_users or cfg.evaluation.users}
-    return {name: parties.people(cfg, name, sizes[name], run.seed, run) for name in cfg.evaluation.benchmarks}
+    return {name: parties.load_people(cfg, name, sizes[name], run.seed, run) for name in cfg.evaluation.benchmarks}
 
 
 def disjointness(
@@ -37,7 +37,7 @@ def disjointness(
     may not. `run` is needed where a language model fills the slots. InputError: a test user is, word for word or nearly (at least 60 % of
     the content words), a training user or a user of the other benchmark.
     """
-    train = parties.people(cfg, "train", cfg.personas.train_users, seed, run)
+    train = parties.load_people(cfg, "train", cfg.personas.train_users, seed, run)
     known = {item for person in train for item in person.profile.items}
     facts: dict[str, dict[str, Any]] = {"train": {"n": len(train), "hash": split_hash(train)}}
     for name, people in benchmarks.items():

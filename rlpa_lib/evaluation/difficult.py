@@ -18,7 +18,7 @@ Scores = Mapping[tuple[str, str], np.ndarray]  # (row key, manner) -> scores (E,
 
 def asked(person: Persona, question: str) -> Dialogue:
     """A talk of one turn in which the assistant has asked something, to see how a user takes it."""
-    return Dialogue("example", person.id).heard(Utterance(OPENING)).answered(question, Reply(Profile(), question, True))
+    return Dialogue("example", person.id).hear(Utterance(OPENING)).answer(question, Reply(Profile(), question, True))
 
 
 def alignment_table(scores: Scores, model: str) -> pd.DataFrame:
@@ -41,7 +41,7 @@ def alignment_table(scores: Scores, model: str) -> pd.DataFrame:
     frame = pd.DataFrame(lines)
     if "p" in frame:
         compared = frame["p"].notna()
-        frame.loc[compared, "p"] = intervals.holm(frame.loc[compared, "p"])
+        frame.loc[compared, "p"] = intervals.adjust_holm(frame.loc[compared, "p"])
     return frame
 
 

@@ -83,7 +83,7 @@ def bootstrap_interval(
     """Bootstrap over users of statistic(AL); users are drawn within their stratum (benchmark) when strata are given.
 
     The tails are widened for small samples (a bootstrap of E users is too narrow by sqrt((E-1)/E) and uses the normal, not the t, law).
-    An average in which no two users differ gets what `unvaried` says about a scale with these `limits`. ValueError: fewer than two users.
+    An average in which no two users differ gets what `is_constant` says about a scale with these `limits`. ValueError: fewer than two users.
     """
     scores = _two_axes(scores_EK)
     n_users = len(scores)
@@ -93,7 +93,7 @@ def bootstrap_interval(
     # A turn with few valid scores can be empty in a resample: such a resample has no statistic.
     draws_B = np.asarray(statistic(levels_BK[np.isfinite(levels_BK).all(axis=1)]))
     if statistic is average_alignment and np.ptp(draws_B) < 1e-12:
-        return unvaried(estimate, n_users, limits, level)
+        return is_constant(estimate, n_users, limits, level)
     tail = stats.norm.cdf(-np.sqrt(n_users / (n_users - 1)) * stats.t.ppf((1 + level) / 2, n_users - 1))
     tails = np.array([tail, 1 - tail])
     if method == "bca":
@@ -104,7 +104,7 @@ def bootstrap_interval(
     return Interval(estimate, float(low), float(high), level)
 
 
-def unvaried(estimate: float, n_users: int, limits: tuple[float, float] = (0.0, 1.0), level: float = 0.95) -> Interval:
+def is_constant(estimate: float, n_users: int, limits: tuple[float, float] = (0.0, 1.0), level: float = 0.95) -> Interval:
     """Interval of a mean over users of which no two differ: the share of users that may be otherwise (exact binomial, none of n seen) could
     lie anywhere on the scale. For a share of 0 or 1 this is the exact binomial interval."""
     share = float(binomial_interval(0, n_users, level)[1])
@@ -115,7 +115,7 @@ def ratio_interval(parts_E: ArrayLike, wholes_E: ArrayLike, limits: tuple[float,
     """Interval over users of sum(parts) / sum(wholes), such as marks passed over marks given; what one user did stays together.
 
     Linearised with the t law, ends kept inside `limits`. A share of users, each counted once, gets the exact binomial interval; a ratio in
-    which no two users differ the one of `unvaried`, or NaN for ends if the scale is open. NaN for ends of one user alone. No wholes: all NaN.
+    which no two users differ the one of `is_constant`, or NaN for ends if the scale is open. NaN for ends of one user alone. No wholes: all NaN.
     """
     parts, wholes = np.asarray(parts_E, dtype=float), np.asarray(wholes_E, dtype=float)
     parts, wholes = parts[wholes > 0], wholes[wholes > 0]
@@ -128,7 +128,7 @@ def ratio_interval(parts_E: ArrayLike, wholes_E: ArrayLike, limits: tuple[float,
         low, high = binomial_interval(parts.sum(), n, level)
         return Interval(ratio, float(low), float(high), level)
     if spread < 1e-12:
-        return unvaried(ratio, n, limits, level) if np.isfinite(limits).all() else Interval(ratio, NAN, NAN, level)
+        return is_constant(ratio, n, limits, level) if np.isfinite(limits).all() else Interval(ratio, NAN, NAN, level)
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * spread
     return Interval(ratio, float(np.maximum(limits[0], ratio - half)), float(np.minimum(limits[1], ratio + half)), level)
 
@@ -140,7 +140,7 @@ def seed_interval(
 
     Three seeds resampled give intervals far too short, so the statistic is linearised and the variances of its seed means and of its user means
     are added, with Satterthwaite's degrees of freedom. Slightly wide when seeds agree. Too short for N-IR and N-R² (see curve_intervals).
-    Without any variation as `unvaried`. ValueError: fewer than 3 seeds.
+    Without any variation as `is_constant`. ValueError: fewer than 3 seeds.
     """
     scores = np.asarray(scores_SEK, dtype=float)
     if scores.ndim != 3 or scores.shape[0] < 3 or scores.shape[1] < 2:
@@ -150,7 +150,7 @@ def seed_interval(
     parts = np.array([influence_SE.mean(axis=1).var(ddof=1) / n_seeds, influence_SE.mean(axis=0).var(ddof=1) / n_users])
     variance = parts.sum()
     if variance == 0:
-        return unvaried(estimate, n_users, limits, level)
+        return is_constant(estimate, n_users, limits, level)
     freedom = variance**2 / (parts**2 / np.array([n_seeds - 1, n_users - 1])).sum()
     half = float(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance))
     return Interval(estimate, estimate - half, estimate + half, level)
@@ -183,7 +183,7 @@ def paired_difference(
     return Comparison(interval.estimate, interval.low, interval.high, float((extreme + 1) / (n_resamples + 1)), n_users)
 
 
-def holm(p_values: ArrayLike) -> Floats:
+def adjust_holm(p_values: ArrayLike) -> Floats:
     """Holm's step-down adjustment of p-values (P,), in the order given; the family-wise error stays below the level used."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p)

@@ -30,7 +30,7 @@ def windowed(run: Run) -> Run:
     return replace(run, cfg=run.cfg.model_copy(update={"rollout": rollout}))
 
 
-def revealed(
+def track_revealed(
     personas: Sequence[Persona], dialogues: Sequence[Dialogue], turns: Sequence[int], judge: RevealJudge, *, by_judge: bool
 ) -> pd.DataFrame:
     """How much each user has revealed at each checkpoint, by the user's own ledger and by a judge that reads its words.
@@ -39,7 +39,7 @@ def revealed(
     (slots that both call told) and told, the count that the Theoretical Max takes: the judge's where `by_judge`, else the ledger's.
     """
     cases = [(p, k, Dialogue(d.id, d.persona_id, d.turns[:k])) for p, d in zip(personas, dialogues, strict=True) for k in turns]
-    read = judge.revealed([(p, part) for p, _, part in cases])
+    read = judge.find_revealed([(p, part) for p, _, part in cases])
     rows = []
     for (person, turn, part), found in zip(cases, read, strict=True):
         slots = set(person.profile.slots())

@@ -68,7 +68,7 @@ class Tables:
     def row(self, table: str, model: str, method: str = "") -> pd.Series:
         """The first row with this model (release date ignored) and method; MissingRow if there is none."""
         for _, row in self.rows(table).iterrows():
-            if undated(row["model"]) == model and (not method or row["method"] == method):
+            if strip_date(row["model"]) == model and (not method or row["method"] == method):
                 return row
         raise MissingRow(f"{table} has no row {model} {method}".strip())
 
@@ -82,7 +82,7 @@ def curve(row: pd.Series) -> np.ndarray:
     return row.loc[TURNS[0] : TURNS[-1]].to_numpy(dtype=float)
 
 
-def undated(model: str) -> str:
+def strip_date(model: str) -> str:
     """A model name without the release date at its end."""
     return _VERSION.sub("", model)
 

@@ -25,7 +25,7 @@ def comparable(cfg: Config) -> bool:
     return cfg.policy.model.endswith(PAPER_MODEL) and cfg.user.kind == "llm" and cfg.evaluator.kind == "llm"
 
 
-def shown(table: pd.DataFrame, name: str, cfg: Config) -> pd.DataFrame:
+def format_paper_table(table: pd.DataFrame, name: str, cfg: Config) -> pd.DataFrame:
     """table1, table4 or table5 as text, indexed by model, method and source (ours, or paper where `comparable`).
 
     Our cells are "estimate [low, high]". Every row of the paper is there, and every row that was run.
@@ -45,16 +45,16 @@ def shown(table: pd.DataFrame, name: str, cfg: Config) -> pd.DataFrame:
     return frame
 
 
-def joined(table: pd.DataFrame, decimals: int = 2) -> pd.DataFrame:
+def join_intervals(table: pd.DataFrame, decimals: int = 2) -> pd.DataFrame:
     """A table whose columns x, x_low, x_high have become one column x of text, "estimate [low, high]"; "-" where there is no estimate."""
-    text = table[estimates(table)].astype(object)
+    text = table[estimate_columns(table)].astype(object)
     for column in text:
         if f"{column}_low" in table:
             text[column] = [_text(row, column, _decimals(column, decimals)) or "-" for _, row in table.iterrows()]
     return text
 
 
-def estimates(table: pd.DataFrame) -> list[str]:
+def estimate_columns(table: pd.DataFrame) -> list[str]:
     """The columns of a table that are not ends of intervals."""
     return [c for c in table if str(c).rpartition("_")[2] not in ("low", "high") or str(c).rpartition("_")[0] not in table]
 
@@ -79,7 +79,7 @@ def _printed(name: str, model: str, method: str) -> Iterator[tuple[str, str]]:
     tables = printed.load(printed.PAPER_TABLES)
     text = tables.text["table1"] if name == "table1" else tables.text["turnwise"].query("table == @name")
     for _, row in text.iterrows():
-        if (printed.undated(row["model"]), row["method"]) == (model, method):
+        if (printed.strip_date(row["model"]), row["method"]) == (model, method):
             yield from row.items()
 
 

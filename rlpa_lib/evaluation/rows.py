@@ -49,7 +49,7 @@ class Row:
         return self.weights or (ADAPTERS.get(self.method, self.method) if self.method in TRAINED else "")
 
 
-def wanted(cfg: Config) -> list[Row]:
+def list_rows(cfg: Config) -> list[Row]:
     """The rows of a run in the order in which they are played: untrained ones first, borrowers after those they borrow from. Rows with
     trained weights are left out ("not run") where the policy is a model behind a chat endpoint, which cannot be trained."""
     possible = [m for m in cfg.evaluation.methods if cfg.policy.kind != "endpoint" or m not in TRAINED]
@@ -57,14 +57,14 @@ def wanted(cfg: Config) -> list[Row]:
     return [*(Row(m) for m in own), *(Row(c.method, name) for name, c in cfg.evaluation.comparators.items())]
 
 
-def chosen(cfg: Config, methods: Sequence[str]) -> list[Row]:
-    """Those of `methods` that this run evaluates at all, in the order of `wanted`; without the models of scoring.comparators."""
-    return [row for row in wanted(cfg) if not row.comparator and row.method in methods]
+def select_rows(cfg: Config, methods: Sequence[str]) -> list[Row]:
+    """Those of `methods` that this run evaluates at all, in the order of `list_rows`; without the models of scoring.comparators."""
+    return [row for row in list_rows(cfg) if not row.comparator and row.method in methods]
 
 
 def version(run: Run, row: Row) -> str:
     """What a row's results depend on besides settings and code: its adapter, and for a borrower the dialogues that it borrows from."""
-    parts = [parties.adapter_hash(run.path(f"adapters/{row.adapter}"))] if row.adapter else []
+    parts = [parties.hash_adapter(run.path(f"adapters/{row.adapter}"))] if row.adapter else []
     if row.method == "style_only_other":
         files = [run.path(f"dialogues/rlpa-{b}.jsonl") for b in run.cfg.evaluation.benchmarks]
         parts += [storage.sha256(file.read_bytes()) for file in files if file.is_file()]
@@ -79,30 +79,30 @@ class Stage:
 
     def __init__(self, run: Run, rows: Sequence[Row] | None = None):
         self.run, self.cfg = run, run.cfg
-        self.rows = wanted(run.cfg) if rows is None else list(rows)
+        self.rows = list_rows(run.cfg) if rows is None else list(rows)
         self.scripted = run.cfg.evaluator.kind == "rule"  # the miniature's language has its own floor and ceiling
         for row in self.rows:
             _check_adapter(run, row)
             _check_prompts(run.cfg, row)
-        self.remote = {row.comparator: remote(run, row.comparator) for row in self.rows if row.comparator}
+        self.remote = {row.comparator: make_remote_policy(run, row.comparator) for row in self.rows if row.comparator}
         self.encoder = load_encoder(run.cfg.evaluation.encoder) if any(row.method == "rag" for row in self.rows) else None
         self._model = self._tokenizer = self._adapted = None
         if run.cfg.policy.kind != "local":
-            parties.policy(run.cfg, run)  # says what is missing
+            parties.make_policy(run.cfg, run)  # says what is missing
 
-    def judged(
+    def load_judgements(
         self, row: Row, benchmark: str, people: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge, **options: Any
     ) -> list[dict]:
-        """The judgement rows of one row on one benchmark: read back when this run has them, else played (`scoring.evaluated`, which
+        """The judgement rows of one row on one benchmark: read back when this run has them, else played (`scoring.evaluate_row`, which
         explains the options). While another notebook is playing it, it is waited for."""
-        with storage.locked(self._lock(row, benchmark)):
+        with storage.lock(self._lock(row, benchmark)):
             weights = version(self.run, row)
-            known = scoring.finished(self.run, row.name, benchmark, weights, options.get("turns"))
+            known = scoring.read_finished(self.run, row.name, benchmark, weights, options.get("turns"))
             if known is not None:
                 return known
-            return scoring.evaluated(self.run, self.method(row, benchmark), benchmark, people, user, evaluator, judge, weights, **options)
+            return scoring.evaluate_row(self.run, self.method(row, benchmark), benchmark, people, user, evaluator, judge, weights, **options)
 
-    def in_turn(self, benchmarks: Iterable[str]) -> Iterator[tuple[Row, str]]:
+    def schedule(self, benchmarks: Iterable[str]) -> Iterator[tuple[Row, str]]:
         """Every row on every benchmark, in order; those that another notebook is playing right now wait until nothing else is left."""
         left = [(row, benchmark) for row in self.rows for benchmark in benchmarks]
         while left:
@@ -113,34 +113,34 @@ class Stage:
     def _lock(self, row: Row, benchmark: str) -> Path:
         return self.run.path(f"done/{row.name}-{benchmark}.lock")
 
-    def known(self, row: Row, benchmark: str, people: Sequence[Persona]) -> list[dict] | None:
+    def find_judgements(self, row: Row, benchmark: str, people: Sequence[Persona]) -> list[dict] | None:
         """The judgement rows of these people that this run has for a row of the main evaluation; None when it was not played for them all."""
-        found, ids = scoring.finished(self.run, row.name, benchmark, version(self.run, row)) or [], {p.id for p in people}
+        found, ids = scoring.read_finished(self.run, row.name, benchmark, version(self.run, row)) or [], {p.id for p in people}
         return [r for r in found if r["user"] in ids] if ids <= {r["user"] for r in found} else None
 
     def method(self, row: Row, benchmark: str) -> Method:
         """The method of a row, ready to play this benchmark; it is valid until the next one is asked for."""
-        lent = Lent.by_the_next(scoring.played(self.run, "rlpa", benchmark)) if row.method == "style_only_other" else None
+        lent = Lent.by_the_next(scoring.read_dialogues(self.run, "rlpa", benchmark)) if row.method == "style_only_other" else None
         policy = None if self.scripted and row.method in ("random", "oracle") else self._policy(row)
-        return replace(build(row.method, policy, self.cfg, self.encoder, lent), name=row.name)
+        return replace(build_method(row.method, policy, self.cfg, self.encoder, lent), name=row.name)
 
     def _policy(self, row: Row) -> Policy:
         folder = self.run.path(f"adapters/{row.adapter}") if row.adapter else None
         if row.comparator:
             return self.remote[row.comparator]
         if self.cfg.policy.kind != "local":
-            return parties.policy(self.cfg, self.run, adapter=folder)
+            return parties.make_policy(self.cfg, self.run, adapter=folder)
         if self._model is None:
             self._model, self._tokenizer = parties.load_model(self.cfg)
         if self._adapted is not None:
             self._model, self._adapted = self._adapted.unload(), None
         if folder is not None:
-            self._adapted = parties.with_adapter(self._model, folder)
+            self._adapted = parties.attach_adapter(self._model, folder)
         portion = PORTION if self._model.device.type == "cpu" else None
-        return parties.local_policy(self._adapted or self._model, self._tokenizer, self.cfg, portion=portion, reuse=portion is not None)
+        return parties.make_local_policy(self._adapted or self._model, self._tokenizer, self.cfg, portion=portion, reuse=portion is not None)
 
 
-def build(name: str, policy: Policy | None, cfg: Config, encoder: SentenceEncoder | None = None, lent: Lent | None = None) -> Method:
+def build_method(name: str, policy: Policy | None, cfg: Config, encoder: SentenceEncoder | None = None, lent: Lent | None = None) -> Method:
     """The method of a row by its name in `scoring.methods`. `policy` None stands for the scripted controls; `rag` needs an encoder,
     `style_only_other` the profiles to lend."""
     if policy is None:
@@ -168,7 +168,7 @@ def build(name: str, policy: Policy | None, cfg: Config, encoder: SentenceEncode
 
 
 def _text(cfg: Config, name: str) -> str:
-    return prompt_files.load(name, cfg.run.prompt_set, cfg.run.prompt_dir)
+    return prompt_files.load_prompt(name, cfg.run.prompt_set, cfg.run.prompt_dir)
 
 
 # Prompts with holes, and what fills them.
@@ -182,7 +182,7 @@ def _check_prompts(cfg: Config, row: Row) -> None:
     """Build the method once without a model, and fill its templates, so that a prompt of the user's own fails before any work."""
     if row.method in ("random", "oracle") and cfg.evaluator.kind == "rule":
         return
-    build(row.method, _NoPolicy(), cfg)
+    build_method(row.method, _NoPolicy(), cfg)
     for name, values in _HOLES.get(row.method, {}).items():
         try:
             _text(cfg, name).format(**values)
@@ -202,7 +202,7 @@ def _check_adapter(run: Run, row: Row) -> None:
         raise InputError(f"{folder}: no adapter here, and {wants}")
 
 
-def remote(run: Run, name: str) -> Policy:
+def make_remote_policy(run: Run, name: str) -> Policy:
     """The policy of one of `scoring.comparators`. InputError: see endpoint_for."""
     from rlpa_lib.agents.endpoint_policy import EndpointPolicy
     from rlpa_lib.client.endpoint import endpoint_for  # here, because most runs need no server

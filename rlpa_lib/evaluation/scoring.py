@@ -84,21 +84,21 @@ def play(
     The evaluator sees the true persona, the method only the transcript. A turn depends on seed, users, weights and the dialogues so far,
     so going on gives what playing through would have given. With `swap` each response is judged a second time, against the next
     user's persona. `valid` gives the persona that holds at a turn, where it changes in mid-dialogue: judges and controls see that one.
-    `fallback`: see `Dialogue.answered`.
+    `fallback`: see `Dialogue.answer`.
     """
     now = [Dialogue(f"{benchmark}-{p.id}", p.id) for p in personas] if dialogues is None else list(dialogues)
     if now[0].turns and hasattr(method, "recall"):
         method.recall(personas, now)
     for turn in range(len(now[0].turns) + 1, turns + 1):
         watch = [time.perf_counter()]
-        now = [d.heard(u) for d, u in zip(now, user.reply(personas, now), strict=True)]
+        now = [d.hear(u) for d, u in zip(now, user.reply(personas, now), strict=True)]
         true = personas if valid is None else [valid(p, turn) for p in personas]
         watch.append(time.perf_counter())
         answers = method.respond(true, now, derive_seed(seed, method.name, benchmark, turn))
         watch.append(time.perf_counter())
         judgements = _judge(method.name, benchmark, turn, true, now, answers, evaluator, judge, swap)
         watch.append(time.perf_counter())
-        now = [d.answered(a.completion, a.reply, fallback) for d, a in zip(now, answers, strict=True)]
+        now = [d.answer(a.completion, a.reply, fallback) for d, a in zip(now, answers, strict=True)]
         seconds = dict(zip(("user_s", "method_s", "judges_s"), np.diff(watch).tolist(), strict=True))
         yield PlayedTurn(turn, now, judgements, seconds)
 
@@ -153,7 +153,7 @@ def _judgement(method: str, benchmark: str, turn: int, persona: Persona, dialogu
         n_dropped=answer.n_dropped)
 
 
-def evaluated(
+def evaluate_row(
     run: Run, method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge,
     judge: Judge, version: str = "", *, turns: int | None = None, swap: bool | None = None, valid: Valid | None = None, log: str = "evaluation",
 ) -> list[dict]:
@@ -191,7 +191,7 @@ def _so_far(run: Run, name: str, version: str, turns: int) -> tuple[list[Dialogu
     return None, []
 
 
-def finished(run: Run, method: str, benchmark: str, version: str = "", turns: int | None = None) -> list[dict] | None:
+def read_finished(run: Run, method: str, benchmark: str, version: str = "", turns: int | None = None) -> list[dict] | None:
     """The judgement rows of a table row when all its turns are played with these inputs, else None. Plays nothing."""
     turns = turns or run.cfg.evaluation.turns
     dialogues, rows = _so_far(run, f"{method}-{benchmark}", version, turns)
@@ -205,8 +205,8 @@ def _check_failures(name: str, rows: Sequence[dict], planned: int, limit: float)
         raise RuntimeError(f"{name}: the judge failed on {failed} of {planned} turns, more than run.max_judge_failure_rate = {limit:g} allows")
 
 
-def played(run: Run, method: str, benchmark: str) -> list[Dialogue]:
-    """The dialogues that `evaluated` left."""
+def read_dialogues(run: Run, method: str, benchmark: str) -> list[Dialogue]:
+    """The dialogues that `evaluate_row` left."""
     return [Dialogue.from_json(row) for row in run.read_jsonl(f"dialogues/{method}-{benchmark}.jsonl")]
 
 

@@ -12,7 +12,7 @@ from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
 
 
-def siblings(run: Run) -> list[Run]:
+def find_siblings(run: Run) -> list[Run]:
     """The run and those in directories beside it with the same settings and another seed, by seed; only to read from."""
     found = {run.seed: run}
     for file in sorted(run.dir.parent.glob("*/record.json")):
@@ -21,19 +21,19 @@ def siblings(run: Run) -> list[Run]:
         except InputError:  # somebody else's file beside our runs
             continue
         seed = facts.get("seed")
-        if isinstance(seed, int) and facts.get("params") == config.resolved(run.cfg):
+        if isinstance(seed, int) and facts.get("params") == config.dump_config(run.cfg):
             found.setdefault(seed, Run(run.cfg, seed, Path(file.parent)))
     return [found[seed] for seed in sorted(found)]
 
 
-def finished_scores(run: Run) -> Scores:
+def load_seed_scores(run: Run) -> Scores:
     """(row key, benchmark) -> scores (E, K) of every row that this run has finished with the code and weights that are there now."""
     scores = {}
-    for row in rows.wanted(run.cfg):
+    for row in rows.list_rows(run.cfg):
         if row.adapter and not (run.dir / "adapters" / row.adapter / "adapter_model.safetensors").is_file():
             continue
         for benchmark in run.cfg.evaluation.benchmarks:
-            judged = scoring.finished(run, row.name, benchmark, rows.version(run, row))
+            judged = scoring.read_finished(run, row.name, benchmark, rows.version(run, row))
             if judged is not None:
                 scores[row.name, benchmark] = scoring.score_table(judged)
     return scores

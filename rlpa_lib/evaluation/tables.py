@@ -102,7 +102,7 @@ def paired_table(scores: Scores, treated: str = "rlpa") -> pd.DataFrame:
                              "low": 100 * c.low, "high": 100 * c.high, "p": c.p_value})  # fmt: skip
     frame = pd.DataFrame(rows)
     if len(frame):
-        frame["p_holm"] = intervals.holm(frame["p"])
+        frame["p_holm"] = intervals.adjust_holm(frame["p"])
     return frame
 
 

@@ -71,14 +71,14 @@ def collect_moments(
     """The E x K moments of E dialogues in which one sample a turn goes on; no judge is asked. The same arguments give the same moments."""
     dialogues, moments = [Dialogue(f"{i:04d}-{p.id}", p.id) for i, p in enumerate(personas)], []
     for turn in range(turns):
-        dialogues = [d.heard(u) for d, u in zip(dialogues, user.reply(personas, dialogues), strict=True)]
+        dialogues = [d.hear(u) for d, u in zip(dialogues, user.reply(personas, dialogues), strict=True)]
         moments += [Moment(p, d) for p, d in zip(personas, dialogues, strict=True)]
         views = [policy_view(d, sampling.system_prompt, sampling.history_profiles) for d in dialogues]
         completions = policy.generate(
             views, 1, seed=derive_seed(seed, "moment", turn), temperature=sampling.temperature, max_new_tokens=sampling.max_new_tokens
         )
         texts = [group[0].text for group in completions]
-        dialogues = [d.answered(text, parse_reply(text), sampling.fallback) for d, text in zip(dialogues, texts, strict=True)]
+        dialogues = [d.answer(text, parse_reply(text), sampling.fallback) for d, text in zip(dialogues, texts, strict=True)]
     return moments
 
 
@@ -168,10 +168,10 @@ def train_grpo(
 def _round(run: Run, model, tokenizer, user, judge, personas, number: int, folder: Path) -> PlainGRPO:
     """The trainer of one round, its moments collected with the model as it stands."""
     cfg, settings, seed = run.cfg, run.cfg.grpo, derive_seed(run.seed, NAME, number)
-    system = prompt_files.load("policy", cfg.run.prompt_set, cfg.run.prompt_dir)
+    system = prompt_files.load_prompt("policy", cfg.run.prompt_set, cfg.run.prompt_dir)
     sampling = Sampling(1, "independent", system, cfg.ppo.history_profiles, cfg.ppo.reward_parts, cfg.rollout.temperature, cfg.rollout.max_new_tokens,
                         cfg.rollout.fallback)  # fmt: skip
-    policy = parties.local_policy(model, tokenizer, cfg)
+    policy = parties.make_local_policy(model, tokenizer, cfg)
     cohort = cohort_personas(personas, settings.users, number, run.seed)
     moments = collect_moments(policy, user, cohort, cfg.rollout.turns, sampling, seed)
     size = settings.batch * settings.samples

@@ -109,11 +109,11 @@ def generate(personas: Sequence[Persona], user: SimulatedUser, turns: int, seed:
     """
     dialogues, trees = [Dialogue(p.id, p.id) for p in personas], [[] for _ in personas]
     for turn in range(1, turns + 1):
-        dialogues = [d.heard(u) for d, u in zip(dialogues, user.reply(personas, dialogues), strict=True)]
+        dialogues = [d.hear(u) for d, u in zip(dialogues, user.reply(personas, dialogues), strict=True)]
         for i, dialogue in enumerate(dialogues):
             exchange = _exchange(dialogue, random.Random(f"preferences|{seed}|{dialogue.id}|{turn}"))
             trees[i].append(exchange)
-            dialogues[i] = dialogue.answered(exchange.said, Reply(Profile(), exchange.said, True))
+            dialogues[i] = dialogue.answer(exchange.said, Reply(Profile(), exchange.said, True))
     return [Conversation(p.description, p.personality, tuple(tree)) for p, tree in zip(personas, trees, strict=True)]
 
 
@@ -142,7 +142,7 @@ def load_preferences(
     """
     if (file := conversations_file(cfg)) is None:
         check(cfg)
-        people = parties.people(cfg, "train", n or cfg.personas.train_users, seed, run)
+        people = parties.load_people(cfg, "train", n or cfg.personas.train_users, seed, run)
         return generate(people, user, cfg.rollout.turns, seed)
     found = _without_test_users(read_conversations(file), cfg, seed)
     if n is not None and n > len(found):

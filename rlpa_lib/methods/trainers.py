@@ -106,7 +106,7 @@ def dpo_trainer(run: Run, model, tokenizer, conversations: Sequence[Conversation
     made_from = _digest(conversations)
     if settings.start == "sft":
         folder = run.path(f"adapters/{row_name('sft', variant)}")
-        model, made_from = _continued(model, folder), made_from + parties.adapter_hash(folder)
+        model, made_from = _continued(model, folder), made_from + parties.hash_adapter(folder)
     args = DPOConfig(
         **trainer_arguments(run, name, settings, batch, math.gcd(batch, settings.micro_batch or batch), seed, made_from),
         learning_rate=rate,
@@ -217,7 +217,7 @@ def _seed(run: Run, name: str) -> int:
 
 
 def _system(cfg: Config) -> str:
-    return prompt_files.load("base", cfg.run.prompt_set, cfg.run.prompt_dir)
+    return prompt_files.load_prompt("base", cfg.run.prompt_set, cfg.run.prompt_dir)
 
 
 def _digest(conversations: Sequence[Conversation]) -> str:

@@ -45,8 +45,8 @@ def situation() -> Dialogue:
     profiles = (Profile(), Profile((("Interests", "rock climbing"),)))
     dialogue = Dialogue("gallery", PERSONA.id)
     for utterance, response, profile in zip(said, (_FIRST, _SECOND), profiles, strict=True):
-        dialogue = dialogue.heard(utterance).answered(response, Reply(profile, response, True))
-    return dialogue.heard(pending)
+        dialogue = dialogue.hear(utterance).answer(response, Reply(profile, response, True))
+    return dialogue.hear(pending)
 
 
 GALLERY = (

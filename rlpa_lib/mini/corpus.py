@@ -105,13 +105,13 @@ def dialogues(personas: Sequence[Persona], seed: int, mode: str) -> Iterator[tup
         diligence, style = rng.choice([0.4, 0.7, 0.9, 1.0]), rng.choices(STYLES, MIX[mode])[0]
         for _ in range(TURNS):
             persona, utterance = _changing(persona, dialogue, user.reply([persona], [dialogue])[0], rng)
-            dialogue = dialogue.heard(disturbed(utterance, rng) if dialogue.turns else utterance)
+            dialogue = dialogue.hear(disturbed(utterance, rng) if dialogue.turns else utterance)
             if rng.random() < 0.7:
                 style = rng.choices(STYLES, MIX[mode])[0]
             profile = write_profile(dialogue, profile, diligence, rng)
             response = compose(style, scene(dialogue), rng)
             yield dialogue, profile, response, rng
-            dialogue = dialogue.answered(render_reply(profile, response), _remembered(profile, response, rng))
+            dialogue = dialogue.answer(render_reply(profile, response), _remembered(profile, response, rng))
 
 
 def _remembered(profile: Profile, response: str, rng: random.Random) -> Reply:
@@ -171,7 +171,7 @@ def copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: float
         free = slot not in ("Age", "Gender") and (not known or rng.random() < scrambled_share)
         items[slot] = scramble(slot if slot in SLOTS else rng.choice(list(lex.FILES)), rng, pool) if free else known
         said.append(language.tell("user_train", slot, items[slot], rng))
-    user = Dialogue("copy", "copy").heard(disturbed(Utterance(" ".join(said), tuple(items), tuple(items.values())), rng))
+    user = Dialogue("copy", "copy").hear(disturbed(Utterance(" ".join(said), tuple(items), tuple(items.values())), rng))
     profile = Profile(in_slot_order(items))
     messages = policy_view(user, _load("policy"))
     slot = rng.choice([s for s in slots if s in SLOTS] or ["Interests"])
@@ -181,7 +181,7 @@ def copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: float
 
 
 def _load(name: str) -> str:
-    return prompt_files.load(name, "mini")
+    return prompt_files.load_prompt(name, "mini")
 
 
 def example(mode: str, dialogue: Dialogue, profile: Profile, response: str, rng: random.Random) -> Example:

@@ -24,9 +24,9 @@ def play_careful(personas: Sequence[Persona], user: SimulatedUser, turns: int, s
     """E dialogues of K finished turns in lockstep; it sees the transcript alone. The same arguments give the same dialogues."""
     dialogues = [Dialogue(p.id, p.id) for p in personas]
     for turn in range(1, turns + 1):
-        dialogues = [d.heard(u) for d, u in zip(dialogues, user.reply(personas, dialogues), strict=True)]
+        dialogues = [d.hear(u) for d, u in zip(dialogues, user.reply(personas, dialogues), strict=True)]
         replies = [careful_reply(d, random.Random(f"careful|{seed}|{d.id}|{turn}")) for d in dialogues]
-        dialogues = [d.answered(r.response, r) for d, r in zip(dialogues, replies, strict=True)]
+        dialogues = [d.answer(r.response, r) for d, r in zip(dialogues, replies, strict=True)]
     return dialogues
 
 

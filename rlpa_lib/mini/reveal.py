@@ -18,7 +18,7 @@ GRAMMARS = ("user_train", "user_test", "changes_train", "changes_test")
 class RuleRevealJudge:
     """A slot is told when a sentence that tells the slot holds its value; the persona is the one that holds now."""
 
-    def revealed(self, cases: Sequence[tuple[Persona, Dialogue]]) -> list[frozenset[str] | None]:
+    def find_revealed(self, cases: Sequence[tuple[Persona, Dialogue]]) -> list[frozenset[str] | None]:
         """As in `reveal.RevealJudge`; never None."""
         return [self._one(*case) for case in cases]
 

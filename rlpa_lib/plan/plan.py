@@ -38,8 +38,8 @@ class Load:
 def plan(cfg: Config, typical: Typical = TYPICAL) -> list[Load]:
     """One row per notebook that asks servers, samples or trains; all other notebooks cost neither."""
     trains = cfg.policy.kind != "endpoint"
-    own = [row for row in rows.wanted(cfg) if row.method in get_args(Prompting) and not row.comparator]
-    others = [row for row in rows.wanted(cfg) if row not in own]
+    own = [row for row in rows.list_rows(cfg) if row.method in get_args(Prompting) and not row.comparator]
+    others = [row for row in rows.list_rows(cfg) if row not in own]
     loads = [
         Load("01_profiles_and_data", _conversion(cfg, typical)),
         Load("03_rewards_and_judges", rehearsal.attacks(cfg, typical) if "llm" in (cfg.judge.kind, cfg.evaluator.kind) else Tally()),
@@ -77,7 +77,7 @@ def _analyses(cfg: Config, typical: Typical) -> list[Load]:
         ("32_long_term", cfg.long_term, rehearsal_analyses.play_long_term),
         ("35_difficult_users", cfg.difficult, rehearsal_analyses.play_difficult),
     ):
-        wanted = rows.chosen(cfg, section.methods)
+        wanted = rows.select_rows(cfg, section.methods)
         users = min(section.users or cfg.evaluation.users, cfg.evaluation.users)
         acts = lambda run, n, play=play, wanted=wanted: play(run, wanted, n)  # noqa: E731
         found.append(Load(notebook, rehearsal.per_users(cfg, typical, users, acts) if wanted else Tally()))
@@ -99,7 +99,7 @@ def _ablations(cfg: Config, typical: Typical) -> Load:
     vanilla = cfg.model_copy(update={"evaluation": cfg.evaluation.model_copy(update={"benchmarks": ("vanilla",)})})
     total, trained = Tally().added(_evaluation(vanilla, typical, [rows.Row("rlpa")]), 1 + len(cfg.ablations.variants)), Ask()
     for variant in cfg.ablations.variants:
-        one = config.changed(cfg, [*ablations.changes(cfg, variant), f"ppo.iterations={cohorts}"], f"ablations.variants: {variant}")
+        one = config.change_config(cfg, [*ablations.list_changes(cfg, variant), f"ppo.iterations={cohorts}"], f"ablations.variants: {variant}")
         load = _ppo(one, typical)
         total, trained = total.added(load.tally), trained.added(load.trained)
     return Load("21_ablations", total, trained, cfg.ppo.epochs)

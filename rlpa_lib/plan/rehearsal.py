@@ -113,7 +113,7 @@ class StandIn:
 
     def policy(self) -> Any:
         """The run's policy; a local one is replaced by one that counts."""
-        return parties.policy(self.cfg, self) if self.cfg.policy.kind == "endpoint" else CountingPolicy(self)
+        return parties.make_policy(self.cfg, self) if self.cfg.policy.kind == "endpoint" else CountingPolicy(self)
 
     def answer(self, schema: type[pydantic.BaseModel] | None, messages: list[dict[str, str]], seed: int | None) -> str:
         """A typical answer; other prompts and other seeds get other words."""
@@ -239,13 +239,13 @@ def _played(cfg: Config, typical: Typical, play, users: int) -> Tally:
 def play_rows(run: StandIn, wanted: Sequence[rows.Row], benchmark: str, users: int) -> None:
     """Rows of tables 1, 4 and 5 on one benchmark; a model's trained and untrained rows cost alike."""
     cfg, people = run.cfg, builtin_personas(benchmark, users, 0)
-    user = parties.simulated_user(cfg, "test", 0, run)
-    evaluator, judge = parties.evaluation_judge(cfg, run), parties.reward_judge(cfg, run)
+    user = parties.make_user(cfg, "test", 0, run)
+    evaluator, judge = parties.make_evaluation_judge(cfg, run), parties.make_reward_judge(cfg, run)
     lent = controls.no_profile
     for row in wanted:
         scripted = cfg.evaluator.kind == "rule" and row.method in ("random", "oracle")
-        policy = None if scripted else rows.remote(run, row.comparator) if row.comparator else run.policy()
-        method = rows.build(row.method, policy, cfg, NoEncoder(), lent)
+        policy = None if scripted else rows.make_remote_policy(run, row.comparator) if row.comparator else run.policy()
+        method = rows.build_method(row.method, policy, cfg, NoEncoder(), lent)
         options = {"turns": cfg.evaluation.turns, "seed": 0, "swap": cfg.evaluation.swap}
         scoring.evaluate(method, benchmark, people, user, evaluator, judge, **options)
 
@@ -253,7 +253,7 @@ def play_rows(run: StandIn, wanted: Sequence[rows.Row], benchmark: str, users: i
 def play_ppo(run: StandIn, users: int) -> None:
     """One cohort of PPO."""
     cfg, people = run.cfg, builtin_personas("train", users, 0)
-    user, judge = parties.simulated_user(cfg, "train", 0, run), parties.reward_judge(cfg, run)
+    user, judge = parties.make_user(cfg, "train", 0, run), parties.make_reward_judge(cfg, run)
     given = cfg.rollout
     rollout.rollout(
         CountingPolicy(run), user, judge, people, turns=given.turns, samples=given.samples, continuation=given.continuation,
@@ -268,11 +268,11 @@ def play_grpo(run: StandIn, users: int) -> None:
 
     cfg, people, policy = run.cfg, builtin_personas("train", users, 0), CountingPolicy(run)
     sampling = rollout.Sampling(1, "independent", _system(cfg), cfg.ppo.history_profiles, max_new_tokens=cfg.rollout.max_new_tokens)
-    moments = grpo.collect_moments(policy, parties.simulated_user(cfg, "train", 0, run), people, cfg.rollout.turns, sampling, 0)
+    moments = grpo.collect_moments(policy, parties.make_user(cfg, "train", 0, run), people, cfg.rollout.turns, sampling, 0)
     views = [grpo.policy_view(m.dialogue, sampling.system_prompt, sampling.history_profiles) for m in moments]
     drawn = policy.generate(views, cfg.grpo.samples, seed=1, temperature=1.0, max_new_tokens=sampling.max_new_tokens)
     flat = [(m, grpo.parse_reply(c.text)) for m, group in zip(moments, drawn, strict=True) for c in group]
-    score_replies(parties.reward_judge(cfg, run), [m.persona for m, _ in flat], [m.dialogue for m, _ in flat], [reply for _, reply in flat])
+    score_replies(parties.make_reward_judge(cfg, run), [m.persona for m, _ in flat], [m.dialogue for m, _ in flat], [reply for _, reply in flat])
 
 
 def attacks(cfg: Config, typical: Typical) -> Tally:
@@ -296,4 +296,4 @@ def conversion(cfg: Config, typical: Typical, users: int) -> Tally:
 
 
 def _system(cfg: Config) -> str:
-    return prompt_files.load("policy", cfg.run.prompt_set, cfg.run.prompt_dir)
+    return prompt_files.load_prompt("policy", cfg.run.prompt_set, cfg.run.prompt_dir)

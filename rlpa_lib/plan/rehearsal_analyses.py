@@ -24,7 +24,7 @@ def play_conflict(run: StandIn, wanted: Sequence[rows.Row], users: int) -> None:
     """A change in mid-dialogue, and the question whether each profile holds the old and the new value."""
     cfg, people = run.cfg, builtin_personas("vanilla", users, 0)
     shifts = conflict.draw_shifts(people, 0)
-    user, judge = parties.shifting_user(cfg, shifts, 0, run), parties.reward_judge(cfg, run)
+    user, judge = parties.make_shifting_user(cfg, shifts, 0, run), parties.make_reward_judge(cfg, run)
     for row in wanted:
         dialogues = _played(run, row, people, user, judge, cfg.conflict.turns, user.valid)
         if row.method in WITH_PROFILE:
@@ -34,18 +34,18 @@ def play_conflict(run: StandIn, wanted: Sequence[rows.Row], users: int) -> None:
 def play_long_term(run: StandIn, wanted: Sequence[rows.Row], users: int) -> None:
     """A long dialogue, and what the user has revealed at its checkpoints."""
     cfg, people = run.cfg, builtin_personas("vanilla", users, 0)
-    user, judge, reader = parties.simulated_user(cfg, "vanilla", 0, run), parties.reward_judge(cfg, run), parties.reveal_judge(cfg, run)
+    user, judge, reader = parties.make_user(cfg, "vanilla", 0, run), parties.make_reward_judge(cfg, run), parties.make_reveal_judge(cfg, run)
     marks = long_term.checkpoints(cfg.long_term.turns, cfg.long_term.every)
     for row in wanted:
         dialogues = _played(run, row, people, user, judge, cfg.long_term.turns)
-        long_term.revealed(people, dialogues, marks, reader, by_judge=True)
+        long_term.track_revealed(people, dialogues, marks, reader, by_judge=True)
 
 
 def play_difficult(run: StandIn, wanted: Sequence[rows.Row], users: int) -> None:
     """Users of each manner; the willing ones are those of the main evaluation."""
     cfg, people = run.cfg, builtin_personas("vanilla", users, 0)
     for manner in cfg.difficult.manners:
-        user, judge = parties.simulated_user(cfg, "vanilla", 0, run, manner), parties.reward_judge(cfg, run)
+        user, judge = parties.make_user(cfg, "vanilla", 0, run, manner), parties.make_reward_judge(cfg, run)
         for row in wanted:
             _played(run, row, people, user, judge, cfg.difficult.turns)
 
@@ -63,12 +63,12 @@ def play_users(run: StandIn, users: int) -> None:
     Points of a training log cost nothing: what its users said is in the run's cache.
     """
     cfg, people, fresh = run.cfg, builtin_personas("vanilla", users, 0), Fresh(run)
-    partner = rows.build("rlpa_prompting", fresh.policy(), cfg)
+    partner = rows.build_method("rlpa_prompting", fresh.policy(), cfg)
     models = user_measures.user_models(fresh, people)
     played = {name: user_measures.dialogues(fresh, name, user, people, partner) for name, user in models.items()}
     user_measures.claims(fresh, {name: list(zip(people, dialogues, strict=True)) for name, dialogues in played.items()})
     if cfg.policy.kind == "endpoint":
-        logged_points.judged_points(next(iter(played.values())), parties.reward_judge(cfg, fresh))
+        logged_points.judged_points(next(iter(played.values())), parties.make_reward_judge(cfg, fresh))
 
 
 def play_rewrites(run: StandIn, profiles: int) -> None:
@@ -115,6 +115,6 @@ class Fresh(StandIn):
 def _played(run: StandIn, row: rows.Row, people, user, judge, turns: int, valid=None) -> list:
     cfg = run.cfg
     scripted = cfg.evaluator.kind == "rule" and row.method in ("random", "oracle")
-    method = rows.build(row.method, None if scripted else run.policy(), cfg, NoEncoder())
+    method = rows.build_method(row.method, None if scripted else run.policy(), cfg, NoEncoder())
     options = {"turns": turns, "seed": 0, "swap": False, "valid": valid}
-    return scoring.evaluate(method, "analysis", people, user, parties.evaluation_judge(cfg, run), judge, **options)[0]
+    return scoring.evaluate(method, "analysis", people, user, parties.make_evaluation_judge(cfg, run), judge, **options)[0]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from rlpa_lib.evaluation.presentation import estimates
+from rlpa_lib.evaluation.presentation import estimate_columns
 from rlpa_lib.evaluation.tables import LABELS
 from rlpa_lib.report.claims import number, read_table
 from rlpa_lib.runs import storage
@@ -107,7 +107,7 @@ def _p(value: float) -> str:
 
 def plain_grid(table: pd.DataFrame, name: str, rows: int = MOST_ROWS) -> Grid:
     """Any table with its own column names, at most `rows` of it; the first column heads the rows, x_low and x_high go below x."""
-    columns = estimates(table)
+    columns = estimate_columns(table)
     heads = [str(column).replace("_", " ") for column in columns]
     lines = tuple((_text(row[columns[0]]), tuple(_plain(row, column) for column in columns[1:])) for row in table.head(rows).to_dict("records"))
     note = f"The first {rows} of {len(table)} rows; all of them are in the run directory." if len(table) > rows else ""
@@ -221,10 +221,10 @@ def _scale(params_name: str) -> str:
 def _changes(record: Mapping[str, Any]) -> Iterator[str]:
     """`section.key=value` of every setting in which the run differs from the params file that it names."""
     try:
-        cfg = config.load(_scale(record["params_name"]))
+        cfg = config.load_config(_scale(record["params_name"]))
     except InputError:  # a params file of the user's own that has moved: the record still lists every setting
         return
-    usual = config.resolved(cfg)
+    usual = config.dump_config(cfg)
     for section, values in record["params"].items():
         for key, value in values.items():
             if usual.get(section, {}).get(key) != value:

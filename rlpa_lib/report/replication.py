@@ -80,7 +80,7 @@ def check_map(path: Path | None = None, repository: Path = record.REPOSITORY) ->
     items = [row["item"] for row in rows]
     problems = [f"{item}: has no row" for item in REQUIRED if item not in items]
     problems += [f"{item}: has {items.count(item)} rows" for item in dict.fromkeys(items) if items.count(item) > 1]
-    scales = {name: config.load(name) for name in ("paper", "released")}
+    scales = {name: config.load_config(name) for name in ("paper", "released")}
     for row in rows:
         problems += [f"{row['item']}: {text}" for text in _problems(row, repository, scales)]
     return problems

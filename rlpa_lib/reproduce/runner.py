@@ -51,8 +51,8 @@ def reproduce(
     """
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs: {jobs} is less than 1")
-    cfg = config.load(scale, overrides)
-    file, label = config.locate(scale)
+    cfg = config.load_config(scale, overrides)
+    file, label = config.locate_params(scale)
     config.check_files(cfg, label)
     _check_personas(cfg, seed)
     everything = numbered(notebooks)
@@ -68,7 +68,7 @@ def reproduce(
         "params": file.stem if file.parent == config.PARAMS_DIR else str(file),
         "seed": seed,
         "run_dir": str(run.dir),
-        "overrides": config.anchored(overrides),
+        "overrides": config.anchor_paths(overrides),
     }
     start = time.monotonic()
     try:

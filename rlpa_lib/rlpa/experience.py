@@ -122,7 +122,7 @@ def _frozen_passes(learner: Learner, groups: list[Group], starts: list[int], sha
     made = _Seen(
         *(torch.zeros(shape) for _ in range(3)), torch.zeros(*shape, learner.head.width) if with_features else None
     )
-    for part, idle in dealt(learner, passes(learner, groups, range(len(groups)))):
+    for part, idle in share_passes(learner, plan_passes(learner, groups, range(len(groups)))):
         packed = learner.pack([groups[g] for g in part])
         where = [starts[g] + i for g in part for i in range(len(groups[g][1]))]
         seen = learner.run(packed, REFERENCE, features=with_features)
@@ -167,7 +167,7 @@ def _minibatch(learner: Learner, data: Experience, minibatch: list[int]) -> dict
     samples = data.samples(minibatch)
     total, value_total = float(data.keep[samples].sum()), float(data.taught[samples].sum())
     logged: dict[str, float] = {}
-    for part, idle in dealt(learner, passes(learner, data.groups, minibatch)):
+    for part, idle in share_passes(learner, plan_passes(learner, data.groups, minibatch)):
         packed = learner.pack([data.groups[g] for g in part])
         totals = (math.inf, math.inf) if idle else (total, value_total)
         numbers = accumulate(learner, packed, token_batch(learner, data, part, packed), *totals)
@@ -175,7 +175,7 @@ def _minibatch(learner: Learner, data: Experience, minibatch: list[int]) -> dict
     return learner.processes.add_up_numbers(logged)
 
 
-def passes(learner: Learner, groups: list[Group], indices: Sequence[int]) -> list[list[int]]:
+def plan_passes(learner: Learner, groups: list[Group], indices: Sequence[int]) -> list[list[int]]:
     """The groups at `indices` in forward passes of at most `ppo.micro_batch` samples, short ones together; enough for all processes."""
     settings, world = learner.cfg.ppo, learner.processes.world
     order = sorted(indices, key=lambda g: (len(groups[g][0]) + sum(map(len, groups[g][1])), g))
@@ -183,7 +183,7 @@ def passes(learner: Learner, groups: list[Group], indices: Sequence[int]) -> lis
     return ppo.split_groups([len(c) for _, c in groups], limit, order)
 
 
-def dealt(learner: Learner, parts: list[list[int]]) -> list[tuple[list[int], bool]]:
+def share_passes(learner: Learner, parts: list[list[int]]) -> list[tuple[list[int], bool]]:
     """This process's passes, each with whether it is idle: where weights are spread over processes all must make as many passes, so
     those that have fewer repeat one whose outcome counts for nothing."""
     own = [(part, False) for part in learner.processes.share(parts)]

@@ -136,7 +136,7 @@ def normalise_advantages(advantages_BT: torch.Tensor, keep_BT: torch.Tensor, blo
     return normal
 
 
-def adapted_kl_coef(coef: float, kl: float, target: float | None, horizon: float, n: int) -> float:
+def adapt_kl_coef(coef: float, kl: float, target: float | None, horizon: float, n: int) -> float:
     """The coefficient after n replies whose mean KL to the reference was `kl` nats a reply (Ziegler et al. 2019, section 2.2).
 
     It grows by the proportional error, cut to [-0.2, 0.2], times n / horizon; `target` None keeps it as it is.

@@ -52,7 +52,7 @@ class Cohort:
 @dataclass(frozen=True)
 class Sampling:
     """How a rollout samples: N per prompt, which of them continues, temperature, longest completion, what the policy sees, also of a
-    reply whose format is broken (`Dialogue.answered`)."""
+    reply whose format is broken (`Dialogue.answer`)."""
 
     samples: int
     continuation: Continuation
@@ -110,13 +110,13 @@ def advance(
         samples = tuple(scored[i * n : (i + 1) * n])
         chosen = choose(samples, sampling.continuation, derive_seed(seed, "continue", dialogue.id, cohort.turn))
         groups.append(TurnGroup(dialogue.id, cohort.turn + 1, samples[0].completion.prompt_ids, samples, chosen))
-        answered.append(dialogue.answered(samples[chosen].completion.text, samples[chosen].reply, sampling.fallback))
+        answered.append(dialogue.answer(samples[chosen].completion.text, samples[chosen].reply, sampling.fallback))
     return groups, replace(cohort, dialogues=tuple(answered), turn=cohort.turn + 1)
 
 
 def _heard(cohort: Cohort, user: SimulatedUser) -> list[Dialogue]:
     utterances = user.reply(cohort.personas, cohort.dialogues)
-    return [d.heard(u) for d, u in zip(cohort.dialogues, utterances, strict=True)]
+    return [d.hear(u) for d, u in zip(cohort.dialogues, utterances, strict=True)]
 
 
 def choose(samples: Sequence[Sample], continuation: str, seed: int) -> int:

@@ -94,7 +94,7 @@ class Trainer:
         _check(self.cfg, personas)
         self.user, self.judge, self.personas, self.tokenizer = user, judge, personas, tokenizer
         rollout, settings = self.cfg.rollout, self.cfg.ppo
-        self.policy = policy or parties.local_policy(learner.model, tokenizer, run.cfg)
+        self.policy = policy or parties.make_local_policy(learner.model, tokenizer, run.cfg)
         self.serve = getattr(self.policy, "refresh", None) or getattr(self.policy, "load_adapter", None)
         self.allowed_lag, self.processes = getattr(self.policy, "max_policy_lag", 0), learner.processes
         self.served = self.processes.on_main(lambda: self.serve is not None)
@@ -186,7 +186,7 @@ class Trainer:
             self.progress.optimizer_steps + learned.pop("optimizer_steps"),
             0 if done else cohort.turn,
             () if done else cohort.dialogues,
-            ppo.adapted_kl_coef(coef, measured["kl_reply"], settings.kl_target, settings.kl_horizon, n_replies),
+            ppo.adapt_kl_coef(coef, measured["kl_reply"], settings.kl_target, settings.kl_horizon, n_replies),
         )
         if self.processes.main:
             self.run.write_jsonl(f"dialogues/{self.name}/update-{index + 1:04d}.jsonl", sample_rows(groups))
@@ -212,7 +212,7 @@ class Trainer:
         if self.progress.turn:
             cohort = Cohort(cohort.personas, self.progress.dialogues, self.progress.turn)
         update, several = self.progress.updates, self.turns_per_update > 1
-        turns = [unfinished.taken(rows) for rows in self.processes.on_main(lambda: unfinished.read(self.waiting, update))] if several else []
+        turns = [unfinished.parse_turn(rows) for rows in self.processes.on_main(lambda: unfinished.read(self.waiting, update))] if several else []
         with self.learner.whole():
             while len(turns) < self.turns_per_update:
                 if turns:

@@ -42,14 +42,14 @@ def train(
     `changes` are settings of this training alone (an ablation's); `until` stops after that many updates.
     """
     if run.cfg.run.accelerate is None:
-        return prepare(changed(run, changes), name=name, say=say).train(until=until, say=say)
+        return prepare(apply_changes(run, changes), name=name, say=say).train(until=until, say=say)
     launch(run, params, overrides, name=name, changes=changes, until=until, say=say)
     return run.read_metrics(name)
 
 
-def changed(run: Run, changes: Sequence[str]) -> Run:
+def apply_changes(run: Run, changes: Sequence[str]) -> Run:
     """The run with settings of one training; its record keeps the run's own."""
-    return replace(run, cfg=config.changed(run.cfg, changes, "--change")) if changes else run
+    return replace(run, cfg=config.change_config(run.cfg, changes, "--change")) if changes else run
 
 
 def prepare(run: Run, *, name: str = "ppo", accelerator: Accelerator | None = None, say: Callable[[str], None] = print) -> Trainer:
@@ -67,9 +67,9 @@ def prepare(run: Run, *, name: str = "ppo", accelerator: Accelerator | None = No
     facts = {"users": len(people), "users_hash": split_hash(people), "processes": processes.world, "trained_weights": weights}
     processes.on_main(lambda: run.note(f"training_{name}", facts))
     # only the main process asks users, judges and servers
-    user, judge = (parties.simulated_user(cfg, "train", run.seed, run), parties.reward_judge(cfg, run)) if processes.main else (None, None)
-    policy = parties.policy(cfg, run) if cfg.policy.kind == "vllm" and processes.main else None
-    system = prompt_files.load("policy", cfg.run.prompt_set, cfg.run.prompt_dir)
+    user, judge = (parties.make_user(cfg, "train", run.seed, run), parties.make_reward_judge(cfg, run)) if processes.main else (None, None)
+    policy = parties.make_policy(cfg, run) if cfg.policy.kind == "vllm" and processes.main else None
+    system = prompt_files.load_prompt("policy", cfg.run.prompt_set, cfg.run.prompt_dir)
     return Trainer(run, learner, tokenizer, user, judge, people, system_prompt=system, name=name, policy=policy)
 
 
@@ -80,7 +80,7 @@ def launch(
     """Run `python -m rlpa_lib train` under `accelerate launch` and pass its lines on. RuntimeError with what it said last when it fails."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(configuration(run.cfg.run.accelerate)), "-m", "rlpa_lib"]
     command += ["train", "--scale", params, "--seed", str(run.seed), "--run-dir", str(run.dir), "--name", name]
-    command += [part for text in config.anchored(overrides) for part in ("--set", text)]
+    command += [part for text in config.anchor_paths(overrides) for part in ("--set", text)]
     command += [part for text in changes for part in ("--change", text)] + ([] if until is None else ["--until", str(until)])
     lines: list[str] = []
     process = subprocess.Popen(command, cwd=record.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -107,7 +107,7 @@ def worker(
     scale: str, seed: int, run_dir: Path, overrides: Sequence[str], name: str, changes: Sequence[str] = (), until: int | None = None
 ) -> int:
     """What each process under `accelerate launch` does; 0 when all is done. Only the main one opens the run directory."""
-    cfg = config.load(scale, overrides)
+    cfg = config.load_config(scale, overrides)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     processes = Processes(accelerator)
     with processes.watched():
@@ -117,7 +117,7 @@ def worker(
             opened.append(Run(cfg, seed, (record.REPOSITORY / run_dir.expanduser()).resolve()))
             runs.set_threads(cfg.run.threads)
             runs.set_seed(seed)
-        prepare(changed(opened[0], changes), name=name, accelerator=accelerator, say=_aloud).train(until=until, say=_aloud)
+        prepare(apply_changes(opened[0], changes), name=name, accelerator=accelerator, say=_aloud).train(until=until, say=_aloud)
         processes.wait()
     accelerator.end_training()
     return 0
@@ -129,7 +129,7 @@ def _aloud(line: str) -> None:
 
 def _people(run: Run, processes: Processes) -> list[Persona]:
     def read() -> list[dict]:
-        found = parties.people(run.cfg, "train", run.cfg.personas.train_users, run.seed, run)
+        found = parties.load_people(run.cfg, "train", run.cfg.personas.train_users, run.seed, run)
         return [{**vars(person), "profile": person.profile.to_json()} for person in found]
 
     return [replace(Persona(**row), profile=Profile.from_json(row["profile"])) for row in processes.on_main(read)]

@@ -31,7 +31,7 @@ def keep(folder: Path, update: int, turn: TakenTurn) -> None:
 
 
 def read(folder: Path, update: int) -> list[list[dict]]:
-    """Rows of each turn kept for this update, in order (`taken` reads them). What was kept for another update is deleted: it was sampled
+    """Rows of each turn kept for this update, in order (`parse_turn` reads them). What was kept for another update is deleted: it was sampled
     by weights that are no more."""
     turns = [storage.read_jsonl(file) for file in sorted(folder.glob("turn-*.jsonl"))]
     if any(rows[-1]["update"] != update for rows in turns):
@@ -40,7 +40,7 @@ def read(folder: Path, update: int) -> list[list[dict]]:
     return turns
 
 
-def taken(rows: Sequence[dict]) -> TakenTurn:
+def parse_turn(rows: Sequence[dict]) -> TakenTurn:
     """The turn behind its rows."""
     *groups, end = rows
     return TakenTurn([_group(row) for row in groups], tuple(Dialogue.from_json(d) for d in end["dialogues"]), end["prompts_cut"])

@@ -57,7 +57,7 @@ def replies(cfg: Config, tokenizer, people: Sequence[Persona], seed: int) -> lis
     assistants: well formed, of middling quality. The same for the same seed."""
     from rlpa_lib.mini.corpus import dialogues
 
-    system, made = prompt_files.load("policy", cfg.run.prompt_set, cfg.run.prompt_dir), []
+    system, made = prompt_files.load_prompt("policy", cfg.run.prompt_set, cfg.run.prompt_dir), []
     for person in people:
         moments = list(dialogues([person], derive_seed(seed, NAME), "rlpa"))
         for dialogue, profile, response, _ in random.Random(derive_seed(seed, NAME, person.id)).sample(moments, min(2, len(moments))):
@@ -81,7 +81,7 @@ def _gradients(learner: Learner, groups: list[Group], batch: list[int]) -> float
     """Add the gradients of the mean negative log-likelihood of these replies; the loss."""
     total = sum(len(groups[i][1][0]) for i in batch)
     loss = 0.0
-    for part, idle in experience.dealt(learner, experience.passes(learner, groups, batch)):
+    for part, idle in experience.share_passes(learner, experience.plan_passes(learner, groups, batch)):
         packed = learner.pack([groups[i] for i in part])
         error = -(learner.run(packed, POLICY).logprobs_ST * packed.keep_ST).sum() / total
         learner.accelerator.backward(error * 0 if idle else error)

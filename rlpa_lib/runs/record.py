@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpa_lib.settings.config import InputError
-from rlpa_lib.runs.storage import hash_json, locked, sha256, write_bytes, write_json
+from rlpa_lib.runs.storage import hash_json, lock, sha256, write_bytes, write_json
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 REPOSITORY = PACKAGE_DIR.parent
@@ -68,7 +68,7 @@ def resume(directory: Path) -> None:
 
 def amend(directory: Path, changes: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
     """Set entries of the record to what `changes` makes of it; notebooks that run side by side wait for each other."""
-    with locked(directory / "record.lock"):
+    with lock(directory / "record.lock"):
         old = read(directory)
         write_json(directory / "record.json", {**old, **changes(old)})
 

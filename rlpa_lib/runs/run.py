@@ -109,7 +109,7 @@ class Run:
 
     def fingerprint(self, *parts: str) -> str:
         """Digest of params, seed, the library's files and `parts`."""
-        own = (storage.hash_json(config.resolved(self.cfg)), str(self.seed), record.library_hash())
+        own = (storage.hash_json(config.dump_config(self.cfg)), str(self.seed), record.library_hash())
         return storage.sha256(*(part.encode() for part in (*own, *parts)))
 
     def _done_file(self, key: str) -> Path:
@@ -122,8 +122,8 @@ def open_run(params: str | Path, seed: int, run_dir: str | Path, overrides: Sequ
     A relative `run_dir` counts from the repository, so that a notebook means the same folder from anywhere.
     Raises InputError: bad params, another run's directory (names the first differing key), a second writer, no permission.
     """
-    cfg = config.load(params, overrides)
-    _, label = config.locate(params)
+    cfg = config.load_config(params, overrides)
+    _, label = config.locate_params(params)
     config.check_files(cfg, label)
     run = claim(cfg, seed, record.REPOSITORY / Path(run_dir).expanduser(), label)
     set_threads(cfg.run.threads)
@@ -138,7 +138,7 @@ def claim(cfg: Config, seed: int, directory: Path, params_name: str) -> Run:
     directory = directory.resolve()
     run = Run(cfg, seed, directory)
     existing = (directory / "record.json").exists()
-    settings = config.resolved(cfg)
+    settings = config.dump_config(cfg)
     if existing:
         record.check_same(directory, seed, settings)
     try:

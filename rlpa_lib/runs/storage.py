@@ -44,7 +44,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
     """Alone among all processes and threads that lock the same file; the file stays, empty."""
     with open(path, "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # freed with the file, however the process ends
@@ -52,7 +52,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody else is inside `locked` with this file now."""
+    """Whether somebody else is inside `lock` with this file now."""
     with open(path, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -24,13 +24,13 @@ class InputError(ValueError):
     """Bad params, persona file or folder: one line that names file, line, key or slot. The command line exits with 2."""
 
 
-def load(params: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(params: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Settings of a scale (`mini` finds params/mini.yaml) or of a YAML file, changed by `a.b=value` overrides.
 
     Relative paths count from the params file's folder, or from the working directory when an override names them.
     Raises InputError with file (or --set) and dotted key.
     """
-    file, label = locate(params)
+    file, label = locate_params(params)
     tree = _read(file, label)
     origin = dict.fromkeys(_dotted(tree), label)
     _absolute_paths(tree, file.parent)
@@ -47,14 +47,14 @@ def load(params: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise InputError(_explain(error, origin, label)) from None
 
 
-def resolved(cfg: Config) -> dict[str, Any]:
+def dump_config(cfg: Config) -> dict[str, Any]:
     """All settings as plain JSON types, defaults filled in."""
     return cfg.model_dump(mode="json")
 
 
-def changed(cfg: Config, overrides: Sequence[str], label: str) -> Config:
-    """The same settings with `a.b=value` changes, for a part of a run. InputError, headed by `label`, as in `load`."""
-    tree = resolved(cfg)
+def change_config(cfg: Config, overrides: Sequence[str], label: str) -> Config:
+    """The same settings with `a.b=value` changes, for a part of a run. InputError, headed by `label`, as in `load_config`."""
+    tree = dump_config(cfg)
     for text in overrides:
         _merge(tree, _nest(*_parse_override(text)))
     try:
@@ -64,7 +64,7 @@ def changed(cfg: Config, overrides: Sequence[str], label: str) -> Config:
 
 
 def check_files(cfg: Config, label: str) -> None:
-    """InputError when data that a run would read are not there; apart from `load`, so that a plan needs no data."""
+    """InputError when data that a run would read are not there; apart from `load_config`, so that a plan needs no data."""
     if cfg.personas.source != "builtin" and cfg.personas.path is None:
         raise InputError(f"{label}: personas.path: is needed when personas.source is {cfg.personas.source}")
     for key in _PATH_KEYS:
@@ -74,7 +74,7 @@ def check_files(cfg: Config, label: str) -> None:
             raise InputError(f"{label}: {key}: no such file or folder: {value}")
 
 
-def locate(params: str | Path) -> tuple[Path, str]:
+def locate_params(params: str | Path) -> tuple[Path, str]:
     """File of a scale or path, and the name under which messages show it. InputError when there is no such file."""
     text = str(params)
     named = PARAMS_DIR / f"{text}.yaml"
@@ -87,8 +87,8 @@ def locate(params: str | Path) -> tuple[Path, str]:
     raise InputError(f"{text}: no such params file, and no such scale (there are: {scales})")
 
 
-def anchored(overrides: Sequence[str]) -> list[str]:
-    """The same overrides with paths made absolute, for a process that works in another folder. InputError as in `load`."""
+def anchor_paths(overrides: Sequence[str]) -> list[str]:
+    """The same overrides with paths made absolute, for a process that works in another folder. InputError as in `load_config`."""
     texts = []
     for text in overrides:
         key, value = _parse_override(text)

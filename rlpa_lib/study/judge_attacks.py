@@ -104,8 +104,8 @@ def attacked(run: Run, attacks: Sequence[JudgeAttack]) -> dict[tuple[str, str], 
     }
     for defence in ("quoted", "bare"):
         options = {"defended": defence == "quoted", "failure_limit": 1.0}
-        judge = parties.reward_judge(cfg, run, **options) if cfg.judge.kind == "llm" else None
-        evaluator = parties.evaluation_judge(cfg, run, **options) if cfg.evaluator.kind == "llm" else None
+        judge = parties.make_reward_judge(cfg, run, **options) if cfg.judge.kind == "llm" else None
+        evaluator = parties.make_evaluation_judge(cfg, run, **options) if cfg.evaluator.kind == "llm" else None
         results["model judge", defence] = judged(judge, attacks) if judge else None
         results["model evaluator", defence] = evaluated(evaluator, attacks) if evaluator else None
     return results

@@ -52,14 +52,14 @@ def training_points(run: Run, people: Sequence[Persona], user: SimulatedUser, na
             names = list(dict.fromkeys(row["dialogue"] for row in group))
             who = [by_id[_persona_id(name_, by_id)] for name_ in names]
             now = [talks.get(name_) or Dialogue(name_, persona.id) for name_, persona in zip(names, who, strict=True)]
-            heard = {d.id: d.heard(u) for d, u in zip(now, user.reply(who, now), strict=True)}
+            heard = {d.id: d.hear(u) for d, u in zip(now, user.reply(who, now), strict=True)}
             for row in group:
                 reply = parse_reply(row["completion"])
                 if row["reward"] and row["reward"]["format_ok"]:
                     label = f"{update['update']:04d}-{row['dialogue']}-{turn}-{row['sample']}"
                     points.append(Point(label, heard[row["dialogue"]], reply, {c: int(row["reward"]["criteria"][c]) for c in CRITERIA}))
             said = {r["dialogue"]: r["completion"] for r in group if r["chosen"]}
-            talks |= {who: heard[who].answered(text, parse_reply(text), run.cfg.rollout.fallback) for who, text in said.items()}
+            talks |= {who: heard[who].answer(text, parse_reply(text), run.cfg.rollout.fallback) for who, text in said.items()}
     return points
 
 
@@ -69,10 +69,10 @@ def judged_points(dialogues: Sequence[Dialogue], judge: Judge) -> list[Point]:
     for dialogue in dialogues:
         now = Dialogue(dialogue.id, dialogue.persona_id)
         for turn in dialogue.turns:
-            now = now.heard(turn.user)
+            now = now.hear(turn.user)
             if turn.reply.format_ok:
                 cases.append((now, turn.reply))
-            now = now.answered(turn.completion, turn.reply)
+            now = now.answer(turn.completion, turn.reply)
     verdicts = judge.responses(cases)
     return [
         Point(f"{d.id}-{len(d.turns) + 1}", d, reply, {c: int(v.marks[c]) for c in CRITERIA})

@@ -133,8 +133,8 @@ def references(run: Run) -> list[Persona]:
         cfg = cfg.model_copy(update={"personas": cfg.personas.model_copy(update={"source": "builtin"})})
     held_out = cfg.study.profiles if cfg.personas.source == "builtin" else min(cfg.study.profiles, cfg.evaluation.users)
     more = cfg.study.profiles - held_out
-    first = parties.people(cfg, "vanilla", held_out, run.seed, run)
-    return [*first, *(parties.people(cfg, "train", more, run.seed, run) if more else [])]
+    first = parties.load_people(cfg, "vanilla", held_out, run.seed, run)
+    return [*first, *(parties.load_people(cfg, "train", more, run.seed, run) if more else [])]
 
 
 def sets(run: Run, references: Sequence[Persona]) -> dict[str, list[Rewrite]]:
@@ -153,7 +153,7 @@ def judges(run: Run) -> dict[str, Counter]:
     own = "rule judge" if cfg.judge.kind == "rule" else str(cfg.judge.profile_model or cfg.judge.model)
     given = {own: cfg.judge, **cfg.study.profile_judges}
     settings = {name: cfg.model_copy(update={"judge": one}) for name, one in given.items()}
-    return {**{name: counter(parties.reward_judge(one, run)) for name, one in settings.items()}, "same text": same_text, "shared slots": shared_slots}
+    return {**{name: counter(parties.make_reward_judge(one, run)) for name, one in settings.items()}, "same text": same_text, "shared slots": shared_slots}
 
 
 def counter(judge: Judge) -> Counter:

@@ -98,7 +98,7 @@ def _ask(run: Run, role: str, prompt: str, cases: Sequence[tuple[dict[str, Any],
     section = cfg.user if role == "rewriter" else cfg.judge
     if section.model is None:
         raise InputError(f"{'user' if role == 'rewriter' else 'judge'}.model: is needed as {role} of notebook 34")
-    words = JudgePrompt.read(prompt_files.load(prompt, "en" if cfg.run.prompt_set == "mini" else cfg.run.prompt_set, cfg.run.prompt_dir))
+    words = JudgePrompt.read(prompt_files.load_prompt(prompt, "en" if cfg.run.prompt_set == "mini" else cfg.run.prompt_set, cfg.run.prompt_dir))
     room = max([1024, section.max_tokens, *(CLAIM_TOKENS * CLAIMS_EACH * len(values.get("utterances", ())) for values, _ in cases)])
     requests = [Request(words.messages(values), schema, max_tokens=room) for values, schema in cases]
     answers = endpoint_for(cfg, role, run).complete(requests, desc=role) if requests else []

@@ -41,10 +41,10 @@ class Impostor:
 def user_models(run: Run, people: Sequence[Persona]) -> dict[str, SimulatedUser]:
     """Name -> user: the run's own, those of study.user_models, and the impostor control made of the run's own."""
     cfg = run.cfg
-    own = parties.simulated_user(cfg, "test", run.seed, run)
+    own = parties.make_user(cfg, "test", run.seed, run)
     name = "agenda user" if cfg.user.kind == "agenda" else str(cfg.user.model)
     settings = {key: cfg.model_copy(update={"user": given}) for key, given in cfg.study.user_models.items()}
-    others = {key: parties.simulated_user(given, "test", run.seed, run) for key, given in settings.items()}
+    others = {key: parties.make_user(given, "test", run.seed, run) for key, given in settings.items()}
     return {name: own, **others, IMPOSTOR: Impostor(own, tuple(people))}
 
 
@@ -55,9 +55,9 @@ def dialogues(run: Run, name: str, user: SimulatedUser, people: Sequence[Persona
         return [Dialogue.from_json(row) for row in run.read_jsonl(file)]
     now = [Dialogue(f"study-{p.id}", p.id) for p in people]
     for turn in range(1, run.cfg.study.turns + 1):
-        now = [d.heard(u) for d, u in zip(now, user.reply(people, now), strict=True)]
+        now = [d.hear(u) for d, u in zip(now, user.reply(people, now), strict=True)]
         answers = partner.respond(people, now, derive_seed(run.seed, "study", turn))
-        now = [d.answered(a.completion, a.reply, run.cfg.rollout.fallback) for d, a in zip(now, answers, strict=True)]
+        now = [d.answer(a.completion, a.reply, run.cfg.rollout.fallback) for d, a in zip(now, answers, strict=True)]
     run.write_jsonl(file, [d.to_json() for d in now])
     run.mark_done(f"study/{name}", key)
     return now

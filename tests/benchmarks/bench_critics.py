@@ -33,7 +33,7 @@ def main():
     for scheme in asked.schemes:
         for critic in ("head", "lora"):
             keys = [*asked.set, *SCHEMES[scheme], f"ppo.critic={critic}", "run.tensorboard=false"]
-            cfg = config.load(asked.scale, keys)
+            cfg = config.load_config(asked.scale, keys)
             run = runs.claim(cfg, asked.seed, record.REPOSITORY / asked.run_dir / f"{scheme}-{critic}-{asked.seed}", asked.scale)
             runs.set_threads(cfg.run.threads)
             until = asked.updates if scheme == "bandit" else max(2, asked.updates // cfg.rollout.turns)

@@ -43,13 +43,13 @@ def play(run, method, users) -> float:
     """Processor seconds of one row on both benchmarks."""
     cfg, start = run.cfg, time.process_time()
     for benchmark in cfg.evaluation.benchmarks:
-        people, user = load_personas(cfg.personas, benchmark, users, 0), parties.simulated_user(cfg, "test", 0)
-        scoring.evaluated(run, method, benchmark, people, user, parties.evaluation_judge(cfg), parties.reward_judge(cfg))
+        people, user = load_personas(cfg.personas, benchmark, users, 0), parties.make_user(cfg, "test", 0)
+        scoring.evaluate_row(run, method, benchmark, people, user, parties.make_evaluation_judge(cfg), parties.make_reward_judge(cfg))
     return time.process_time() - start
 
 
 def main(users: int = 24, turns: int = 10) -> None:
-    cfg = config.load("mini", [f"evaluation.users={users}", f"evaluation.turns={turns}", f"evaluation.methods=[{', '.join(LIKE)}]"])
+    cfg = config.load_config("mini", [f"evaluation.users={users}", f"evaluation.turns={turns}", f"evaluation.methods=[{', '.join(LIKE)}]"])
     torch.set_num_threads(cfg.run.threads)
     model, tokenizer = parties.load_model(cfg)
     encoder, total, generating, estimate = load_encoder(cfg.evaluation.encoder), 0.0, 0.0, 0.0
@@ -57,7 +57,7 @@ def main(users: int = 24, turns: int = 10) -> None:
         run = runs.claim(cfg, 0, Path(folder) / "run", "params/mini.yaml")
         for name, times in LIKE.items():
             timed = Timed(LocalPolicy(model, tokenizer, max_prompt_tokens=cfg.rollout.max_prompt_tokens, portion=rows.PORTION))
-            seconds = play(run, rows.build(name, None if name in ("random", "oracle") else timed, cfg, encoder), users)
+            seconds = play(run, rows.build_method(name, None if name in ("random", "oracle") else timed, cfg, encoder), users)
             total, generating = total + seconds, generating + timed.seconds
             estimate += times * seconds * FULL / (2 * users * turns)
             rate = timed.tokens / timed.seconds if timed.seconds else 0.0

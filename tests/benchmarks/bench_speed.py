@@ -38,11 +38,11 @@ def update(learner: Learner, groups: list) -> None:
 
 
 def main() -> None:
-    cfg = config.load("mini")
+    cfg = config.load_config("mini")
     torch.set_num_threads(cfg.run.threads)
     model, tokenizer = parties.load_model(cfg)
     moments = [m[0] for m in corpus.dialogues(builtin_personas("train", PROMPTS, 0), 0, "rlpa")][7::10]
-    views = [policy_view(d, prompt_files.load("policy", "mini")) for d in moments]
+    views = [policy_view(d, prompt_files.load_prompt("policy", "mini")) for d in moments]
     policy = LocalPolicy(model, tokenizer)
     shared = seconds(lambda: policy.generate(views, SAMPLES, seed=0, temperature=1.0, max_new_tokens=96))
     apart = seconds(lambda: [policy.generate([v], 1, seed=s, temperature=1.0, max_new_tokens=96) for v in views for s in range(SAMPLES)])
@@ -51,7 +51,7 @@ def main() -> None:
     groups = [(g[0].prompt_ids, tuple(c.token_ids for c in g)) for g in samples]
     times = {}
     for packing in ("tree", "rows"):
-        learner = Learner(parties.load_model(cfg)[0], config.load("mini", [f"ppo.packing={packing}"]), seed=0)
+        learner = Learner(parties.load_model(cfg)[0], config.load_config("mini", [f"ppo.packing={packing}"]), seed=0)
         times[packing] = seconds(lambda: update(learner, groups))  # noqa: B023 - called before the next round
     print(f"prompt tokens {sum(len(g[0]) for g in groups) / len(groups):.0f}, {cfg.run.threads} thread(s)")
     print(f"sampling: samples behind a shared prompt against one prompt each, batched: {batched / shared:.2f} x; one by one: {apart / shared:.2f} x")

@@ -24,6 +24,6 @@ def test_all_parties_behind_one_server(vllm_server_tiny, tmp_path):
     assert sum(line.get("completion_tokens", 0) for line in usage) > 0 and not any("estimated" in line for line in usage)
     assert len((tmp_path / "run" / "tables" / "table1.csv").read_text().splitlines()) == 4, "three rows; rlpa needs weights and is not run"
     assert (tmp_path / "run" / "tables" / "judge_attacks.csv").is_file() and holding(tmp_path / "run", "sk-test") == []
-    cfg = config.load("smoke", switches[1::2])
+    cfg = config.load_config("smoke", switches[1::2])
     for name, (predicted, actual) in plan.against(cfg, tmp_path / "run", TYPICAL).items():
         print(f"\n{name}: planned {predicted:,.0f}, asked {actual:,.0f}")

@@ -19,7 +19,7 @@ MDP = ["ppo.turn_discount=0.9", "ppo.update_every=dialogue", "ppo.value_clip=nul
 def trainer(folder, server, *keys):
     """A trainer as 20_ppo makes it."""
     keys = [*BASE, f"policy.servers=[{server.base_url}]", *keys]
-    return training.prepare(runs.claim(config.load("smoke", keys), 0, folder, "params/smoke.yaml"))
+    return training.prepare(runs.claim(config.load_config("smoke", keys), 0, folder, "params/smoke.yaml"))
 
 
 def rows_of(folder, update):
