@@ -21,7 +21,7 @@ from rlpa_lib.reproduce import runner
 from rlpa_lib.runs import storage
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
-from rlpa_lib.settings.schema import METHODS
+from rlpa_lib.settings.kinds import METHODS
 
 PEOPLE = builtin_personas("vanilla", 3, 0)
 SMALL = ("evaluation.turns=2", "rollout.max_new_tokens=24", "evaluation.benchmarks=[vanilla]")

@@ -8,9 +8,9 @@ from typing import Protocol
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
-# Naturalness, Relevance, Logical consistency, Engagement (G), Informativeness (F).
-CRITERIA = ("N", "R", "L", "G", "F")
+CRITERIA = tuple(REWARD_CRITERIA)  # on its way out: rooms read REWARD_CRITERIA or EVALUATION_CRITERIA of settings.kinds
 # What alignment with a profile means (section 3.3). On record only: the criteria alone make the score.
 DIMENSIONS = ("preference_expression", "style_consistency", "goal_alignment", "persona_coherence")
 
@@ -26,8 +26,8 @@ class Verdict:
 
     @property
     def score(self) -> int:
-        """N * R * L * G * F (eq. 4), 0 or 1."""
-        return int(all(self.marks[c] for c in CRITERIA))
+        """The product of its marks, 0 or 1: N * R * L * G * F (eq. 4)."""
+        return int(all(self.marks.values()))
 
 
 class Judge(Protocol):

@@ -13,8 +13,8 @@ from rlpa_lib.dialogue import quoting
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.profile import Profile, render_reply
 from rlpa_lib.evaluation import intervals, tables
-from rlpa_lib.settings.base import WITH_PROFILE
 from rlpa_lib.settings.config import Config
+from rlpa_lib.settings.kinds import WITH_PROFILE
 
 METHODS = ("rlpa", "rlpa_prompting", "cot", "self_critic", "base")  # rows of the figure beside the models of evaluation.comparators
 

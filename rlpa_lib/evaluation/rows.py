@@ -19,7 +19,7 @@ from rlpa_lib.methods.retrieval import SentenceEncoder, load_encoder
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings.config import Config, InputError
-from rlpa_lib.settings.schema import TRAINED, WITH_PROFILE
+from rlpa_lib.settings.kinds import TRAINED, WITH_PROFILE
 
 # Rows whose adapter has another name, and the notebooks that train them.
 ADAPTERS = {"rlpa": "ppo", "style_only_empty": "ppo", "style_only_other": "ppo"}

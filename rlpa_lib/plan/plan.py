@@ -18,8 +18,8 @@ from rlpa_lib.plan import gpu_cost, rehearsal, rehearsal_analyses
 from rlpa_lib.plan.gpu_cost import A100, GPU
 from rlpa_lib.plan.rehearsal import TYPICAL, Ask, Tally, Typical
 from rlpa_lib.settings import config
+from rlpa_lib.settings.base import Prompting
 from rlpa_lib.settings.config import Config
-from rlpa_lib.settings.schema import Prompting
 
 ALOE_USERS = 331  # profiles in ALOE's files
 LATENCY = 2.0  # seconds that a server takes for one request

@@ -13,7 +13,7 @@ from rlpa_lib.plan import rehearsal
 from rlpa_lib.plan.rehearsal import NoEncoder, StandIn, Tally, Typical
 from rlpa_lib.runs.storage import hash_json
 from rlpa_lib.settings.config import Config
-from rlpa_lib.settings.schema import WITH_PROFILE
+from rlpa_lib.settings.kinds import WITH_PROFILE
 from rlpa_lib.study import logged_points, rewrites, user_measures
 
 CLAIMS = 2  # of a user about itself, an utterance after the first: as many as it may tell at once

@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rlpa_lib.settings.base import MANNERS, Ablation, Count, JudgeConfig, Manner, Method, Section, UserConfig
+from rlpa_lib.settings.kinds import WRITERS
 
-Writer = Literal["rlpa_prompting", "grpo", "rlpa"]  # rows that write a profile block of their own at every turn
+Writer = Literal[WRITERS]  # rows that write a profile block of their own at every turn
 
 
 class Conflict(Section):

@@ -7,6 +7,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rlpa_lib.settings.kinds import JUDGES, METHODS, PROMPTING, USERS
+
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -15,16 +17,10 @@ Name = Annotated[str, Field(min_length=1)]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # of the environment; a key itself does not fit
 Address = Annotated[str, Field(pattern=r"^https?://[^/@\s]+(/\S*)?$")]  # of a server; a user name or password does not fit
 
-Method = Literal[
-    "base", "reminder", "self_critic", "cot", "rag", "rlpa_prompting", "random", "oracle", "sft", "dpo", "grpo", "sft_aloe", "dpo_aloe",
-    "rlpa", "style_only_empty", "style_only_other",
-]  # fmt: skip
-Prompting = Literal["base", "reminder", "self_critic", "cot", "rag", "rlpa_prompting"]  # rows that need no training
+Method = Literal[tuple(METHODS)]
+Prompting = Literal[PROMPTING]  # rows that need no training
 Benchmark = Literal["vanilla", "extended"]
 Variant = Literal["fixed", "aloe_scripts"]  # of SFT and DPO: rlpa_lib/methods/training_data.py
-METHODS: tuple[str, ...] = get_args(Method)
-TRAINED: tuple[str, ...] = METHODS[METHODS.index("sft") :]
-WITH_PROFILE = ("rlpa_prompting", "rlpa", "grpo", "style_only_empty", "style_only_other")  # rows that write a profile block
 BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
 # Ways in which a simulated user does not cooperate (beyond the paper).
 Manner = Literal["reluctant", "impatient", "contradictory", "off_topic", "terse"]
@@ -57,12 +53,12 @@ class Role(Section):
 class UserConfig(Role):
     """The simulated user (sections 3.1 and C.4)."""
 
-    kind: Literal["agenda", "llm"] = "agenda"
+    kind: Literal[tuple(USERS)] = "agenda"
 
 
 class JudgeConfig(Role):
     """The reward model (section 3.3). `holistic` is the released code's single 0/1 verdict."""
 
-    kind: Literal["rule", "llm"] = "rule"
+    kind: Literal[tuple(JUDGES)] = "rule"
     profile_model: Name | None = None  # judge of profile overlap; null = `model`
     verdict: Literal["criteria", "holistic"] = "criteria"

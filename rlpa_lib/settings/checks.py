@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlpa_lib.settings.schema import TRAINED, Config
+from rlpa_lib.settings.kinds import TRAINED
+from rlpa_lib.settings.schema import Config
 
 
 def problems(cfg: Config) -> Iterator[tuple[str, str]]:

@@ -9,9 +9,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from rlpa_lib.settings.analyses import Ablations, Conflict, Difficult, LongTerm, Study
 from rlpa_lib.settings.base import (
     BENCHMARKS,
-    METHODS,
-    TRAINED,
-    WITH_PROFILE,
     Address,
     Benchmark,
     Count,
@@ -28,14 +25,13 @@ from rlpa_lib.settings.base import (
     Variable,
     Variant,
 )
-
-__all__ = ["BENCHMARKS", "METHODS", "TRAINED", "WITH_PROFILE", "Config", "Prompting"]  # and every section by its name
+from rlpa_lib.settings.kinds import EVALUATORS, POLICIES, REWARD_CRITERIA, SOURCES
 
 
 class Personas(Section):
     """Where users come from (appendices C.1-C.2). A relative path counts from the params file or the shell that names it."""
 
-    source: Literal["builtin", "aloe", "personachat"] = "builtin"
+    source: Literal[tuple(SOURCES)] = "builtin"
     path: Name | None = None  # ALOE folder or PersonaChat file, by source
     personachat_path: Name | None = None  # PersonaChat file of the extended benchmark when source is aloe
     train_users: Count | None = None  # null = all
@@ -49,7 +45,7 @@ class PolicyConfig(Section):
     With kind endpoint it is any chat model behind a server, by the server's name for it: evaluated, never trained (notebooks that train are
     skipped, rows with trained weights are not run)."""
 
-    kind: Literal["local", "endpoint", "vllm"] = "local"  # in process; chat endpoint; sampled by vLLM servers and trained here
+    kind: Literal[tuple(POLICIES)] = "local"  # in process; chat endpoint; sampled by vLLM servers and trained here
     servers: Annotated[tuple[Name, ...], Field(strict=False)] = ()  # vllm only: base URLs, such as http://127.0.0.1:8000/v1
     max_policy_lag: Annotated[int, Field(ge=0)] = 0  # vllm only: updates that a sample's adapter may lie behind the newest
     base_url: Address | None = None  # endpoint only, as are the next three; null = the client's own default
@@ -72,7 +68,7 @@ class PolicyConfig(Section):
 class EvaluatorConfig(Role):
     """The evaluation judge, which sees the true persona (C.3). `sees`: the pending message alone, as in C.3, or the dialogue."""
 
-    kind: Literal["rule", "llm"] = "rule"
+    kind: Literal[tuple(EVALUATORS)] = "rule"
     sees: Literal["message", "dialogue"] = "message"  # llm only; the rule judge always sees the dialogue
 
 
@@ -114,7 +110,7 @@ class PPO(Section):
     minibatch: Count = 32  # samples per optimiser step
     micro_batch: Count | None = None  # samples per forward pass; null = the minibatch
     advantage_norm: Literal["rollout", "cohort", "none"] = "rollout"
-    reward_parts: Literal["PRR", "PR", "RR", "format", "PRR-N", "PRR-R", "PRR-L", "PRR-G", "PRR-F"] = "PRR"  # eq. 5, table 2, rewards.ABLATED
+    reward_parts: Literal["PRR", "PR", "RR", "format", *(f"PRR-{c}" for c in REWARD_CRITERIA)] = "PRR"  # eq. 5, table 2, rewards.ABLATED
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03  # share of all optimiser steps
     lr_floor: Fraction = 0.1  # cosine ends at this share of lr
     critic: Literal["head", "lora"] = "head"
@@ -182,7 +178,7 @@ class Comparator(Section):
 class Evaluation(Section):
     """Methods and benchmarks of tables 1, 4, 5. `temperature` 0 = greedy."""
 
-    methods: Annotated[tuple[Method, ...], Field(strict=False, min_length=1)] = METHODS[:1]
+    methods: Annotated[tuple[Method, ...], Field(strict=False, min_length=1)] = ("base",)
     benchmarks: Annotated[tuple[Benchmark, ...], Field(strict=False, min_length=1)] = BENCHMARKS
     users: Count = 74
     extended_users: Count | None = None  # null = `users`; 73 fits the numbers of table 5, 74 are announced

@@ -1,0 +1,83 @@
+"""The one turn loop: the user speaks, the policy answers, somebody judges (section 3.1). Everything that plays dialogues plays them here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Reply
+from rlpa_lib.dialogue.protocols import SimulatedUser
+
+
+class Spoken(Protocol):
+    """What stands in the dialogue after a turn: the text as it came, and the reply that was read in it."""
+
+    @property
+    def completion(self) -> str: ...
+
+    @property
+    def reply(self) -> Reply: ...
+
+
+# Both get the E personas and the E dialogues with the user's utterance pending, and give one item a dialogue.
+Answer = Callable[[Sequence[Persona], Sequence[Dialogue]], Sequence[Any]]
+Judging = Callable[[Sequence[Persona], Sequence[Dialogue], Sequence[Any]], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class PlayedTurn:
+    """One turn of all E dialogues: before the answers (`heard`, the utterance pending) and after them (`dialogues`), with what was answered and
+    judged, and the seconds that users, answers and judges took."""
+
+    turn: int
+    heard: list[Dialogue]
+    answers: Sequence[Any]
+    judgements: Sequence[Any]
+    dialogues: list[Dialogue]
+    seconds: dict[str, float]
+
+
+def play_turn(
+    personas: Sequence[Persona],
+    dialogues: Sequence[Dialogue],
+    user: SimulatedUser,
+    answer: Answer,
+    judge: Judging | None = None,
+    *,
+    fallback: str | None = None,
+    persona_at: Callable[[Persona, int], Persona] | None = None,
+) -> PlayedTurn:
+    """One turn of E dialogues in lockstep, each with its persona.
+
+    What goes on is what `judge` gives back where that is `Spoken` (a judge may choose among samples), else the answer itself.
+    `fallback` stands in the dialogue for a reply whose format is broken (`Dialogue.answer`). `persona_at` gives the persona that holds at
+    a turn (from 1), where it changes in mid-dialogue: answers and judges get that one.
+    """
+    turn, clock = len(dialogues[0].turns) + 1, [time.perf_counter()]
+    heard = [d.hear(u) for d, u in zip(dialogues, user.reply(personas, dialogues), strict=True)]
+    now = personas if persona_at is None else [persona_at(p, turn) for p in personas]
+    clock.append(time.perf_counter())
+    answers = answer(now, heard)
+    clock.append(time.perf_counter())
+    judgements = judge(now, heard, answers) if judge else ()
+    clock.append(time.perf_counter())
+    spoken = judgements if judgements and hasattr(judgements[0], "completion") else answers
+    after = [d.answer(s.completion, s.reply, fallback) for d, s in zip(heard, spoken, strict=True)]
+    parts = ("user_s", "method_s", "judges_s")
+    seconds = {part: end - begin for part, begin, end in zip(parts, clock[:-1], clock[1:], strict=True)}
+    return PlayedTurn(turn, heard, answers, judgements, after, seconds)
+
+
+def play_turns(
+    personas: Sequence[Persona], dialogues: Sequence[Dialogue], user: SimulatedUser, answer: Answer, judge: Judging | None = None,
+    *, turns: int, **options: Any,
+) -> Iterator[PlayedTurn]:
+    """Up to turn K of E dialogues, from where they stand; `options` as in `play_turn`."""
+    for _ in range(len(dialogues[0].turns), turns):
+        played = play_turn(personas, dialogues, user, answer, judge, **options)
+        dialogues = played.dialogues
+        yield played
