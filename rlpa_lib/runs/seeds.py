@@ -1,0 +1,33 @@
+"""Where randomness and threads are set: one seed a purpose, the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from any printable parts; the same parts give the same seed on every machine."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def set_threads(n: int) -> None:
+    """Use `n` CPU threads here and in child processes; idle OpenMP threads sleep, so that two runs can share cores."""
+    os.environ["OMP_NUM_THREADS"] = str(n)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch  # after the variables above, which OpenMP reads once
+
+    torch.set_num_threads(n)
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators; code of the library takes its own seeds besides."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
