@@ -223,26 +223,41 @@ def test_what_goes_on_is_run_from_there_on_alone_with_the_same_outcome(tiny_rand
     widths, turns = Widths(model), growing(turns=10)
     plain = played(LocalPolicy(model, tokenizer, portion=portion), turns)
     all_tokens, widths.tokens = widths.tokens, 0
-    going = played(LocalPolicy(model, tokenizer, portion=portion, reuse=True), turns, goes_on=True)
+    going = played(LocalPolicy(model, tokenizer, portion=portion, reuse=True), turns)
     for a, b in ((a, b) for one, two in zip(plain, going, strict=True) for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True)):
         assert a.token_ids == b.token_ids
         assert torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=2e-5)
     assert widths.tokens < 0.5 * all_tokens
-    assert played(LocalPolicy(model, tokenizer, portion=portion, reuse=True), turns) == plain, "who does not go on runs everything"
+
+
+
+def test_what_does_not_go_on_is_run_in_full(tiny_random_model):
+    """Other prompts in between, or as many dialogues that say something else: the memory is of no use and changes nothing."""
+    turns, policy, apart = growing(turns=4), LocalPolicy(*tiny_random_model, reuse=True), []
+    for k, prompts in enumerate(turns):
+        apart.append(policy.generate(prompts, 2, seed=k, temperature=1.0, max_new_tokens=6))
+        policy.generate(PROMPTS, 1, seed=0, temperature=1.0, max_new_tokens=2)
+    assert apart == played(LocalPolicy(*tiny_random_model), turns)
+    others = [talk(f"Somebody else {u}.", "Yes.", "And you?") for u in range(len(turns[0]))]
+    policy.generate(turns[0], 2, seed=0, temperature=1.0, max_new_tokens=6)
+    options = {"seed": 5, "temperature": 1.0, "max_new_tokens": 6}
+    assert policy.generate(others, 2, **options) == LocalPolicy(*tiny_random_model).generate(others, 2, **options)
 
 
 def test_another_process_goes_on_with_the_same_bits(tiny_random_model):
     turns = growing()
-    whole = played(LocalPolicy(*tiny_random_model, reuse=True, batch_prompts=3), turns, goes_on=True)
+    whole = played(LocalPolicy(*tiny_random_model, reuse=True, batch_prompts=3), turns)
     later = LocalPolicy(*tiny_random_model, reuse=True, batch_prompts=3)
-    for k, prompts in enumerate(turns[:3]):
-        later.recall(prompts, goes_on=k > 0)
-    rest = [later.generate(t, 2, seed=k, temperature=1.0, max_new_tokens=6, goes_on=True) for k, t in list(enumerate(turns))[3:]]
+    empty = []
+    for prompts in turns[:3]:
+        later.recall(lambda prompts=prompts: empty.extend(later.generate(prompts, 2, seed=9, temperature=1.0, max_new_tokens=6)))
+    assert all(c.token_ids == () and c.prompt_ids for group in empty for c in group)
+    rest = [later.generate(t, 2, seed=k, temperature=1.0, max_new_tokens=6) for k, t in list(enumerate(turns))[3:]]
     assert rest == whole[3:]
 
 
 def test_a_prompt_that_was_seen_whole_still_runs_its_last_token(tiny_random_model):
     policy = LocalPolicy(*tiny_random_model, reuse=True)
-    assert sample(policy) == policy.generate(PROMPTS, 3, seed=1, temperature=1.0, max_new_tokens=12)
-    again = policy.generate(PROMPTS, 3, seed=1, temperature=1.0, max_new_tokens=12, goes_on=True)
-    assert [[c.token_ids for c in group] for group in again] == [[c.token_ids for c in group] for group in sample(policy)]
+    first = policy.generate(PROMPTS, 3, seed=1, temperature=1.0, max_new_tokens=12)
+    again = policy.generate(PROMPTS, 3, seed=1, temperature=1.0, max_new_tokens=12)
+    assert [[c.token_ids for c in group] for group in again] == [[c.token_ids for c in group] for group in first]

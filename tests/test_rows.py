@@ -94,7 +94,7 @@ def test_a_row_depends_on_its_adapter_and_a_borrower_on_what_it_borrows(open_run
 
 
 MISSING = [
-    ("evaluation.methods=[base, rlpa]", "adapters/ppo: no adapter here, and scoring.methods names rlpa; run 20_ppo with this run directory"),
+    ("evaluation.methods=[base, rlpa]", "adapters/ppo: no adapter here, and evaluation.methods names rlpa; run 20_ppo with this run directory"),
     ("evaluation.methods=[base, sft]", "run 11_sft with this run directory first"),
     ("evaluation.methods=[style_only_empty]", "names style_only_empty; run 20_ppo"),
     ("evaluation.comparators={GPT-4o: {model: gpt-4o, api_key_env: NO_SUCH_KEY_HERE}}", "NO_SUCH_KEY_HERE is not set"),
@@ -169,7 +169,7 @@ def test_what_another_notebook_plays_comes_last_and_is_waited_for(open_run):
     people, user = builtin_personas("vanilla", 3, 0), AgendaUser(0, "user_test")
     with storage.lock(run.path("done/random-vanilla.lock")):
         assert [(row.name, benchmark) for row, benchmark in stage.schedule(["vanilla"])] == [("oracle", "vanilla"), ("random", "vanilla")]
-        waiting = threading.Thread(target=stage.judged, args=(stage.rows[0], "vanilla", people, user, RuleEvaluationJudge(), RuleJudge()))
+        waiting = threading.Thread(target=stage.load_judgements, args=(stage.rows[0], "vanilla", people, user, RuleEvaluationJudge(), RuleJudge()))
         waiting.start()
         waiting.join(0.3)
         assert waiting.is_alive() and not (run.dir / "judgements").exists()

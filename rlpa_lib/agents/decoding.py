@@ -18,7 +18,8 @@ BLOCK = 64  # tokens by which the store of sampled keys grows
 
 @dataclass(frozen=True)
 class Sampled:
-    """Token ids and log-probabilities of one row, cut after the end token; `finished` tells whether it came."""
+    """Token ids and log-probabilities of one row, cut after the end token; `finished` tells whether it
+    came."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -35,7 +36,9 @@ class SharedPrefix:
         self.prompt_keys, self.prompt_values, self.n, self.step = keys, values, n, 0
         places_L = torch.arange(keys[0].shape[2], device=keys[0].device)
         outside = places_L[None, :] >= lengths_P[:, None]
-        self.mask_P11L = torch.zeros(outside.shape, device=outside.device).masked_fill(outside, -torch.inf)[:, None, None]
+        self.mask_P11L = torch.zeros(outside.shape, device=outside.device).masked_fill(outside, -torch.inf)[
+            :, None, None
+        ]
         self.slots_R = torch.arange(len(lengths_P) * n, device=keys[0].device)
         self.own_keys: list[torch.Tensor] = [self._room(k) for k in keys]
         self.own_values: list[torch.Tensor] = [self._room(v) for v in values]
@@ -44,7 +47,8 @@ class SharedPrefix:
         return prompt.new_zeros(len(self.slots_R), prompt.shape[1], BLOCK, prompt.shape[3])
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store this step's key and value of a layer; return all own ones so far, each [R, H, step + 1, D]."""
+        """Store this step's key and value of a layer; return all own ones so far, each [R, H, step + 1,
+        D]."""
         for store, new in ((self.own_keys, key), (self.own_values, value)):
             if self.step >= store[layer].shape[2]:
                 store[layer] = torch.cat([store[layer], torch.zeros_like(store[layer][:, :, :BLOCK])], dim=2)
@@ -63,7 +67,9 @@ class SharedPrefix:
             store[:] = [tensor[rows] for tensor in store]
 
 
-def _part(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+def _part(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> list[torch.Tensor]:
     """Unnormalised attention over one span: maximum score, sum of weights, weighted values (all fp32)."""
     scores = (query @ key.transpose(-1, -2)).float()
     if mask is not None:
@@ -74,9 +80,11 @@ def _part(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: tor
 
 
 def shared_prefix_attention(module, query, key, value, attention_mask, scaling=None, shared=None, **_):
-    """Attention of one new token a row, query [R, heads, 1, D], over the shared prompt and the row's own tokens.
+    """Attention of one new token a row, query [R, heads, 1, D], over the shared prompt and the row's own
+    tokens.
 
-    The two spans are computed apart and joined by their log-sum-exp, so prompt keys are read once for n samples.
+    The two spans are computed apart and joined by their log-sum-exp, so prompt keys are read once for n
+    samples.
     """
     own_keys, own_values = shared.append(module.layer_idx, key, value)
     rows, heads, _, dim = query.shape
@@ -90,7 +98,9 @@ def shared_prefix_attention(module, query, key, value, attention_mask, scaling=N
     grouped = spread.view(-1, n, kv, per_kv, dim).transpose(1, 2).reshape(-1, kv, n * per_kv, dim)
     layer = module.layer_idx
     parts = _part(grouped, shared.prompt_keys[layer], shared.prompt_values[layer], shared.mask_P11L)
-    parts = [p.view(-1, kv, n, per_kv, p.shape[-1]).transpose(1, 2).reshape(slots, kv, per_kv, -1) for p in parts]
+    parts = [
+        p.view(-1, kv, n, per_kv, p.shape[-1]).transpose(1, 2).reshape(slots, kv, per_kv, -1) for p in parts
+    ]
     if slots != rows:
         parts = [p[shared.slots_R] for p in parts]
     top, weight, summed = parts
@@ -114,13 +124,18 @@ def decoding_kernel(model: PreTrainedModel) -> Iterator[None]:
 
 
 def prefill(
-    model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], owners_P: torch.Tensor, n: int, portion: int | None = None,
+    model: PreTrainedModel,
+    prompts: Sequence[tuple[int, ...]],
+    owners_P: torch.Tensor,
+    n: int,
+    portion: int | None = None,
     memory: PromptMemory | None = None,
 ):
-    """Run every distinct prompt once; return (SharedPrefix of the owners, last hidden states [P * n, 1, D], prompt lengths [P * n]).
+    """Run every distinct prompt once; return (SharedPrefix of the owners, last hidden states [P * n, 1, D],
+    prompt lengths [P * n]).
 
-    Prompts are padded on the right. `portion` is how many tokens pass at once (None: all): a CPU works faster on what its cache can hold.
-    With `memory` what a prompt shares with one of the last call is not run again.
+    Prompts are padded on the right. `portion` is how many tokens pass at once (None: all): a CPU works faster
+    on what its cache can hold. With `memory` what a prompt shares with one of the last call is not run again.
     """
     device = owners_P.device
     longest = max(map(len, prompts))
@@ -134,15 +149,28 @@ def prefill(
         keys.append([_widened(layer_keys, longest) for layer_keys, _ in cache])
         values.append([_widened(layer_values, longest) for _, layer_values in cache])
         start += size
-    joint = [[torch.cat(layer) if len(layer) > 1 else layer[0] for layer in zip(*store, strict=True)] for store in (keys, values)]
+    joint = [
+        [torch.cat(layer) if len(layer) > 1 else layer[0] for layer in zip(*store, strict=True)]
+        for store in (keys, values)
+    ]
     if memory is not None:
         memory.add(prompts, *joint)
     shared = SharedPrefix(*([layer[owners_P] for layer in store] for store in joint), lengths[owners_P], n)
-    return shared, torch.cat(last)[owners_P].repeat_interleave(n, dim=0)[:, None], lengths[owners_P].repeat_interleave(n)
+    return (
+        shared,
+        torch.cat(last)[owners_P].repeat_interleave(n, dim=0)[:, None],
+        lengths[owners_P].repeat_interleave(n),
+    )
 
 
-def _run(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], known: Sequence[tuple[Kept | None, int]], device: torch.device):
-    """(last hidden states [P, D], keys and values per layer [P, H, L, D]) of prompts, of which the beginnings may be known."""
+def _run(
+    model: PreTrainedModel,
+    prompts: Sequence[tuple[int, ...]],
+    known: Sequence[tuple[Kept | None, int]],
+    device: torch.device,
+):
+    """(last hidden states [P, D], keys and values per layer [P, H, L, D]) of prompts, of which the beginnings
+    may be known."""
     shared_P = torch.tensor([shared for _, shared in known], device=device)
     rests = [p[shared:] for p, (_, shared) in zip(prompts, known, strict=True)]
     width, past = max(map(len, rests)), int(shared_P.max())
@@ -154,17 +182,28 @@ def _run(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], known: Sequ
         rest_S, past_C = torch.arange(width, device=device), torch.arange(past, device=device)
         own_PSS = (rest_S[:, None] >= rest_S).expand(len(prompts), -1, -1)
         seen = torch.cat([(past_C < shared_P[:, None])[:, None].expand(-1, width, -1), own_PSS], dim=-1)
-        mask = torch.zeros(seen.shape, dtype=model.dtype, device=device).masked_fill(~seen, torch.finfo(model.dtype).min)
+        mask = torch.zeros(seen.shape, dtype=model.dtype, device=device).masked_fill(
+            ~seen, torch.finfo(model.dtype).min
+        )
         given = {"attention_mask": mask[:, None], "position_ids": shared_P[:, None] + rest_S}
     # Without a past plain causal attention is right for padding behind the prompts, and needs no mask.
-    hidden = model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True, **given).last_hidden_state
+    hidden = model.get_decoder()(
+        input_ids=ids, past_key_values=cache, use_cache=True, **given
+    ).last_hidden_state
     ends = torch.tensor([len(rest) - 1 for rest in rests], device=device)
     last = hidden[torch.arange(len(prompts), device=device), ends]
     pairs = [(layer.keys, layer.values) for layer in cache.layers]
     if past:  # a gap lies between a known beginning and the rest
         place_L = torch.arange(max(map(len, prompts)), device=device)
-        from_L = torch.where(place_L < shared_P[:, None], place_L, (past + place_L - shared_P[:, None]).clamp_max(past + width - 1))
-        pairs = [tuple(x.gather(2, from_L[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])) for x in pair) for pair in pairs]
+        from_L = torch.where(
+            place_L < shared_P[:, None],
+            place_L,
+            (past + place_L - shared_P[:, None]).clamp_max(past + width - 1),
+        )
+        pairs = [
+            tuple(x.gather(2, from_L[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])) for x in pair)
+            for pair in pairs
+        ]
     return last, pairs
 
 
@@ -179,11 +218,15 @@ def _beginnings(known: Sequence[tuple[Kept | None, int]], name: str, layer: int,
 
 
 def _portions(sizes: Sequence[int], tokens: int | None) -> Iterator[int]:
-    """How many rows of these lengths, in order, pass at once: cut where padding them to the longest of their part would pass `tokens`; at
-    least one a part."""
+    """How many rows of these lengths, in order, pass at once: cut where padding them to the longest of their
+    part would pass `tokens`; at least one a part."""
     start = 0
     for end in range(1, len(sizes) + 1):
-        full = tokens is not None and end < len(sizes) and (end + 1 - start) * max(sizes[start : end + 1]) > tokens
+        full = (
+            tokens is not None
+            and end < len(sizes)
+            and (end + 1 - start) * max(sizes[start : end + 1]) > tokens
+        )
         if full or end == len(sizes):
             yield end - start
             start = end
@@ -191,13 +234,21 @@ def _portions(sizes: Sequence[int], tokens: int | None) -> Iterator[int]:
 
 def _widened(tensor: torch.Tensor, length: int) -> torch.Tensor:
     """Keys or values [P, H, L, D] with zeros up to `length` tokens, which the mask leaves out."""
-    return torch.nn.functional.pad(tensor, (0, 0, 0, length - tensor.shape[2])) if tensor.shape[2] < length else tensor
+    return (
+        torch.nn.functional.pad(tensor, (0, 0, 0, length - tensor.shape[2]))
+        if tensor.shape[2] < length
+        else tensor
+    )
 
 
-def choose(logits_RV: torch.Tensor, draws_R: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pick a token a row and its log-probability, both [R, 1]; temperature 0 is greedy (log-probabilities then at 1).
+def choose(
+    logits_RV: torch.Tensor, draws_R: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pick a token a row and its log-probability, both [R, 1]; temperature 0 is greedy (log-probabilities
+    then at 1).
 
-    Sampling inverts the cumulative distribution at the row's own number in [0, 1), so that rows stay independent.
+    Sampling inverts the cumulative distribution at the row's own number in [0, 1), so that rows stay
+    independent.
     """
     logprobs = torch.log_softmax(logits_RV.float() / (temperature or 1.0), dim=-1)
     if temperature == 0:
@@ -219,8 +270,11 @@ class _Output:
         self.sizes_R = torch.full((rows,), steps, device=device)
         self.done_R = torch.zeros(rows, dtype=torch.bool, device=device)
 
-    def write(self, rows: torch.Tensor, step: int, tokens: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
-        """Take down one step of these rows; return which of them go on. What a finished row still says is never read."""
+    def write(
+        self, rows: torch.Tensor, step: int, tokens: torch.Tensor, logprobs: torch.Tensor
+    ) -> torch.Tensor:
+        """Take down one step of these rows; return which of them go on. What a finished row still says is
+        never read."""
         self.tokens_RT[rows, step], self.logprobs_RT[rows, step] = tokens, logprobs
         ended = rows[(tokens == self.end_id) & ~self.done_R[rows]]
         self.sizes_R[ended] = step + 1
@@ -230,7 +284,10 @@ class _Output:
     def sampled(self) -> list[Sampled]:
         columns = (self.tokens_RT, self.logprobs_RT, self.sizes_R, self.done_R)
         lists = zip(*(column.tolist() for column in columns), strict=True)
-        return [Sampled(tuple(tokens[:size]), tuple(logprobs[:size]), done) for tokens, logprobs, size, done in lists]
+        return [
+            Sampled(tuple(tokens[:size]), tuple(logprobs[:size]), done)
+            for tokens, logprobs, size, done in lists
+        ]
 
 
 @torch.inference_mode()
@@ -246,15 +303,19 @@ def decode(
     portion: int | None = None,
     memory: PromptMemory | None = None,
 ) -> list[Sampled]:
-    """Sample n completions for each entry of `owners` (indices into the distinct `prompts`), R = len(owners) * n rows.
+    """Sample n completions for each entry of `owners` (indices into the distinct `prompts`), R = len(owners)
+    * n rows.
 
-    `draws_RT` holds one number in [0, 1) a row and step; T is the longest completion. Rows that ended are dropped
-    from the batch once they are half of it. Rows of one owner are neighbours in the answer. `portion`, `memory`: see `prefill`.
+    `draws_RT` holds one number in [0, 1) a row and step; T is the longest completion. Rows that ended are
+    dropped from the batch once they are half of it. Rows of one owner are neighbours in the answer.
+    `portion`, `memory`: see `prefill`.
     """
     device = model.get_input_embeddings().weight.device
     head, body, (total, longest) = model.get_output_embeddings(), model.get_decoder(), draws_RT.shape
     draws_RT = draws_RT.to(device)
-    shared, hidden, lengths_R = prefill(model, prompts, torch.tensor(owners, device=device), n, portion, memory)
+    shared, hidden, lengths_R = prefill(
+        model, prompts, torch.tensor(owners, device=device), n, portion, memory
+    )
     output, rows = _Output(total, longest, end_id, device), torch.arange(total, device=device)
     with decoding_kernel(model):
         for step in range(longest):
@@ -269,5 +330,7 @@ def decode(
                 rows, token = rows[local], token[local]
             shared.step = step
             places = (lengths_R[rows] + step)[:, None]
-            hidden = body(input_ids=token, position_ids=places, use_cache=False, shared=shared).last_hidden_state
+            hidden = body(
+                input_ids=token, position_ids=places, use_cache=False, shared=shared
+            ).last_hidden_state
     return output.sampled()

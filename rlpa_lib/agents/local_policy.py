@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,8 @@ from rlpa_lib.settings.config import InputError
 
 
 def row_draws(keys: Sequence[object], n: int, steps: int, seed: int) -> torch.Tensor:
-    """Numbers in [0, 1) of shape [len(keys) * n, steps]: each row has its own stream, made from (seed, key, sample)."""
+    """Numbers in [0, 1) of shape [len(keys) * n, steps]: each row has its own stream, made from (seed, key,
+    sample)."""
     rows = []
     for key in keys:
         for sample in range(n):
@@ -29,7 +30,8 @@ def row_draws(keys: Sequence[object], n: int, steps: int, seed: int) -> torch.Te
 
 @contextmanager
 def merged_adapters(model) -> Iterator[None]:
-    """Within the context the active LoRA adapters are added into the weights (fp32 only: other dtypes would round them away).
+    """Within the context the active LoRA adapters are added into the weights (fp32 only: other dtypes would
+    round them away).
 
     Afterwards the weights are bit for bit what they were. A small model then decodes about a quarter faster.
     """
@@ -37,9 +39,13 @@ def merged_adapters(model) -> Iterator[None]:
     layers = [
         layer
         for layer in model.modules()
-        if isinstance(layer, LoraLayer) and hasattr(layer, "get_delta_weight") and not (layer.merged or layer.disable_adapters)
+        if isinstance(layer, LoraLayer)
+        and hasattr(layer, "get_delta_weight")
+        and not (layer.merged or layer.disable_adapters)
     ]
-    layers = [m for m in layers if m.base_layer.weight is not table and m.base_layer.weight.dtype == torch.float32]
+    layers = [
+        m for m in layers if m.base_layer.weight is not table and m.base_layer.weight.dtype == torch.float32
+    ]
     before = [layer.base_layer.weight.data for layer in layers]
     try:
         for layer, weight in zip(layers, before, strict=True):
@@ -62,30 +68,49 @@ def _distinct(prompts: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]]
 class LocalPolicy:
     """A causal language model of transformers (with or without PEFT adapters) sampled by `decoding.decode`.
 
-    A completion depends on (weights, seed, prompt, how many equal prompts came before it in the call, sample index),
-    not on the batch around it, up to rounding. `n_cut` counts prompts that lost turns to `max_prompt_tokens`; `portion` is how many
-    prompt tokens pass through the model at once (None: the whole batch). With `reuse`, for weights that do not change, a call that goes on
-    from the last one (`goes_on`) runs of each prompt only what is new.
+    A completion depends on (weights, seed, prompt, how many equal prompts came before it in the call, sample
+    index), not on the batch around it, up to rounding. `n_cut` counts prompts that lost turns to
+    `max_prompt_tokens`; `portion` is how many prompt tokens pass through the model at once (None: the whole
+    batch).
+
+    With `reuse`, for weights that do not change, a call whose dialogues go on from those of the last call
+    runs of each prompt only what is new. Rounding then depends on the calls before; `recall` repeats those
+    that another process has made.
     """
 
     def __init__(
-        self, model, tokenizer, *, max_prompt_tokens: int = 4096, batch_prompts: int = 128, portion: int | None = None, reuse: bool = False
+        self,
+        model,
+        tokenizer,
+        *,
+        max_prompt_tokens: int = 4096,
+        batch_prompts: int = 128,
+        portion: int | None = None,
+        reuse: bool = False,
     ):
         if tokenizer.eos_token_id is None:
             raise InputError("policy.model: the tokenizer has no end token")
-        self.model, self.tokenizer = model, tokenizer
-        self.max_prompt_tokens, self.batch_prompts, self.portion, self.n_cut = max_prompt_tokens, batch_prompts, portion, 0
+        self.model, self.tokenizer, self.portion, self.n_cut = model, tokenizer, portion, 0
+        self.max_prompt_tokens, self.batch_prompts = max_prompt_tokens, batch_prompts
         self._memory = PromptMemory() if reuse else None
+        self._heard: list[list[str]] = []  # what users and system prompts said in the last call
+        self._only_reads = False
 
     def generate(
-        self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float, max_new_tokens: int, own: Sequence[int] | None = None,
-        goes_on: bool = False,
+        self,
+        messages: Sequence[list[Message]],
+        n: int,
+        *,
+        seed: int,
+        temperature: float,
+        max_new_tokens: int,
+        own: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
-        """n completions a message list; `temperature` 0 is greedy. Raises InputError on n, lengths or temperature < their minimum.
+        """n completions a message list; `temperature` 0 is greedy. InputError: n, lengths or temperature
+        below their minimum.
 
-        `own` are the indices to be answered, where several processes share the batch: what they sample together is what one would.
-        `goes_on`: the prompts begin like those of the last call. Rounding then depends on the calls before, so whoever wants the same bits
-        again makes the same calls (or `recall`s them).
+        `own` are the indices to be answered, where several processes share the batch: what they sample
+        together is what one process would.
         """
         if n < 1 or max_new_tokens < 1 or temperature < 0:
             raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
@@ -96,29 +121,48 @@ class LocalPolicy:
             keys.append((seen[prompt], *prompt))
             seen[prompt] += 1
         wanted = range(len(prompts)) if own is None else own
+        if self._memory is not None:
+            self._memory.begin(forget=not self._goes_on(messages))
         answers: dict[int, list[Completion]] = {}
-        for part in self._batches(prompts, wanted, goes_on):
+        for part in self._batches(prompts, wanted):
+            if self._only_reads:
+                self._read([prompts[i] for i in part])
+                answers |= {
+                    i: [Completion(prompts[i], (), (), "", False, dropped=dropped[i])] * n for i in part
+                }
+                continue
             draws = row_draws([keys[i] for i in part], n, max_new_tokens, seed)
             sampled = self._decode([prompts[i] for i in part], n, draws, temperature)
             for place, i in enumerate(part):
-                answers[i] = [self._completion(prompts[i], s, dropped[i]) for s in sampled[place * n : (place + 1) * n]]
+                rows = sampled[place * n : (place + 1) * n]
+                answers[i] = [self._completion(prompts[i], row, dropped[i]) for row in rows]
         return [answers[i] for i in wanted]
 
-    @torch.inference_mode()
-    def recall(self, messages: Sequence[list[Message]], goes_on: bool = True) -> None:
-        """Remember these prompts as `generate` would have, without sampling; nothing happens without `reuse`."""
+    def recall(self, ask: Callable[[], object]) -> None:
+        """Call `ask`, which asks this policy, and let it read the prompts without sampling: its answers are
+        empty. So a process that goes on with dialogues of another one has the same bits in memory. Nothing
+        happens without `reuse`."""
         if self._memory is None:
             return
-        prompts = [self._encode(m)[0] for m in messages]
-        for part in self._batches(prompts, range(len(prompts)), goes_on):
-            distinct, owners = _distinct([prompts[i] for i in part])
-            with self._sampling() as model:
-                prefill(model, distinct, torch.tensor(owners, device=self.model.device), 1, self.portion, self._memory)
+        self._only_reads = True
+        try:
+            ask()
+        finally:
+            self._only_reads = False
 
-    def _batches(self, prompts: Sequence[tuple[int, ...]], wanted: Sequence[int], goes_on: bool) -> Iterator[list[int]]:
+    def _goes_on(self, messages: Sequence[list[Message]]) -> bool:
+        """Whether these are the dialogues of the last call, continued. Answers may stand there in another
+        form (a profile block that is no longer shown), and the last message of a prompt may have had
+        something behind it (a reminder)."""
+        last = self._heard
+        self._heard = [[m["content"] for m in talk if m["role"] != "assistant"] for talk in messages]
+        same = len(last) == len(messages) and bool(last)
+        return same and all(
+            new[: len(old) - 1] == old[:-1] for old, new in zip(last, self._heard, strict=True)
+        )
+
+    def _batches(self, prompts: Sequence[tuple[int, ...]], wanted: Sequence[int]) -> Iterator[list[int]]:
         """Indices of the wanted prompts, those of similar length together."""
-        if self._memory is not None:
-            self._memory.begin(forget=not goes_on)
         order = sorted(wanted, key=lambda i: (len(prompts[i]), prompts[i], i))
         for start in range(0, len(order), self.batch_prompts):
             yield order[start : start + self.batch_prompts]
@@ -128,13 +172,30 @@ class LocalPolicy:
         self.n_cut += bool(dropped)
         return tuple(ids), dropped
 
-    def _decode(self, prompts: list[tuple[int, ...]], n: int, draws: torch.Tensor, temperature: float) -> list[Sampled]:
+    @torch.inference_mode()
+    def _read(self, prompts: list[tuple[int, ...]]) -> None:
+        distinct, owners = _distinct(prompts)
+        with self._sampling() as model:
+            prefill(
+                model, distinct, torch.tensor(owners, device=self.model.device), 1, self.portion, self._memory
+            )
+
+    def _decode(
+        self, prompts: list[tuple[int, ...]], n: int, draws: torch.Tensor, temperature: float
+    ) -> list[Sampled]:
         distinct, owners = _distinct(prompts)
         with self._sampling() as model:
             return decode(
-                model, distinct, owners, n, draws, temperature=temperature, end_id=self.tokenizer.eos_token_id, portion=self.portion,
+                model,
+                distinct,
+                owners,
+                n,
+                draws,
+                temperature=temperature,
+                end_id=self.tokenizer.eos_token_id,
+                portion=self.portion,
                 memory=self._memory,
-            )  # fmt: skip
+            )
 
     @contextmanager
     def _sampling(self) -> Iterator[torch.nn.Module]:
@@ -149,4 +210,6 @@ class LocalPolicy:
     def _completion(self, prompt: tuple[int, ...], sampled: Sampled, dropped: int) -> Completion:
         text_ids = sampled.token_ids[:-1] if sampled.finished else sampled.token_ids
         text = self.tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return Completion(prompt, sampled.token_ids, sampled.logprobs, text, sampled.finished, dropped=dropped)
+        return Completion(
+            prompt, sampled.token_ids, sampled.logprobs, text, sampled.finished, dropped=dropped
+        )

@@ -10,8 +10,8 @@ from rlpa_lib.settings.config import InputError
 
 
 def harmless(tokenizer, messages: list[Message]) -> list[Message]:
-    """The messages as data: a control token's name in a message ("<|user|>") is broken up, so that only the chat template, which is
-    tokenised as one text with what the messages say, sets roles and ends turns."""
+    """The messages as data: a control token's name in a message ("<|user|>") is broken up, so that only the
+    chat template, which is tokenised as one text with what the messages say, sets roles and ends turns."""
     specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     signs = exact_signs(frozenset(specials | set(tokenizer.all_special_tokens)))
     return [{**m, "content": defuse(m["content"], signs)} for m in messages]
@@ -20,8 +20,8 @@ def harmless(tokenizer, messages: list[Message]) -> list[Message]:
 def prompt_ids(tokenizer, messages: list[Message]) -> list[int]:
     """Token ids of a message list under the tokenizer's chat template, ready for the assistant's next words.
 
-    A final assistant message is the beginning of the answer, which the policy continues (its completion holds what comes after).
-    No message can bring control tokens in (`harmless`).
+    A final assistant message is the beginning of the answer, which the policy continues (its completion holds
+    what comes after). No message can bring control tokens in (`harmless`).
     """
     said = harmless(tokenizer, messages)
     said, begun = (said[:-1], said[-1]["content"]) if said[-1]["role"] == "assistant" else (said, "")
@@ -30,7 +30,8 @@ def prompt_ids(tokenizer, messages: list[Message]) -> list[int]:
 
 
 def fit_prompt(tokenizer, messages: list[Message], limit: int) -> tuple[list[int], int]:
-    """(token ids, number of dropped turns) of a prompt of at most `limit` tokens, by the rule of `window`. InputError as there."""
+    """(token ids, number of dropped turns) of a prompt of at most `limit` tokens, by the rule of `window`.
+    InputError as there."""
     encoded: dict[int, list[int]] = {}
 
     def size(part: list[Message]) -> int:
@@ -41,12 +42,16 @@ def fit_prompt(tokenizer, messages: list[Message], limit: int) -> tuple[list[int
     return encoded[len(kept)], dropped
 
 
-def window(messages: Sequence[Message], limit: int, size: Callable[[list[Message]], int]) -> tuple[list[Message], int]:
-    """(messages of at most `limit` tokens, number of dropped turns): the rule for dialogues that outgrow the context.
+def window(
+    messages: Sequence[Message], limit: int, size: Callable[[list[Message]], int]
+) -> tuple[list[Message], int]:
+    """(messages of at most `limit` tokens, number of dropped turns): the rule for dialogues that outgrow the
+    context.
 
-    Whole turns (a user message and its answer) go, from the oldest on and no more than needed. System prompt and last user message stay
-    always; the latest answer, which holds the latest profile block, is the last to go, and is lost only when it does not fit beside these
-    two: then as many turns are dropped as there were. `size` is asked about log2(turns) times. InputError: those two alone are too long.
+    Whole turns (a user message and its answer) go, from the oldest on and no more than needed. System prompt
+    and last user message stay always; the latest answer, which holds the latest profile block, is the last to
+    go, and is lost only when it does not fit beside these two: then as many turns are dropped as there were.
+    `size` is asked about log2(turns) times. InputError: those two alone are too long.
     """
     lead = [m for m in messages[:1] if m["role"] == "system"]
     rest = list(messages[len(lead) :])
@@ -58,5 +63,7 @@ def window(messages: Sequence[Message], limit: int, size: Callable[[list[Message
         low, high = (low, middle) if size(lead + rest[2 * middle :]) <= limit else (middle + 1, high)
     kept = lead + rest[2 * low :]
     if (tokens := size(kept)) > limit:
-        raise InputError(f"rollout.max_prompt_tokens: the system prompt and the last user message take {tokens} tokens, limit {limit}")
+        raise InputError(
+            f"rollout.max_prompt_tokens: the system prompt and the last user message take {tokens} tokens, limit {limit}"
+        )
     return kept, low

@@ -13,7 +13,8 @@ HISTORY_PROFILES = ("latest", "all", "none")
 @dataclass(frozen=True)
 class Utterance:
     """What the user says; `stated` lists the slots of the true profile that it reveals, for bookkeeping only,
-    and `phrases` the words in which each was said (as many as `stated`, or none where the user cannot tell)."""
+    and `phrases` the words in which each was said (as many as `stated`, or none where the user cannot
+    tell)."""
 
     text: str
     stated: tuple[str, ...] = ()
@@ -22,7 +23,8 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Turn:
-    """A user utterance and its answer: `completion` is the sampled text as it came, `reply` what was read in it."""
+    """A user utterance and its answer: `completion` is the sampled text as it came, `reply` what was read in
+    it."""
 
     user: Utterance
     completion: str
@@ -45,15 +47,22 @@ class Dialogue:
         return replace(self, pending=utterance)
 
     def answer(self, completion: str, reply: Reply, fallback: str | None = None) -> Dialogue:
-        """The dialogue after the assistant answers the pending utterance. `fallback` is what user and policy get to see of a reply whose format
-        is broken; without one they see its text, as in the released code. ValueError: nothing is pending."""
+        """The dialogue after the assistant answers the pending utterance. `fallback` is what user and policy
+        get to see of a reply whose format is broken; without one they see its text, as in the released code.
+        ValueError: nothing is pending."""
         if fallback is not None and not reply.format_ok:
             reply = replace(reply, response=fallback)
         turn = Turn(self._require_pending(), completion, reply)
         return replace(self, turns=(*self.turns, turn), pending=None)
 
+    def before(self, k: int) -> Dialogue:
+        """The dialogue as it was before its answer number `k` (from 0), the user's utterance pending.
+        IndexError: no such answer."""
+        return replace(self, turns=self.turns[:k], pending=self.turns[k].user)
+
     def ledger(self) -> dict[str, int]:
-        """Slot -> number (from 1) of the turn in which the user first revealed it, the pending utterance included."""
+        """Slot -> number (from 1) of the turn in which the user first revealed it, the pending utterance
+        included."""
         utterances = [turn.user for turn in self.turns]
         if self.pending is not None:
             utterances.append(self.pending)
@@ -99,9 +108,10 @@ def policy_view(
 ) -> list[dict[str, str]]:
     """Chat messages for the policy: system, then user and assistant in turn, the pending utterance last.
 
-    With "latest" only the last assistant message keeps its profile block, so a prompt does not extend the one before it (as in the
-    released code); "all" keeps every block, "none" none. A reply of broken format is shown with an empty profile block.
-    ValueError: nothing is pending, or `history_profiles` is none of the three.
+    With "latest" only the last assistant message keeps its profile block, so a prompt does not extend the one
+    before it (as in the released code); "all" keeps every block, "none" none. A reply of broken format is
+    shown with an empty profile block. ValueError: nothing is pending, or `history_profiles` is none of the
+    three.
     """
     if history_profiles not in HISTORY_PROFILES:
         raise ValueError(f"history_profiles must be one of {HISTORY_PROFILES}, not {history_profiles!r}")
@@ -118,13 +128,15 @@ def policy_view(
 
 
 def user_view(dialogue: Dialogue) -> list[dict[str, str]]:
-    """Chat messages for a simulated user: its own utterances are `assistant`, the responses are `user`; no profile blocks."""
+    """Chat messages for a simulated user: its own utterances are `assistant`, the responses are `user`; no
+    profile blocks."""
     role = {"user": "assistant", "assistant": "user"}
     return [{"role": role[speaker], "content": text} for speaker, text in judge_view(dialogue)]
 
 
 def judge_view(dialogue: Dialogue) -> list[tuple[str, str]]:
-    """(speaker, text) pairs, speaker "user" or "assistant": responses without profile blocks, the pending utterance last."""
+    """(speaker, text) pairs, speaker "user" or "assistant": responses without profile blocks, the pending
+    utterance last."""
     lines: list[tuple[str, str]] = []
     for turn in dialogue.turns:
         lines.append(("user", turn.user.text))
@@ -147,7 +159,11 @@ def _utterance_from_json(data: dict) -> Utterance:
 
 
 def _turn_to_json(turn: Turn) -> dict:
-    reply = {"profile": turn.reply.profile.to_json(), "response": turn.reply.response, "format_ok": turn.reply.format_ok}
+    reply = {
+        "profile": turn.reply.profile.to_json(),
+        "response": turn.reply.response,
+        "format_ok": turn.reply.format_ok,
+    }
     return {"user": _utterance_to_json(turn.user), "completion": turn.completion, "reply": reply}
 
 

@@ -1,4 +1,5 @@
-"""What a judge is: the overlap of two profiles and five binary criteria with reasons (sections 3.2 and 3.3)."""
+"""What a judge is: the overlap of two profiles and five binary criteria with reasons (sections 3.2 and
+3.3)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,15 +11,16 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
-CRITERIA = tuple(REWARD_CRITERIA)  # on its way out: rooms read REWARD_CRITERIA or EVALUATION_CRITERIA of settings.kinds
+# on its way out: rooms read REWARD_CRITERIA or EVALUATION_CRITERIA of settings.kinds
+CRITERIA = tuple(REWARD_CRITERIA)
 # What alignment with a profile means (section 3.3). On record only: the criteria alone make the score.
 DIMENSIONS = ("preference_expression", "style_consistency", "goal_alignment", "persona_coherence")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Five binary marks, each with a reason. With one holistic verdict (released code) all five carry it. `dimensions` are the
-    four of section 3.3 where a judge marks them, else empty."""
+    """Five binary marks, each with a reason. With one holistic verdict (released code) all five carry it.
+    `dimensions` are the four of section 3.3 where a judge marks them, else empty."""
 
     marks: dict[str, bool]
     reasons: dict[str, str]
@@ -31,7 +33,8 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """The source of training rewards. It never sees more than the transcript, the inferred and the true profile."""
+    """The source of training rewards. It never sees more than the transcript, the inferred and the true
+    profile."""
 
     def match(self, inferred: Profile, true: Profile) -> tuple[tuple[int, int], ...]:
         """One-to-one pairs (index inferred, index true) of items that mean the same (eq. 2)."""
@@ -40,14 +43,16 @@ class Judge(Protocol):
         """`match` for a batch, in order; None where the judge gave no readable answer."""
 
     def responses(self, cases: Sequence[tuple[Dialogue, Reply]]) -> list[Verdict | None]:
-        """The criteria for each reply to a pending utterance, judged against the INFERRED profile (section 3.3)."""
+        """The criteria for each reply to a pending utterance, judged against the INFERRED profile (section
+        3.3)."""
 
 
 class EvaluationJudge(Protocol):
     """The source of evaluation scores: it sees the user's true persona (appendix C.3)."""
 
     def evaluate(self, cases: Sequence[tuple[Persona, Dialogue, str]]) -> list[Verdict | None]:
-        """The criteria for each response (text alone) to a pending utterance, judged against the true persona."""
+        """The criteria for each response (text alone) to a pending utterance, judged against the true
+        persona."""
 
 
 class JudgeFailed(RuntimeError):
@@ -56,10 +61,11 @@ class JudgeFailed(RuntimeError):
 
 @dataclass
 class FailureTally:
-    """Counts cases that a judge could not answer: they are neither 0 nor 1, and too many of them stop the run.
+    """Counts cases that a judge could not answer: they are neither 0 nor 1, and too many of them stop the
+    run.
 
-    Up to `limit` (0 to 1, `run.max_judge_failure_rate`) of the cases may fail; the first 100 are counted as 100, so that one
-    failure at the start of a run is not yet a rate.
+    Up to `limit` (0 to 1, `run.max_judge_failure_rate`) of the cases may fail; the first 100 are counted as
+    100, so that one failure at the start of a run is not yet a rate.
     """
 
     limit: float

@@ -1,4 +1,5 @@
-"""What a policy and a simulated user are (section 3.1); judges are in `judging`, methods in `rlpa_lib.methods`."""
+"""What a policy and a simulated user are (section 3.1); judges are in `judging`, methods in
+`rlpa_lib.methods`."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ Message = dict[str, str]
 class Completion:
     """One sampled reply: the very ids that training uses, the end token included when `finished`.
 
-    `logprobs` are natural logarithms at the temperature of sampling, fp32, one a token id. `version` counts the updates of
-    the adapter that sampled it, where a server holds one (0: none yet, or sampled in process). `dropped` counts the oldest turns that its
-    prompt had no room for (see `window`).
+    `logprobs` are natural logarithms at the temperature of sampling, fp32, one a token id. `version` counts
+    the updates of the adapter that sampled it, where a server holds one (0: none yet, or sampled in process).
+    `dropped` counts the oldest turns that its prompt had no room for (see `window`).
     """
 
     prompt_ids: tuple[int, ...]
@@ -44,15 +45,18 @@ class Policy(Protocol):
 
 
 class SimulatedUser(Protocol):
-    """Stateless: what it says next depends on its seed, the persona and the transcript alone, so runs can be resumed."""
+    """Stateless: what it says next depends on its seed, the persona and the transcript alone, so runs can be
+    resumed."""
 
     def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
-        """The next utterance of each user, in order; the first of every dialogue is "Hello" (appendix C.2)."""
+        """The next utterance of each user, in order; the first of every dialogue is "Hello" (appendix
+        C.2)."""
 
 
 @dataclass(frozen=True)
 class News:
-    """A slot that a user tells now, whatever its agenda says; with `was` its value has changed from that, which is said in passing."""
+    """A slot that a user tells now, whatever its agenda says; with `was` its value has changed from that,
+    which is said in passing."""
 
     slot: str
     was: str | None = None
@@ -62,6 +66,9 @@ class InformedUser(SimulatedUser, Protocol):
     """A simulated user that can be told what to say."""
 
     def reply(
-        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], news: Sequence[News | None] | None = None
+        self,
+        personas: Sequence[Persona],
+        dialogues: Sequence[Dialogue],
+        news: Sequence[News | None] | None = None,
     ) -> list[Utterance]:
         """The next utterance of each user, in order; `news` (None: nothing) is worked into it."""

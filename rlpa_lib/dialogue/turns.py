@@ -1,4 +1,5 @@
-"""The one turn loop: the user speaks, the policy answers, somebody judges (section 3.1). Everything that plays dialogues plays them here."""
+"""The one turn loop: the user speaks, the policy answers, somebody judges (section 3.1). Everything that
+plays dialogues plays them here."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ Judging = Callable[[Sequence[Persona], Sequence[Dialogue], Sequence[Any]], Seque
 
 @dataclass(frozen=True)
 class PlayedTurn:
-    """One turn of all E dialogues: before the answers (`heard`, the utterance pending) and after them (`dialogues`), with what was answered and
-    judged, and the seconds that users, answers and judges took."""
+    """One turn of all E dialogues: before the answers (`heard`, the utterance pending) and after them
+    (`dialogues`), with what was answered and judged, and the seconds that users, answers and judges took."""
 
     turn: int
     heard: list[Dialogue]
@@ -53,9 +54,10 @@ def play_turn(
 ) -> PlayedTurn:
     """One turn of E dialogues in lockstep, each with its persona.
 
-    What goes on is what `judge` gives back where that is `Spoken` (a judge may choose among samples), else the answer itself.
-    `fallback` stands in the dialogue for a reply whose format is broken (`Dialogue.answer`). `persona_at` gives the persona that holds at
-    a turn (from 1), where it changes in mid-dialogue: answers and judges get that one.
+    What goes on is what `judge` gives back where that is `Spoken` (a judge may choose among samples), else
+    the answer itself. `fallback` stands in the dialogue for a reply whose format is broken
+    (`Dialogue.answer`). `persona_at` gives the persona that holds at a turn (from 1), where it changes in
+    mid-dialogue: answers and judges get that one.
     """
     turn, clock = len(dialogues[0].turns) + 1, [time.perf_counter()]
     heard = [d.hear(u) for d, u in zip(dialogues, user.reply(personas, dialogues), strict=True)]
@@ -73,8 +75,14 @@ def play_turn(
 
 
 def play_turns(
-    personas: Sequence[Persona], dialogues: Sequence[Dialogue], user: SimulatedUser, answer: Answer, judge: Judging | None = None,
-    *, turns: int, **options: Any,
+    personas: Sequence[Persona],
+    dialogues: Sequence[Dialogue],
+    user: SimulatedUser,
+    answer: Answer,
+    judge: Judging | None = None,
+    *,
+    turns: int,
+    **options: Any,
 ) -> Iterator[PlayedTurn]:
     """Up to turn K of E dialogues, from where they stand; `options` as in `play_turn`."""
     for _ in range(len(dialogues[0].turns), turns):

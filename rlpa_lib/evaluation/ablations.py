@@ -1,6 +1,8 @@
-"""Trainings that leave something out (section 5.1, table 2, figure 18): the same users, seeds and amount of training as with both rewards.
+"""Trainings that leave something out (section 5.1, table 2, figure 18): the same users, seeds and amount of
+training as with both rewards.
 
-The training with both rewards is 20_ppo's own: it keeps its adapter of the moment at which all are compared (`ablations.iterations`).
+The training with both rewards is 20_ppo's own: it keeps its adapter of the moment at which all are compared
+(`ablations.iterations`).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from rlpa_lib.dialogue.judging import CRITERIA, EvaluationJudge, Judge
+from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.evaluation import intervals, rows, scoring, seeds, tables
@@ -20,23 +22,18 @@ from rlpa_lib.rlpa.trainer import updates_until
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.settings.kinds import ABLATIONS, BOTH_REWARDS, METHODS
 
-BOTH = "PRR"
-# What the tables call them; table 2's rows as the paper prints them.
-LABELS = {BOTH: "RLPA", "PR": "RLPA w/ PR", "RR": "RLPA w/ RR", "format": "format reward alone",
-          **{f"without_{c}": f"RLPA, criterion {c} not rewarded" for c in CRITERIA},
-          "best": "the best of N continues", "random": "one of N, drawn, continues", "bandit": "each turn by itself", "mdp": "credit across turns",
-          **{f"samples_{n}": f"N = {n}" for n in (1, 2, 4, 8)},
-          **{f"history_{which}": f"history with profiles: {which}" for which in ("latest", "all", "none")}}  # fmt: skip
-_CREDIT = {
-    "bandit": ("ppo.turn_discount=0.0", "ppo.update_every=turn", "rollout.continuation=best", "ppo.value_clip=0.2"),
-    "mdp": ("ppo.turn_discount=0.9", "ppo.update_every=dialogue", "rollout.continuation=random", "ppo.value_clip=null"),
+LABELS = {
+    BOTH_REWARDS: METHODS["rlpa"].label,
+    **{name: ablation.label for name, ablation in ABLATIONS.items()},
 }
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training of the comparison: its settings inside the run, and the metrics of its updates up to the comparison."""
+    """One training of the comparison: its settings inside the run, and the metrics of its updates up to the
+    comparison."""
 
     variant: str
     run: Run
@@ -54,26 +51,18 @@ def adapter(variant: str) -> str:
 
 
 def list_changes(cfg: Config, variant: str) -> tuple[str, ...]:
-    """What a variant changes, as overrides. `samples_N` scales the minibatch with N, so that all take equally many optimiser steps."""
-    kind, _, value = variant.partition("_")
-    if kind == "samples":
-        sizes = {"minibatch": cfg.ppo.minibatch, "micro_batch": cfg.ppo.micro_batch}
-        scaled = {key: max(1, size * int(value) // cfg.rollout.samples) for key, size in sizes.items() if size}
-        return (f"rollout.samples={value}", *(f"ppo.{key}={size}" for key, size in scaled.items()))
-    if variant in _CREDIT:
-        return _CREDIT[variant]
-    if variant in ("best", "random"):
-        return (f"rollout.continuation={variant}",)
-    if kind == "history":
-        return (f"ppo.history_profiles={value}",)
-    return (f"ppo.reward_parts={f'PRR-{value}' if kind == 'without' else variant}",)
+    """What a variant changes, as overrides."""
+    return (
+        (f"ppo.reward_parts={BOTH_REWARDS}",) if variant == BOTH_REWARDS else ABLATIONS[variant].changes(cfg)
+    )
 
 
 def apply_variant(run: Run, variant: str) -> Run:
-    """The same run directory and seed under a variant's settings. InputError: they cannot work together with the run's own."""
+    """The same run directory and seed under a variant's settings. InputError: they cannot work together with
+    the run's own."""
     label = f"ablations.variants: {variant}"
     cfg = config.change_config(run.cfg, list_changes(run.cfg, variant), label)
-    if variant != BOTH and cfg == run.cfg:
+    if variant != BOTH_REWARDS and cfg == run.cfg:
         raise InputError(f"{label} changes nothing: the run is set so already")
     return replace(run, cfg=cfg)
 
@@ -91,8 +80,11 @@ def find_training(run: Run, variant: str) -> Training | None:
     return None
 
 
-def train_variant(run: Run, params: str, overrides: Sequence[str], variant: str, *, say: Callable[[str], None] = print) -> Training:
-    """One training of the comparison: what this run holds is taken as it is (20_ppo's own for both rewards), the rest is trained or finished."""
+def train_variant(
+    run: Run, params: str, overrides: Sequence[str], variant: str, *, say: Callable[[str], None] = print
+) -> Training:
+    """One training of the comparison: what this run holds is taken as it is (20_ppo's own for both rewards),
+    the rest is trained or finished."""
     known = find_training(run, variant)
     if known is None:
         extra = list_changes(run.cfg, variant)
@@ -104,9 +96,15 @@ def train_variant(run: Run, params: str, overrides: Sequence[str], variant: str,
 
 
 def score_training(
-    one: Training, people: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge, benchmark: str = "vanilla"
+    one: Training,
+    people: Sequence[Persona],
+    user: SimulatedUser,
+    evaluator: EvaluationJudge,
+    judge: Judge,
+    benchmark: str = "vanilla",
 ) -> np.ndarray:
-    """Scores (E, K) of a training with users of a benchmark (table 2: vanilla); what was played before is read back."""
+    """Scores (E, K) of a training with users of a benchmark (table 2: vanilla); what was played before is
+    read back."""
     stage = rows.Stage(one.run, [one.row])
     return scoring.score_table(stage.load_judgements(one.row, benchmark, people, user, evaluator, judge))
 
@@ -114,29 +112,47 @@ def score_training(
 def ablation_table(scores: Mapping[str, np.ndarray], model: str) -> pd.DataFrame:
     """Table 2's columns (AL(k), avg, N-IR, N-R2, with intervals), a row a variant -> scores (E, K)."""
     name = tables.label("rlpa", model)[0]
-    return pd.DataFrame([{"model": name, "method": LABELS[v], **tables.turnwise_row(found_EK)} for v, found_EK in scores.items()])
+    return pd.DataFrame(
+        [
+            {"model": name, "method": LABELS[v], **tables.turnwise_row(found_EK)}
+            for v, found_EK in scores.items()
+        ]
+    )
 
 
 def comparison_table(scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Both rewards minus each other variant on the same users, in percent points, with 95 % interval, p, and Holm's p over the table."""
+    """Both rewards minus each other variant on the same users, in percent points, with 95 % interval, p, and
+    Holm's p over the table."""
     lines = []
     for variant in scores:
-        if variant != BOTH:
-            c = intervals.paired_difference(scores[BOTH], scores[variant])
-            values = {"difference": 100 * c.difference, "low": 100 * c.low, "high": 100 * c.high, "p": c.p_value}
+        if variant != BOTH_REWARDS:
+            c = intervals.paired_difference(scores[BOTH_REWARDS], scores[variant])
+            values = {
+                "difference": 100 * c.difference,
+                "low": 100 * c.low,
+                "high": 100 * c.high,
+                "p": c.p_value,
+            }
             lines.append({"method": LABELS[variant], **values})
     frame = pd.DataFrame(lines, columns=["method", "difference", "low", "high", "p"])
     return frame.assign(p_holm=intervals.adjust_holm(frame["p"]))
 
 
 def all_seeds(run: Run) -> dict[int, dict[str, Training]]:
-    """Seed -> variant -> training, of this run and of those beside it that differ in the seed alone; unfinished trainings are left out."""
-    every = {one.seed: {v: find_training(one, v) for v in (BOTH, *run.cfg.ablations.variants)} for one in seeds.find_siblings(run)}
-    return {seed: {v: one for v, one in some.items() if one} for seed, some in every.items() if any(some.values())}
+    """Seed -> variant -> training, of this run and of those beside it that differ in the seed alone;
+    unfinished trainings are left out."""
+    every = {
+        one.seed: {v: find_training(one, v) for v in (BOTH_REWARDS, *run.cfg.ablations.variants)}
+        for one in seeds.find_siblings(run)
+    }
+    return {
+        seed: {v: one for v, one in some.items() if one} for seed, some in every.items() if any(some.values())
+    }
 
 
 def seeds_table(by_seed: Mapping[int, Mapping[str, Training]]) -> pd.DataFrame:
-    """AVG (percent) of each variant and both rewards minus it, with 95 % intervals over seeds and users, of evaluated seeds (`is_evaluated`).
+    """AVG (percent) of each variant and both rewards minus it, with 95 % intervals over seeds and users, of
+    evaluated seeds (`is_evaluated`).
 
     ValueError: fewer than three seeds.
     """
@@ -144,16 +160,21 @@ def seeds_table(by_seed: Mapping[int, Mapping[str, Training]]) -> pd.DataFrame:
     lines = []
     for variant in scores[0]:
         own = np.stack([some[variant] for some in scores])
-        line = {"method": LABELS[variant], "seeds": own.shape[0], "users": own.shape[1], **tables.percent("avg", own)}
-        if variant != BOTH:
-            line |= tables.percent("rlpa_minus", np.stack([some[BOTH] for some in scores]) - own)
+        line = {
+            "method": LABELS[variant],
+            "seeds": own.shape[0],
+            "users": own.shape[1],
+            **tables.percent("avg", own),
+        }
+        if variant != BOTH_REWARDS:
+            line |= tables.percent("rlpa_minus", np.stack([some[BOTH_REWARDS] for some in scores]) - own)
         lines.append(line)
     return pd.DataFrame(lines)
 
 
 def is_evaluated(trainings: Mapping[str, Training]) -> bool:
     """Whether every training of a seed that was asked for is there, and played with all users."""
-    asked = (BOTH, *next(iter(trainings.values())).run.cfg.ablations.variants)
+    asked = (BOTH_REWARDS, *next(iter(trainings.values())).run.cfg.ablations.variants)
     return set(asked) <= set(trainings) and all(_finished(one) is not None for one in trainings.values())
 
 

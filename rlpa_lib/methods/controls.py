@@ -1,20 +1,19 @@
-"""Controls: a floor, a ceiling, and a trained policy that may not use its profile. They show what a score can be made of."""
+"""Controls: a floor, a ceiling, and a trained policy that may not use its profile. They show what a score can
+be made of."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply, render_reply
-from rlpa_lib.dialogue.protocols import Message
-from rlpa_lib.methods.prompting import Answer, Prompted, moments, recall, with_last
+from rlpa_lib.methods.prompting import Answer, Prompted, make_base, make_rlpa, with_last
+from rlpa_lib.methods.table import Donor, Parts
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
-
-Donor = Callable[[Persona, Dialogue], Profile]  # whose profile stands before the answer of a style-only policy
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class OracleControl:
 
 @dataclass(frozen=True)
 class RandomControl:
-    """The floor of the miniature: a well-formed response that was once made for somebody else, and an empty profile."""
+    """The floor of the miniature: a well-formed response that was once made for somebody else, and an empty
+    profile."""
 
     pool: tuple[str, ...]  # see `made_for_somebody`
     name: str = "random"
@@ -50,15 +50,19 @@ class RandomControl:
 
 
 def made_for_somebody(responses: Sequence[str]) -> tuple[str, ...]:
-    """Those responses that state something about their user. A bare question would suit anybody at the first turn, so it is no floor."""
+    """Those responses that state something about their user. A bare question would suit anybody at the first
+    turn, so it is no floor."""
     from rlpa_lib.mini import language
 
-    return tuple(r for r in responses if any(sentence.facts for options in language.parse(r) for sentence in options))
+    return tuple(
+        r for r in responses if any(sentence.facts for options in language.parse(r) for sentence in options)
+    )
 
 
 @dataclass(frozen=True)
 class PromptedOracle:
-    """The ceiling of a real model: Base with the true profile in its system prompt. `template` holds {profile}."""
+    """The ceiling of a real model: Base with the true profile in its system prompt. `template` holds
+    {profile}."""
 
     inner: Prompted
     template: str
@@ -72,8 +76,11 @@ class PromptedOracle:
             view = self.inner.messages(dialogue)
             system = f"{view[0]['content']}\n\n{self.template.format(profile=persona.profile.lines())}"
             talks.append([*with_last(view[:1], system), *view[1:]])
-        answers = [self.inner.answer(c) for c in self.inner.ask(talks, seed)]
-        return [replace(a, reply=replace(a.reply, profile=p.profile)) for a, p in zip(answers, personas, strict=True)]
+        answers = [self.inner.read(c) for c in self.inner.ask(talks, seed)]
+        return [
+            replace(a, reply=replace(a.reply, profile=p.profile))
+            for a, p in zip(answers, personas, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -91,15 +98,11 @@ class MisdirectedAnswers:
         answers = self.inner.respond(personas, dialogues, seed)
         return [*answers[1:], answers[0]]
 
-    def recall(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> None:
-        """As of `Prompted`."""
-        self.inner.recall(personas, dialogues)
-
 
 @dataclass(frozen=True)
 class StyleOnly:
-    """The trained policy, which has to answer after a profile block that is not its own: what remains of its score owes nothing to the
-    profile that it would have written."""
+    """The trained policy, which has to answer after a profile block that is not its own: what remains of its
+    score owes nothing to the profile that it would have written."""
 
     inner: Prompted
     donor: Donor
@@ -107,18 +110,20 @@ class StyleOnly:
     writes_profile: bool = True
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
-        """One sampled response a dialogue, after the donor's profile; only the response's tokens are counted."""
-        begun = self._begun(personas, dialogues)
-        return [self.inner.answer(c, talk[-1]["content"]) for c, talk in zip(self.inner.ask(begun, seed, goes_on=True), begun, strict=True)]
-
-    def _begun(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[list[Message]]:
-        """The prompts with the donor's profile behind; a final assistant message is a beginning that the answer continues."""
-        starts = [render_reply(self.donor(p, d), "").removesuffix("\n</response>") for p, d in zip(personas, dialogues, strict=True)]
-        return [[*self.inner.messages(d), {"role": "assistant", "content": s}] for d, s in zip(dialogues, starts, strict=True)]
-
-    def recall(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> None:
-        """As of `Prompted`."""
-        recall(self.inner.policy, [self._begun(personas, before) for before in moments(dialogues)])
+        """One sampled response a dialogue, after the donor's profile; only the response's tokens are
+        counted."""
+        starts = [
+            render_reply(self.donor(p, d), "").removesuffix("\n</response>")
+            for p, d in zip(personas, dialogues, strict=True)
+        ]
+        # A final assistant message is a beginning that the answer continues.
+        talks = [
+            [*self.inner.messages(d), {"role": "assistant", "content": start}]
+            for d, start in zip(dialogues, starts, strict=True)
+        ]
+        return [
+            self.inner.read(c, start) for c, start in zip(self.inner.ask(talks, seed), starts, strict=True)
+        ]
 
 
 def no_profile(persona: Persona, dialogue: Dialogue) -> Profile:
@@ -128,7 +133,8 @@ def no_profile(persona: Persona, dialogue: Dialogue) -> Profile:
 
 @dataclass(frozen=True)
 class Lent:
-    """The donor of what the policy wrote about the next user at the same turn; `profiles` maps (user, turn from 1) to a profile."""
+    """The donor of what the policy wrote about the next user at the same turn; `profiles` maps (user, turn)
+    to a profile."""
 
     profiles: Mapping[tuple[str, int], Profile]
 
@@ -138,7 +144,38 @@ class Lent:
         if len(dialogues) < 2:
             raise InputError("evaluation.users: a profile of another user needs at least two users")
         pairs = zip(dialogues, [*dialogues[1:], dialogues[0]], strict=True)
-        return Lent({(own.persona_id, k): turn.reply.profile for own, other in pairs for k, turn in enumerate(other.turns, start=1)})
+        return Lent({
+            (own.persona_id, number): turn.reply.profile
+            for own, other in pairs
+            for number, turn in enumerate(other.turns, start=1)
+        })
 
     def __call__(self, persona: Persona, dialogue: Dialogue) -> Profile:
         return self.profiles[persona.id, len(dialogue.turns) + 1]
+
+
+def make_oracle(parts: Parts) -> PromptedOracle:
+    """The ceiling of a real model."""
+    return PromptedOracle(make_base(parts), parts.prompt("oracle"))
+
+
+def make_random(parts: Parts) -> MisdirectedAnswers:
+    """The floor of a real model."""
+    return MisdirectedAnswers(make_base(parts))
+
+
+def make_style_only(parts: Parts) -> StyleOnly:
+    """The trained policy after the donor's profile; without a donor, after an empty one."""
+    return StyleOnly(make_rlpa(parts), parts.donor or no_profile, parts.name)
+
+
+def make_scripted_oracle(parts: Parts) -> OracleControl:
+    """The ceiling of the miniature."""
+    return OracleControl()
+
+
+def make_scripted_random(parts: Parts) -> RandomControl:
+    """The floor of the miniature."""
+    from rlpa_lib.mini.teacher import response_pool
+
+    return RandomControl(made_for_somebody(response_pool()))

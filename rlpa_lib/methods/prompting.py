@@ -1,7 +1,9 @@
-"""Methods: how a dialogue becomes an answer (appendix D.2 and section 3). Rows of the tables are these, with and without training, and controls.
+"""Methods: how a dialogue becomes an answer (appendix D.2 and section 3), with and without training.
 
-A method works with any Policy. `Prompted` is one call behind a system prompt; the others take a `Prompted` and do something before,
-between or after its calls. What the user never sees (drafts, critiques, thoughts) is kept in `Answer.hidden`, and its tokens are counted.
+A method works with any policy. `Prompted` is one call behind a system prompt; the others take a `Prompted`
+and do something before, between or after its calls. What the user never sees (drafts, critiques, thoughts) is
+kept in `Answer.hidden`, and its tokens are counted. The functions at the end make the rows that
+`settings.kinds.METHODS` lists.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply, parse_reply
 from rlpa_lib.dialogue.protocols import Completion, Message, Policy
 from rlpa_lib.methods.retrieval import SentenceEncoder, top_k
+from rlpa_lib.methods.table import Parts
 from rlpa_lib.runs.seeds import derive_seed
+from rlpa_lib.settings.kinds import METHODS
 
 THOUGHT, VISIBLE = "Thought:", "Reply:"  # the labels of the chain-of-thought prompts, in every language
 
 
 @dataclass(frozen=True)
 class Step:
-    """Something on the way to an answer that the user does not see; `n_tokens` were generated for it alone."""
+    """Something on the way to an answer that the user does not see; `n_tokens` were generated for it
+    alone."""
 
     kind: str
     text: str
@@ -31,8 +36,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method did at one turn: the raw text, the reply read in it, all tokens generated for it, the hidden steps, and how many of the
-    oldest turns its prompt had no room for (`policies.window`)."""
+    """What a method did at one turn: the raw text, the reply read in it, all tokens generated for it, the
+    hidden steps, and how many of the oldest turns its prompt had no room for (`prompt_tokens.window`)."""
 
     completion: str
     reply: Reply
@@ -42,24 +47,24 @@ class Answer:
 
 
 class Method(Protocol):
-    """Answers the pending utterance of each dialogue. Only a control may look at the personas.
-
-    A method whose local policy goes on from turn to turn (`LocalPolicy.generate`, goes_on) has a `recall`, too, which is called before
-    it goes on with dialogues that another process has begun.
-    """
+    """Answers the pending utterance of each dialogue. Only a control may look at the personas."""
 
     name: str
     writes_profile: bool
 
-    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]: ...
+    def respond(
+        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int
+    ) -> list[Answer]: ...
 
 
 @dataclass(frozen=True)
 class Prompted:
-    """A policy behind one system prompt. With `writes_profile` the answer is a profile block and a response (RLPA, and
-    RLPA prompting: the same without training); without, the whole text is the response (Base, SFT, DPO).
+    """A policy behind one system prompt. With `writes_profile` the answer is a profile block and a response
+    (RLPA, and RLPA prompting: the same without training); without, the whole text is the response (Base, SFT,
+    DPO).
 
-    `suffix` stands behind the user message (Reminder). With `thinks` only what follows the label "Reply:" is the response (CoT).
+    `suffix` stands behind the user message (Reminder). With `thinks` only what follows "Reply:" is the
+    response (CoT).
     """
 
     name: str
@@ -74,32 +79,31 @@ class Prompted:
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
         """One sampled answer a dialogue; the same seed gives the same answers."""
-        return [self.answer(c) for c in self.ask([self.messages(d) for d in dialogues], seed, goes_on=True)]
-
-    def recall(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> None:
-        """Before going on with dialogues that another process has begun: run their prompts again, so that the bits are those of one that has
-        played them (`LocalPolicy.recall`)."""
-        recall(self.policy, [[self.messages(d) for d in before] for before in moments(dialogues)])
+        return [self.read(c) for c in self.ask([self.messages(d) for d in dialogues], seed)]
 
     def messages(self, dialogue: Dialogue) -> list[Message]:
         """The prompt of a dialogue with a pending utterance."""
-        view = policy_view(dialogue, self.system_prompt, self.history_profiles if self.writes_profile else "none")
+        view = policy_view(
+            dialogue, self.system_prompt, self.history_profiles if self.writes_profile else "none"
+        )
         return with_last(view, f"{view[-1]['content']} {self.suffix}") if self.suffix else view
 
-    def ask(self, messages: Sequence[list[Message]], seed: int, goes_on: bool = False) -> list[Completion]:
-        """One completion a prompt; `goes_on`: the prompts begin like those of the last call, which a local policy makes use of."""
-        options = {"goes_on": goes_on} if hasattr(self.policy, "recall") else {}
-        drawn = self.policy.generate(messages, 1, seed=seed, temperature=self.temperature, max_new_tokens=self.max_new_tokens, **options)
+    def ask(self, messages: Sequence[list[Message]], seed: int) -> list[Completion]:
+        """One completion a prompt."""
+        drawn = self.policy.generate(
+            messages, 1, seed=seed, temperature=self.temperature, max_new_tokens=self.max_new_tokens
+        )
         return [completions[0] for completions in drawn]
 
-    def answer(self, completion: Completion, start: str = "") -> Answer:
-        """The answer read in a completion; `start` is the part of the text that the policy was given."""
+    def read(self, completion: Completion, start: str = "") -> Answer:
+        """The answer in a completion; `start` is the part of the text that the policy was given."""
         text, hidden = start + completion.text, _reasoning(completion)
         if self.writes_profile:
             reply = parse_reply(text)
         elif self.thinks:
             thought, visible = split_thought(text)
-            reply, hidden = Reply(Profile(), visible, bool(visible)), (*hidden, *([Step("thought", thought)] if thought else []))
+            hidden = (*hidden, *([Step("thought", thought)] if thought else []))
+            reply = Reply(Profile(), visible, bool(visible))
         else:
             reply = Reply(Profile(), text.strip(), bool(text.strip()))
         return Answer(text, reply, completion.n_generated, hidden, completion.dropped)
@@ -107,7 +111,8 @@ class Prompted:
 
 @dataclass(frozen=True)
 class SelfCritic:
-    """Draft, critique, revision: three calls, of which the user sees the last (appendix D.2). Later turns see revisions alone."""
+    """Draft, critique, revision: three calls, of which the user sees the last (appendix D.2). Later turns see
+    revisions alone."""
 
     inner: Prompted
     critique_request: str
@@ -119,25 +124,31 @@ class SelfCritic:
         """The revision as the answer, draft and critique as hidden steps, the tokens of all three."""
         talks = [self.inner.messages(d) for d in dialogues]
         drafts = self.inner.ask(talks, derive_seed(seed, "draft"))
-        talks = [_went_on(talk, draft, self.critique_request) for talk, draft in zip(talks, drafts, strict=True)]
-        critiques = self.inner.ask(talks, derive_seed(seed, "critique"), goes_on=True)
-        talks = [_went_on(talk, critique, self.revision_request) for talk, critique in zip(talks, critiques, strict=True)]
-        revisions = self.inner.ask(talks, derive_seed(seed, "revision"), goes_on=True)
+        talks = [
+            _extend(talk, draft, self.critique_request) for talk, draft in zip(talks, drafts, strict=True)
+        ]
+        critiques = self.inner.ask(talks, derive_seed(seed, "critique"))
+        talks = [
+            _extend(talk, critique, self.revision_request)
+            for talk, critique in zip(talks, critiques, strict=True)
+        ]
+        revisions = self.inner.ask(talks, derive_seed(seed, "revision"))
         return [self._answer(*calls) for calls in zip(drafts, critiques, revisions, strict=True)]
 
     def _answer(self, draft: Completion, critique: Completion, revision: Completion) -> Answer:
-        final = self.inner.answer(revision)
-        hidden = (Step("draft", draft.text, draft.n_generated), Step("critique", critique.text, critique.n_generated), *final.hidden)
-        tokens = final.n_tokens + draft.n_generated + critique.n_generated
-        return replace(final, n_tokens=tokens, hidden=hidden, n_dropped=draft.dropped)
+        final = self.inner.read(revision)
+        before = [Step(kind, c.text, c.n_generated) for kind, c in (("draft", draft), ("critique", critique))]
+        tokens = final.n_tokens + sum(step.n_tokens for step in before)
+        return replace(final, n_tokens=tokens, hidden=(*before, *final.hidden), n_dropped=draft.dropped)
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The exchanges of this dialogue that are closest to the message, up to `k` of them, before the message (appendix D.2).
+    """The exchanges of this dialogue that are closest to the message, up to `k` of them, before the message
+    (appendix D.2).
 
-    The index of a dialogue is made of its own finished turns alone. `template` holds {context} and {message}, `exchange` may hold
-    {number}, {user} and {assistant}, and `nothing` is the context while there is none.
+    The index of a dialogue is made of its own finished turns alone. `template` holds {context} and {message},
+    `exchange` may hold {number}, {user} and {assistant}, and `nothing` is the context while there is none.
     """
 
     inner: Prompted
@@ -151,37 +162,39 @@ class Retrieval:
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
         """One sampled answer a dialogue; which turns were retrieved is a hidden step."""
-        self.encoder.encode([text for d in dialogues for text in (d.pending.text, *map(_exchange_text, d.turns))])  # all at once: faster
-        found = [self.retrieve(d) for d in dialogues]
-        prompts_ = [self._messages(d, turns) for d, turns in zip(dialogues, found, strict=True)]
-        answers = [self.inner.answer(c) for c in self.inner.ask(prompts_, seed)]
-        return [replace(a, hidden=(Step("retrieved", _told(turns)), *a.hidden)) for a, turns in zip(answers, found, strict=True)]
+        # One call for all texts is faster than one a dialogue; the encoder remembers them.
+        self.encoder.encode(
+            [text for d in dialogues for text in (d.pending.text, *map(_exchange_text, d.turns))]
+        )
+        nearest = [self.retrieve(d) for d in dialogues]
+        messages = [self._messages(d, turns) for d, turns in zip(dialogues, nearest, strict=True)]
+        answers = [self.inner.read(c) for c in self.inner.ask(messages, seed)]
+        steps = [
+            Step("retrieved", ", ".join(f"turn {i + 1} ({cosine:.3f})" for i, cosine in turns))
+            for turns in nearest
+        ]
+        return [replace(a, hidden=(step, *a.hidden)) for a, step in zip(answers, steps, strict=True)]
 
     def retrieve(self, dialogue: Dialogue) -> list[tuple[int, float]]:
-        """(index of a finished turn, cosine) of the exchanges closest to the pending message, the closest first."""
+        """(index of a finished turn, cosine) of the exchanges closest to the pending message, the closest
+        first."""
         if not dialogue.turns:
             return []
         index = self.encoder.encode([_exchange_text(turn) for turn in dialogue.turns])
         return top_k(self.encoder.encode([dialogue.pending.text])[0], index, self.k)
 
-    def _messages(self, dialogue: Dialogue, found: Sequence[tuple[int, float]]) -> list[Message]:
-        turns = [dialogue.turns[i] for i, _ in found]
-        lines = [self.exchange.format(number=n, user=t.user.text, assistant=t.reply.response) for n, t in enumerate(turns, start=1)]
-        joint = "\n" if "\n" in self.template else " "  # one exchange a line, where the prompt has lines
+    def _messages(self, dialogue: Dialogue, nearest: Sequence[tuple[int, float]]) -> list[Message]:
+        turns = [dialogue.turns[i] for i, _ in nearest]
+        lines = [
+            self.exchange.format(number=number, user=turn.user.text, assistant=turn.reply.response)
+            for number, turn in enumerate(turns, start=1)
+        ]
+        # one exchange a line, where the prompt has lines
+        context = ("\n" if "\n" in self.template else " ").join(lines)
         view = self.inner.messages(dialogue)
-        return with_last(view, self.template.format(context=joint.join(lines) or self.nothing, message=view[-1]["content"]))
-
-
-def moments(dialogues: Sequence[Dialogue]) -> list[list[Dialogue]]:
-    """The dialogues as they were before each of their K answers, the user's utterance pending."""
-    return [[replace(d, turns=d.turns[:k], pending=d.turns[k].user) for d in dialogues] for k in range(len(dialogues[0].turns))]
-
-
-def recall(policy: Policy, prompts: Sequence[list[list[Message]]]) -> None:
-    """Let a local policy remember the prompts of one turn after the other."""
-    if hasattr(policy, "recall"):
-        for k, messages in enumerate(prompts):
-            policy.recall(messages, goes_on=k > 0)
+        return with_last(
+            view, self.template.format(context=context or self.nothing, message=view[-1]["content"])
+        )
 
 
 def with_last(messages: Sequence[Message], content: str) -> list[Message]:
@@ -190,9 +203,11 @@ def with_last(messages: Sequence[Message], content: str) -> list[Message]:
 
 
 def split_thought(text: str) -> tuple[str, str]:
-    """(thought, visible reply) of a chain of thought: the user sees what follows the first "Reply:" that begins a line.
+    """(thought, visible reply) of a chain of thought: the user sees what follows the first "Reply:" that
+    begins a line.
 
-    Without that label the whole text is the reply, unless it begins as a thought: then the reply was never reached and is empty.
+    Without that label the whole text is the reply, unless it begins as a thought: then the reply was never
+    reached and is empty.
     """
     before, label, after = f"\n{text.strip()}".partition(f"\n{VISIBLE}")
     before = before.strip()
@@ -205,14 +220,15 @@ def split_thought(text: str) -> tuple[str, str]:
     return "", before
 
 
-def _went_on(talk: Sequence[Message], said: Completion, request: str) -> list[Message]:
+def _extend(talk: Sequence[Message], said: Completion, request: str) -> list[Message]:
     # Some servers refuse a message without text.
-    return [*talk, {"role": "assistant", "content": said.text.strip() or "(nothing)"}, {"role": "user", "content": request}]
+    answer = {"role": "assistant", "content": said.text.strip() or "(nothing)"}
+    return [*talk, answer, {"role": "user", "content": request}]
 
 
 def _reasoning(completion: Completion) -> tuple[Step, ...]:
-    """The thinking of a reasoning model, which its server keeps apart from the text or tells the length of alone; its tokens are part of the
-    completion's count."""
+    """What a reasoning model thought, where its server tells the text or at least the length; the
+    completion's count includes it."""
     text, spent = getattr(completion, "reasoning", ""), getattr(completion, "n_reasoning", 0)
     return (Step("reasoning", text, spent),) if text or spent else ()
 
@@ -221,5 +237,47 @@ def _exchange_text(turn: Turn) -> str:
     return f"{turn.user.text} {turn.reply.response}"
 
 
-def _told(found: Sequence[tuple[int, float]]) -> str:
-    return ", ".join(f"turn {i + 1} ({cosine:.3f})" for i, cosine in found)
+def _prompted(parts: Parts, system_prompt: str) -> Prompted:
+    entry, cfg = METHODS[parts.name], parts.cfg
+    return Prompted(
+        parts.name,
+        parts.policy,
+        system_prompt,
+        entry.writes_profile,
+        history_profiles=cfg.ppo.history_profiles,
+        temperature=cfg.evaluation.temperature,
+        max_new_tokens=cfg.rollout.max_new_tokens,
+    )
+
+
+def make_base(parts: Parts) -> Prompted:
+    """Base, and with weights of their own SFT and DPO: the whole text is the response."""
+    return _prompted(parts, parts.prompt("base"))
+
+
+def make_rlpa(parts: Parts) -> Prompted:
+    """RLPA with trained weights, RLPA prompting without: a profile block, then the response."""
+    return _prompted(parts, parts.prompt("policy"))
+
+
+def make_reminder(parts: Parts) -> Prompted:
+    """Base with a reminder behind every message."""
+    return replace(make_base(parts), suffix=parts.prompt("reminder"))
+
+
+def make_cot(parts: Parts) -> Prompted:
+    """Base that thinks aloud first, with worked examples."""
+    return replace(_prompted(parts, f"{parts.prompt('base')}\n\n{parts.prompt('cot')}"), thinks=True)
+
+
+def make_self_critic(parts: Parts) -> SelfCritic:
+    """Base that revises its own draft."""
+    return SelfCritic(make_base(parts), parts.prompt("critique"), parts.prompt("revise"))
+
+
+def make_rag(parts: Parts) -> Retrieval:
+    """Base with the closest earlier exchanges before the message."""
+    return Retrieval(
+        make_base(parts), parts.encoder, template=parts.prompt("rag"), exchange=parts.prompt("rag_exchange"),
+        nothing=parts.prompt("rag_nothing"), k=parts.cfg.evaluation.retrieved,
+    )  # fmt: skip

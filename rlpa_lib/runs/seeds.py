@@ -14,7 +14,8 @@ def derive_seed(*parts: object) -> int:
 
 
 def set_threads(n: int) -> None:
-    """Use `n` CPU threads here and in child processes; idle OpenMP threads sleep, so that two runs can share cores."""
+    """Use `n` CPU threads here and in child processes; idle OpenMP threads sleep, so that two runs can share
+    cores."""
     os.environ["OMP_NUM_THREADS"] = str(n)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -24,7 +25,8 @@ def set_threads(n: int) -> None:
 
 
 def set_seed(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global generators; code of the library takes its own seeds besides."""
+    """Seed Python's, numpy's and torch's global generators; code of the library takes its own seeds
+    besides."""
     import numpy
     import torch
 

@@ -1,1 +1,2 @@
-"""Typed settings of a run: sections, the loader that reads them from params/*.yaml, and checks that span sections."""
+"""Typed settings of a run: sections, the loader that reads them from params/*.yaml, and checks that span
+sections."""

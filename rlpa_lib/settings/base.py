@@ -1,5 +1,5 @@
-"""What the sections of a params file are made of: ranges, names of methods and benchmarks, the base of all sections, and of those that
-name a model behind a server."""
+"""What the sections of a params file are made of: ranges, names of methods and benchmarks, the base of all
+sections, and of those that name a model behind a server."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rlpa_lib.settings.kinds import JUDGES, METHODS, PROMPTING, USERS
+from rlpa_lib.settings.kinds import ABLATIONS, JUDGES, METHODS, PROMPTING, USERS
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]  # of the environment; a key itself does not fit
-Address = Annotated[str, Field(pattern=r"^https?://[^/@\s]+(/\S*)?$")]  # of a server; a user name or password does not fit
+# of the environment; a key itself does not fit
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+# of a server; a user name or password does not fit
+Address = Annotated[str, Field(pattern=r"^https?://[^/@\s]+(/\S*)?$")]
 
 Method = Literal[tuple(METHODS)]
 Prompting = Literal[PROMPTING]  # rows that need no training
@@ -25,15 +27,12 @@ BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
 # Ways in which a simulated user does not cooperate (beyond the paper).
 Manner = Literal["reluctant", "impatient", "contradictory", "off_topic", "terse"]
 MANNERS: tuple[str, ...] = get_args(Manner)
-# Trainings beside that of both rewards; rlpa_lib/evaluation/ablations.py says what each of them changes.
-Ablation = Literal[
-    "PR", "RR", "format", "without_N", "without_R", "without_L", "without_G", "without_F", "best", "random", "bandit", "mdp", "samples_1",
-    "samples_2", "samples_4", "samples_8", "history_latest", "history_all", "history_none",
-]  # fmt: skip
+Ablation = Literal[tuple(ABLATIONS)]  # trainings beside that of both rewards
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, types are strict (an int may stand for a float), values frozen."""
+    """Base of all sections: unknown keys are errors, types are strict (an int may stand for a float), values
+    frozen."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -47,7 +46,8 @@ class Role(Section):
     temperature: NonNegative = 0.0
     max_tokens: Count = 512
     mode: Literal["auto", "json_schema", "text"] = "auto"  # how a structured answer is asked for
-    max_prompt_tokens: Count = 8000  # estimated; beyond it the oldest turns are left out, and the model is told how many
+    # estimated; beyond it the oldest turns are left out, and the model is told how many
+    max_prompt_tokens: Count = 8000
 
 
 class UserConfig(Role):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlpa_lib.settings.kinds import TRAINED
+from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, METHODS, POLICIES, SOURCES, USERS
 from rlpa_lib.settings.schema import Config
 
 
@@ -25,14 +25,21 @@ def problems(cfg: Config) -> Iterator[tuple[str, str]]:
         yield "ppo.micro_batch", f"{ppo.micro_batch} does not divide ppo.minibatch = {ppo.minibatch}"
     if ppo.packing == "tree" and (ppo.micro_batch or ppo.minibatch) % rollout.samples:
         key = "micro_batch" if ppo.micro_batch else "minibatch"
-        yield f"ppo.{key}", f"with ppo.packing=tree it must be a multiple of rollout.samples = {rollout.samples}"
+        yield (
+            f"ppo.{key}",
+            f"with ppo.packing=tree it must be a multiple of rollout.samples = {rollout.samples}",
+        )
     yield from _baseline_problems(cfg)
     yield from _data_problems(cfg)
     yield from _analysis_problems(cfg)
 
 
 def _baseline_problems(cfg: Config) -> Iterator[tuple[str, str]]:
-    for name, size in (("sft", cfg.sft.batch), ("dpo", cfg.dpo.batch), ("grpo", cfg.grpo.batch * cfg.grpo.samples)):
+    for name, size in (
+        ("sft", cfg.sft.batch),
+        ("dpo", cfg.dpo.batch),
+        ("grpo", cfg.grpo.batch * cfg.grpo.samples),
+    ):
         section = getattr(cfg, name)
         if section.micro_batch and size % section.micro_batch:
             yield f"{name}.micro_batch", f"{section.micro_batch} does not divide the {size} samples of a step"
@@ -45,29 +52,50 @@ def _baseline_problems(cfg: Config) -> Iterator[tuple[str, str]]:
 
 def _data_problems(cfg: Config) -> Iterator[tuple[str, str]]:
     if cfg.personas.train_users is not None and cfg.personas.train_users < cfg.rollout.users:
-        yield "personas.train_users", f"{cfg.personas.train_users} is fewer than rollout.users = {cfg.rollout.users}"
+        yield (
+            "personas.train_users",
+            f"{cfg.personas.train_users} is fewer than rollout.users = {cfg.rollout.users}",
+        )
     for key in ("users", "extended_users"):
         wanted = getattr(cfg.evaluation, key) or 0
         if wanted > cfg.personas.test_users:
-            yield f"evaluation.{key}", f"{wanted} is more than personas.test_users = {cfg.personas.test_users}"
-    if "style_only_other" in cfg.evaluation.methods and "rlpa" not in cfg.evaluation.methods:
-        yield "evaluation.methods", "style_only_other takes the profiles that rlpa has written; name rlpa too"
-    for role in ("user", "judge", "evaluator"):
+            yield (
+                f"evaluation.{key}",
+                f"{wanted} is more than personas.test_users = {cfg.personas.test_users}",
+            )
+    for name in cfg.evaluation.methods:
+        lender = METHODS[name].borrows
+        if lender and lender not in cfg.evaluation.methods:
+            yield (
+                "evaluation.methods",
+                f"{name} takes the profiles that {lender} has written; name {lender} too",
+            )
+    for role, table in (("user", USERS), ("judge", JUDGES), ("evaluator", EVALUATORS)):
         section = getattr(cfg, role)
-        if section.kind == "llm" and section.model is None:
-            yield f"{role}.model", f"is needed when {role}.kind is llm"
+        if not table[section.kind].scripted and section.model is None:
+            yield f"{role}.model", f"is needed when {role}.kind is {section.kind}"
     if cfg.personas.conversion == "llm" and cfg.user.model is None:
         yield "user.model", "is needed when personas.conversion is llm"
-    if cfg.policy.kind == "endpoint" and set(cfg.evaluation.methods) <= set(TRAINED):
-        yield "evaluation.methods", "all of these rows need weights that are trained here, which a policy.kind=endpoint has not; name base, say"
-    if cfg.policy.kind == "vllm" and not cfg.policy.servers:
-        yield "policy.servers", "is needed when policy.kind is vllm (python -m rlpa_lib.agents.vllm_server serve starts one)"
-    if cfg.policy.kind == "vllm" and cfg.policy.tuning == "full":
-        yield "policy.tuning", "full weights cannot be swapped into a running server; use lora with policy.kind=vllm"
-    if cfg.user.kind == "agenda" and cfg.run.prompt_set == "zh":
-        yield "run.prompt_set", "zh needs user.kind=llm (the agenda user speaks English)"
-    if cfg.policy.warm_up and (cfg.personas.source != "builtin" or cfg.run.prompt_set != "mini"):
-        yield "policy.warm_up", "its scripted replies belong to the built-in personas and prompt set mini; give policy.adapter an SFT adapter instead"
+    policy = POLICIES[cfg.policy.kind]
+    if not policy.trainable and all(METHODS[name].trained for name in cfg.evaluation.methods):
+        why = f"all of these rows need weights that are trained here, which a policy.kind={cfg.policy.kind} has not; name base, say"
+        yield "evaluation.methods", why
+    if policy.needs_servers and not cfg.policy.servers:
+        why = f"is needed when policy.kind is {cfg.policy.kind} (python -m rlpa_lib.agents.vllm_server serve starts one)"
+        yield "policy.servers", why
+    if policy.needs_servers and cfg.policy.tuning == "full":
+        yield (
+            "policy.tuning",
+            f"full weights cannot be swapped into a running server; use lora with policy.kind={cfg.policy.kind}",
+        )
+    if cfg.run.prompt_set not in USERS[cfg.user.kind].prompt_sets:
+        label = USERS[cfg.user.kind].label
+        yield "run.prompt_set", f"{cfg.run.prompt_set} needs user.kind=llm (the {label} speaks English)"
+    if cfg.policy.warm_up and not (SOURCES[cfg.personas.source].scripted and cfg.run.prompt_set == "mini"):
+        yield (
+            "policy.warm_up",
+            "its scripted replies belong to the built-in personas and prompt set mini; give policy.adapter an SFT adapter instead",
+        )
     for key in ("methods", "benchmarks"):
         names = getattr(cfg.evaluation, key)
         if len(set(names)) != len(names):
@@ -80,4 +108,7 @@ def _analysis_problems(cfg: Config) -> Iterator[tuple[str, str]]:
         if len(set(methods)) != len(methods):
             yield f"{name}.methods", "holds a name twice"
     if cfg.conflict.at > cfg.conflict.turns:
-        yield "conflict.at", f"{cfg.conflict.at} is behind the last turn, conflict.turns = {cfg.conflict.turns}"
+        yield (
+            "conflict.at",
+            f"{cfg.conflict.at} is behind the last turn, conflict.turns = {cfg.conflict.turns}",
+        )

@@ -1,4 +1,5 @@
-"""Typed settings read from params/*.yaml: unknown keys, wrong types and impossible values are errors with an address."""
+"""Typed settings read from params/*.yaml: unknown keys, wrong types and impossible values are errors with an
+address."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rlpa_lib.settings.checks import problems
+from rlpa_lib.settings.kinds import SOURCES
 from rlpa_lib.settings.schema import Config
 
 # The package is installed editable: params/ lies beside the package, in the repository.
@@ -21,14 +24,16 @@ _NUMBER_AS_TEXT = re.compile(r"([+-]?\d+)[eE]([+-]?\d+)")
 
 
 class InputError(ValueError):
-    """Bad params, persona file or folder: one line that names file, line, key or slot. The command line exits with 2."""
+    """Bad params, persona file or folder: one line that names file, line, key or slot. The command line exits
+    with 2."""
 
 
 def load_config(params: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Settings of a scale (`mini` finds params/mini.yaml) or of a YAML file, changed by `a.b=value` overrides.
+    """Settings of a scale (`mini` finds params/mini.yaml) or of a YAML file, changed by `a.b=value`
+    overrides.
 
-    Relative paths count from the params file's folder, or from the working directory when an override names them.
-    Raises InputError with file (or --set) and dotted key.
+    Relative paths count from the params file's folder, or from the working directory when an override names
+    them. Raises InputError with file (or --set) and dotted key.
     """
     file, label = locate_params(params)
     tree = _read(file, label)
@@ -41,10 +46,7 @@ def load_config(params: str | Path, overrides: Sequence[str] = ()) -> Config:
         _merge(tree, changed)
         origin[key] = f"--set {text}"
         origin.setdefault(key.split(".")[0], f"--set {text}")
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise InputError(_explain(error, origin, label)) from None
+    return _validate(tree, origin, label)
 
 
 def dump_config(cfg: Config) -> dict[str, Any]:
@@ -53,19 +55,18 @@ def dump_config(cfg: Config) -> dict[str, Any]:
 
 
 def change_config(cfg: Config, overrides: Sequence[str], label: str) -> Config:
-    """The same settings with `a.b=value` changes, for a part of a run. InputError, headed by `label`, as in `load_config`."""
+    """The same settings with `a.b=value` changes, for a part of a run. InputError, headed by `label`, as in
+    `load_config`."""
     tree = dump_config(cfg)
     for text in overrides:
         _merge(tree, _nest(*_parse_override(text)))
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise InputError(_explain(error, {}, label)) from None
+    return _validate(tree, {}, label)
 
 
 def check_files(cfg: Config, label: str) -> None:
-    """InputError when data that a run would read are not there; apart from `load_config`, so that a plan needs no data."""
-    if cfg.personas.source != "builtin" and cfg.personas.path is None:
+    """InputError when data that a run would read are not there; apart from `load_config`, so that a plan
+    needs no data."""
+    if SOURCES[cfg.personas.source].needs_path and cfg.personas.path is None:
         raise InputError(f"{label}: personas.path: is needed when personas.source is {cfg.personas.source}")
     for key in _PATH_KEYS:
         section, name = key.split(".")
@@ -75,7 +76,8 @@ def check_files(cfg: Config, label: str) -> None:
 
 
 def locate_params(params: str | Path) -> tuple[Path, str]:
-    """File of a scale or path, and the name under which messages show it. InputError when there is no such file."""
+    """File of a scale or path, and the name under which messages show it. InputError when there is no such
+    file."""
     text = str(params)
     named = PARAMS_DIR / f"{text}.yaml"
     if re.fullmatch(r"[\w-]+", text) and named.is_file():
@@ -88,7 +90,8 @@ def locate_params(params: str | Path) -> tuple[Path, str]:
 
 
 def anchor_paths(overrides: Sequence[str]) -> list[str]:
-    """The same overrides with paths made absolute, for a process that works in another folder. InputError as in `load_config`."""
+    """The same overrides with paths made absolute, for a process that works in another folder. InputError as
+    in `load_config`."""
     texts = []
     for text in overrides:
         key, value = _parse_override(text)
@@ -190,19 +193,24 @@ def _unknown(key: str) -> str:
     return "unknown key" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def _explain(error: ValidationError, origin: dict[str, str], label: str) -> str:
-    """One line for the first problem; cross-section checks carry their key in the message itself."""
-    first, *others = error.errors()
-    if first["type"] == "value_error":
-        text = str(first["ctx"]["error"])
-        named = re.findall(r"\w+\.\w+", text)
-        key = next((key for key in named if origin.get(key, "").startswith("--set")), named[0])
-    else:
+def _validate(tree: dict[str, Any], origin: dict[str, str], label: str) -> Config:
+    """The settings in a tree. InputError: one line for the first problem, headed by where its key comes
+    from."""
+    try:
+        cfg = Config.model_validate(tree)
+    except ValidationError as error:
+        first, *others = error.errors()
         # lists add an index and unions a type name behind section.key
         key = ".".join(str(part) for part in first["loc"][:2])
-        text = f"{key}: {_complaint(first, key)}"
-    more = f" (and {len(others)} more)" if others else ""
-    return f"{origin.get(key, label)}: {text}{more}"
+        more = f" (and {len(others)} more)" if others else ""
+        raise InputError(f"{origin.get(key, label)}: {key}: {_complaint(first, key)}{more}") from None
+    for key, why in problems(cfg):
+        text = f"{key}: {why}"
+        # of several settings that cannot work together, an override is to blame
+        named = re.findall(r"\w+\.\w+", text)
+        blamed = next((name for name in named if origin.get(name, "").startswith("--set")), named[0])
+        raise InputError(f"{origin.get(blamed, label)}: {text}")
+    return cfg
 
 
 def _complaint(problem: Any, key: str) -> str:

