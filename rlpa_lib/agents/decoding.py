@@ -124,12 +124,8 @@ def decoding_kernel(model: PreTrainedModel) -> Iterator[None]:
 
 
 def prefill(
-    model: PreTrainedModel,
-    prompts: Sequence[tuple[int, ...]],
-    owners_P: torch.Tensor,
-    n: int,
-    portion: int | None = None,
-    memory: PromptMemory | None = None,
+    model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], owners_P: torch.Tensor, n: int,
+    portion: int | None = None, memory: PromptMemory | None = None,
 ):
     """Run every distinct prompt once; return (SharedPrefix of the owners, last hidden states [P * n, 1, D],
     prompt lengths [P * n]).
@@ -164,9 +160,7 @@ def prefill(
 
 
 def _run(
-    model: PreTrainedModel,
-    prompts: Sequence[tuple[int, ...]],
-    known: Sequence[tuple[Kept | None, int]],
+    model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], known: Sequence[tuple[Kept | None, int]],
     device: torch.device,
 ):
     """(last hidden states [P, D], keys and values per layer [P, H, L, D]) of prompts, of which the beginnings
@@ -292,15 +286,8 @@ class _Output:
 
 @torch.inference_mode()
 def decode(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    owners: Sequence[int],
-    n: int,
-    draws_RT: torch.Tensor,
-    *,
-    temperature: float,
-    end_id: int,
-    portion: int | None = None,
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], owners: Sequence[int], n: int,
+    draws_RT: torch.Tensor, *, temperature: float, end_id: int, portion: int | None = None,
     memory: PromptMemory | None = None,
 ) -> list[Sampled]:
     """Sample n completions for each entry of `owners` (indices into the distinct `prompts`), R = len(owners)

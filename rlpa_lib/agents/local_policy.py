@@ -79,14 +79,8 @@ class LocalPolicy:
     """
 
     def __init__(
-        self,
-        model,
-        tokenizer,
-        *,
-        max_prompt_tokens: int = 4096,
-        batch_prompts: int = 128,
-        portion: int | None = None,
-        reuse: bool = False,
+        self, model, tokenizer, *, max_prompt_tokens: int = 4096, batch_prompts: int = 128,
+        portion: int | None = None, reuse: bool = False,
     ):
         if tokenizer.eos_token_id is None:
             raise InputError("policy.model: the tokenizer has no end token")
@@ -97,14 +91,8 @@ class LocalPolicy:
         self._only_reads = False
 
     def generate(
-        self,
-        messages: Sequence[list[Message]],
-        n: int,
-        *,
-        seed: int,
-        temperature: float,
-        max_new_tokens: int,
-        own: Sequence[int] | None = None,
+        self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float,
+        max_new_tokens: int, own: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """n completions a message list; `temperature` 0 is greedy. InputError: n, lengths or temperature
         below their minimum.
@@ -186,15 +174,8 @@ class LocalPolicy:
         distinct, owners = _distinct(prompts)
         with self._sampling() as model:
             return decode(
-                model,
-                distinct,
-                owners,
-                n,
-                draws,
-                temperature=temperature,
-                end_id=self.tokenizer.eos_token_id,
-                portion=self.portion,
-                memory=self._memory,
+                model, distinct, owners, n, draws, temperature=temperature,
+                end_id=self.tokenizer.eos_token_id, portion=self.portion, memory=self._memory,
             )
 
     @contextmanager

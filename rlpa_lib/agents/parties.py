@@ -78,13 +78,9 @@ def make_user(
         else prompt_files.load_prompt(f"user_{manner}", _language(cfg), cfg.run.prompt_dir)
     )
     return LLMUser(
-        _endpoint(cfg, "user", run),
-        seed,
-        prompt_files.load_prompt("user", _language(cfg), cfg.run.prompt_dir),
-        temperature=given.temperature,
-        max_tokens=given.max_tokens,
-        max_prompt_tokens=given.max_prompt_tokens,
-        manner=told,
+        _endpoint(cfg, "user", run), seed,
+        prompt_files.load_prompt("user", _language(cfg), cfg.run.prompt_dir), temperature=given.temperature,
+        max_tokens=given.max_tokens, max_prompt_tokens=given.max_prompt_tokens, manner=told,
     )
 
 
@@ -168,12 +164,8 @@ def make_local_policy(
 
     given = cfg.rollout
     return LocalPolicy(
-        model,
-        tokenizer,
-        max_prompt_tokens=given.max_prompt_tokens,
-        batch_prompts=given.micro_batch,
-        portion=portion,
-        reuse=reuse,
+        model, tokenizer, max_prompt_tokens=given.max_prompt_tokens, batch_prompts=given.micro_batch,
+        portion=portion, reuse=reuse,
     )
 
 
@@ -210,13 +202,7 @@ def _endpoint(cfg: Config, role: str, run: Run | Path | None) -> ChatEndpoint:
 
 
 def _questions(
-    cfg: Config,
-    section: str,
-    role: str,
-    prompt: str,
-    run: Run | Path | None,
-    *,
-    defended: bool,
+    cfg: Config, section: str, role: str, prompt: str, run: Run | Path | None, *, defended: bool,
     failure_limit: float | None,
 ) -> Questions:
     from rlpa_lib.agents.llm_judges import Questions
@@ -225,13 +211,8 @@ def _questions(
     endpoint = _endpoint(cfg, role, run)  # first: it says what is missing
     limit = cfg.run.max_judge_failure_rate if failure_limit is None else failure_limit
     return Questions(
-        endpoint,
-        _judge_prompt(cfg, prompt, _language(cfg)),
-        FailureTally(limit),
-        given.max_tokens,
-        given.temperature,
-        given.max_prompt_tokens,
-        defended,
+        endpoint, _judge_prompt(cfg, prompt, _language(cfg)), FailureTally(limit), given.max_tokens,
+        given.temperature, given.max_prompt_tokens, defended,
         _keeper(run, role if defended else f"{role}_undefended"),
     )
 

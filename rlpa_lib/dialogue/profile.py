@@ -7,16 +7,8 @@ import re
 from dataclasses import dataclass
 
 SLOTS = (
-    "Age",
-    "Gender",
-    "Interests",
-    "Educational Background",
-    "Personality Traits",
-    "Occupation",
-    "Marital Status",
-    "Family Background",
-    "Location",
-    "Others",
+    "Age", "Gender", "Interests", "Educational Background", "Personality Traits", "Occupation",
+    "Marital Status", "Family Background", "Location", "Others",
 )
 
 _TAG = re.compile(r"</?(?:profile|response)>", re.IGNORECASE)

@@ -66,9 +66,7 @@ class InformedUser(SimulatedUser, Protocol):
     """A simulated user that can be told what to say."""
 
     def reply(
-        self,
-        personas: Sequence[Persona],
-        dialogues: Sequence[Dialogue],
+        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue],
         news: Sequence[News | None] | None = None,
     ) -> list[Utterance]:
         """The next utterance of each user, in order; `news` (None: nothing) is worked into it."""

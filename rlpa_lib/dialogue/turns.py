@@ -43,13 +43,8 @@ class PlayedTurn:
 
 
 def play_turn(
-    personas: Sequence[Persona],
-    dialogues: Sequence[Dialogue],
-    user: SimulatedUser,
-    answer: Answer,
-    judge: Judging | None = None,
-    *,
-    fallback: str | None = None,
+    personas: Sequence[Persona], dialogues: Sequence[Dialogue], user: SimulatedUser, answer: Answer,
+    judge: Judging | None = None, *, fallback: str | None = None,
     persona_at: Callable[[Persona, int], Persona] | None = None,
 ) -> PlayedTurn:
     """One turn of E dialogues in lockstep, each with its persona.
@@ -75,14 +70,8 @@ def play_turn(
 
 
 def play_turns(
-    personas: Sequence[Persona],
-    dialogues: Sequence[Dialogue],
-    user: SimulatedUser,
-    answer: Answer,
-    judge: Judging | None = None,
-    *,
-    turns: int,
-    **options: Any,
+    personas: Sequence[Persona], dialogues: Sequence[Dialogue], user: SimulatedUser, answer: Answer,
+    judge: Judging | None = None, *, turns: int, **options: Any,
 ) -> Iterator[PlayedTurn]:
     """Up to turn K of E dialogues, from where they stand; `options` as in `play_turn`."""
     for _ in range(len(dialogues[0].turns), turns):

@@ -96,11 +96,7 @@ def train_variant(
 
 
 def score_training(
-    one: Training,
-    people: Sequence[Persona],
-    user: SimulatedUser,
-    evaluator: EvaluationJudge,
-    judge: Judge,
+    one: Training, people: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge,
     benchmark: str = "vanilla",
 ) -> np.ndarray:
     """Scores (E, K) of a training with users of a benchmark (table 2: vanilla); what was played before is
@@ -128,10 +124,7 @@ def comparison_table(scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
         if variant != BOTH_REWARDS:
             c = intervals.paired_difference(scores[BOTH_REWARDS], scores[variant])
             values = {
-                "difference": 100 * c.difference,
-                "low": 100 * c.low,
-                "high": 100 * c.high,
-                "p": c.p_value,
+                "difference": 100 * c.difference, "low": 100 * c.low, "high": 100 * c.high, "p": c.p_value,
             }
             lines.append({"method": LABELS[variant], **values})
     frame = pd.DataFrame(lines, columns=["method", "difference", "low", "high", "p"])
@@ -161,9 +154,7 @@ def seeds_table(by_seed: Mapping[int, Mapping[str, Training]]) -> pd.DataFrame:
     for variant in scores[0]:
         own = np.stack([some[variant] for some in scores])
         line = {
-            "method": LABELS[variant],
-            "seeds": own.shape[0],
-            "users": own.shape[1],
+            "method": LABELS[variant], "seeds": own.shape[0], "users": own.shape[1],
             **tables.percent("avg", own),
         }
         if variant != BOTH_REWARDS:

@@ -14,9 +14,8 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import Policy, SimulatedUser
 from rlpa_lib.evaluation import scoring
 from rlpa_lib.methods.controls import Lent
-from rlpa_lib.methods.prompting import Method
 from rlpa_lib.methods.retrieval import load_encoder
-from rlpa_lib.methods.table import Parts, build_method, check_prompts, is_scripted
+from rlpa_lib.methods.table import Method, Parts, build_method, check_prompts, is_scripted
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings import kinds
@@ -113,14 +112,8 @@ class Stage:
             parties.make_policy(run.cfg, run)  # says what is missing
 
     def load_judgements(
-        self,
-        row: Row,
-        benchmark: str,
-        people: Sequence[Persona],
-        user: SimulatedUser,
-        evaluator: EvaluationJudge,
-        judge: Judge,
-        **options: Any,
+        self, row: Row, benchmark: str, people: Sequence[Persona], user: SimulatedUser,
+        evaluator: EvaluationJudge, judge: Judge, **options: Any,
     ) -> list[dict]:
         """The judgement rows of one row on one benchmark: read back when this run has them, else played
         (`scoring.evaluate_row`, which explains the options). While another notebook is playing it, it is
@@ -181,10 +174,7 @@ class Stage:
             self._adapted = parties.attach_adapter(self._model, folder)
         portion = PORTION if self._model.device.type == "cpu" else None
         return parties.make_local_policy(
-            self._adapted or self._model,
-            self._tokenizer,
-            self.cfg,
-            portion=portion,
+            self._adapted or self._model, self._tokenizer, self.cfg, portion=portion,
             reuse=portion is not None,
         )
 

@@ -14,7 +14,7 @@ from rlpa_lib.dialogue.judging import EvaluationJudge, Judge, Verdict
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import Policy, SimulatedUser
 from rlpa_lib.dialogue.turns import PlayedTurn, play_turns
-from rlpa_lib.methods.prompting import Answer, Method
+from rlpa_lib.methods.table import Answer, Method
 from rlpa_lib.rlpa.rewards import profile_f1
 from rlpa_lib.runs import record
 from rlpa_lib.runs.run import Run
@@ -71,19 +71,9 @@ class Judgement:
 
 
 def play(
-    method: Method,
-    benchmark: str,
-    personas: Sequence[Persona],
-    user: SimulatedUser,
-    evaluator: EvaluationJudge,
-    judge: Judge,
-    *,
-    turns: int,
-    seed: int,
-    swap: bool = True,
-    dialogues: Sequence[Dialogue] | None = None,
-    valid: Valid | None = None,
-    fallback: str | None = None,
+    method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser,
+    evaluator: EvaluationJudge, judge: Judge, *, turns: int, seed: int, swap: bool = True,
+    dialogues: Sequence[Dialogue] | None = None, valid: Valid | None = None, fallback: str | None = None,
 ) -> Iterator[PlayedTurn]:
     """Play E dialogues in lockstep up to turn K and judge every response (appendix C.3); goes on where
     `dialogues` stop.
@@ -110,16 +100,8 @@ def play(
 
 
 def evaluate(
-    method: Method,
-    benchmark: str,
-    personas: Sequence[Persona],
-    user: SimulatedUser,
-    evaluator: EvaluationJudge,
-    judge: Judge,
-    *,
-    turns: int,
-    seed: int,
-    swap: bool = True,
+    method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser,
+    evaluator: EvaluationJudge, judge: Judge, *, turns: int, seed: int, swap: bool = True,
     valid: Valid | None = None,
 ) -> tuple[list[Dialogue], list[Judgement]]:
     """All K turns of `play`: the finished dialogues and E x K judgements."""
@@ -129,14 +111,8 @@ def evaluate(
 
 
 def _judge(
-    method: str,
-    benchmark: str,
-    personas: Sequence[Persona],
-    dialogues: Sequence[Dialogue],
-    answers: Sequence[Answer],
-    evaluator: EvaluationJudge,
-    judge: Judge,
-    swap: bool,
+    method: str, benchmark: str, personas: Sequence[Persona], dialogues: Sequence[Dialogue],
+    answers: Sequence[Answer], evaluator: EvaluationJudge, judge: Judge, swap: bool,
 ) -> list[Judgement]:
     """Both judgements of every response go to the evaluator in one batch."""
     asked = [i for i, a in enumerate(answers) if a.reply.format_ok]
@@ -164,13 +140,8 @@ def _score(answer: Answer, verdict: Verdict | None) -> int | None:
 
 
 def _judgement(
-    method: str,
-    benchmark: str,
-    persona: Persona,
-    dialogue: Dialogue,
-    answer: Answer,
-    verdict: Verdict | None,
-    pairs: Sequence[tuple[int, int]] | None,
+    method: str, benchmark: str, persona: Persona, dialogue: Dialogue, answer: Answer,
+    verdict: Verdict | None, pairs: Sequence[tuple[int, int]] | None,
 ) -> Judgement:
     told, matched, inferred = dialogue.ledger(), dict(pairs or ()), answer.reply.profile
     # A true slot that has not been told yet: whatever the profile says of it is a guess.
@@ -179,42 +150,20 @@ def _judgement(
         i for i, s in enumerate(inferred.slots()) if (slots[matched[i]] if i in matched else s) not in told
     ]
     return Judgement(
-        method=method,
-        benchmark=benchmark,
-        user=persona.id,
-        turn=len(dialogue.turns) + 1,
-        score=_score(answer, verdict),
-        marks=verdict and verdict.marks,
-        reasons=verdict and verdict.reasons,
-        format_ok=answer.reply.format_ok,
-        n_inferred=len(inferred),
-        n_matched=None if pairs is None else len(pairs),
-        n_true=len(persona.profile),
-        n_told=len(told),
-        n_guesses=len(guesses),
-        n_right_guesses=sum(i in matched for i in guesses),
-        n_tokens=answer.n_tokens,
-        response=answer.reply.response,
-        hidden=tuple({**vars(step)} for step in answer.hidden),
-        dimensions=dict(verdict.dimensions) if verdict else {},
-        n_dropped=answer.n_dropped,
+        method=method, benchmark=benchmark, user=persona.id, turn=len(dialogue.turns) + 1,
+        score=_score(answer, verdict), marks=verdict and verdict.marks, reasons=verdict and verdict.reasons,
+        format_ok=answer.reply.format_ok, n_inferred=len(inferred),
+        n_matched=None if pairs is None else len(pairs), n_true=len(persona.profile), n_told=len(told),
+        n_guesses=len(guesses), n_right_guesses=sum(i in matched for i in guesses), n_tokens=answer.n_tokens,
+        response=answer.reply.response, hidden=tuple({**vars(step)} for step in answer.hidden),
+        dimensions=dict(verdict.dimensions) if verdict else {}, n_dropped=answer.n_dropped,
     )
 
 
 def evaluate_row(
-    run: Run,
-    method: Method,
-    benchmark: str,
-    personas: Sequence[Persona],
-    user: SimulatedUser,
-    evaluator: EvaluationJudge,
-    judge: Judge,
-    version: str = "",
-    *,
-    turns: int | None = None,
-    swap: bool | None = None,
-    valid: Valid | None = None,
-    log: str = "evaluation",
+    run: Run, method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser,
+    evaluator: EvaluationJudge, judge: Judge, version: str = "", *, turns: int | None = None,
+    swap: bool | None = None, valid: Valid | None = None, log: str = "evaluation",
     policy: Policy | None = None,
 ) -> list[dict]:
     """The judgement rows of one table row. What this run has played already, for these inputs and this
@@ -233,11 +182,7 @@ def evaluate_row(
         recall_turns(policy, method, personas, dialogues, valid)
     parties = (method, benchmark, personas, user, evaluator, judge)
     options = {
-        "turns": turns,
-        "seed": run.seed,
-        "swap": swap,
-        "valid": valid,
-        "fallback": cfg.rollout.fallback,
+        "turns": turns, "seed": run.seed, "swap": swap, "valid": valid, "fallback": cfg.rollout.fallback,
     }
     for part in play(*parties, dialogues=dialogues, **options):
         rows += [j.to_json() for j in part.judgements]
@@ -247,10 +192,7 @@ def evaluate_row(
         run.mark_done(f"evaluation/{name}", run.fingerprint(name, version, str(part.turn)))
         tokens = sum(j.n_tokens for j in part.judgements)
         facts = {
-            "method": method.name,
-            "benchmark": benchmark,
-            "turn": part.turn,
-            **part.seconds,
+            "method": method.name, "benchmark": benchmark, "turn": part.turn, **part.seconds,
             "tokens": tokens,
         }
         run.log_metrics(log, {**facts, "memory_mb": record.memory_mb()})
@@ -258,10 +200,7 @@ def evaluate_row(
 
 
 def recall_turns(
-    policy: LocalPolicy,
-    method: Method,
-    personas: Sequence[Persona],
-    dialogues: Sequence[Dialogue],
+    policy: LocalPolicy, method: Method, personas: Sequence[Persona], dialogues: Sequence[Dialogue],
     valid: Valid | None = None,
 ) -> None:
     """Let a policy that remembers prompts read those of the turns that another process has played

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply, render_reply
-from rlpa_lib.methods.prompting import Answer, Prompted, make_base, make_rlpa, with_last
-from rlpa_lib.methods.table import Donor, Parts
+from rlpa_lib.methods.prompting import Prompted, make_base, make_rlpa, with_last
+from rlpa_lib.methods.table import Answer, Donor, Parts
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
 

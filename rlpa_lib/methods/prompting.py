@@ -10,51 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from rlpa_lib.dialogue.dialogue import Dialogue, Turn, policy_view
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply, parse_reply
 from rlpa_lib.dialogue.protocols import Completion, Message, Policy
 from rlpa_lib.methods.retrieval import SentenceEncoder, top_k
-from rlpa_lib.methods.table import Parts
+from rlpa_lib.methods.table import Answer, Parts, Step
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.kinds import METHODS
 
 THOUGHT, VISIBLE = "Thought:", "Reply:"  # the labels of the chain-of-thought prompts, in every language
-
-
-@dataclass(frozen=True)
-class Step:
-    """Something on the way to an answer that the user does not see; `n_tokens` were generated for it
-    alone."""
-
-    kind: str
-    text: str
-    n_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a method did at one turn: the raw text, the reply read in it, all tokens generated for it, the
-    hidden steps, and how many of the oldest turns its prompt had no room for (`prompt_tokens.window`)."""
-
-    completion: str
-    reply: Reply
-    n_tokens: int
-    hidden: tuple[Step, ...] = ()
-    n_dropped: int = 0
-
-
-class Method(Protocol):
-    """Answers the pending utterance of each dialogue. Only a control may look at the personas."""
-
-    name: str
-    writes_profile: bool
-
-    def respond(
-        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int
-    ) -> list[Answer]: ...
 
 
 @dataclass(frozen=True)
@@ -240,12 +206,8 @@ def _exchange_text(turn: Turn) -> str:
 def _prompted(parts: Parts, system_prompt: str) -> Prompted:
     entry, cfg = METHODS[parts.name], parts.cfg
     return Prompted(
-        parts.name,
-        parts.policy,
-        system_prompt,
-        entry.writes_profile,
-        history_profiles=cfg.ppo.history_profiles,
-        temperature=cfg.evaluation.temperature,
+        parts.name, parts.policy, system_prompt, entry.writes_profile,
+        history_profiles=cfg.ppo.history_profiles, temperature=cfg.evaluation.temperature,
         max_new_tokens=cfg.rollout.max_new_tokens,
     )
 

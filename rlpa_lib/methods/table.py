@@ -3,22 +3,54 @@ made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.profile import Profile
+from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.protocols import Policy
 from rlpa_lib.settings.config import InputError
 from rlpa_lib.settings.kinds import EVALUATORS, METHODS, resolve
 from rlpa_lib.settings.schema import Config
 
 if TYPE_CHECKING:
-    from rlpa_lib.methods.prompting import Method
     from rlpa_lib.methods.retrieval import SentenceEncoder
+
+@dataclass(frozen=True)
+class Step:
+    """Something on the way to an answer that the user does not see; `n_tokens` were generated for it
+    alone."""
+
+    kind: str
+    text: str
+    n_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method did at one turn: the raw text, the reply read in it, all tokens generated for it, the
+    hidden steps, and how many of the oldest turns its prompt had no room for (`prompt_tokens.window`)."""
+
+    completion: str
+    reply: Reply
+    n_tokens: int
+    hidden: tuple[Step, ...] = ()
+    n_dropped: int = 0
+
+
+class Method(Protocol):
+    """Answers the pending utterance of each dialogue. Only a control may look at the personas."""
+
+    name: str
+    writes_profile: bool
+
+    def respond(
+        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int
+    ) -> list[Answer]: ...
+
 
 Donor = Callable[[Persona, Dialogue], Profile]  # whose profile stands before the answer of a borrower
 

@@ -42,17 +42,9 @@ def create(directory: Path, seed: int, settings: Mapping[str, Any], params_name:
     if diff:
         write_bytes(directory / "dirty.diff", diff)
     facts = {
-        "params_name": params_name,
-        "params": settings,
-        "params_sha256": hash_json(settings),
-        "seed": seed,
-        "code": code,
-        "hardware": hardware(),
-        "packages": packages(),
-        "start": now(),
-        "end": None,
-        "status": "open",
-        "resumed": [],
+        "params_name": params_name, "params": settings, "params_sha256": hash_json(settings), "seed": seed,
+        "code": code, "hardware": hardware(), "packages": packages(), "start": now(), "end": None,
+        "status": "open", "resumed": [],
     }
     write_json(directory / "record.json", facts)
 
@@ -130,10 +122,8 @@ def packages() -> dict[str, str]:
 def hardware() -> dict[str, Any]:
     """Processor, usable cores, memory in GB and graphics cards, without importing torch."""
     return {
-        "system": f"{platform.system()} {platform.release()}",
-        "python": sys.version.split()[0],
-        "processor": _processor(),
-        "cores": cores(),
+        "system": f"{platform.system()} {platform.release()}", "python": sys.version.split()[0],
+        "processor": _processor(), "cores": cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": _gpus(),
     }
@@ -170,10 +160,7 @@ def _git(*arguments: str) -> bytes:
     command = ["git", "-C", str(REPOSITORY), *arguments]
     try:
         done = subprocess.run(
-            command,
-            capture_output=True,
-            check=False,
-            timeout=30,
+            command, capture_output=True, check=False, timeout=30,
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):

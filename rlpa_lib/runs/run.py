@@ -68,17 +68,10 @@ class Run:
         csv = data.to_csv(index=False).encode()
         made_by = self.record
         facts = {
-            "name": name,
-            "caption": caption,
-            "alt": alt,
-            "run": self.dir.name,
-            "seed": self.seed,
-            "params": made_by["params_name"],
-            "params_sha256": made_by["params_sha256"],
-            "commit": made_by["code"]["commit"],
-            "diff_sha256": made_by["code"]["diff_sha256"],
-            "data_sha256": storage.sha256(csv),
-            **source,
+            "name": name, "caption": caption, "alt": alt, "run": self.dir.name, "seed": self.seed,
+            "params": made_by["params_name"], "params_sha256": made_by["params_sha256"],
+            "commit": made_by["code"]["commit"], "diff_sha256": made_by["code"]["diff_sha256"],
+            "data_sha256": storage.sha256(csv), **source,
         }
         storage.write_bytes(self.path(f"figures/{name}.csv"), csv)
         storage.write_json(self.path(f"figures/{name}.json"), facts)

@@ -21,12 +21,7 @@ class Conflict(Section):
     """A preference that changes in mid-dialogue (section 5.2, figure 4a), Vanilla users."""
 
     methods: Annotated[tuple[Method, ...], Field(strict=False, min_length=1)] = (
-        "base",
-        "self_critic",
-        "sft",
-        "dpo",
-        "rlpa_prompting",
-        "rlpa",
+        "base", "self_critic", "sft", "dpo", "rlpa_prompting", "rlpa",
     )
     users: Count | None = None  # the first so many of evaluation.users; null = all
     turns: Count = 10
@@ -49,12 +44,7 @@ class Difficult(Section):
     """Users who do not cooperate (beyond the paper), Vanilla users."""
 
     methods: Annotated[tuple[Method, ...], Field(strict=False, min_length=1)] = (
-        "base",
-        "self_critic",
-        "sft",
-        "dpo",
-        "rlpa_prompting",
-        "rlpa",
+        "base", "self_critic", "sft", "dpo", "rlpa_prompting", "rlpa",
     )
     manners: Annotated[tuple[Manner, ...], Field(strict=False, min_length=1)] = MANNERS
     users: Count | None = None  # the first so many of evaluation.users; null = all

@@ -36,9 +36,7 @@ def problems(cfg: Config) -> Iterator[tuple[str, str]]:
 
 def _baseline_problems(cfg: Config) -> Iterator[tuple[str, str]]:
     for name, size in (
-        ("sft", cfg.sft.batch),
-        ("dpo", cfg.dpo.batch),
-        ("grpo", cfg.grpo.batch * cfg.grpo.samples),
+        ("sft", cfg.sft.batch), ("dpo", cfg.dpo.batch), ("grpo", cfg.grpo.batch * cfg.grpo.samples),
     ):
         section = getattr(cfg, name)
         if section.micro_batch and size % section.micro_batch:

@@ -21,7 +21,7 @@ def resolve(make: str) -> Callable[..., Any]:
 @dataclass(frozen=True)
 class Method:
     """A row of tables 1, 4 and 5. `make(parts)` takes `methods.table.Parts` and gives a
-    `methods.prompting.Method`."""
+    `methods.table.Method`."""
 
     label: str  # what the tables call it
     make: str
@@ -48,20 +48,13 @@ METHODS: dict[str, Method] = {
     "self_critic": Method("Self-Critic", "methods.prompting:make_self_critic", in_paper=True),
     "cot": Method("CoT", "methods.prompting:make_cot", in_paper=True),
     "rag": Method(
-        "RAG(Top-5)",
-        "methods.prompting:make_rag",
-        in_paper=True,
-        needs_encoder=True,
+        "RAG(Top-5)", "methods.prompting:make_rag", in_paper=True, needs_encoder=True,
         holes=(("rag", ("context", "message")), ("rag_exchange", ("number", "user", "assistant"))),
     ),
     "sft": Method("SFT", "methods.prompting:make_base", in_paper=True, adapter="sft", notebook="11_sft"),
     "dpo": Method("DPO", "methods.prompting:make_base", in_paper=True, adapter="dpo", notebook="12_dpo"),
     "rlpa": Method(
-        "RLPA",
-        "methods.prompting:make_rlpa",
-        in_paper=True,
-        adapter="ppo",
-        notebook="20_ppo",
+        "RLPA", "methods.prompting:make_rlpa", in_paper=True, adapter="ppo", notebook="20_ppo",
         writes_profile=True,
     ),
     "rlpa_prompting": Method(
@@ -77,34 +70,20 @@ METHODS: dict[str, Method] = {
         "DPO (ALOE's scripts)", "methods.prompting:make_base", adapter="dpo_aloe", notebook="12_dpo"
     ),
     "style_only_empty": Method(
-        "RLPA, profile emptied",
-        "methods.controls:make_style_only",
-        adapter="ppo",
-        notebook="20_ppo",
-        writes_profile=True,
-        control=True,
+        "RLPA, profile emptied", "methods.controls:make_style_only", adapter="ppo", notebook="20_ppo",
+        writes_profile=True, control=True,
     ),
     "style_only_other": Method(
-        "RLPA, another user's profile",
-        "methods.controls:make_style_only",
-        adapter="ppo",
-        notebook="20_ppo",
-        writes_profile=True,
-        control=True,
-        borrows="rlpa",
+        "RLPA, another user's profile", "methods.controls:make_style_only", adapter="ppo", notebook="20_ppo",
+        writes_profile=True, control=True, borrows="rlpa",
     ),
     "random": Method(
-        "random control",
-        "methods.controls:make_random",
-        control=True,
+        "random control", "methods.controls:make_random", control=True,
         scripted="methods.controls:make_scripted_random",
     ),
     "oracle": Method(
-        "oracle control",
-        "methods.controls:make_oracle",
-        control=True,
-        scripted="methods.controls:make_scripted_oracle",
-        holes=(("oracle", ("profile",)),),
+        "oracle control", "methods.controls:make_oracle", control=True,
+        scripted="methods.controls:make_scripted_oracle", holes=(("oracle", ("profile",)),),
     ),
 }
 TRAINED = tuple(name for name, method in METHODS.items() if method.trained)
@@ -235,10 +214,8 @@ def _credit(
     discount: float, update_every: str, continuation: str, value_clip: str
 ) -> Callable[[Any], tuple[str, ...]]:
     return _set(
-        f"ppo.turn_discount={discount}",
-        f"ppo.update_every={update_every}",
-        f"rollout.continuation={continuation}",
-        f"ppo.value_clip={value_clip}",
+        f"ppo.turn_discount={discount}", f"ppo.update_every={update_every}",
+        f"rollout.continuation={continuation}", f"ppo.value_clip={value_clip}",
     )
 
 

@@ -13,7 +13,7 @@ from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, judge_view
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.dialogue.reveal import SHARE_PER_TURN, said_before
-from rlpa_lib.methods.prompting import Method
+from rlpa_lib.methods.table import Method
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
