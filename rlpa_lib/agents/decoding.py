@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rlpa_lib.agents.prompt_memory import Kept, PromptMemory
+from rlpa_lib.agents.prefill import PromptMemory, run_prompts
 
 KERNEL = "rlpa_shared_prefix"
 BLOCK = 64  # tokens by which the store of sampled keys grows
@@ -126,113 +126,13 @@ def decoding_kernel(model: PreTrainedModel) -> Iterator[None]:
 def prefill(
     model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], owners_P: torch.Tensor, n: int,
     portion: int | None = None, memory: PromptMemory | None = None,
-):
-    """Run every distinct prompt once; return (SharedPrefix of the owners, last hidden states [P * n, 1, D],
-    prompt lengths [P * n]).
-
-    Prompts are padded on the right. `portion` is how many tokens pass at once (None: all): a CPU works faster
-    on what its cache can hold. With `memory` what a prompt shares with one of the last call is not run again.
-    """
-    device = owners_P.device
-    longest = max(map(len, prompts))
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    known = [memory.known(tuple(p)) if memory else (None, 0) for p in prompts]
-    last, keys, values, start = [], [], [], 0
-    for size in _portions([len(p) - shared for p, (_, shared) in zip(prompts, known, strict=True)], portion):
-        part = slice(start, start + size)
-        hidden, cache = _run(model, prompts[part], known[part], device)
-        last.append(hidden)
-        keys.append([_widened(layer_keys, longest) for layer_keys, _ in cache])
-        values.append([_widened(layer_values, longest) for _, layer_values in cache])
-        start += size
-    joint = [
-        [torch.cat(layer) if len(layer) > 1 else layer[0] for layer in zip(*store, strict=True)]
-        for store in (keys, values)
-    ]
-    if memory is not None:
-        memory.add(prompts, *joint)
-    shared = SharedPrefix(*([layer[owners_P] for layer in store] for store in joint), lengths[owners_P], n)
-    return (
-        shared,
-        torch.cat(last)[owners_P].repeat_interleave(n, dim=0)[:, None],
-        lengths[owners_P].repeat_interleave(n),
-    )
-
-
-def _run(
-    model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], known: Sequence[tuple[Kept | None, int]],
-    device: torch.device,
-):
-    """(last hidden states [P, D], keys and values per layer [P, H, L, D]) of prompts, of which the beginnings
-    may be known."""
-    shared_P = torch.tensor([shared for _, shared in known], device=device)
-    rests = [p[shared:] for p, (_, shared) in zip(prompts, known, strict=True)]
-    width, past = max(map(len, rests)), int(shared_P.max())
-    ids = torch.tensor([[*rest, *[0] * (width - len(rest))] for rest in rests], device=device)
-    cache, given = DynamicCache(config=model.config), {}
-    if past:
-        for layer in range(model.config.num_hidden_layers):
-            cache.update(*(_beginnings(known, name, layer, past) for name in ("keys", "values")), layer)
-        rest_S, past_C = torch.arange(width, device=device), torch.arange(past, device=device)
-        own_PSS = (rest_S[:, None] >= rest_S).expand(len(prompts), -1, -1)
-        seen = torch.cat([(past_C < shared_P[:, None])[:, None].expand(-1, width, -1), own_PSS], dim=-1)
-        mask = torch.zeros(seen.shape, dtype=model.dtype, device=device).masked_fill(
-            ~seen, torch.finfo(model.dtype).min
-        )
-        given = {"attention_mask": mask[:, None], "position_ids": shared_P[:, None] + rest_S}
-    # Without a past plain causal attention is right for padding behind the prompts, and needs no mask.
-    hidden = model.get_decoder()(
-        input_ids=ids, past_key_values=cache, use_cache=True, **given
-    ).last_hidden_state
-    ends = torch.tensor([len(rest) - 1 for rest in rests], device=device)
-    last = hidden[torch.arange(len(prompts), device=device), ends]
-    pairs = [(layer.keys, layer.values) for layer in cache.layers]
-    if past:  # a gap lies between a known beginning and the rest
-        place_L = torch.arange(max(map(len, prompts)), device=device)
-        from_L = torch.where(
-            place_L < shared_P[:, None],
-            place_L,
-            (past + place_L - shared_P[:, None]).clamp_max(past + width - 1),
-        )
-        pairs = [
-            tuple(x.gather(2, from_L[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])) for x in pair)
-            for pair in pairs
-        ]
-    return last, pairs
-
-
-def _beginnings(known: Sequence[tuple[Kept | None, int]], name: str, layer: int, past: int) -> torch.Tensor:
-    """What is known of each prompt, keys or values of a layer: [P, H, past, D], zeros behind."""
-    like = next(getattr(kept, name)[layer] for kept, _ in known if kept is not None)
-    out = like.new_zeros(len(known), like.shape[1], past, like.shape[3])
-    for row, (kept, shared) in enumerate(known):
-        if kept is not None:
-            out[row, :, :shared] = getattr(kept, name)[layer][kept.row, :, :shared]
-    return out
-
-
-def _portions(sizes: Sequence[int], tokens: int | None) -> Iterator[int]:
-    """How many rows of these lengths, in order, pass at once: cut where padding them to the longest of their
-    part would pass `tokens`; at least one a part."""
-    start = 0
-    for end in range(1, len(sizes) + 1):
-        full = (
-            tokens is not None
-            and end < len(sizes)
-            and (end + 1 - start) * max(sizes[start : end + 1]) > tokens
-        )
-        if full or end == len(sizes):
-            yield end - start
-            start = end
-
-
-def _widened(tensor: torch.Tensor, length: int) -> torch.Tensor:
-    """Keys or values [P, H, L, D] with zeros up to `length` tokens, which the mask leaves out."""
-    return (
-        torch.nn.functional.pad(tensor, (0, 0, 0, length - tensor.shape[2]))
-        if tensor.shape[2] < length
-        else tensor
-    )
+) -> tuple[SharedPrefix, torch.Tensor, torch.Tensor]:
+    """Run every distinct prompt once (`run_prompts`): the SharedPrefix of the owners, last hidden states
+    [P * n, 1, D] and prompt lengths [P * n]."""
+    last, keys, values = run_prompts(model, prompts, portion, memory)
+    lengths = torch.tensor([len(p) for p in prompts], device=owners_P.device)[owners_P]
+    shared = SharedPrefix(*([layer[owners_P] for layer in store] for store in (keys, values)), lengths, n)
+    return shared, last[owners_P].repeat_interleave(n, dim=0)[:, None], lengths.repeat_interleave(n)
 
 
 def choose(

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from peft.tuners.lora import LoraLayer
 
-from rlpa_lib.agents.decoding import Sampled, decode, prefill
-from rlpa_lib.agents.prompt_memory import PromptMemory
+from rlpa_lib.agents.decoding import Sampled, decode
+from rlpa_lib.agents.prefill import PromptMemory, run_prompts
 from rlpa_lib.agents.prompt_tokens import fit_prompt
 from rlpa_lib.dialogue.protocols import Completion, Message
 from rlpa_lib.runs.seeds import derive_seed
@@ -162,11 +162,8 @@ class LocalPolicy:
 
     @torch.inference_mode()
     def _read(self, prompts: list[tuple[int, ...]]) -> None:
-        distinct, owners = _distinct(prompts)
         with self._sampling() as model:
-            prefill(
-                model, distinct, torch.tensor(owners, device=self.model.device), 1, self.portion, self._memory
-            )
+            run_prompts(model, _distinct(prompts)[0], self.portion, self._memory)
 
     def _decode(
         self, prompts: list[tuple[int, ...]], n: int, draws: torch.Tensor, temperature: float
