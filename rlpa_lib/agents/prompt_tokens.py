@@ -64,6 +64,7 @@ def window(
     kept = lead + rest[2 * low :]
     if (tokens := size(kept)) > limit:
         raise InputError(
-            f"rollout.max_prompt_tokens: the system prompt and the last user message take {tokens} tokens, limit {limit}"
+            "rollout.max_prompt_tokens: the system prompt and the last user message take "
+            f"{tokens} tokens, limit {limit}"
         )
     return kept, low

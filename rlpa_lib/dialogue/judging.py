@@ -77,6 +77,6 @@ class FailureTally:
         self.asked, self.failed = self.asked + asked, self.failed + failed
         if failed and self.failed > self.limit * max(self.asked, 100):
             raise JudgeFailed(
-                f"the judge gave no readable answer in {self.failed} of {self.asked} cases, more than run.max_judge_failure_rate = "
-                f"{self.limit:g} allows" + (f"; the last failure: {why}" if why else "")
+                f"the judge gave no readable answer in {self.failed} of {self.asked} cases, more than "
+                f"run.max_judge_failure_rate = {self.limit:g} allows" + (f"; the last failure: {why}" if why else "")
             )

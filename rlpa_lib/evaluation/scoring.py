@@ -237,7 +237,8 @@ def _check_failures(name: str, rows: Sequence[dict], planned: int, limit: float)
     failed = sum(row["score"] is None for row in rows)
     if failed > limit * planned:
         raise RuntimeError(
-            f"{name}: the judge failed on {failed} of {planned} turns, more than run.max_judge_failure_rate = {limit:g} allows"
+            f"{name}: the judge failed on {failed} of {planned} turns, "
+            f"more than run.max_judge_failure_rate = {limit:g} allows"
         )
 
 

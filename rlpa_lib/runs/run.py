@@ -160,7 +160,8 @@ def _lock(directory: Path) -> bool:
     """True when this process holds the lock, False when it is the child of a process that does."""
     if directory in _LOCKS:
         return False
-    file = open(directory / "writer.lock", "a+", encoding="utf-8")  # noqa: SIM115 - stays open as long as the process
+    # It stays open as long as the process.
+    file = open(directory / "writer.lock", "a+", encoding="utf-8")  # noqa: SIM115
     mine = [token for token in os.environ.get(OWNER_VARIABLE, "").split(",") if token]
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,7 +172,8 @@ def _lock(directory: Path) -> bool:
         if token and token in mine:
             return False
         raise InputError(
-            f"{directory}: process {pid or '?'} is writing here; wait, shut that kernel down, or use another run_dir"
+            f"{directory}: process {pid or '?'} is writing here; "
+            "wait, shut that kernel down, or use another run_dir"
         ) from None
     token = secrets.token_hex(8)
     file.truncate(0)
