@@ -1,11 +1,11 @@
-"""One transcript, three views: what the policy, the simulated user and the judges may see (section 3.1)."""
+"""One transcript and its views: what the policy and the judges may see (section 3.1); the user's is in test_llm_user."""
 
 import json
 import random
 
 import pytest
 
-from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, judge_view, policy_view, user_view
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, judge_view, policy_view
 from rlpa_lib.dialogue.profile import SLOTS, Profile, parse_reply, render_reply
 
 FIRST = Profile((("Age", "27"),))
@@ -64,16 +64,9 @@ def test_a_fallback_stands_for_a_broken_reply_and_for_no_other():
     broken = asked.answer("zz zz", parse_reply("zz zz"), "Tell me more.").hear(Utterance("What?"))
     assert broken.turns[0].completion == "zz zz" and not broken.turns[0].reply.format_ok
     shown = policy_view(broken, "Be kind.")[2]["content"]
-    assert shown == render_reply(Profile(), "Tell me more.") and user_view(broken)[1]["content"] == "Tell me more."
+    assert shown == render_reply(Profile(), "Tell me more.") and judge_view(broken)[1] == ("assistant", "Tell me more.")
     text = render_reply(FIRST, "Hi.")
     assert asked.answer(text, parse_reply(text), "Tell me more.") == asked.answer(text, parse_reply(text))
-
-
-def test_user_view_swaps_the_roles_and_shows_no_profile(dialogue):
-    view = user_view(dialogue)
-    assert [m["role"] for m in view] == ["assistant", "user", "assistant", "user", "assistant"]
-    assert [m["content"] for m in view][:3] == ["Hello", "Hi. Who are you?", "I am 27 and a nurse."]
-    assert "<profile>" not in json.dumps(view)
 
 
 def test_judge_view_holds_responses_and_the_pending_utterance(dialogue):

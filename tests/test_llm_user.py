@@ -9,7 +9,7 @@ from scripted_server import ScriptedServer
 from rlpa_lib.agents import parties
 from rlpa_lib.client.chat import AuthError, BadAnswer, Refused
 from rlpa_lib.dialogue import quoting
-from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, user_view
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, judge_view
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.reveal import reveal_budget, said_before
 from rlpa_lib.mini.attacks import PERSONA, situation
@@ -56,10 +56,10 @@ def test_it_sees_the_dialogue_from_its_own_side_without_profile_blocks(tmp_path)
     system, opening, *talk = server.bodies[0]["messages"]
     assert [m["role"] for m in server.bodies[0]["messages"]] == ["system", "user", *["assistant", "user"] * 3]
     assert json.loads(opening["content"]) == {"they_said": None}
-    view = user_view(dialogue)
-    for message, seen in zip(talk, view, strict=True):
+    roles = {"user": "assistant", "assistant": "user"}
+    for message, (speaker, text) in zip(talk, judge_view(dialogue), strict=True):
         told = json.loads(message["content"])
-        assert message["role"] == seen["role"] and told.get("message", told.get("they_said")) == seen["content"]
+        assert message["role"] == roles[speaker] and told.get("message", told.get("they_said")) == text
     assert json.loads(talk[2]["content"]) == {"message": "I love rock climbing.", "revealed": [3]}
     assert "3. Interests: rock climbing" in system["content"] and "She is talkative." in system["content"]
     text = json.dumps(server.bodies[0])

@@ -127,13 +127,6 @@ def policy_view(
     return messages
 
 
-def user_view(dialogue: Dialogue) -> list[dict[str, str]]:
-    """Chat messages for a simulated user: its own utterances are `assistant`, the responses are `user`; no
-    profile blocks."""
-    role = {"user": "assistant", "assistant": "user"}
-    return [{"role": role[speaker], "content": text} for speaker, text in judge_view(dialogue)]
-
-
 def judge_view(dialogue: Dialogue) -> list[tuple[str, str]]:
     """(speaker, text) pairs, speaker "user" or "assistant": responses without profile blocks, the pending
     utterance last."""

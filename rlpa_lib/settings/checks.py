@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, METHODS, POLICIES, SOURCES, USERS
 from rlpa_lib.settings.schema import Config
 
-
 Problem = tuple[str, str]  # dotted key, reason
 
 
