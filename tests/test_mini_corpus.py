@@ -7,14 +7,15 @@ import pytest
 
 from rlpa_lib.dialogue.dialogue import Utterance
 from rlpa_lib.dialogue.profile import SLOTS
-from rlpa_lib.mini import corpus, language
+from rlpa_lib.mini import language, play
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.personas import builtin_personas
+from rlpa_lib.mini.pretraining import corpus
 
 
 @pytest.fixture(scope="module")
 def examples():
-    return list(corpus.corpus(builtin_personas("train", 400, 5), 5, (0.0, 0.3, 0.8, 1.0)))
+    return list(corpus.make_corpus(builtin_personas("train", 400, 5), 5, (0.0, 0.3, 0.8, 1.0)))
 
 
 def users_of(examples):
@@ -23,7 +24,7 @@ def users_of(examples):
 
 def test_a_disturbed_utterance_keeps_its_facts():
     said = Utterance("I live in Lisbon these days. I work as a tax adviser.", ("Location", "Occupation"), ("Lisbon", "tax adviser"))
-    rough = [corpus.disturbed(said, random.Random(seed)) for seed in range(200)]
+    rough = [play.roughen(said, random.Random(seed)) for seed in range(200)]
     assert all(p in u.text for u in rough for p in said.phrases)
     assert all((u.stated, u.phrases) == (said.stated, said.phrases) for u in rough)
     assert 60 < sum(u.text != said.text for u in rough) < 150  # expected: 1 - .7 * .7 of 200
@@ -31,12 +32,12 @@ def test_a_disturbed_utterance_keeps_its_facts():
 
 def test_an_aside_is_whole_and_tells_nothing():
     for seed in range(100):
-        text = corpus.aside(random.Random(seed))
+        text = play.write_aside(random.Random(seed))
         assert text[0].isupper() and text[-1] in ".?" and not re.search(r"[{}\[\]|]", text)
 
 
 def test_every_dialogue_opens_with_a_plain_hello():
-    first = [d.pending.text for d, *_ in corpus.dialogues(builtin_personas("train", 60, 7), 7, "rlpa") if not d.turns]
+    first = [d.pending.text for p in builtin_personas("train", 60, 7) for d, *_ in play.play_crowd(p, 7, "rlpa") if not d.turns]
     assert first == ["Hello"] * 60
 
 
@@ -59,7 +60,7 @@ def test_made_up_slots_are_told_and_noted(examples):
 def test_what_is_no_longer_so_is_replaced_in_the_profile():
     changed = 0
     people = builtin_personas("train", 120, 6)
-    for dialogue, profile, _, _ in corpus.dialogues(people, 6, "rlpa"):
+    for dialogue, profile, _ in (moment for p in people for moment in play.play_crowd(p, 6, "rlpa")):
         for slot, value in profile.items:
             told = [p for u in [*(t.user for t in dialogue.turns), dialogue.pending] for s, p in zip(u.stated, u.phrases, strict=True) if s == slot]
             if len(set(told)) > 1:

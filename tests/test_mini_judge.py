@@ -8,8 +8,8 @@ import pytest
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, policy_view
 from rlpa_lib.dialogue.judging import CRITERIA
 from rlpa_lib.dialogue.profile import Profile, Reply
-from rlpa_lib.mini.attacks import GALLERY, PERSONA, TOLD, situation
-from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge, transcript_evidence
+from rlpa_lib.mini.attacks import PERSONA, TOLD, load_gallery, situation
+from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge, gather_evidence
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.play import moments, play_careful
 from rlpa_lib.mini.user import AgendaUser
@@ -35,7 +35,7 @@ def turned(dialogue, text, *facts):
     return dialogue.answer("I see.", Reply(Profile(), "I see.", True)).hear(told)
 
 
-@pytest.mark.parametrize("attack", GALLERY, ids=lambda attack: attack.name)
+@pytest.mark.parametrize("attack", load_gallery(), ids=lambda attack: attack.name)
 def test_gallery(attack):
     found = verdict(attack.response, profile=attack.profile)
     assert set(found.marks) == set(found.reasons) == set(CRITERIA)
@@ -67,7 +67,7 @@ def test_wishes_are_respected():
 @pytest.mark.parametrize("wish", ["My age is off limits, please.", "Leave my age out of this, please."])
 def test_a_private_topic_is_left_alone(wish):
     opening = Dialogue("d", PERSONA.id).hear(Utterance(wish))
-    assert transcript_evidence(opening).wishes.private == "Age"
+    assert gather_evidence(opening).wishes.private == "Age"
     assert failed(verdict("Hi and welcome. How old are you?", opening, Profile())) == "L"
 
 
@@ -151,7 +151,7 @@ def test_careful_replies_pass_and_fail_for_anybody_else():
 
 
 def test_word_salad_scores_nothing():
-    words = " ".join(a.response for a in GALLERY).split()
+    words = " ".join(a.response for a in load_gallery()).split()
     for seed in range(50):
         rng = random.Random(seed)
         salad = " ".join(rng.choices(words, k=rng.randint(3, 20)))

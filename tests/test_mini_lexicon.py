@@ -35,7 +35,7 @@ def test_ages_by_hand(phrase, years):
 
 
 def test_age_words_are_read_back():
-    assert [lex.parse_age(lex.number_word(n)) for n in range(100)] == list(range(100))
+    assert [lex.parse_age(lex.spell_number(n)) for n in range(100)] == list(range(100))
 
 
 def test_ages_match_in_any_notation_and_only_when_equal():

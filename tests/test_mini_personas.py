@@ -6,9 +6,9 @@ import re
 import pytest
 
 from rlpa_lib.dialogue.profile import SLOTS
-from rlpa_lib.mini.descriptions import ANY_SLOT, LEADS, PREDICATES, _agree, describe, personality_text
+from rlpa_lib.mini.language import templates
 from rlpa_lib.mini.lexicon import GENDERS, Value, lexicon, normalise
-from rlpa_lib.mini.personas import EXTENDED_SIZES, YEARS_OF_LEVEL, builtin_personas
+from rlpa_lib.mini.personas import EXTENDED_SIZES, YEARS_OF_LEVEL, _agree, builtin_personas, describe, describe_manner
 from rlpa_lib.settings.config import InputError
 
 LISTED = tuple(slot for slot in SLOTS if slot not in ("Age", "Gender"))
@@ -141,13 +141,13 @@ def test_verbs_agree_with_they():
 
 def test_every_slot_has_five_ways_to_be_told():
     for slot in set(SLOTS) - {"Gender"} | set(lexicon().extended_slots):
-        assert len(set(PREDICATES[slot])) >= 5, slot
-    assert len(set(LEADS)) >= 5 <= len(set(ANY_SLOT))
+        assert len({t.text for t in templates("persona", "tell", slot)}) >= 5, slot
+    assert all(len({t.text for t in templates("persona", act)}) >= 5 for act in ("lead", "any"))
 
 
 def test_a_personality_text_by_hand():
     trait = Value("Personality Traits", ("shy", "timid"), "train", {"pace": "reserved"})
-    texts = {personality_text(trait, "male", random.Random(seed)) for seed in range(200)}
+    texts = {describe_manner(trait, "male", random.Random(seed)) for seed in range(200)}
     assert "He is shy. He keeps answers short." in texts
     assert "By nature he is shy. He opens up slowly and waits for questions." in texts
     assert len(texts) == 10

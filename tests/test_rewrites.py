@@ -6,6 +6,7 @@ import random
 import pandas as pd
 import pytest
 
+from rlpa_lib.agents import world
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile
 from rlpa_lib.mini import lexicon as lex
@@ -20,7 +21,7 @@ from rlpa_lib.study.rewrites import ItemPair, Rewrite
 PEOPLE = builtin_personas("vanilla", 40, 0)
 
 
-@pytest.mark.parametrize("paraphrase", [rewrites.lexicon_paraphrase, rewrites.free_paraphrase])
+@pytest.mark.parametrize("paraphrase", [world.paraphrase_value, world.paraphrase_freely])
 def test_items_are_paraphrased_or_altered_and_never_both(paraphrase):
     made = rewrites.rewrite_set(PEOPLE, 3, paraphrase)
     assert made == rewrites.rewrite_set(PEOPLE, 3, paraphrase) != rewrites.rewrite_set(PEOPLE, 4, paraphrase)
@@ -45,7 +46,7 @@ def test_free_paraphrases_are_in_no_lexicon_and_belong_to_test_users():
 
 def test_an_altered_age_is_another_age():
     for seed in range(50):
-        assert abs(int(rewrites.lexicon_alteration("Age", "34", random.Random(seed))) - 34) >= 2
+        assert abs(int(world.change_value("Age", "34", random.Random(seed))) - 34) >= 2
 
 
 def test_a_persona_from_elsewhere_is_refused():

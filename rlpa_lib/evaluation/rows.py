@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import parties, world
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import Policy, SimulatedUser
 from rlpa_lib.evaluation import scoring
-from rlpa_lib.methods.controls import Lent, MisdirectedAnswers, OracleControl, PromptedOracle, RandomControl, StyleOnly, made_for_somebody, no_profile
+from rlpa_lib.methods.controls import Lent, MisdirectedAnswers, OracleControl, PromptedOracle, RandomControl, StyleOnly, no_profile
 from rlpa_lib.methods.prompting import Method, Prompted, Retrieval, SelfCritic
 from rlpa_lib.methods.retrieval import SentenceEncoder, load_encoder
 from rlpa_lib.runs import storage
@@ -144,9 +144,7 @@ def build_method(name: str, policy: Policy | None, cfg: Config, encoder: Sentenc
     """The method of a row by its name in `scoring.methods`. `policy` None stands for the scripted controls; `rag` needs an encoder,
     `style_only_other` the profiles to lend."""
     if policy is None:
-        from rlpa_lib.mini.teacher import response_pool
-
-        return OracleControl() if name == "oracle" else RandomControl(made_for_somebody(response_pool()))
+        return OracleControl() if name == "oracle" else RandomControl(world.list_floor_responses())
     writes, temperature, room = name in WITH_PROFILE, cfg.evaluation.temperature, cfg.rollout.max_new_tokens
     system = _text(cfg, "policy" if writes else "base")
     plain = Prompted(name, policy, system, writes, cfg.ppo.history_profiles, temperature, room)

@@ -1,4 +1,5 @@
 """The grammar that users and assistants of the miniature speak: generation, and parsing back into acts and facts."""
+
 from __future__ import annotations
 
 import random
@@ -6,17 +7,22 @@ import re
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
+from itertools import count
 
 from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.mini import lexicon as lex
 
 CHOICE = re.compile(r"\[([^\]]*)\]")
 HOLE = re.compile(r"\{(a:)?([^}]*)\}")
-SPEECH = {"user_train", "user_test", "assistant", "changes_train", "changes_test", "manners_train", "manners_test", "asides", "topics"}
-# A frame made for one slot also fits values of these others.
-TOPIC_LIKE = ("Favorite Food", "Favorite Music", "Language", "Favorite Film Genre", "Sport to Watch", "Life Goal",
-              "Favorite Drink")
+SPEECH = set(
+    "user_train user_test assistant changes_train changes_test manners_train manners_test asides topics persona".split()
+)
+# The frames made for interests also fit values of these.
+TOPIC_LIKE = (
+    "Favorite Food", "Favorite Music", "Language", "Favorite Film Genre", "Sport to Watch", "Life Goal", "Favorite Drink",
+)  # fmt: skip
 QUESTION_ACTS = ("ask", "open", "detail")
+CONTENT_ACTS = ("ack", "suggest", "info")
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ def grammar(name: str) -> tuple[Template, ...]:
 
 @cache
 def templates(name: str, act: str, slot: str = "") -> tuple[Template, ...]:
+    """A grammar's templates of one act, for one slot alone where one is named."""
     return tuple(t for t in grammar(name) if t.act == act and (slot == "" or t.slots == (slot,)))
 
 
@@ -77,11 +84,24 @@ def spoken_forms(slot: str, value: str) -> tuple[str, ...]:
     """The phrasings in which a user may say a value; the value itself where the lexicon does not know it."""
     if slot == "Age":
         years = lex.parse_age(value)
-        return (value,) if years is None or years > 99 else (str(years), lex.number_word(years))
+        return (value,) if years is None or years > 99 else (str(years), lex.spell_number(years))
     if slot == "Gender":
-        return lex.GENDERS.get(lex.gender_of(value) or "", (value,))
+        return lex.GENDERS.get(lex.find_gender(value) or "", (value,))
     found = lex.lexicon().find(value, slot)
     return found.forms if found else (value,)
+
+
+def paraphrase_value(slot: str, value: str, rng: random.Random) -> str | None:
+    """Another phrasing that the lexicon lists, or None. The rule judge reads the same lexicon, so this is its home ground."""
+    others = [form for form in spoken_forms(slot, value) if form.casefold() != value.casefold()]
+    return rng.choice(others) if others else None
+
+
+def paraphrase_freely(slot: str, value: str, rng: random.Random) -> str | None:
+    """A phrasing that no lexicon lists, or None; from paraphrases.tsv (written by a language model for this test alone)."""
+    text = (resources.files("rlpa_lib.mini") / "paraphrases.tsv").read_text(encoding="utf-8")
+    found = [line.split("\t")[2] for line in text.splitlines() if line.startswith(f"{slot}\t{value}\t")]
+    return rng.choice(found) if found else None
 
 
 def frame_slots(slot: str) -> tuple[str, ...]:
@@ -103,21 +123,28 @@ def tell(speech: str, slot: str, phrase: str, rng: random.Random) -> str:
     if frames:
         return realise(rng.choice(frames), rng, {slot: phrase})
     if slot in made_up_slots():
-        return realise(rng.choice(templates("topics", "say", made_up_slots()[slot])), rng, {"topic": slot.lower(), "value": phrase})
+        frames = templates("topics", "say", made_up_slots()[slot])
+        return realise(rng.choice(frames), rng, {"topic": slot.lower(), "value": phrase})
+    return name_slot(slot, phrase)
+
+
+def name_slot(slot: str, phrase: str) -> str:
+    """How a slot is told that has no frames."""
     return f"About {slot.lower()} there is this: {phrase}."
 
 
 def _pattern(template: Template) -> re.Pattern:
-    parts, position, n = [], 0, 0
-    for match in re.finditer(r"\[([^\]]*)\]|\{(a:)?([^}]*)\}", template.text):
-        parts.append(re.escape(template.text[position:match.start()]))
-        if match[1] is not None:
-            parts.append("(?:" + "|".join(re.escape(c) for c in match[1].split("|")) + ")")
-        else:
-            parts.append(f"(?P<{'a' if match[2] else 'p'}{n}>.+?)")
-            n += 1
-        position = match.end()
-    return re.compile("".join(parts) + re.escape(template.text[position:]))
+    """A regular expression that reads a sentence of the template; group p0, a1, ... holds a hole ("a": with article)."""
+    numbers = count()
+
+    def read(part: str) -> str:
+        if choice := CHOICE.fullmatch(part):
+            return f"(?:{'|'.join(map(re.escape, choice[1].split('|')))})"
+        if hole := HOLE.fullmatch(part):
+            return f"(?P<{'a' if hole[1] else 'p'}{next(numbers)}>.+?)"
+        return re.escape(part)
+
+    return re.compile("".join(map(read, re.split(r"(\[[^\]]*\]|\{[^}]*\})", template.text))))
 
 
 @cache
@@ -144,16 +171,17 @@ def parse_sentence(sentence: str, name: str = "assistant") -> tuple[Sentence, ..
         match = pattern.fullmatch(sentence)
         if not match:
             continue
-        phrases = []
-        for key, slot in zip(match.groupdict(), [h[2] for h in HOLE.finditer(template.text)], strict=True):
-            phrase = match[key]
-            if key.startswith("a"):
-                bare = re.sub(r"^an? ", "", phrase)
-                phrase = bare if article(bare) == phrase else None
-            phrases.append((slot, phrase))
-        if all(p is not None for _, p in phrases):
-            found.append(Sentence(template, tuple(phrases)))
+        holes = zip(match.groupdict().items(), HOLE.findall(template.text), strict=True)
+        facts = tuple((slot, _drop_article(text) if key[0] == "a" else text) for (key, text), (_, slot) in holes)
+        if all(phrase is not None for _, phrase in facts):
+            found.append(Sentence(template, facts))
     return tuple(found)
+
+
+def _drop_article(phrase: str) -> str | None:
+    """The phrase behind its article; None where there is none, or the wrong one."""
+    bare = re.sub(r"^an? ", "", phrase)
+    return bare if article(bare) == phrase else None
 
 
 def split_sentences(text: str) -> list[str]:

@@ -1,20 +1,30 @@
 """The values of the miniature world and the question whether two phrasings mean the same (the overlap of eq. 2)."""
+
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import resources
 
 from rlpa_lib.dialogue.profile import SLOTS
+from rlpa_lib.personas.text import cut_ending
 
-FILES = {"Interests": "interests", "Educational Background": "education", "Personality Traits": "personality",
-         "Occupation": "occupation", "Marital Status": "marital", "Family Background": "family",
-         "Location": "location", "Others": "others"}
-GENDERS = {"male": ("man", "guy", "male person"), "female": ("woman", "lady", "female person"),
-           "non-binary": ("non-binary person", "person beyond man and woman")}
-UNITS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-         "seventeen eighteen nineteen").split()
+FILES = {
+    "Interests": "interests", "Educational Background": "education", "Personality Traits": "personality",
+    "Occupation": "occupation", "Marital Status": "marital", "Family Background": "family",
+    "Location": "location", "Others": "others",
+}  # fmt: skip
+GENDERS = {
+    "male": ("man", "guy", "male person"),
+    "female": ("woman", "lady", "female person"),
+    "non-binary": ("non-binary person", "person beyond man and woman"),
+}
+UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
 TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
 ARTICLES = {"a", "an", "the", "some"}
 STOPWORDS = ARTICLES | {"of", "in", "on", "at", "and", "with", "who", "to", "for", "that", "is", "are", "from", "as"}
@@ -52,11 +62,11 @@ class Lexicon:
         return value if value and slot in (None, value.slot) else None
 
 
-def number_word(n: int) -> str:
+def spell_number(n: int) -> str:
     """34 -> 'thirty-four' (0 to 99)."""
     if n < 20:
         return UNITS[n]
-    tens = next(word for word, base in TENS.items() if base == n // 10 * 10)
+    tens = list(TENS)[n // 10 - 2]
     return tens if n % 10 == 0 else f"{tens}-{UNITS[n % 10]}"
 
 
@@ -82,16 +92,11 @@ def normalise(phrase: str) -> str:
     return " ".join(words)
 
 
-def _stem(word: str) -> str:
-    for suffix in ("ings", "ing", "ers", "ies", "er", "es", "ed", "s", "e"):
-        if word.endswith(suffix) and len(word) - len(suffix) >= 3:
-            return word[: -len(suffix)]
-    return word
-
-
 @lru_cache(maxsize=65536)
-def content_words(phrase: str) -> frozenset[str]:
-    return frozenset(_stem(w) for w in normalise(phrase).replace("-", " ").split() if w not in STOPWORDS)
+def find_content_words(phrase: str) -> frozenset[str]:
+    """The words that carry meaning, without common endings."""
+    words = [word for word in normalise(phrase).replace("-", " ").split() if word not in STOPWORDS]
+    return frozenset(cut_ending(word, ("ings", "ing", "ers", "ies", "er", "es", "ed", "s", "e")) for word in words)
 
 
 def _members(phrase: str) -> list[str]:
@@ -99,9 +104,9 @@ def _members(phrase: str) -> list[str]:
 
 
 def _closeness(inferred: str, true: str) -> float:
-    """Dice over stemmed content words, in [0, 1]; 0 when a word is exchanged ("two older sisters" are not "two older
-    brothers"), or when most of what was inferred is not in the truth, so that two values run together match neither."""
-    got, want = content_words(inferred), content_words(true)
+    """Dice over content words, in [0, 1]; 0 when a word is exchanged ("two older sisters" are not "two older brothers"),
+    or when most of what was inferred is not in the truth, so that two values run together match neither."""
+    got, want = find_content_words(inferred), find_content_words(true)
     common = len(got & want)
     if common < min(len(got), len(want)) or common < 0.6 * len(got) or not common:
         return 0.0
@@ -124,13 +129,12 @@ def _same_phrase(inferred: str, true: str) -> bool:
 
 @lru_cache(maxsize=65536)
 def same_value(slot: str, inferred: str, true: str) -> bool:
-    """Do two values of one slot mean the same? A list matches when at least half of what was inferred is true
-    and it covers at least a third of the truth, so that neither padding nor a single lucky word is enough. Where the
-    truth is one thing, two guesses at it do not match."""
-    if slot == "Age":
-        return parse_age(inferred) is not None and parse_age(inferred) == parse_age(true)
-    if slot == "Gender":
-        return gender_of(inferred) is not None and gender_of(inferred) == gender_of(true)
+    """Do two values of one slot mean the same? A list matches when at least half of what was inferred is true and it
+    covers at least a third of the truth, so that neither padding nor a single lucky word is enough. Where the truth is
+    one thing, two guesses at it do not match."""
+    if slot in ("Age", "Gender"):
+        read = parse_age if slot == "Age" else find_gender
+        return read(inferred) is not None and read(inferred) == read(true)
     if _same_phrase(inferred, true):
         return True
     if lexicon().find(inferred) and lexicon().find(true):
@@ -145,10 +149,22 @@ def same_value(slot: str, inferred: str, true: str) -> bool:
     return hits * 2 >= len(got) and covered * 3 >= len(want)
 
 
-def gender_of(phrase: str) -> str | None:
+def find_gender(phrase: str) -> str | None:
     """'male', 'female' or 'non-binary' when exactly one of them is named, else None."""
     text = normalise(phrase)
     return next((g for g, forms in GENDERS.items() if text == g or text in forms), None)
+
+
+def change_value(slot: str, value: str, rng: random.Random) -> str | None:
+    """Another value of the slot in any of its phrasings, or None: an age at least two years off, else one of the same split."""
+    if slot == "Age":
+        years = parse_age(value)
+        return None if years is None else str(rng.choice([n for n in range(18, 90) if abs(n - years) >= 2]))
+    if slot == "Gender":
+        return rng.choice([name for name in GENDERS if name != find_gender(value)])
+    own = lexicon().find(value, slot)
+    others = [other for other in lexicon().values(slot, own.split if own else None) if other is not own]
+    return rng.choice(rng.choice(others).forms) if others else None
 
 
 def slots_compatible(inferred: str, true: str) -> bool:
@@ -156,33 +172,27 @@ def slots_compatible(inferred: str, true: str) -> bool:
     return inferred.lower() == true.lower() or (true not in SLOTS and inferred not in ("Age", "Gender"))
 
 
-def _parse_line(path: str, number: int, line: str, slot: str) -> Value:
-    parts = line.rstrip("\n").split("\t")
-    if len(parts) not in (2, 3) or parts[0] not in ("train", "test", "extended"):
-        raise ValueError(f"{path}:{number}: expected split<TAB>forms[<TAB>attributes]")
-    attrs = dict(pair.split("=", 1) for pair in parts[2].split(";") if pair) if len(parts) == 3 else {}
-    return Value(slot, tuple(f.strip() for f in parts[1].split("|")), parts[0], attrs)
-
-
-def _read(path) -> tuple[str | None, list[str]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    name = lines[0].lstrip("# ").strip() if lines and lines[0].startswith("#") else None
-    return name, lines
-
-
 @cache
 def lexicon() -> Lexicon:
-    """Read the value files that ship with the package (once)."""
+    """The value files that ship with the package (read once). An extended slot's file says its name in the first line."""
     folder = resources.files("rlpa_lib.mini") / "lexicon"
-    files = {slot: folder / f"{stem}.tsv" for slot, stem in FILES.items()}
-    extended = {_read(p)[0]: p for p in sorted(folder.iterdir(), key=lambda p: p.name) if p.name.startswith("ext_")}
+    texts = {path.name: path.read_text(encoding="utf-8").splitlines() for path in folder.iterdir()}
+    files = {slot: f"{stem}.tsv" for slot, stem in FILES.items()}
+    extended = {texts[name][0].lstrip("# ").strip(): name for name in sorted(texts) if name.startswith("ext_")}
     by_slot, index = {}, {}
-    for slot, path in (files | extended).items():
-        values = tuple(_parse_line(path.name, i, line, slot) for i, line in enumerate(_read(path)[1], 1)
-                       if line.strip() and not line.startswith("#"))
-        by_slot[slot] = values
-        for value in values:
+    for slot, name in (files | extended).items():
+        rows = [(n, line) for n, line in enumerate(texts[name], 1) if line.strip() and not line.startswith("#")]
+        by_slot[slot] = tuple(_parse_line(f"{name}:{number}", line, slot) for number, line in rows)
+        for value in by_slot[slot]:
             for form in value.forms:
                 if index.setdefault(normalise(form), value) is not value:
-                    raise ValueError(f"{path.name}: the form {form!r} names two values")
+                    raise ValueError(f"{name}: the form {form!r} names two values")
     return Lexicon(by_slot, tuple(extended), index)
+
+
+def _parse_line(place: str, line: str, slot: str) -> Value:
+    split, *parts = line.split("\t")
+    if len(parts) not in (1, 2) or split not in ("train", "test", "extended"):
+        raise ValueError(f"{place}: expected split<TAB>forms[<TAB>attributes]")
+    attrs = dict(pair.split("=", 1) for pair in "".join(parts[1:]).split(";") if pair)
+    return Value(slot, tuple(form.strip() for form in parts[0].split("|")), split, attrs)

@@ -10,8 +10,6 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 
-CONTENT_ACTS = ("ack", "suggest", "info")  # what an impatient user waits for
-
 
 @dataclass(frozen=True)
 class Manner:
@@ -37,18 +35,18 @@ MANNERS = {
 }
 
 
-def empty_answers(dialogue: Dialogue) -> int:
+def count_empty_answers(dialogue: Dialogue) -> int:
     """How many responses in a row, up to the last one, said nothing of content."""
     count = 0
     for turn in reversed(dialogue.turns):
         acts = {s.template.act for options in language.parse(turn.reply.response) for s in options[:1]}
-        if acts & set(CONTENT_ACTS):
+        if acts & set(language.CONTENT_ACTS):
             break
         count += 1
     return count
 
 
-def another_value(slot: str, value: str, speech: str, rng: random.Random) -> str | None:
+def draw_other_value(slot: str, value: str, speech: str, rng: random.Random) -> str | None:
     """A phrase for another value of the slot, from what the users of this grammar may say; None where there is none."""
     if slot == "Age":
         years = lex.parse_age(value)
@@ -58,7 +56,9 @@ def another_value(slot: str, value: str, speech: str, rng: random.Random) -> str
     return rng.choice(rng.choice(others).forms) if others else None
 
 
-def slip(persona: Persona, dialogue: Dialogue, manner: Manner, seed: int, speech: str, turn: int) -> tuple[str, str] | None:
+def draw_slip(
+    persona: Persona, dialogue: Dialogue, manner: Manner, seed: int, speech: str, turn: int
+) -> tuple[str, str] | None:
     """(slot, wrong phrase) of what a contradictory user says at a turn about something it told before that turn; None for nothing.
 
     A function of its arguments alone, so that a later turn knows what was said in this one.
@@ -70,16 +70,21 @@ def slip(persona: Persona, dialogue: Dialogue, manner: Manner, seed: int, speech
     if not told:
         return None
     slot = rng.choice(told)
-    phrase = another_value(slot, persona.profile.get(slot) or "", speech, rng)
+    phrase = draw_other_value(slot, persona.profile.get(slot) or "", speech, rng)
     return None if phrase is None else (slot, phrase)
 
 
-def stray(persona: Persona, speech: str, rng: random.Random) -> str:
+def write_stray(persona: Persona, speech: str, rng: random.Random) -> str:
     """A sentence about something else, or about somebody else, whose facts are none of the user's."""
-    frames = language.templates(speech.replace("user", "manners"), "aside")
     if rng.random() < 0.5:
-        frame = rng.choice(frames)
-        phrase = another_value(frame.slots[0], persona.profile.get(frame.slots[0]) or "", speech, rng)
+        frame = rng.choice(language.templates(find_manners(speech), "aside"))
+        slot = frame.slots[0]
+        phrase = draw_other_value(slot, persona.profile.get(slot) or "", speech, rng)
         if phrase is not None:
-            return language.realise(frame, rng, {frame.slots[0]: phrase})
-    return language.realise(rng.choice(language.templates(speech.replace("user", "manners"), "chatter")), rng)
+            return language.realise(frame, rng, {slot: phrase})
+    return language.realise(rng.choice(language.templates(find_manners(speech), "chatter")), rng)
+
+
+def find_manners(speech: str) -> str:
+    """The grammar of what users of this speech say who do not cooperate."""
+    return speech.replace("user", "manners")

@@ -1,5 +1,6 @@
 """A simulated user that works through an agenda (section 3.1; Schatzmann & Young 2009): it reveals its profile bit by
 bit, answers what it is asked, and reacts to what it likes and dislikes."""
+
 from __future__ import annotations
 
 import random
@@ -12,7 +13,7 @@ from rlpa_lib.dialogue.protocols import News
 from rlpa_lib.dialogue.reveal import OPENING, reveal_budget
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.mini.manners import WILLING, Manner, empty_answers, slip, stray
+from rlpa_lib.mini.manners import WILLING, Manner, count_empty_answers, draw_slip, find_manners, write_stray
 
 PRIVATE_SLOTS = ("Age", "Gender", "Marital Status", "Family Background", "Educational Background")
 VOLUNTEER = {"talkative": 0.75, "balanced": 0.5, "reserved": 0.25}
@@ -44,8 +45,8 @@ def temperament(persona: Persona) -> Temperament:
 
 @dataclass(frozen=True)
 class AgendaUser:
-    """Stateless: the next utterance is a function of seed, persona and transcript. `speech` is 'user_train' or 'user_test'; `manner` says
-    how far it cooperates."""
+    """Stateless: the next utterance is a function of seed, persona and transcript. `speech` is 'user_train' or
+    'user_test'; `manner` says how far it cooperates."""
 
     seed: int = 0
     speech: str = "user_train"
@@ -75,20 +76,21 @@ class AgendaUser:
         budget = reveal_budget(len(persona.profile), turn, len(known))
         response = language.parse(dialogue.turns[-1].reply.response)
         asked, reactions = self._react(persona, mood, dialogue, response, rng)
-        asked, instead, eagerness = self._cooperates(persona, dialogue, [s for s in asked if news is None or s != news.slot])
-        said = [self._news(persona, dialogue, news)] if news else []
+        told_now = news.slot if news else None
+        asked, instead, eagerness = self._cooperate(persona, dialogue, [s for s in asked if s != told_now])
+        said = [self._tell_news(persona, dialogue, news)] if news else []
         for slot in asked:
             if budget > len(said):
                 said.append(self._say(persona, slot, rng))
             else:
                 reactions.append(self._line("filler", rng))
-        left = [s for s in self.agenda(persona) if s not in known and s not in asked and (news is None or s != news.slot)]
+        left = [s for s in self.agenda(persona) if s not in known and s not in asked and s != told_now]
         chance = eagerness * VOLUNTEER[mood.pace] * (0.4 if said else 1.0)
         if left and budget > len(said) and rng.random() < chance:
             said.append(self._say(persona, left[0], rng))
-        wrong, corrected = self._contradicts(persona, dialogue)
+        wrong, corrected = self._contradict(persona, dialogue)
         said += corrected
-        wishes = self._wishes(persona, mood, turn, rng)
+        wishes = self._tell_wishes(persona, mood, turn, rng)
         parts = reactions[:2] + instead + [text for text, _, _ in said] + wrong + wishes
         if not said and len(parts) < 2 and rng.random() < 0.15:
             parts.append(self._line("advice", rng))
@@ -100,25 +102,25 @@ class AgendaUser:
     def _react(self, persona, mood, dialogue, response, rng) -> tuple[list[str], list[str]]:
         """(slots to answer now, reaction sentences) after what the assistant said last."""
         known, answers, lines = dialogue.ledger(), [], []
-        sentences = [_reading(persona, options) for options in response if options]
-        for sentence in sentences:
+        for sentence in (_read(persona, options) for options in response if options):
             act, slots = sentence.template.act, sentence.template.slots
             if act == "flatter":
                 lines.append(self._line("react_flatter", rng))
-            elif _wrong(persona, sentence):
+            elif _is_wrong(persona, sentence):
                 lines.append(self._line("react_wrong", rng))
             elif act == "ask":
-                lines += self._asked(persona, mood, known, slots[0], answers, rng)
+                lines += self._take_question(persona, mood, known, slots[0], answers, rng)
             elif act == "detail":
                 lines.append(self._line("elaborate", rng))
             elif act in ("suggest", "ack") and mood.favorite in slots and rng.random() < 0.6:
                 lines.append(self._line("react_good", rng))
-        if not lines and not answers:
-            # Neutral at first: a user warms up only to what fits.
-            lines = [self._line("react_plain", rng)] if rng.random() < 0.4 else []
+        # Neutral at first: a user warms up only to what fits.
+        if not lines and not answers and rng.random() < 0.4:
+            lines.append(self._line("react_plain", rng))
         return answers, lines
 
-    def _asked(self, persona, mood, known, slot, answers, rng) -> list[str]:
+    def _take_question(self, persona, mood, known, slot, answers, rng) -> list[str]:
+        """What it says to a question about a slot; one that it may answer joins `answers` instead."""
         if slot == mood.private:
             return [self._line("react_private", rng)]
         if slot in known:
@@ -129,30 +131,31 @@ class AgendaUser:
             answers.append(slot)
         return []
 
-    def _wishes(self, persona, mood, turn, rng) -> list[str]:
+    def _tell_wishes(self, persona, mood, turn, rng) -> list[str]:
         """Sentences that tell a wish, each once, at turns 2 to 5 fixed by the persona."""
         when = random.Random(f"wishes|{self.seed}|{persona.id}")
         slots = {kind: when.randrange(2, 6) for kind in ("brief", "calm", "private")}
-        lines = [self._line(k, rng) for k, on in (("brief", mood.brief), ("calm", mood.calm)) if on and slots[k] == turn]
+        wished = [kind for kind, on in (("brief", mood.brief), ("calm", mood.calm)) if on and slots[kind] == turn]
+        lines = [self._line(kind, rng) for kind in wished]
         if mood.private and slots["private"] == turn:
             lines.append(self._line("private", rng, mood.private))
         return lines
 
-    def _cooperates(self, persona: Persona, dialogue: Dialogue, asked: list[str]) -> tuple[list[str], list[str], float]:
-        """(slots that it answers after all, what it says instead, factor on the chance to tell something unasked), by its manner."""
+    def _cooperate(self, persona: Persona, dialogue: Dialogue, asked: list[str]) -> tuple[list[str], list[str], float]:
+        """(slots that it answers after all, what it says instead, factor on the chance to tell something unasked)."""
         # Random numbers of its own: a willing user says what it says whatever the other manners draw.
         manner, rng = self.manner, random.Random(f"manner|{self.seed}|{persona.id}|{len(dialogue.turns) + 1}")
-        if manner.patience and empty_answers(dialogue) >= manner.patience:
+        if manner.patience and count_empty_answers(dialogue) >= manner.patience:
             return [], [self._line("impatient", rng)], 0.0
         if rng.random() < manner.strays:
-            return [], [stray(persona, self.speech, rng)], 0.0
+            return [], [write_stray(persona, self.speech, rng)], 0.0
         answered = [slot for slot in asked if rng.random() < manner.answers]
         return answered, [] if answered == asked else [self._line("evade", rng)], manner.volunteers
 
-    def _contradicts(self, persona: Persona, dialogue: Dialogue) -> tuple[list[str], list[tuple[str, str, str]]]:
-        """(what it says wrongly now, what it puts right after a wrong word one turn ago); only the latter reveals anything."""
+    def _contradict(self, persona: Persona, dialogue: Dialogue) -> tuple[list[str], list[tuple[str, str, str]]]:
+        """(what it says wrongly now, what it puts right of the turn before); only the latter reveals anything."""
         turn = len(dialogue.turns) + 1
-        now, before = (slip(persona, dialogue, self.manner, self.seed, self.speech, k) for k in (turn, turn - 1))
+        now, before = (draw_slip(persona, dialogue, self.manner, self.seed, self.speech, k) for k in (turn, turn - 1))
         rng = random.Random(f"corrects|{self.seed}|{persona.id}|{turn}")
         wrong = [language.tell(self.speech, *now, rng)] if now else []
         if before is None or (now and now[0] == before[0]):
@@ -160,20 +163,21 @@ class AgendaUser:
         text, slot, phrase = self._say(persona, before[0], rng)
         return wrong, [(f"{self._line('take_back', rng)} {text}", slot, phrase)]
 
-    def _news(self, persona: Persona, dialogue: Dialogue, news: News) -> tuple[str, str, str]:
+    def _tell_news(self, persona: Persona, dialogue: Dialogue, news: News) -> tuple[str, str, str]:
         """(sentence, slot, phrase) that tells a slot now; a change is said in passing (section 5.2)."""
         rng = random.Random(f"news|{self.seed}|{persona.id}|{len(dialogue.turns) + 1}")
         if news.was is None:
             return self._say(persona, news.slot, rng)
         phrase = rng.choice(language.spoken_forms(news.slot, persona.profile.get(news.slot)))
         frames = language.templates(self.speech.replace("user", "changes"), "changed", news.slot)
-        if not frames:
-            return f"About {news.slot.lower()} something has changed, now there is this: {phrase}.", news.slot, phrase
-        return language.realise(rng.choice(frames), rng, {news.slot: phrase}), news.slot, phrase
+        text = f"About {news.slot.lower()} something has changed, now there is this: {phrase}."
+        if frames:
+            text = language.realise(rng.choice(frames), rng, {news.slot: phrase})
+        return text, news.slot, phrase
 
     def _line(self, act: str, rng: random.Random, slot: str = "") -> str:
-        lines = language.templates(self.speech, act, slot) or language.templates(self.speech.replace("user", "manners"), act, slot)
-        return language.realise(rng.choice(lines), rng)
+        lines = language.templates(self.speech, act, slot)
+        return language.realise(rng.choice(lines or language.templates(find_manners(self.speech), act, slot)), rng)
 
     def _say(self, persona: Persona, slot: str, rng: random.Random) -> tuple[str, str, str]:
         """(sentence, slot, phrase) that reveals one slot in one of its phrasings."""
@@ -181,19 +185,17 @@ class AgendaUser:
         return language.tell(self.speech, slot, phrase, rng), slot, phrase
 
 
-def _reading(persona: Persona, options: tuple[language.Sentence, ...]) -> language.Sentence:
+def _read(persona: Persona, options: tuple[language.Sentence, ...]) -> language.Sentence:
     """Of several readings one that is true of the persona: "What do you like most about {Location}?" also fits an interest."""
-    return next((s for s in options if not _wrong(persona, s)), options[0])
+    return next((sentence for sentence in options if not _is_wrong(persona, sentence)), options[0])
 
 
-def _wrong(persona: Persona, sentence: language.Sentence) -> bool:
-    """Does the sentence claim something about the user that is not so?"""
-    return any(not holds(persona, slot, phrase) for slot, phrase in sentence.facts)
-
-
-def holds(persona: Persona, slot: str, phrase: str) -> bool:
-    """Is a claim (slot, phrase) true of a persona? A frame of one slot may carry values of others that fit it."""
-    return any(slot in language.frame_slots(s) and lex.same_value(slot, phrase, v) for s, v in persona.profile.items)
+def _is_wrong(persona: Persona, sentence: language.Sentence) -> bool:
+    """Does the sentence claim something that is not so? A frame of one slot may carry values of others that fit it."""
+    return any(
+        not any(slot in language.frame_slots(s) and lex.same_value(slot, phrase, v) for s, v in persona.profile.items)
+        for slot, phrase in sentence.facts
+    )
 
 
 def theoretical_max(persona: Persona, dialogue: Dialogue) -> float:
