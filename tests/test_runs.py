@@ -18,7 +18,8 @@ from rlpa_lib.runs import record, storage
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
 
-OPEN = "from rlpa_lib import runs; from rlpa_lib.settings import config; from pathlib import Path; import sys; runs.claim(config.load_config('smoke'), 0, Path(sys.argv[1]), 'p')"
+OPEN = "from rlpa_lib import runs; from rlpa_lib.settings import config; from pathlib import Path; import sys; " \
+    "runs.claim(config.load_config('smoke'), 0, Path(sys.argv[1]), 'p')"
 HOLD = OPEN + "; print('held', flush=True); import time; time.sleep(60)"
 
 
