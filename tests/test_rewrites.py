@@ -38,10 +38,10 @@ def test_items_are_paraphrased_or_altered_and_never_both(paraphrase):
 
 
 def test_free_paraphrases_are_in_no_lexicon_and_belong_to_test_users():
-    for (slot, value), others in rewrites._free().items():
+    for slot, value, other in (line.split("\t") for _, line in lex.read_lines("paraphrases.tsv")):
         own = lex.lexicon().find(value, slot)
         assert own.canonical == value and own.split == "test"
-        assert all(lex.lexicon().find(other) is None for other in others)
+        assert lex.lexicon().find(other) is None
 
 
 def test_an_altered_age_is_another_age():

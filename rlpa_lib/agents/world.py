@@ -1,5 +1,5 @@
-"""What other rooms use of the miniature. No other module outside `mini` imports it, so that another world can be put in its
-place: the names below and the functions in settings.kinds are all that a run needs of one."""
+"""What other rooms use of the miniature. No other module outside `mini` imports it, so that another world can
+be put in its place: the names below and the functions in settings.kinds are all that a run needs of one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from rlpa_lib.mini.language import paraphrase_freely, paraphrase_value
 from rlpa_lib.mini.lexicon import change_value, normalise, same_value, slots_compatible
 from rlpa_lib.mini.play import collect_responses, play_crowd, select_personal
 from rlpa_lib.mini.teacher import write_oracle_reply, write_pair
-from rlpa_lib.mini.world import WEIGHTS, make_evaluation_judge, make_reveal_judge, make_reward_judge, make_user
+from rlpa_lib.mini.world import WEIGHTS, make_evaluation_judge, make_reveal_judge, make_reward_judge
+from rlpa_lib.mini.world import make_user
 
 __all__ = [
-    "PERSONA", "TOLD", "WEIGHTS", "change_value", "list_floor_responses", "make_evaluation_judge", "make_reveal_judge",
-    "make_reward_judge", "make_user", "normalise", "paraphrase_freely", "paraphrase_value", "play_crowd", "same_value",
-    "situation", "slots_compatible", "write_oracle_reply", "write_pair",
+    "PERSONA", "TOLD", "WEIGHTS", "change_value", "list_floor_responses", "make_evaluation_judge",
+    "make_reveal_judge", "make_reward_judge", "make_user", "normalise", "paraphrase_freely",
+    "paraphrase_value", "play_crowd", "same_value", "situation", "slots_compatible", "write_oracle_reply",
+    "write_pair",
 ]  # fmt: skip
 
 

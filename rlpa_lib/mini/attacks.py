@@ -1,14 +1,15 @@
-"""Replies that try to earn a judge's marks without deserving them, each with the criterion on which it must fail."""
+"""Replies that try to earn a judge's marks without deserving them, each with the criterion on which it must
+fail."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.mini import lexicon as lex
 
 PERSONA = Persona(
     "gallery",
@@ -17,8 +18,9 @@ PERSONA = Persona(
     Profile((
         ("Age", "34"), ("Gender", "female"), ("Interests", "rock climbing"),
         ("Educational Background", "a bachelor's degree in nursing"), ("Personality Traits", "talkative"),
-        ("Occupation", "pediatric nurse"), ("Marital Status", "single"), ("Family Background", "a twin sister"),
-        ("Location", "Lisbon"), ("Others", "a collection of snow globes"),
+        ("Occupation", "pediatric nurse"), ("Marital Status", "single"),
+        ("Family Background", "a twin sister"), ("Location", "Lisbon"),
+        ("Others", "a collection of snow globes"),
     )),
 )  # fmt: skip
 TOLD = Profile((("Interests", "rock climbing"), ("Location", "Lisbon"), ("Occupation", "pediatric nurse")))
@@ -40,7 +42,8 @@ class Attack:
 
 
 def situation() -> Dialogue:
-    """Two finished turns and a pending utterance: age was asked for and not told; interest, home and job were told."""
+    """Two finished turns and a pending utterance: age was asked for and not told; interest, home and job were
+    told."""
     interest = Profile((("Interests", "rock climbing"),))
     turns = (
         (Utterance("Hello"), "Hi, nice to meet you! How old are you?", Profile()),
@@ -59,11 +62,9 @@ def situation() -> Dialogue:
 @cache
 def load_gallery() -> tuple[Attack, ...]:
     """The attacks of attacks.tsv on the situation above, and three replies that must pass."""
-    text = (resources.files("rlpa_lib.mini") / "attacks.tsv").read_text(encoding="utf-8")
     attacks = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            name, fails, response, *profile = line.split("\t")
-            noted = Profile(tuple(tuple(item.split(": ")) for item in profile)) if profile else TOLD
-            attacks.append(Attack(name, response, None if fails == "-" else fails, noted))
+    for _, line in lex.read_lines("attacks.tsv"):
+        name, fails, response, *profile = line.split("\t")
+        noted = Profile(tuple(tuple(item.split(": ")) for item in profile)) if profile else TOLD
+        attacks.append(Attack(name, response, None if fails == "-" else fails, noted))
     return tuple(attacks)

@@ -1,7 +1,7 @@
 """Judges by rule. They understand a text by parsing it with the world's grammar, so words alone earn nothing.
 
-RuleJudge gives the training rewards (eq. 2-4), RuleEvaluationJudge the alignment score against the true persona (C.3),
-RuleRevealJudge says what a user has told (section 5.3).
+RuleJudge gives the training rewards (eq. 2-4), RuleEvaluationJudge the alignment score against the true
+persona (C.3), RuleRevealJudge says what a user has told (section 5.3).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a judge may hold against a response: facts that support a claim (slot -> phrase), the slots that the user has
-    told, the user's wishes, and earlier responses."""
+    """What a judge may hold against a response: facts that support a claim (slot -> phrase), the slots that
+    the user has told, the user's wishes, and earlier responses."""
 
     facts: dict[str, str]
     told: frozenset[str]
@@ -76,14 +76,16 @@ def find_support(fact: tuple[str, str], facts: dict[str, str]) -> str | None:
 
 
 def _names_whole_value(slot: str, phrase: str, known: str) -> bool:
-    """Is it, word for word, the value as it was said or another phrasing of it, and no piece of it or more than it?"""
+    """Is it, word for word, the value as it was said or another phrasing of it, and no piece of it or more
+    than it?"""
     said = phrase.casefold()
     if said == known.casefold():
         return True
     if slot in ("Age", "Gender"):
         return lex.same_value(slot, phrase, known) and said in language.spoken_forms(slot, known)
     value = lex.lexicon().find(phrase)
-    return value is not None and said in map(str.casefold, value.forms) and lex.same_value(slot, phrase, known)
+    listed = value is not None and said in map(str.casefold, value.forms)
+    return listed and lex.same_value(slot, phrase, known)
 
 
 def _is_phrase(fact: tuple[str, str], facts: dict[str, str]) -> bool:
@@ -92,7 +94,8 @@ def _is_phrase(fact: tuple[str, str], facts: dict[str, str]) -> bool:
     if slot in ("Age", "Gender"):
         return (lex.parse_age if slot == "Age" else lex.find_gender)(phrase) is not None
     value = lex.lexicon().find(phrase)
-    return find_support(fact, facts) is not None or (value is not None and slot in language.frame_slots(value.slot))
+    fits = value is not None and slot in language.frame_slots(value.slot)
+    return fits or find_support(fact, facts) is not None
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ class Reading:
 
 
 def find_malformation(response: str) -> str | None:
-    """Why it cannot be understood; None: each sentence derives from the grammar, 1-4 different ones, at most 60 words."""
+    """Why it cannot be understood; None: each sentence derives from the grammar, 1-4 different ones, at most
+    60 words."""
     sentences = language.split_sentences(response)
     if not sentences or " ".join(sentences) != response.strip():
         return "empty or oddly spaced"
@@ -133,7 +137,8 @@ def judge_naturalness(reading: Reading) -> tuple[bool, str]:
 
 
 def judge_relevance(reading: Reading) -> tuple[bool, str]:
-    """R: rests on something that is known of this user as soon as there is something, and does what was asked for."""
+    """R: rests on something that is known of this user as soon as there is something, and does what was asked
+    for."""
     if reading.evidence.wishes.advice and not {"suggest", "info"} & set(reading.acts):
         return False, "the user asked for advice and got none"
     if reading.evidence.usable and not reading.used:
@@ -142,7 +147,8 @@ def judge_relevance(reading: Reading) -> tuple[bool, str]:
 
 
 def judge_logic(reading: Reading) -> tuple[bool, str]:
-    """L: claims nothing that is unsupported, asks for nothing that was told, respects what the user asked for."""
+    """L: claims nothing that is unsupported, asks for nothing that was told, respects what the user asked
+    for."""
     evidence, wishes = reading.evidence, reading.evidence.wishes
     for sentence in reading.sentences:
         for fact in sentence.facts:
@@ -160,7 +166,8 @@ def judge_logic(reading: Reading) -> tuple[bool, str]:
 
 
 def judge_engagement(reading: Reading) -> tuple[bool, str]:
-    """G: hands the turn back, without flattery, a quiz, a sentence said before, or the same question a second time."""
+    """G: hands the turn back, without flattery, a quiz, a sentence said before, or the same question a second
+    time."""
     if "flatter" in reading.acts:
         return False, "flatters"
     if not set(reading.acts) & set(TURNING_ACTS):
@@ -178,7 +185,8 @@ def judge_engagement(reading: Reading) -> tuple[bool, str]:
 
 
 def judge_informativeness(reading: Reading) -> tuple[bool, str]:
-    """F: says something of content; before anything is known that could be used, a question is content enough."""
+    """F: says something of content; before anything is known that could be used, a question is content
+    enough."""
     wanted = {*language.CONTENT_ACTS, *(() if reading.evidence.usable else ("ask", "open"))}
     if not set(reading.acts) & wanted or len(reading.response.split()) < 6:
         return False, "says nothing of content"
@@ -195,7 +203,7 @@ RULES: dict[str, Callable[[Reading], tuple[bool, str]]] = {
 }
 
 
-def judge_response(response: str, evidence: Evidence, criteria: Iterable[str]) -> tuple[Verdict, dict[str, str]]:
+def judge_response(response: str, evidence: Evidence, criteria: Iterable) -> tuple[Verdict, dict[str, str]]:
     """The marks of these criteria (eq. 4, appendix C.3), and the facts used (slot -> phrase)."""
     if malformation := find_malformation(response):
         # What cannot be understood cannot be credited for anything else.
@@ -204,8 +212,10 @@ def judge_response(response: str, evidence: Evidence, criteria: Iterable[str]) -
     facts = [fact for sentence in sentences for fact in sentence.facts]
     used = {slot: fact[1] for fact in facts if (slot := find_support(fact, evidence.facts))}
     reading = Reading(response, sentences, used, evidence)
-    results = {name: RULES[name](reading) for name in criteria}
-    return Verdict({c: mark for c, (mark, _) in results.items()}, {c: why for c, (_, why) in results.items()}), used
+    marks, reasons = {}, {}
+    for name in criteria:
+        marks[name], reasons[name] = RULES[name](reading)
+    return Verdict(marks, reasons), used
 
 
 def _choose_reading(options: tuple[language.Sentence, ...], facts: dict[str, str]) -> language.Sentence:
@@ -222,7 +232,8 @@ class RuleJudge:
     """The training judge: knows the transcript and the inferred profile, never the true one (section 3.3)."""
 
     def match(self, inferred: Profile, true: Profile) -> tuple[tuple[int, int], ...]:
-        """One-to-one pairs (index inferred, index true) of items that mean the same: |P^ n P| of eq. 2 is their number."""
+        """One-to-one pairs (index inferred, index true) of items that mean the same: |P^ n P| of eq. 2 is
+        their number."""
         if not len(inferred) or not len(true):
             return ()
         same = np.array([[_mean_same(a, b) for b in true.items] for a in inferred.items], dtype=int)
@@ -256,15 +267,17 @@ class RuleEvaluationJudge:
     def _judge(self, persona: Persona, dialogue: Dialogue, response: str) -> Verdict:
         told, mood, true = gather_evidence(dialogue), temperament(persona), dict(persona.profile.items)
         wishes = Wishes(mood.brief, mood.calm, mood.private, told.wishes.advice)
-        # The transcript's words count only where they are true of this persona: a reply for somebody else must fail.
-        said = {s: phrase for s, phrase in told.facts.items() if s in true and lex.same_value(s, phrase, true[s])}
+        # The transcript's words count only where they are true of this persona: a reply for somebody else
+        # must fail.
+        said = {s: p for s, p in told.facts.items() if s in true and lex.same_value(s, p, true[s])}
         evidence = Evidence(true | said, told.told, wishes, told.earlier)
         return judge_response(response, evidence, EVALUATION_CRITERIA)[0]
 
 
 @dataclass(frozen=True)
 class RuleRevealJudge:
-    """A slot is told when a sentence that tells the slot holds its value; the persona is the one that holds now."""
+    """A slot is told when a sentence that tells the slot holds its value; the persona is the one that holds
+    now."""
 
     def find_revealed(self, cases: Sequence[tuple[Persona, Dialogue]]) -> list[frozenset[str] | None]:
         """As in `reveal.RevealJudge`; never None."""
@@ -277,6 +290,7 @@ class RuleRevealJudge:
             facts = [fact for s in sentences if s.template.act in ("say", "changed") for fact in s.facts]
             told |= {s for s, phrase in facts if lex.same_value(s, phrase, persona.profile.get(s) or "")}
             # A slot without frames of its own is told by its name.
-            forms = [(s, form) for s, value in persona.profile.items for form in language.spoken_forms(s, value)]
-            told |= {s for s, form in forms if language.name_slot(s, form) in text}
+            for slot, value in persona.profile.items:
+                if any(language.name_slot(slot, form) in text for form in language.spoken_forms(slot, value)):
+                    told.add(slot)
         return frozenset(told)

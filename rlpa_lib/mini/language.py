@@ -1,4 +1,5 @@
-"""The grammar that users and assistants of the miniature speak: generation, and parsing back into acts and facts."""
+"""The grammar that users and assistants of the miniature speak: generation, and parsing back into acts and
+facts."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import random
 import re
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib import resources
 from itertools import count
 
 from rlpa_lib.dialogue.profile import SLOTS
@@ -14,12 +14,14 @@ from rlpa_lib.mini import lexicon as lex
 
 CHOICE = re.compile(r"\[([^\]]*)\]")
 HOLE = re.compile(r"\{(a:)?([^}]*)\}")
-SPEECH = set(
-    "user_train user_test assistant changes_train changes_test manners_train manners_test asides topics persona".split()
-)
+SPEECH = (
+    "assistant", "user_train", "user_test", "changes_train", "changes_test", "manners_train", "manners_test",
+    "asides", "topics", "persona",
+)  # fmt: skip
 # The frames made for interests also fit values of these.
 TOPIC_LIKE = (
-    "Favorite Food", "Favorite Music", "Language", "Favorite Film Genre", "Sport to Watch", "Life Goal", "Favorite Drink",
+    "Favorite Food", "Favorite Music", "Language", "Favorite Film Genre", "Sport to Watch", "Life Goal",
+    "Favorite Drink",
 )  # fmt: skip
 QUESTION_ACTS = ("ask", "open", "detail")
 CONTENT_ACTS = ("ack", "suggest", "info")
@@ -37,7 +39,8 @@ class Template:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A parsed sentence: which template it is derived from and what stands in its holes, as (slot, phrase)."""
+    """A parsed sentence: which template it is derived from and what stands in its holes, as (slot,
+    phrase)."""
 
     template: Template
     facts: tuple[tuple[str, str], ...]
@@ -53,13 +56,11 @@ def grammar(name: str) -> tuple[Template, ...]:
     """The templates of one grammar file: one of SPEECH."""
     if name not in SPEECH:
         raise ValueError(f"no grammar named {name!r}; there are {sorted(SPEECH)}")
-    lines = (resources.files("rlpa_lib.mini") / "grammar" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     templates = []
-    for number, line in enumerate(lines, 1):
-        if line and not line.startswith("#"):
-            head, text = line.split(": ", 1)
-            act, _, slot = head.partition(" ")
-            templates.append(Template(f"{name}:{number}", act, tuple(slot.split("+")) if slot else (), text))
+    for number, line in lex.read_lines(f"grammar/{name}.txt"):
+        head, text = line.split(": ", 1)
+        act, _, slot = head.partition(" ")
+        templates.append(Template(f"{name}:{number}", act, tuple(slot.split("+")) if slot else (), text))
     return tuple(templates)
 
 
@@ -92,15 +93,17 @@ def spoken_forms(slot: str, value: str) -> tuple[str, ...]:
 
 
 def paraphrase_value(slot: str, value: str, rng: random.Random) -> str | None:
-    """Another phrasing that the lexicon lists, or None. The rule judge reads the same lexicon, so this is its home ground."""
+    """Another phrasing that the lexicon lists, or None. The rule judge reads the same lexicon, so this is its
+    home ground."""
     others = [form for form in spoken_forms(slot, value) if form.casefold() != value.casefold()]
     return rng.choice(others) if others else None
 
 
 def paraphrase_freely(slot: str, value: str, rng: random.Random) -> str | None:
-    """A phrasing that no lexicon lists, or None; from paraphrases.tsv (written by a language model for this test alone)."""
-    text = (resources.files("rlpa_lib.mini") / "paraphrases.tsv").read_text(encoding="utf-8")
-    found = [line.split("\t")[2] for line in text.splitlines() if line.startswith(f"{slot}\t{value}\t")]
+    """A phrasing that no lexicon lists, or None; from paraphrases.tsv (written by a language model for this
+    test alone)."""
+    rows = [line.split("\t") for _, line in lex.read_lines("paraphrases.tsv")]
+    found = [other for row_slot, row_value, other in rows if (row_slot, row_value) == (slot, value)]
     return rng.choice(found) if found else None
 
 
@@ -113,12 +116,15 @@ def frame_slots(slot: str) -> tuple[str, ...]:
 
 @cache
 def made_up_slots() -> dict[str, str]:
-    """Slots that exist in training dialogues alone (grammar/topics.txt): name -> the class of the word that names it."""
-    return {word.title(): t.slots[0] for t in grammar("topics") if t.act == "topic" for word in t.text.split(", ")}
+    """Slots that exist in training dialogues alone (grammar/topics.txt): name -> the class of the word that
+    names it."""
+    topics = templates("topics", "topic")
+    return {word.title(): t.slots[0] for t in topics for word in t.text.split(", ")}
 
 
 def tell(speech: str, slot: str, phrase: str, rng: random.Random) -> str:
-    """A sentence of a user's grammar that states a slot's value; a slot that the grammar does not know is named in it."""
+    """A sentence of a user's grammar that states a slot's value; a slot that the grammar does not know is
+    named in it."""
     frames = templates(speech, "say", slot)
     if frames:
         return realise(rng.choice(frames), rng, {slot: phrase})
@@ -134,7 +140,8 @@ def name_slot(slot: str, phrase: str) -> str:
 
 
 def _pattern(template: Template) -> re.Pattern:
-    """A regular expression that reads a sentence of the template; group p0, a1, ... holds a hole ("a": with article)."""
+    """A regular expression that reads a sentence of the template; group p0, a1, ... holds a hole ("a": with
+    article)."""
     numbers = count()
 
     def read(part: str) -> str:
@@ -172,9 +179,9 @@ def parse_sentence(sentence: str, name: str = "assistant") -> tuple[Sentence, ..
         if not match:
             continue
         holes = zip(match.groupdict().items(), HOLE.findall(template.text), strict=True)
-        facts = tuple((slot, _drop_article(text) if key[0] == "a" else text) for (key, text), (_, slot) in holes)
+        facts = [(slot, _drop_article(text) if key[0] == "a" else text) for (key, text), (_, slot) in holes]
         if all(phrase is not None for _, phrase in facts):
-            found.append(Sentence(template, facts))
+            found.append(Sentence(template, tuple(facts)))
     return tuple(found)
 
 

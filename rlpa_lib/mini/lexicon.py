@@ -1,4 +1,5 @@
-"""The values of the miniature world and the question whether two phrasings mean the same (the overlap of eq. 2)."""
+"""The values of the miniature world and the question whether two phrasings mean the same (the overlap of eq.
+2)."""
 
 from __future__ import annotations
 
@@ -22,12 +23,14 @@ GENDERS = {
     "non-binary": ("non-binary person", "person beyond man and woman"),
 }
 UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
 ).split()
-TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
+DECADES = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+TENS = dict(zip(DECADES, range(20, 100, 10), strict=True))
 ARTICLES = {"a", "an", "the", "some"}
-STOPWORDS = ARTICLES | {"of", "in", "on", "at", "and", "with", "who", "to", "for", "that", "is", "are", "from", "as"}
+STOPWORDS = {*ARTICLES, *"of in on at and with who to for that is are from as".split()}
+ENDINGS = ("ings", "ing", "ers", "ies", "er", "es", "ed", "s", "e")
 SIMILAR = 0.6  # closeness from which two phrasings count as the same
 
 
@@ -66,12 +69,13 @@ def spell_number(n: int) -> str:
     """34 -> 'thirty-four' (0 to 99)."""
     if n < 20:
         return UNITS[n]
-    tens = list(TENS)[n // 10 - 2]
+    tens = DECADES[n // 10 - 2]
     return tens if n % 10 == 0 else f"{tens}-{UNITS[n % 10]}"
 
 
 def parse_age(phrase: str) -> int | None:
-    """The age in years that a phrase names in digits or words, or None when there is none or more than one."""
+    """The age in years that a phrase names in digits or words, or None when there is none or more than
+    one."""
     found = {int(m) for m in re.findall(r"\b\d{1,3}\b", phrase)}
     words = re.findall(r"[a-z]+", phrase.lower())
     for i, word in enumerate(words):
@@ -96,7 +100,7 @@ def normalise(phrase: str) -> str:
 def find_content_words(phrase: str) -> frozenset[str]:
     """The words that carry meaning, without common endings."""
     words = [word for word in normalise(phrase).replace("-", " ").split() if word not in STOPWORDS]
-    return frozenset(cut_ending(word, ("ings", "ing", "ers", "ies", "er", "es", "ed", "s", "e")) for word in words)
+    return frozenset(cut_ending(word, ENDINGS) for word in words)
 
 
 def _members(phrase: str) -> list[str]:
@@ -104,8 +108,9 @@ def _members(phrase: str) -> list[str]:
 
 
 def _closeness(inferred: str, true: str) -> float:
-    """Dice over content words, in [0, 1]; 0 when a word is exchanged ("two older sisters" are not "two older brothers"),
-    or when most of what was inferred is not in the truth, so that two values run together match neither."""
+    """Dice over content words, in [0, 1]; 0 when a word is exchanged ("two older sisters" are not "two older
+    brothers"), or when most of what was inferred is not in the truth, so that two values run together match
+    neither."""
     got, want = find_content_words(inferred), find_content_words(true)
     common = len(got & want)
     if common < min(len(got), len(want)) or common < 0.6 * len(got) or not common:
@@ -121,7 +126,8 @@ def _same_phrase(inferred: str, true: str) -> bool:
         return found is wanted
     if wanted is None:
         return _closeness(inferred, true) >= SIMILAR
-    # A phrase that the lexicon does not list must fit this value better than any other: "a bachelor's degree" fits many.
+    # A phrase that the lexicon does not list must fit this value better than any other: "a bachelor's degree"
+    # fits many.
     own = max(_closeness(inferred, form) for form in wanted.forms)
     others = (form for value in lexicon().values(wanted.slot) if value is not wanted for form in value.forms)
     return own >= SIMILAR and all(_closeness(inferred, form) < own for form in others)
@@ -129,9 +135,9 @@ def _same_phrase(inferred: str, true: str) -> bool:
 
 @lru_cache(maxsize=65536)
 def same_value(slot: str, inferred: str, true: str) -> bool:
-    """Do two values of one slot mean the same? A list matches when at least half of what was inferred is true and it
-    covers at least a third of the truth, so that neither padding nor a single lucky word is enough. Where the truth is
-    one thing, two guesses at it do not match."""
+    """Do two values of one slot mean the same? A list matches when at least half of what was inferred is true
+    and it covers at least a third of the truth, so that neither padding nor a single lucky word is enough.
+    Where the truth is one thing, two guesses at it do not match."""
     if slot in ("Age", "Gender"):
         read = parse_age if slot == "Age" else find_gender
         return read(inferred) is not None and read(inferred) == read(true)
@@ -156,7 +162,8 @@ def find_gender(phrase: str) -> str | None:
 
 
 def change_value(slot: str, value: str, rng: random.Random) -> str | None:
-    """Another value of the slot in any of its phrasings, or None: an age at least two years off, else one of the same split."""
+    """Another value of the slot in any of its phrasings, or None: an age at least two years off, else one of
+    the same split."""
     if slot == "Age":
         years = parse_age(value)
         return None if years is None else str(rng.choice([n for n in range(18, 90) if abs(n - years) >= 2]))
@@ -168,21 +175,30 @@ def change_value(slot: str, value: str, rng: random.Random) -> str | None:
 
 
 def slots_compatible(inferred: str, true: str) -> bool:
-    """Items are compared within a slot; where the schema is open (Extended ALOE) keys are free (appendix C.2)."""
+    """Items are compared within a slot; where the schema is open (Extended ALOE) keys are free (appendix
+    C.2)."""
     return inferred.lower() == true.lower() or (true not in SLOTS and inferred not in ("Age", "Gender"))
+
+
+def read_lines(path: str) -> list[tuple[int, str]]:
+    """(number from 1, line) of a text file of this package, without empty lines and comments."""
+    text = (resources.files("rlpa_lib.mini") / path).read_text(encoding="utf-8")
+    return [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
 
 
 @cache
 def lexicon() -> Lexicon:
-    """The value files that ship with the package (read once). An extended slot's file says its name in the first line."""
+    """The value files that ship with the package (read once). An extended slot's file is named in its first
+    line."""
     folder = resources.files("rlpa_lib.mini") / "lexicon"
-    texts = {path.name: path.read_text(encoding="utf-8").splitlines() for path in folder.iterdir()}
     files = {slot: f"{stem}.tsv" for slot, stem in FILES.items()}
-    extended = {texts[name][0].lstrip("# ").strip(): name for name in sorted(texts) if name.startswith("ext_")}
+    names = sorted(path.name for path in folder.iterdir() if path.name.startswith("ext_"))
+    titles = [(folder / name).read_text(encoding="utf-8").partition("\n")[0] for name in names]
+    extended = dict(zip((title.lstrip("# ").strip() for title in titles), names, strict=True))
     by_slot, index = {}, {}
     for slot, name in (files | extended).items():
-        rows = [(n, line) for n, line in enumerate(texts[name], 1) if line.strip() and not line.startswith("#")]
-        by_slot[slot] = tuple(_parse_line(f"{name}:{number}", line, slot) for number, line in rows)
+        lines = read_lines(f"lexicon/{name}")
+        by_slot[slot] = tuple(_parse_line(f"{name}:{number}", line, slot) for number, line in lines)
         for value in by_slot[slot]:
             for form in value.forms:
                 if index.setdefault(normalise(form), value) is not value:

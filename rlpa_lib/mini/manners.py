@@ -1,4 +1,5 @@
-"""Users of the miniature who do not cooperate (beyond the paper, whose users are willing): how far they do, and what they say instead."""
+"""Users of the miniature who do not cooperate (beyond the paper, whose users are willing): how far they do,
+and what they say instead."""
 
 from __future__ import annotations
 
@@ -13,12 +14,13 @@ from rlpa_lib.mini import lexicon as lex
 
 @dataclass(frozen=True)
 class Manner:
-    """How far a user cooperates; the defaults are the paper's willing user. Chances are for one turn, in [0, 1]."""
+    """How far a user cooperates; the defaults are the paper's willing user. Chances are for one turn, in [0,
+    1]."""
 
     volunteers: float = 1.0  # factor on the chance to tell something unasked
     answers: float = 1.0  # chance to answer a question that it could answer
-    patience: int | None = None  # after so many responses without content in a row it tells nothing, until one has content
-    contradicts: float = 0.0  # chance to give another value of something it has told, and to take that back a turn later
+    patience: int | None = None  # so many responses without content, and it tells nothing until one has some
+    contradicts: float = 0.0  # chance to say another value of what it has told, taken back a turn later
     strays: float = 0.0  # chance to talk about something or somebody else, and to tell nothing
     terse: bool = False  # bare values in place of sentences, no reactions
 
@@ -47,7 +49,8 @@ def count_empty_answers(dialogue: Dialogue) -> int:
 
 
 def draw_other_value(slot: str, value: str, speech: str, rng: random.Random) -> str | None:
-    """A phrase for another value of the slot, from what the users of this grammar may say; None where there is none."""
+    """A phrase for another value of the slot, from what the users of this grammar may say; None where there
+    is none."""
     if slot == "Age":
         years = lex.parse_age(value)
         return None if years is None else str(years + rng.choice((-7, -4, 5, 9)))
@@ -59,7 +62,8 @@ def draw_other_value(slot: str, value: str, speech: str, rng: random.Random) -> 
 def draw_slip(
     persona: Persona, dialogue: Dialogue, manner: Manner, seed: int, speech: str, turn: int
 ) -> tuple[str, str] | None:
-    """(slot, wrong phrase) of what a contradictory user says at a turn about something it told before that turn; None for nothing.
+    """(slot, wrong phrase) of what a contradictory user says at a turn about something it told before that
+    turn; None for nothing.
 
     A function of its arguments alone, so that a later turn knows what was said in this one.
     """

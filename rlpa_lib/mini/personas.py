@@ -1,4 +1,5 @@
-"""Personas of the offline world: correlated slot values from the lexicons, and the prose that a simulated user is told.
+"""Personas of the offline world: correlated slot values from the lexicons, and the prose that a simulated
+user is told.
 
 The sentences of the prose are in grammar/persona.txt.
 """
@@ -21,7 +22,8 @@ GENDER_WEIGHTS = {"male": 48, "female": 48, "non-binary": 4}
 SAME_GROUP = 0.75
 EXTENDED_SIZES = (7, 10)
 TRIES = 1000
-# Pronouns as (subject, possessive, reflexive). Where no gender is in the profile the text must not give one away: "they".
+# Pronouns as (subject, possessive, reflexive). Where no gender is in the profile the text must not give one
+# away: "they".
 PRONOUNS = {
     "male": ("he", "his", "himself"),
     "female": ("she", "her", "herself"),
@@ -31,9 +33,11 @@ IRREGULAR = {"is": "are", "has": "have", "does": "do"}
 
 
 def builtin_personas(split: str, n: int, seed: int) -> list[Persona]:
-    """The first n personas of a split (train, vanilla or extended), no two alike; a smaller n gives a prefix of a larger one.
+    """The first n personas of a split (train, vanilla or extended), no two alike; a smaller n gives a prefix
+    of a larger one.
 
-    Train personas hold train values only, vanilla ones test values only, extended ones 7 to 10 slots of the open schema.
+    Train personas hold train values only, vanilla ones test values only, extended ones 7 to 10 slots of the
+    open schema.
     InputError: an unknown split, a negative n, or more personas asked for than the lexicons can tell apart.
     """
     if split not in SPLITS:
@@ -70,7 +74,8 @@ def _draw_ten_slots(split: str, rng: random.Random) -> tuple[tuple[str, str], ..
     school = rng.choice(_list_schools(job, split, rng))
     age = _draw_age((job, school), rng)
     (gender,) = rng.choices(tuple(GENDER_WEIGHTS), weights=tuple(GENDER_WEIGHTS.values()))
-    facts = {"Age": str(age), "Gender": gender, "Occupation": job.canonical, "Educational Background": school.canonical}
+    facts = {"Age": str(age), "Gender": gender}
+    facts |= {"Occupation": job.canonical, "Educational Background": school.canonical}
     for slot in SLOTS:
         if slot not in facts:
             values = lexicon().values(slot, split)
@@ -104,11 +109,13 @@ def _draw_extended(rng: random.Random) -> tuple[tuple[str, str], ...]:
     """Seven to ten slots of the open schema, in the lexicon's order, one value each."""
     slots = lexicon().extended_slots
     chosen = set(rng.sample(slots, min(len(slots), rng.randint(*EXTENDED_SIZES))))
-    return tuple((slot, rng.choice(lexicon().values(slot, "extended")).canonical) for slot in slots if slot in chosen)
+    values = ((slot, lexicon().values(slot, "extended")) for slot in slots if slot in chosen)
+    return tuple((slot, rng.choice(some).canonical) for slot, some in values)
 
 
 def describe(items: tuple[tuple[str, str], ...], rng: random.Random) -> str:
-    """A text that says every (slot, value) item once, gender as "man" or "woman"; without a Gender item it speaks of "they"."""
+    """A text that says every (slot, value) item once, gender as "man" or "woman"; without a Gender item it
+    speaks of "they"."""
     facts = dict(items)
     gender = facts.get("Gender", "non-binary")
     with_age = "Gender" in facts and rng.random() < 0.75
@@ -121,13 +128,14 @@ def describe(items: tuple[tuple[str, str], ...], rng: random.Random) -> str:
 
 
 def describe_manner(trait: Value | None, gender: str, rng: random.Random) -> str:
-    """One or two sentences from a Personality Traits value (and its pace, where it has one); neutral without a trait."""
+    """One or two sentences from a Personality Traits value (and its pace, where it has one); neutral without
+    a trait."""
     if trait is None:
         return _draw_text(rng, "neutral")
-    subject = PRONOUNS[gender][0]
-    chosen = [_draw_text(rng, "trait"), *([_draw_text(rng, "pace", trait.attrs["pace"])] if "pace" in trait.attrs else [])]
-    text = " ".join(chosen).format(S=subject.capitalize(), s=subject, v=trait.canonical)
-    return _agree(text, subject == "they")
+    subject, text = PRONOUNS[gender][0], _draw_text(rng, "trait")
+    if "pace" in trait.attrs:
+        text = f"{text} {_draw_text(rng, 'pace', trait.attrs['pace'])}"
+    return _agree(text.format(S=subject.capitalize(), s=subject, v=trait.canonical), subject == "they")
 
 
 def _draw_text(rng: random.Random, act: str, slot: str = "", otherwise: str = "") -> str:
@@ -160,7 +168,8 @@ def _write_sentences(predicates: list[str], subject: str, rng: random.Random) ->
         opener = openers.pop() if sentences and openers and rng.random() < 0.4 else "{S}"
         *parts, last = predicates[:size]
         said = f"{', '.join(parts)}{',' if len(parts) > 1 else ''} and {last}" if parts else last
-        sentences.append(_agree(f"{opener.format(S=subject.capitalize(), s=subject)} {said}.", subject == "they"))
+        opener = opener.format(S=subject.capitalize(), s=subject)
+        sentences.append(_agree(f"{opener} {said}.", subject == "they"))
         predicates = predicates[size:]
     return sentences
 

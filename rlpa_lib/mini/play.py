@@ -1,5 +1,5 @@
-"""Whole dialogues of agenda users with scripted assistants: the careful one, a yardstick for user and judges, and the mixed
-crowd, which the tiny model and the warm-up learn from."""
+"""Whole dialogues of agenda users with scripted assistants: the careful one, a yardstick for user and judges,
+and the mixed crowd, which the tiny model and the warm-up learn from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pandas as pd
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import SLOTS, Profile, Reply, render_reply
-from rlpa_lib.dialogue.protocols import News, SimulatedUser
+from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.dialogue.turns import play_turns
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
@@ -34,20 +34,24 @@ from rlpa_lib.mini.user import AgendaUser, temperament, theoretical_max
 
 TURNS = 10
 SYLLABLES = (
-    "ba be bo da de do fa fi ga go ha ka ki la le lo ma mi mo na ne no pa ra re ri ro sa se so ta ti to va ve wa zu"
+    "ba be bo da de do fa fi ga go ha ka ki la le lo ma mi mo na ne no pa ra re ri ro sa se so ta ti to va ve "
+    "wa zu"
 ).split()
 
 
 @dataclass(frozen=True)
 class Said:
-    """What stands in the dialogue: the text, and the reply that was read in it."""
+    """What stands in the dialogue: the text, and the reply that was read in it; and what is kept of the
+    moment."""
 
     completion: str
     reply: Reply
+    kept: Any = None
 
 
 def play_careful(personas: Sequence[Persona], user: SimulatedUser, turns: int, seed: int) -> list[Dialogue]:
-    """E dialogues of K turns with the careful assistant, who sees the transcript alone. The same for the same arguments."""
+    """E dialogues of K turns with the careful assistant, who sees the transcript alone. The same for the same
+    arguments."""
 
     def answer(_: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Said]:
         rngs = [random.Random(f"careful|{seed}|{d.id}|{len(d.turns) + 1}") for d in heard]
@@ -60,11 +64,13 @@ def play_careful(personas: Sequence[Persona], user: SimulatedUser, turns: int, s
 
 def moments(dialogue: Dialogue) -> list[tuple[Dialogue, Reply]]:
     """(dialogue with the pending utterance, the reply that it got) for each of its K turns."""
-    return [(replace(dialogue, turns=dialogue.turns[:k], pending=t.user), t.reply) for k, t in enumerate(dialogue.turns)]
+    turns = dialogue.turns
+    return [(replace(dialogue, turns=turns[:k], pending=t.user), t.reply) for k, t in enumerate(turns)]
 
 
 def reveal_table(personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> pd.DataFrame:
-    """The share of the profile revealed up to each turn, in [0, 1] (section 5.3): columns user, pace, turn, new_slots, share."""
+    """The share of the profile revealed up to each turn, in [0, 1] (section 5.3): columns user, pace, turn,
+    new_slots, share."""
     rows = []
     for persona, dialogue in zip(personas, dialogues, strict=True):
         for before, _ in moments(dialogue):
@@ -77,13 +83,13 @@ Moment = tuple[Dialogue, Profile, str]  # an utterance pending, and the profile 
 
 
 def play_crowd(
-    persona: Persona, seed: int, mode: str, keep: Callable[[Moment, random.Random], Any] = lambda moment, rng: moment
+    persona: Persona, seed: int, mode: str, keep: Callable[[Moment, random.Random], Any] = lambda m, _: m
 ) -> list[Any]:
-    """What `keep` makes of each of ten moments of a dialogue with the crowd, whose styles are mixed as teacher.MIX has it for
-    a mode. It may draw from the dialogue's random numbers."""
+    """What `keep` makes of each of ten moments of a dialogue with the crowd, whose styles are mixed as
+    teacher.MIX has it for a mode. It may draw from the dialogue's random numbers."""
     rng = random.Random(f"corpus|{seed}|{persona.id}")
     diligence, style = rng.choice([0.4, 0.7, 0.9, 1.0]), rng.choices(STYLES, MIX[mode])[0]
-    profile, kept = None, []
+    profile = None
 
     def answer(_: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Said]:
         nonlocal style, profile
@@ -92,12 +98,11 @@ def play_crowd(
             style = rng.choices(STYLES, MIX[mode])[0]
         profile = write_profile(dialogue, profile, diligence, rng)
         response = compose(style, scene(dialogue), rng)
-        kept.append(keep((dialogue, profile, response), rng))
-        return [Said(render_reply(profile, response), _remember(profile, response, rng))]
+        kept = keep((dialogue, profile, response), rng)
+        return [Said(render_reply(profile, response), _remember(profile, response, rng), kept)]
 
-    for _ in play_turns([persona], [Dialogue(persona.id, persona.id)], _RoughUser(persona, seed, rng), answer, turns=TURNS):
-        pass
-    return kept
+    user, start = _RoughUser(persona, seed, rng), [Dialogue(persona.id, persona.id)]
+    return [played.answers[0].kept for played in play_turns([persona], start, user, answer, turns=TURNS)]
 
 
 @cache
@@ -108,7 +113,8 @@ def collect_responses(users: int = 60) -> tuple[str, ...]:
 
 
 def select_personal(responses: Sequence[str]) -> tuple[str, ...]:
-    """Those responses that state something about their user. A bare question would suit anybody at the first turn."""
+    """Those responses that state something about their user. A bare question would suit anybody at the first
+    turn."""
     parsed = [(response, language.parse(response)) for response in responses]
     return tuple(r for r, sentences in parsed if any(s.facts for options in sentences for s in options))
 
@@ -121,9 +127,7 @@ class _RoughUser:
     seed: int
     rng: random.Random
 
-    def reply(
-        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], news: Sequence[News | None] | None = None
-    ) -> list[Utterance]:
+    def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
         """The next utterance of the one user, as it is now."""
         [dialogue] = dialogues
         [utterance] = AgendaUser(self.seed).reply([self.persona], dialogues)
@@ -134,16 +138,19 @@ class _RoughUser:
         told = [s for s in dialogue.ledger() if s in SLOTS and s not in utterance.stated]
         if not told or self.rng.random() > 0.04:
             return utterance
-        slot, rng = self.rng.choice(told), self.rng
-        phrase = draw_spoken_value(slot, rng) if slot in ("Age", "Gender") else scramble(slot, rng, list_words())
-        text = language.realise(rng.choice(language.templates("changes_train", "changed", slot)), rng, {slot: phrase})
+        rng, slot = self.rng, self.rng.choice(told)
+        known = slot in ("Age", "Gender")
+        phrase = draw_spoken_value(slot, rng) if known else scramble(slot, rng, list_words())
+        frames = language.templates("changes_train", "changed", slot)
+        text = language.realise(rng.choice(frames), rng, {slot: phrase})
         self.persona = replace(self.persona, profile=self.persona.profile.replace(slot, phrase))
         return Utterance(f"{utterance.text} {text}", (*utterance.stated, slot), (*utterance.phrases, phrase))
 
 
 def roughen(utterance: Utterance, rng: random.Random) -> Utterance:
-    """The same facts in rougher words: sometimes another word stands in a frame, sometimes a sentence that tells nothing lies
-    between the others. A model that knows a few frames by heart takes every other sentence for a fact."""
+    """The same facts in rougher words: sometimes another word stands in a frame, sometimes a sentence that
+    tells nothing lies between the others. A model that knows a few frames by heart takes every other sentence
+    for a fact."""
     text = utterance.text
     if utterance.phrases and rng.random() < 0.3:
         phrases = sorted(utterance.phrases, key=len, reverse=True)
@@ -165,22 +172,25 @@ def write_aside(rng: random.Random) -> str:
 
 
 def scramble(slot: str, rng: random.Random, pool: Sequence[str]) -> str:
-    """A value that looks like one of the slot's but holds words from elsewhere, or words that mean nothing."""
+    """A value that looks like one of the slot's but holds words from elsewhere, or words that mean
+    nothing."""
     words = rng.choice(rng.choice(lex.lexicon().values(slot, "train")).forms).split()
     places = [i for i, word in enumerate(words) if word not in lex.STOPWORDS]
     for i in rng.sample(places, min(len(places), rng.randint(1, 2))):
         if rng.random() < 0.85:
             word = rng.choice(pool)
         else:
-            word = "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 3))) + rng.choice(["", "n", "r", "l", "s"])
+            word = "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 3)))
+            word += rng.choice(["", *"nrls"])
         words[i] = word.capitalize() if words[i][:1].isupper() else word
     return " ".join(words)
 
 
 @cache
 def list_words() -> tuple[str, ...]:
-    """Every word of the world's values, the test values included, one by one: a base model knows the words of its language.
-    What it never meets before the test is the values themselves, and the sentence frames around them."""
+    """Every word of the world's values, the test values included, one by one: a base model knows the words of
+    its language. What it never meets before the test is the values themselves, and the sentence frames around
+    them."""
     forms = [form for values in lex.lexicon().by_slot.values() for value in values for form in value.forms]
     return tuple(sorted({word for form in forms for word in form.split()}))
 
@@ -188,15 +198,17 @@ def list_words() -> tuple[str, ...]:
 @cache
 def list_known_words() -> tuple[str, ...]:
     """Those and every word that users say, test users included: a word is known, a sentence frame is not."""
-    said = " ".join(t.text for name in ("user_train", "user_test", "changes_train", "topics") for t in language.grammar(name))
-    return tuple(sorted({*list_words(), *re.findall(r"[a-zA-Z'-]+", re.sub(r"\{.*?\}", " ", said))}))
+    names = ("user_train", "user_test", "changes_train", "topics")
+    said = re.sub(r"\{.*?\}", " ", " ".join(t.text for name in names for t in language.grammar(name)))
+    return tuple(sorted({*list_words(), *re.findall(r"[a-zA-Z'-]+", said)}))
 
 
 def _remember(profile: Profile, response: str, rng: random.Random) -> Reply:
-    """The reply as the next turns see it: now and then broken, or with a profile block that is wrong in one place.
+    """The reply as the next turns see it: now and then broken, or with a profile block that is wrong in one
+    place.
 
-    What the assistant notes next is right all the same: a model that has only ever seen faultless blocks copies its own
-    slips from turn to turn.
+    What the assistant notes next is right all the same: a model that has only ever seen faultless blocks
+    copies its own slips from turn to turn.
     """
     if rng.random() < 0.05:
         return Reply(Profile(), _break_format(profile, response, rng), False)
@@ -204,7 +216,8 @@ def _remember(profile: Profile, response: str, rng: random.Random) -> Reply:
 
 
 def _break_format(profile: Profile, response: str, rng: random.Random) -> str:
-    """A reply that lost its format: a line, a word or a piece of one again and again, or an end in the middle."""
+    """A reply that lost its format: a line, a word or a piece of one again and again, or an end in the
+    middle."""
     lines = render_reply(profile, response).split("\n")
     if rng.random() < 0.3:
         return "\n".join(lines[1 : rng.randint(2, len(lines))])

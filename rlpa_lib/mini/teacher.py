@@ -1,5 +1,5 @@
-"""Scripted assistants of the miniature: the mixed crowd that the tiny model imitates, and the oracle (a ceiling for every
-figure). How they play whole dialogues is in play.py."""
+"""Scripted assistants of the miniature: the mixed crowd that the tiny model imitates, and the oracle (a
+ceiling for every figure). How they play whole dialogues is in play.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ MIX = {
 
 @dataclass(frozen=True)
 class Scene:
-    """What a scripted assistant works from: known facts (slot -> phrase), the user's wishes, and what it said before."""
+    """What a scripted assistant works from: known facts (slot -> phrase), the user's wishes, and what it said
+    before."""
 
     facts: dict[str, str]
     wishes: Wishes
@@ -36,7 +37,8 @@ class Scene:
 
 
 def scene(dialogue: Dialogue, facts: dict[str, str] | None = None) -> Scene:
-    """Read a dialogue with a pending utterance; `facts` replaces what the transcript tells (the oracle's knowledge)."""
+    """Read a dialogue with a pending utterance; `facts` replaces what the transcript tells (the oracle's
+    knowledge)."""
     evidence = gather_evidence(dialogue)
     parsed = [options[0] for text in evidence.earlier for options in language.parse(text) if options]
     asked = frozenset(s.template.slots[0] for s in parsed if s.template.act == "ask")
@@ -55,15 +57,16 @@ def compose(style: str, view: Scene, rng: random.Random) -> str:
     if style == "forgetful":
         told = sorted(view.facts) or list(SLOTS)
         slot = rng.choice([s for s in told if s in SLOTS] or list(SLOTS))
-        return " ".join([*opening, rng.choice([_line("plain", rng), _line("info", rng)]), _line("ask", rng, slot)])
+        return " ".join([*opening, _remark(rng), _line("ask", rng, slot)])
     if style == "inventive":
         slot = rng.choice([s for s in SLOTS if s not in ("Age", "Gender")])
         phrase = rng.choice(rng.choice(lex.lexicon().values(slot, "train")).forms)
-        return " ".join([*opening, _about(rng.choice(["ack", "suggest"]), slot, phrase, rng), _question(view, rng, True)])
+        claim = _about(rng.choice(["ack", "suggest"]), slot, phrase, rng)
+        return " ".join([*opening, claim, _question(view, rng, fresh=True)])
     if style == "curious":
         fact = _pick_fact(view, rng)
         return " ".join([*opening, _about("detail", *fact, rng) if fact else _line("open", rng)])
-    parts = [rng.choice([_line("plain", rng), _line("info", rng)])] if not opening or rng.random() < 0.3 else []
+    parts = [_remark(rng)] if not opening or rng.random() < 0.3 else []
     tail = _question(view, rng, fresh=rng.random() < 0.5) if rng.random() < 0.7 else _line("invite", rng)
     return " ".join([*opening, *parts, tail])
 
@@ -89,7 +92,8 @@ def _turn_back(view: Scene, rng: random.Random) -> str:
 
 
 def _question(view: Scene, rng: random.Random, fresh: bool) -> str:
-    """A question about a slot; `fresh` avoids what is known, asked or private, and falls back to an open one."""
+    """A question about a slot; `fresh` avoids what is known, asked or private, and falls back to an open
+    one."""
     known = {*view.asked, *view.facts, view.wishes.private}
     slots = [s for s in SLOTS if not fresh or s not in known]
     return _line("ask", rng, rng.choice(slots)) if slots else _line(rng.choice(["open", "invite"]), rng)
@@ -108,15 +112,22 @@ def _about(act: str, slot: str, phrase: str, rng: random.Random) -> str:
     return language.realise(rng.choice(language.templates("assistant", act, slot)), rng, {slot: phrase})
 
 
+def _remark(rng: random.Random) -> str:
+    return rng.choice([_line("plain", rng), _line("info", rng)])
+
+
 def _line(act: str, rng: random.Random, slot: str = "") -> str:
     return language.realise(rng.choice(language.templates("assistant", act, slot)), rng)
 
 
-def write_profile(dialogue: Dialogue, previous: Profile | None, diligence: float, rng: random.Random) -> Profile:
-    """The profile that a crowd member notes: each fact told so far with probability `diligence`, kept once noted.
+def write_profile(
+    dialogue: Dialogue, previous: Profile | None, diligence: float, rng: random.Random
+) -> Profile:
+    """The profile that a crowd member notes: each fact told so far with probability `diligence`, kept once
+    noted.
 
-    Now and then it guesses: guesses pay under F1, so the crowd must show that they exist. Slots stand in their usual
-    order: a small model that writes them as they came loses its place and names a slot twice.
+    Now and then it guesses: guesses pay under F1, so the crowd must show that they exist. Slots stand in
+    their usual order: a small model that writes them as they came loses its place and names a slot twice.
     """
     kept = dict(previous.items) if previous else {}
     for slot, phrase in dialogue.facts().items():
@@ -139,16 +150,19 @@ def draw_spoken_value(slot: str, rng: random.Random) -> str:
 
 def sort_by_slot(items: dict[str, str]) -> tuple[tuple[str, str], ...]:
     """Items in the order of SLOTS, other slots behind them."""
-    return tuple(sorted(items.items(), key=lambda item: SLOTS.index(item[0]) if item[0] in SLOTS else len(SLOTS)))
+    order = [*(slot for slot in SLOTS if slot in items), *(slot for slot in items if slot not in SLOTS)]
+    return tuple((slot, items[slot]) for slot in order)
 
 
 def reply_with_care(dialogue: Dialogue, rng: random.Random) -> Reply:
-    """The careful assistant's reply to the pending utterance: its profile is what has been told, in the user's words."""
+    """The careful assistant's reply to the pending utterance: its profile is what has been told, in the
+    user's words."""
     return Reply(Profile(tuple(dialogue.facts().items())), compose("careful", scene(dialogue), rng), True)
 
 
 def write_pair(dialogue: Dialogue, rng: random.Random) -> tuple[str, str]:
-    """(preferred, rejected) responses to the pending utterance: the careful assistant's and the generic one's."""
+    """(preferred, rejected) responses to the pending utterance: the careful assistant's and the generic
+    one's."""
     view = scene(dialogue)
     preferred = compose("careful", view, rng)
     generic = (compose("generic", view, rng) for _ in range(8))
@@ -156,7 +170,8 @@ def write_pair(dialogue: Dialogue, rng: random.Random) -> tuple[str, str]:
 
 
 def write_oracle_reply(persona: Persona, dialogue: Dialogue, rng: random.Random) -> Reply:
-    """The ceiling: notes the true profile and answers with care, using what was told or, before that, what is true."""
+    """The ceiling: notes the true profile and answers with care, using what was told or, before that, what is
+    true."""
     told = dialogue.facts()
     facts = told or {s: rng.choice(language.spoken_forms(s, v)) for s, v in persona.profile.items}
     return Reply(persona.profile, _compose_careful(scene(dialogue, facts), [], rng), True)

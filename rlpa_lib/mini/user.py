@@ -1,5 +1,5 @@
-"""A simulated user that works through an agenda (section 3.1; Schatzmann & Young 2009): it reveals its profile bit by
-bit, answers what it is asked, and reacts to what it likes and dislikes."""
+"""A simulated user that works through an agenda (section 3.1; Schatzmann & Young 2009): it reveals its
+profile bit by bit, answers what it is asked, and reacts to what it likes and dislikes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from rlpa_lib.mini.manners import WILLING, Manner, count_empty_answers, draw_sli
 
 PRIVATE_SLOTS = ("Age", "Gender", "Marital Status", "Family Background", "Educational Background")
 VOLUNTEER = {"talkative": 0.75, "balanced": 0.5, "reserved": 0.25}
+Told = tuple[str, str, str]  # the sentence that tells a slot, the slot, the phrase in it
 
 
 @dataclass(frozen=True)
 class Temperament:
-    """How a persona talks: its pace, and what it wants from the other (short answers, a calm tone, one topic left alone)."""
+    """How a persona talks: its pace, and what it wants from the other (short answers, a calm tone, one topic
+    left alone)."""
 
     pace: str
     brief: bool
@@ -31,7 +33,8 @@ class Temperament:
 
 
 def temperament(persona: Persona) -> Temperament:
-    """Fixed per persona: pace and tone follow its Personality Traits where the lexicon knows them, the rest its id."""
+    """Fixed per persona: pace and tone follow its Personality Traits where the lexicon knows them, the rest
+    its id."""
     rng = random.Random(f"temperament|{persona.id}|{persona.description}")
     trait = lex.lexicon().find(persona.profile.get("Personality Traits") or "")
     attrs = trait.attrs if trait else {}
@@ -45,22 +48,25 @@ def temperament(persona: Persona) -> Temperament:
 
 @dataclass(frozen=True)
 class AgendaUser:
-    """Stateless: the next utterance is a function of seed, persona and transcript. `speech` is 'user_train' or
-    'user_test'; `manner` says how far it cooperates."""
+    """Stateless: the next utterance is a function of seed, persona and transcript. `speech` is 'user_train'
+    or 'user_test'; `manner` says how far it cooperates."""
 
     seed: int = 0
     speech: str = "user_train"
     manner: Manner = WILLING
 
     def reply(
-        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], news: Sequence[News | None] | None = None
-    ) -> list[Utterance]:
-        """The next utterance of each user; "Hello" where nothing has been said yet. `news` is worked in where it is given."""
+        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue],
+        news: Sequence[News | None] | None = None,
+    ) -> list[Utterance]:  # fmt: skip
+        """The next utterance of each user; "Hello" where nothing has been said yet. `news` is worked in where
+        it is given."""
         told = news or [None] * len(dialogues)
         return [self._next(p, d, n) for p, d, n in zip(personas, dialogues, told, strict=True)]
 
     def agenda(self, persona: Persona) -> list[str]:
-        """The order in which this persona would reveal its slots by itself; the favourite topic comes early."""
+        """The order in which this persona would reveal its slots by itself; the favourite topic comes
+        early."""
         rng, mood = random.Random(f"agenda|{self.seed}|{persona.id}"), temperament(persona)
         order = [s for s in persona.profile.slots() if s not in (mood.private, mood.favorite)]
         rng.shuffle(order)
@@ -134,15 +140,13 @@ class AgendaUser:
     def _tell_wishes(self, persona, mood, turn, rng) -> list[str]:
         """Sentences that tell a wish, each once, at turns 2 to 5 fixed by the persona."""
         when = random.Random(f"wishes|{self.seed}|{persona.id}")
-        slots = {kind: when.randrange(2, 6) for kind in ("brief", "calm", "private")}
-        wished = [kind for kind, on in (("brief", mood.brief), ("calm", mood.calm)) if on and slots[kind] == turn]
-        lines = [self._line(kind, rng) for kind in wished]
-        if mood.private and slots["private"] == turn:
-            lines.append(self._line("private", rng, mood.private))
-        return lines
+        turns = {kind: when.randrange(2, 6) for kind in ("brief", "calm", "private")}
+        wishes = [kind for kind in turns if getattr(mood, kind) and turns[kind] == turn]
+        return [self._line(kind, rng, mood.private if kind == "private" else "") for kind in wishes]
 
-    def _cooperate(self, persona: Persona, dialogue: Dialogue, asked: list[str]) -> tuple[list[str], list[str], float]:
-        """(slots that it answers after all, what it says instead, factor on the chance to tell something unasked)."""
+    def _cooperate(self, persona: Persona, dialogue: Dialogue, asked: list[str]) -> tuple[list, list, float]:
+        """(slots that it answers after all, what it says instead, factor on the chance to tell something
+        unasked)."""
         # Random numbers of its own: a willing user says what it says whatever the other manners draw.
         manner, rng = self.manner, random.Random(f"manner|{self.seed}|{persona.id}|{len(dialogue.turns) + 1}")
         if manner.patience and count_empty_answers(dialogue) >= manner.patience:
@@ -152,10 +156,12 @@ class AgendaUser:
         answered = [slot for slot in asked if rng.random() < manner.answers]
         return answered, [] if answered == asked else [self._line("evade", rng)], manner.volunteers
 
-    def _contradict(self, persona: Persona, dialogue: Dialogue) -> tuple[list[str], list[tuple[str, str, str]]]:
-        """(what it says wrongly now, what it puts right of the turn before); only the latter reveals anything."""
+    def _contradict(self, persona: Persona, dialogue: Dialogue) -> tuple[list[str], list[Told]]:
+        """(what it says wrongly now, what it puts right of the turn before); only the latter reveals
+        anything."""
         turn = len(dialogue.turns) + 1
-        now, before = (draw_slip(persona, dialogue, self.manner, self.seed, self.speech, k) for k in (turn, turn - 1))
+        given = persona, dialogue, self.manner, self.seed, self.speech
+        now, before = draw_slip(*given, turn), draw_slip(*given, turn - 1)
         rng = random.Random(f"corrects|{self.seed}|{persona.id}|{turn}")
         wrong = [language.tell(self.speech, *now, rng)] if now else []
         if before is None or (now and now[0] == before[0]):
@@ -163,7 +169,7 @@ class AgendaUser:
         text, slot, phrase = self._say(persona, before[0], rng)
         return wrong, [(f"{self._line('take_back', rng)} {text}", slot, phrase)]
 
-    def _tell_news(self, persona: Persona, dialogue: Dialogue, news: News) -> tuple[str, str, str]:
+    def _tell_news(self, persona: Persona, dialogue: Dialogue, news: News) -> Told:
         """(sentence, slot, phrase) that tells a slot now; a change is said in passing (section 5.2)."""
         rng = random.Random(f"news|{self.seed}|{persona.id}|{len(dialogue.turns) + 1}")
         if news.was is None:
@@ -176,26 +182,30 @@ class AgendaUser:
         return text, news.slot, phrase
 
     def _line(self, act: str, rng: random.Random, slot: str = "") -> str:
-        lines = language.templates(self.speech, act, slot)
-        return language.realise(rng.choice(lines or language.templates(find_manners(self.speech), act, slot)), rng)
+        speeches = (self.speech, find_manners(self.speech))
+        lines = next(filter(None, (language.templates(speech, act, slot) for speech in speeches)))
+        return language.realise(rng.choice(lines), rng)
 
-    def _say(self, persona: Persona, slot: str, rng: random.Random) -> tuple[str, str, str]:
+    def _say(self, persona: Persona, slot: str, rng: random.Random) -> Told:
         """(sentence, slot, phrase) that reveals one slot in one of its phrasings."""
         phrase = rng.choice(language.spoken_forms(slot, persona.profile.get(slot)))
         return language.tell(self.speech, slot, phrase, rng), slot, phrase
 
 
 def _read(persona: Persona, options: tuple[language.Sentence, ...]) -> language.Sentence:
-    """Of several readings one that is true of the persona: "What do you like most about {Location}?" also fits an interest."""
+    """Of several readings one that is true of the persona: "What do you like most about {Location}?" also
+    fits an interest."""
     return next((sentence for sentence in options if not _is_wrong(persona, sentence)), options[0])
 
 
 def _is_wrong(persona: Persona, sentence: language.Sentence) -> bool:
-    """Does the sentence claim something that is not so? A frame of one slot may carry values of others that fit it."""
-    return any(
-        not any(slot in language.frame_slots(s) and lex.same_value(slot, phrase, v) for s, v in persona.profile.items)
-        for slot, phrase in sentence.facts
-    )
+    """Does the sentence claim something that is not so? A frame of one slot may carry values of others that
+    fit it."""
+    for slot, phrase in sentence.facts:
+        values = [value for own, value in persona.profile.items if slot in language.frame_slots(own)]
+        if not any(lex.same_value(slot, phrase, value) for value in values):
+            return True
+    return False
 
 
 def theoretical_max(persona: Persona, dialogue: Dialogue) -> float:

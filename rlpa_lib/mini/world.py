@@ -1,5 +1,5 @@
-"""The miniature as a run sees it: personas, users and judges, made from the run's settings. settings.kinds names these
-functions; other rooms reach the rest of the miniature through agents.world."""
+"""The miniature as a run sees it: personas, users and judges, made from the run's settings. settings.kinds
+names these functions; other rooms reach the rest of the miniature through agents.world."""
 
 from __future__ import annotations
 
@@ -29,19 +29,17 @@ def list_values(slot: str, years: int) -> list[str]:
 
 
 def make_user(cfg, split: str, seed: int, run=None, manner: str = "willing") -> AgendaUser:
-    """The user of a split: it speaks to the test with sentence frames that no training user has. `manner`: how far it
-    cooperates, one of MANNERS."""
+    """The user of a split: it speaks to the test with sentence frames that no training user has. `manner`:
+    how far it cooperates, one of MANNERS."""
     return AgendaUser(seed, "user_train" if split == "train" else "user_test", MANNERS[manner])
 
 
-def make_reward_judge(cfg, run=None, *, defended: bool = True, failure_limit: float | None = None) -> RuleJudge:
+def make_reward_judge(cfg, run=None, *, defended=True, failure_limit=None) -> RuleJudge:
     """The source of training rewards. Rules need no defence and never fail."""
     return RuleJudge()
 
 
-def make_evaluation_judge(
-    cfg, run=None, *, defended: bool = True, failure_limit: float | None = None
-) -> RuleEvaluationJudge:
+def make_evaluation_judge(cfg, run=None, *, defended=True, failure_limit=None) -> RuleEvaluationJudge:
     """The source of evaluation scores, likewise."""
     return RuleEvaluationJudge()
 

@@ -1,7 +1,8 @@
-"""Slot conversion by rules (appendix C.2): what a description and a personality text say about each of the ten slots.
+"""Slot conversion by rules (appendix C.2): what a description and a personality text say about each of the
+ten slots.
 
-A rule gives the value of its slot, or None where the text says nothing. Values carry no pronoun and fit the frames
-"I am / have / enjoy / live in ___" of their slot.
+A rule gives the value of its slot, or None where the text says nothing. Values carry no pronoun and fit the
+frames "I am / have / enjoy / live in ___" of their slot.
 """
 
 from __future__ import annotations
@@ -13,14 +14,25 @@ from collections.abc import Callable
 
 from rlpa_lib.dialogue.profile import SLOTS, Profile
 from rlpa_lib.personas.interests import find_interests
-from rlpa_lib.personas.text import KIN, NUMBER, PRONOUN, cut_clause, drop_pronouns, find_gender, join_items, split_sentences
+from rlpa_lib.personas.text import (
+    KIN,
+    NUMBER,
+    PRONOUN,
+    cut_clause,
+    drop_pronouns,
+    find_gender,
+    join_items,
+    split_sentences,
+)  # fmt: skip
 from rlpa_lib.settings.kinds import resolve
 
 
 def extract_profile(description: str, personality: str, seed: int = 0) -> Profile:
-    """All ten slots from two texts. A slot without evidence gets a plausible value and is listed in `Profile.filled`.
+    """All ten slots from two texts. A slot without evidence gets a plausible value and is listed in
+    `Profile.filled`.
 
-    The invented value depends on the texts, the slot and `seed` alone. It is one of the built-in world's training values.
+    The invented value depends on the texts, the slot and `seed` alone. It is one of the built-in world's
+    training values.
     """
     found = find_evidence(description, personality)
     values = dict(found)
@@ -33,8 +45,8 @@ def extract_profile(description: str, personality: str, seed: int = 0) -> Profil
 
 def find_evidence(description: str, personality: str) -> dict[str, str]:
     """Slot -> value for the slots with evidence, in the order of `profile.SLOTS`."""
-    found = {slot: _RULES[slot](personality if slot == "Personality Traits" else description) for slot in SLOTS}
-    return {slot: value for slot, value in found.items() if value}
+    texts = {slot: personality if slot == "Personality Traits" else description for slot in SLOTS}
+    return {slot: value for slot, text in texts.items() if (value := _RULES[slot](text))}
 
 
 def hash_text(text: str) -> str:
@@ -53,8 +65,8 @@ def _invent(slot: str, age: str | None, rng: random.Random) -> str:
 
 
 def _find_age(text: str) -> str | None:
-    other = r"(?!\s*(?:feet|kids|children|cats|dogs))"
-    match = re.search(rf"\b(\d{{1,3}})[- ]years?[- ]old\b|\b(?:is|am|aged?|turned)\s+(\d{{1,3}})\b{other}", text)
+    stated = r"\b(?:is|am|aged?|turned)\s+(\d{1,3})\b(?!\s*(?:feet|kids|children|cats|dogs))"
+    match = re.search(rf"\b(\d{{1,3}})[- ]years?[- ]old\b|{stated}", text)
     return (match[1] or match[2]) if match else None
 
 
@@ -62,7 +74,7 @@ _OCCUPATION_END = re.compile(
     r"\s+(?:who|that|whose|with|working|studying|majoring|specializing|from|at|in|living|based|for|on)\b"
     r"|,|\s+and\s+(?:an?|avid)\s"
 )
-_NO_OCCUPATION = r"\b(?:mother|father|mom|dad|man|woman|person|guy|girl|boy|grandmother|grandfather|lover|fan)\b"
+_NO_JOB = r"\b(?:mother|father|mom|dad|man|woman|person|guy|girl|boy|grandmother|grandfather|lover|fan)\b"
 
 
 def _find_occupation(text: str) -> str | None:
@@ -73,7 +85,7 @@ def _find_occupation(text: str) -> str | None:
     head = _OCCUPATION_END.split(cut_clause(match[1]))[0].strip() if match else ""
     epithets = "single|married|divorced|widowed|avid|passionate|dedicated|energetic|proud"
     head = re.sub(rf"^(?:(?:{epithets})\s+)+", "", head)
-    if not head or re.search(_NO_OCCUPATION, head):
+    if not head or re.search(_NO_JOB, head):
         work = re.search(r"\bwork(?:s|ing)?\s+(?:\w+-time\s+)?as\s+(?:an?\s+)?(.+)", text)
         head = _OCCUPATION_END.split(cut_clause(split_sentences(work[1])[0]))[0].strip() if work else ""
     return drop_pronouns(head) or None
@@ -122,7 +134,8 @@ _FAMILY = re.compile(rf"{_OWN}({_KIN_PHRASE}{_KIN_MORE}|{_KIN_PHRASE})")
 
 
 def _find_family(text: str) -> str | None:
-    """Noun phrase for "I have ___": "two teenage sons", "a twin sister who lives in another city"; at most two joined."""
+    """Noun phrase for "I have ___": "two teenage sons", "a twin sister who lives in another city"; at most
+    two joined."""
     found: list[str] = []
     for sentence in split_sentences(text):
         for match in _FAMILY.finditer(sentence):
@@ -144,9 +157,9 @@ def _find_family(text: str) -> str | None:
 
 _SHARED_HOME = r"\bshares?\s+(an?\s+(?:[\w-]+\s+){0,3}?(?:room|apartment|house|flat|loft|condo|studio))\b"
 _PETS = re.compile(
-    r"\b(?:cats?|dogs?|pet|pets|parrot|rabbits?|hamsters?|turtle|tortoise|snake|ferret|iguana|fish|bird|horses?"
-    r"|retriever|labrador|beagle|dachshund|pig|bulldog|bull|poodle|puppy|kitten|husky|shepherd|corgi|terrier|gecko"
-    r"|lizard|chickens|aquarium|chinchilla)\b",
+    r"\b(?:cats?|dogs?|pet|pets|parrot|rabbits?|hamsters?|turtle|tortoise|snake|ferret|iguana|fish|bird"
+    r"|horses?|retriever|labrador|beagle|dachshund|pig|bulldog|bull|poodle|puppy|kitten|husky|shepherd|corgi"
+    r"|terrier|gecko|lizard|chickens|aquarium|chinchilla)\b",
     re.IGNORECASE,
 )
 
@@ -179,6 +192,7 @@ def _name_place(preposition: str, rest: str) -> str | None:
 
 
 _TITLE = r"degree|diploma|certificate|certification|doctorate|PhD|MBA|MD|qualification|bachelor's|master's"
+_STUDENT = r"student|freshman|sophomore|junior|senior"
 _STUDIES = r"(?:studying(?! for)|majoring in)\s+([^;]+)"
 _TITLED = rf"((?:an?|two)\s+(?:(?!and\b|with\b|{KIN}\b)[\w'-]+\s+){{0,4}}?(?:{_TITLE})\b[^;]*)"
 _UNFINISHED = r"(?:an?|his|her|their)\s+([^;]*?(?:degree|diploma|PhD|MBA)\b[^;]*)"
@@ -189,9 +203,11 @@ _EDUCATION = {
     rf"\b(?:pursuing|completing|finishing)\s+{_UNFINISHED}": "an unfinished {}",
     r"\bnever (?:went to|attended) college\b": "no college degree",
     r"\bdropped out of college\b|\bcollege dropout\b": "an unfinished college degree",
-    rf"\b(?:student|freshman|sophomore|junior|senior)\s+(?:who\s+is\s+)?{_STUDIES}": "an unfinished degree in {}",
+    rf"\b(?:{_STUDENT})\s+(?:who\s+is\s+)?{_STUDIES}": "an unfinished degree in {}",
     rf"^(?:he|she|they|He|She|They)\s+(?:is|are)\s+(?:currently\s+)?{_STUDIES}": "an unfinished degree in {}",
-    r"\byears?[- ]old\s+(?!(?:college|university|high)\b)((?:\w+\s+){1,2}?)student\b": "an unfinished {} degree",
+    r"\byears?[- ]old\s+(?!(?:college|university|high)\b)((?:\w+\s+){1,2}?)student\b": (
+        "an unfinished {} degree"
+    ),
     r"\bgraduated\s+(?:with\s+)?(an?\s+[^;]*degree[^;]*)": "{}",
     r"\bgraduated\s+from\s+([^;]+)": "a degree from {}",
     r"\bstudied\s+([^;]+)": "a training in {}",
@@ -206,23 +222,25 @@ def _find_education(text: str) -> str | None:
             if match := re.search(pattern, sentence):
                 study = cut_clause(re.split(r",|\s+and\s+(?=an?\s)", match[1])[0]) if match.groups() else ""
                 value = drop_pronouns(template.format(study))
-                return re.sub(r"\b(?:Bachelor|Master|Associate|Doctor)\b", lambda title: title[0].lower(), value)
+                return re.sub(r"\b(?:Bachelor|Master|Associate|Doctor)\b", lambda m: m[0].lower(), value)
     return None
 
 
-_TRAIT_END = re.compile(r"\s+(?:to|in|with|of|when|who|for|at|by)\s|\s+and\s+(?:often|always|loves|enjoys|prefers)\b")
+_TRAIT_END = re.compile(
+    r"\s+(?:to|in|with|of|when|who|for|at|by)\s|\s+and\s+(?:often|always|loves|enjoys|prefers)\b"
+)
 _ADJECTIVE = re.compile(r"(?!.*(?:ing|ly)$)[a-z][a-z-]{3,}")
 # Adjectives that say nothing without what follows them ("able to ...").
-_INCOMPLETE = set("able eager full affected capable sticks willing always known afraid ready good great".split())
+_INCOMPLETE = "able eager full affected capable sticks willing always known afraid ready good great".split()
 _ADVERBS = re.compile(
-    r"\b(?:very|also|quite|really|highly|extremely|remarkably|incredibly|deeply|always|often|so|truly|a little bit"
-    r"|a bit|somewhat|well-known|naturally)\s+"
+    r"\b(?:very|also|quite|really|highly|extremely|remarkably|incredibly|deeply|always|often|so|truly"
+    r"|a little bit|a bit|somewhat|well-known|naturally)\s+"
 )
 
 
 def _find_traits(text: str) -> str | None:
-    """The first three adjectives for "I am ___": "creative, patient and curious"; with fewer than two adjectives also
-    noun phrases ("a great listener")."""
+    """The first three adjectives for "I am ___": "creative, patient and curious"; with fewer than two
+    adjectives also noun phrases ("a great listener")."""
     adjectives: list[str] = []
     nouns: list[str] = []
     for sentence in split_sentences(text):
@@ -242,12 +260,14 @@ def _find_traits(text: str) -> str | None:
 
 _NOT_OWNED = re.compile(
     rf"\b(?:{_TITLE}|degree|{KIN}|goal|dream|passion|interest|hobby|job|career|love|sense|friends?|roommates?"
-    r"|relationship|following|membership|custody|education|diploma|wedding)\b|^a (?:\w+ )?collection(?: at home)?$"
+    r"|relationship|following|membership|custody|education|diploma|wedding)\b"
+    r"|^a (?:\w+ )?collection(?: at home)?$"
 )
 
 
 def _find_others(text: str) -> str | None:
-    """Noun phrase for "I have ___" that no other slot holds: pets first, then collections, then the rest; at most two."""
+    """Noun phrase for "I have ___" that no other slot holds: pets first, then collections, then the rest; at
+    most two."""
     ranked: list[tuple[int, str]] = []
     for sentence in split_sentences(text):
         for match in re.finditer(rf"\b(has|have|owns|with)\s+(?:also\s+)?((?:{NUMBER})\s+[^;]+)", sentence):
@@ -260,9 +280,10 @@ def _find_others(text: str) -> str | None:
             ranked.append((2, f"a good command of {cut_clause(fluent[1])}"))
         diets = r"\b(vegan|vegetarian|gluten[- ]intolerant)\b(?!\s+(?:recipe|dish|cook|food))"
         if diet := re.search(diets, sentence):
-            ranked.append((2, "a gluten intolerance" if diet[1].startswith("gluten") else f"a {diet[1]} diet"))
-    values = list(dict.fromkeys(value for _, value in sorted(ranked, key=lambda pair: pair[0])))
-    return join_items(values[:2]) or None
+            gluten = diet[1].startswith("gluten")
+            ranked.append((2, "a gluten intolerance" if gluten else f"a {diet[1]} diet"))
+    values = dict.fromkeys(value for _, value in sorted(ranked, key=lambda pair: pair[0]))
+    return join_items(list(values)[:2]) or None
 
 
 _RULES: dict[str, Callable[[str], str | None]] = {

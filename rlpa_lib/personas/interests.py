@@ -1,19 +1,28 @@
-"""What a description says its person likes to do, as short phrases that fit "I enjoy ___" (slot Interests)."""
+"""What a description says its person likes to do, as short phrases that fit "I enjoy ___" (slot
+Interests)."""
 
 from __future__ import annotations
 
 import re
 from itertools import pairwise
 
-from rlpa_lib.personas.text import KIN, cut_clause, drop_pronouns, find_stems, join_items, make_gerund, split_sentences
+from rlpa_lib.personas.text import (
+    KIN,
+    cut_clause,
+    drop_pronouns,
+    find_stems,
+    join_items,
+    make_gerund,
+    split_sentences,
+)  # fmt: skip
 
 MAX_ITEMS = 4
 
 _LIKES = r"\b(?:enjoys?|loves?|likes?|adores?)\s+"
 _LIKING = re.compile(
     rf"(?P<to>{_LIKES}to\s+)|(?P<like>{_LIKES}(?!by\b)"
-    r"|\bpassionate\s+about\s+|\binterested\s+in\s+|\b(?:passion|love|fondness|talent)\s+for\s+|\binterest\s+in\s+"
-    r"|\bhobby\s+of\s+|\bhobbies\s+(?:include|are)\s+"
+    r"|\bpassionate\s+about\s+|\binterested\s+in\s+|\b(?:passion|love|fondness|talent)\s+for\s+"
+    r"|\binterest\s+in\s+|\bhobby\s+of\s+|\bhobbies\s+(?:include|are)\s+"
     r"|\b(?:avid|big|huge|great|passionate)\s+(?:fan|lover|collector)\s+of\s+"
     r"|\bspends?\s+(?:\w+\s+){0,3}(?:time|weekends|evenings|days)\s+(?=\w+ing\b))"
     r"|\b(?P<verb>plays|collects|practices)\s+(?!for\b|in\b|at\b|with\b|professionally\b|several\b)"
@@ -29,11 +38,14 @@ _TIME = re.compile(
     re.IGNORECASE,
 )
 _AGENTS = {
-    "reader": "reading", "gamer": "gaming", "birder": "bird watching", "cyclist": "cycling", "cook": "cooking",
-    "photographer": "photography", "collector": "collecting", "chess player": "chess", "writer": "writing",
+    "reader": "reading", "gamer": "gaming", "birder": "bird watching", "cyclist": "cycling",
+    "cook": "cooking", "photographer": "photography", "collector": "collecting", "chess player": "chess",
+    "writer": "writing",
 }  # fmt: skip
 _NO_START = {"being", "that", "working", "to", "family", "friends", "everything", "people"}
-_NEEDS_OBJECT = set("building designing making creating restoring attending collecting trying growing exploring".split())
+_NEEDS_OBJECT = (
+    "building designing making creating restoring attending collecting trying growing exploring".split()
+)
 _SOMEBODY_ELSE = re.compile(
     rf"\b{KIN}\s+who\s+(?:[^,;]*\band\s+who\s+)?(?:\w+\s+)?$|\bwho\s+(?:he|she|they)\s+(?:\w+\s+)?$"
     r"|\b(?:parents|family|wife|husband)\s+$"

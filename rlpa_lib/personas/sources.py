@@ -1,4 +1,5 @@
-"""Who the users are: readers of ALOE's and PersonaChat's files, and splits that share nobody (appendices C.1, C.2)."""
+"""Who the users are: readers of ALOE's and PersonaChat's files, and splits that share nobody (appendices C.1,
+C.2)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
@@ -26,11 +26,11 @@ NEAR_DUPLICATE = 0.6  # share of common words above which two descriptions count
 PERSONACHAT_COLUMNS = ("user 1 personas", "user 2 personas")
 
 
-def load_personas(cfg, split: Literal["train", "vanilla", "extended"], n: int | None, seed: int) -> list[Persona]:
+def load_personas(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
     """`n` personas of a split, or all for None; `cfg` is the `personas` section of the params.
 
-    Who belongs to a split depends on the texts alone, never on `n` or `seed`. A test split is always taken from its
-    start, `train` in an order drawn from `seed`.
+    Who belongs to a split depends on the texts alone, never on `n` or `seed`. A test split is always taken
+    from its start, `train` in an order drawn from `seed`.
     InputError: an unknown split, a missing file, or more personas asked for than there are.
     """
     if split not in SPLITS:
@@ -39,8 +39,8 @@ def load_personas(cfg, split: Literal["train", "vanilla", "extended"], n: int | 
 
 
 def load_aloe(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
-    """`load_personas` for ALOE: `vanilla` is 74 of its profiles (a quarter of a small file), and `extended` comes from
-    `cfg.personachat_path` or, without one, from the built-in personas."""
+    """`load_personas` for ALOE: `vanilla` is 74 of its profiles (a quarter of a small file), and `extended`
+    comes from `cfg.personachat_path` or, without one, from the built-in personas."""
     if split == "extended" and not cfg.personachat_path:
         return resolve(SOURCES["builtin"].make)(cfg, split, n, seed)
     folder = Path(_get_path(cfg))
@@ -59,7 +59,8 @@ def load_aloe(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
 
 
 def load_personachat(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
-    """`load_personas` for PersonaChat. It has no fixed slots, so its one test set stands for both benchmarks."""
+    """`load_personas` for PersonaChat. It has no fixed slots, so its one test set stands for both
+    benchmarks."""
     path = _get_path(cfg)
     everybody = _read_different(cfg.personachat_path or path)
     n_test = min(TEST_USERS, len(everybody) * 3 // 5)
@@ -76,13 +77,17 @@ def _take(personas: Sequence[Persona], cfg, split: str, n: int | None, seed: int
     if not personas or (n is not None and n > len(personas)):
         has = f"split {split} of source {cfg.source} has {len(personas)}"
         raise InputError(f"personas: {n or 'all'} asked for, but {has}")
-    return (random.Random(f"{seed}|train").sample(personas, len(personas)) if split == "train" else personas)[:n]
+    if split == "train":
+        personas = random.Random(f"{seed}|train").sample(personas, len(personas))
+    return personas[:n]
 
 
 def read_aloe(profile_path: str | Path, personality_path: str | Path) -> list[Persona]:
-    """ALOE's two files of JSON strings, some lines with several: the i-th profile gets personality i modulo their number.
+    """ALOE's two files of JSON strings, some lines with several: the i-th profile gets personality i modulo
+    their number.
 
-    The personality's pronouns follow the profile's gender, and the ten slots come from `extract_profile` (appendix C.2).
+    The personality's pronouns follow the profile's gender, and the ten slots come from `extract_profile`
+    (appendix C.2).
     InputError: a file cannot be read, or a line is broken (file and line are named).
     """
     descriptions, personalities = _read_json_texts(profile_path), _read_json_texts(personality_path)
@@ -95,8 +100,8 @@ def read_aloe(profile_path: str | Path, personality_path: str | Path) -> list[Pe
 
 
 def read_personachat(path: str | Path) -> list[Persona]:
-    """Each different persona of a Synthetic-Persona-Chat CSV in the order of the file, with free slots (Extended ALOE,
-    appendix C.2); no personality text.
+    """Each different persona of a Synthetic-Persona-Chat CSV in the order of the file, with free slots
+    (Extended ALOE, appendix C.2); no personality text.
 
     InputError: a column is missing, or a row is broken (file and line are named).
     """
@@ -167,33 +172,34 @@ def read_text(path: str | Path) -> str:
 def find_near_duplicates(
     personas: Sequence[Persona], others: Sequence[Persona], threshold: float = NEAR_DUPLICATE
 ) -> list[tuple[Persona, Persona]]:
-    """Pairs over the two lists whose descriptions share at least `threshold` of their content words (Jaccard, 0 to 1)."""
+    """Pairs over the two lists whose descriptions share at least `threshold` of their content words (Jaccard,
+    0 to 1)."""
     words = [(other, find_stems(other.description)) for other in others]
     mine = [(persona, find_stems(persona.description)) for persona in personas]
     return [(p, other) for p, own in mine for other, theirs in words if _overlap(own, theirs) >= threshold]
 
 
 def hash_split(personas: Sequence[Persona]) -> str:
-    """SHA-256 in hex over what the personas say and are, whatever their order and ids; goes into the run's record."""
+    """SHA-256 in hex over what the personas say and are, whatever their order and ids; goes into the run's
+    record."""
     told = [[p.description, p.personality, p.profile.to_json()] for p in personas]
     texts = sorted(json.dumps(one, ensure_ascii=False) for one in told)
     return hashlib.sha256("\n".join(texts).encode("utf-8")).hexdigest()
 
 
 def count_slots(personas: Sequence[Persona]) -> pd.DataFrame:
-    """How often each slot occurs (figure 6): columns slot, count, share of personas that have it, filled_share
-    (invented among those)."""
-    rows = pd.DataFrame(
-        [(slot, slot in p.profile.filled) for p in personas for slot in p.profile.slots()], columns=["slot", "filled"]
-    )
+    """How often each slot occurs (figure 6): columns slot, count, share of personas that have it,
+    filled_share (invented among those)."""
+    occurrences = [(slot, slot in p.profile.filled) for p in personas for slot in p.profile.slots()]
+    rows = pd.DataFrame(occurrences, columns=["slot", "filled"])
     table = rows.groupby("slot", as_index=False)["filled"].agg(count="size", filled_share="mean")
     table.insert(2, "share", table["count"] / len(personas))
     return table.sort_values(["count", "slot"], ascending=[False, True], ignore_index=True)
 
 
 def _read_different(path: str | Path) -> list[Persona]:
-    """PersonaChat's personas by their texts, the first of each group that says nearly the same: the file repeats
-    personas with a sentence more or less."""
+    """PersonaChat's personas by their texts, the first of each group that says nearly the same: the file
+    repeats personas with a sentence more or less."""
     kept: list[Persona] = []
     words: list[frozenset[str]] = []
     for persona in _sort_by_text(read_personachat(path)):

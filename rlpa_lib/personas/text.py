@@ -6,32 +6,36 @@ import re
 from collections.abc import Iterable, Sequence
 
 KIN = (
-    r"(?:sons?|daughters?|children|child|kids?|grandchildren|grandsons?|granddaughters?|grandkids|brothers?|sisters?"
-    r"|siblings?|twins|triplets|boys|girls|parents?|nieces?|nephews?|wife|husband)"
+    r"(?:sons?|daughters?|children|child|kids?|grandchildren|grandsons?|granddaughters?|grandkids|brothers?"
+    r"|sisters?|siblings?|twins|triplets|boys|girls|parents?|nieces?|nephews?|wife|husband)"
 )
 PRONOUN = r"(?:his|her|hers|their|its|him|them|my|your|our|himself|herself|themselves|he|she|they|whose)"
 NUMBER = r"(?:an?|one|two|three|four|five|six|seven|eight|nine|ten|several|many)"
 
 _VERBS = (
-    "is has plays runs makes takes owns goes spends volunteers travels visits hosts tries participates collects "
-    "writes works lives performs experiments practices coaches knits enjoys loves likes attends holds grows teaches "
-    "leads does gives bakes cooks competes exhibits maintains organizes streams shares studies specializes keeps "
-    "brews builds uses dreams hopes plans drives speaks belongs dances sings paints sells creates designs explores "
-    "follows helps joins mentors reads rides sews swims trains watches wants was used flies oversees completed "
-    "earned will can had have are captures contributes donates customizes restores serves supports dedicates advocates"
+    "is has plays runs makes takes owns goes spends volunteers travels visits hosts tries participates "
+    "collects writes works lives performs experiments practices coaches knits enjoys loves likes attends "
+    "holds grows teaches leads does gives bakes cooks competes exhibits maintains organizes streams shares "
+    "studies specializes keeps brews builds uses dreams hopes plans drives speaks belongs dances sings "
+    "paints sells creates designs explores follows helps joins mentors reads rides sews swims trains "
+    "watches wants was used flies oversees completed earned will can had have are captures contributes "
+    "donates customizes restores serves supports dedicates advocates"
 ).replace(" ", "|")
-_ADVERBS = "often|also|frequently|regularly|usually|sometimes|always|now|currently|occasionally|recently|even|never|rarely"
+_ADVERBS = (
+    "often|also|frequently|regularly|usually|sometimes|always|now|currently|occasionally|recently|even|never"
+    "|rarely"
+)
 _VERB_NEXT = rf"(?:(?:{_ADVERBS})\s|(?:{_VERBS})\b|(?:he|she|they|it)\b)"
 _CLAUSE_END = re.compile(
     rf",?\s+(?:and|but|or)\s+{_VERB_NEXT}|,\s+{_VERB_NEXT}"
-    r"|,\s+(?:particularly|especially|including|such|which|who|where|but|as|so|though|although|while|making|using"
-    r"|having)\b|\s+(?:where|because|since|while|when|which|whenever|but|who|although|though|that|until|after|before"
-    r"|particularly|especially)\b"
+    r"|,\s+(?:particularly|especially|including|such|which|who|where|but|as|so|though|although|while|making"
+    r"|using|having)\b|\s+(?:where|because|since|while|when|which|whenever|but|who|although|though|that|until"
+    r"|after|before|particularly|especially)\b"
 )
 _PRONOUN_TAIL = re.compile(
     rf"\s+(?:in|at|on|for|with|of|to|around|from|during|by|about|into|under)\s+{PRONOUN}\b.*", re.IGNORECASE
 )
-_DOUBLING = {"swim", "run", "jog", "knit", "shop", "plan", "sit", "chat", "hop", "get", "win", "dig", "skip", "cut"}
+_DOUBLING = "swim run jog knit shop plan sit chat hop get win dig skip cut".split()
 
 
 def split_sentences(text: str) -> list[str]:
@@ -49,8 +53,10 @@ def cut_clause(text: str) -> str:
 def drop_pronouns(phrase: str) -> str:
     """The phrase as anybody could say it: "making her own bread in her kitchen" -> "making bread"."""
     phrase = re.sub(rf"\b{PRONOUN}\s+own\s+", "", phrase, flags=re.IGNORECASE)
-    # What stands around a pronoun adds little; "time with his family" is the exception, where the noun matters.
-    phrase = re.sub(r"\bwith (?:his|her|their) (family|friends|children|kids|grandchildren)\b", r"with \1", phrase)
+    # What stands around a pronoun adds little; "time with his family" is the exception, where the noun
+    # matters.
+    kept = "family|friends|children|kids|grandchildren"
+    phrase = re.sub(rf"\bwith (?:his|her|their) ({kept})\b", r"with \1", phrase)
     phrase = _PRONOUN_TAIL.sub("", phrase)
     return " ".join(re.sub(rf"\b{PRONOUN}\b", "", phrase, flags=re.IGNORECASE).split()).strip(" ,;:.")
 
@@ -73,13 +79,17 @@ def join_items(items: Sequence[str]) -> str:
     return "".join(items) if len(items) < 2 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-_EMPTY = "a an the of in on at and with to for from as by or new own different various local other some all part time"
+_EMPTY = (
+    "a an the of in on at and with to for from as by or new own different various local other some all part"
+    " time"
+).split()
 
 
 def find_stems(phrase: str) -> frozenset[str]:
-    """The content words of a phrase, lower case, without common endings (to compare phrases, not to read them)."""
+    """The content words of a phrase, lower case, without common endings (to compare phrases, not to read
+    them)."""
     words = re.findall(r"[a-z0-9]+", phrase.lower().replace("'s", ""))
-    return frozenset(_stem(word) for word in words if word not in _EMPTY.split())
+    return frozenset(_stem(word) for word in words if word not in _EMPTY)
 
 
 def _stem(word: str) -> str:
@@ -123,13 +133,14 @@ def find_gender(text: str) -> str | None:
 
 
 def adjust_pronouns(personality: str, description: str) -> str:
-    """The personality text with the pronouns of the description's gender (appendix C.2: its own gender is to be
-    ignored); unchanged where the description tells none."""
+    """The personality text with the pronouns of the description's gender (appendix C.2: its own gender is to
+    be ignored); unchanged where the description tells none."""
     gender = find_gender(description)
     text = _use_plural_verbs(personality) if gender == "non-binary" else personality
     for old, new in _PRONOUNS[gender].items() if gender else ():
         pattern = rf"\b{old}\b" if old.isalpha() else rf"\b{old}"
-        text = re.sub(pattern, lambda m, new=new: new.capitalize() if m[0][0].isupper() else new, text, flags=re.I)
+        cased = {True: new.capitalize(), False: new}
+        text = re.sub(pattern, lambda m, cased=cased: cased[m[0][0].isupper()], text, flags=re.IGNORECASE)
     return text
 
 

@@ -20,17 +20,18 @@ LABELLED_SLOTS = {
 }  # fmt: skip
 # Words that many hobbies share: they alone do not make two hobbies the same.
 _LIGHT = find_stems(
-    "playing attending making creating building watching collecting spending going visiting experimenting exploring "
-    "trying reading cooking participating hosting vintage classic live time the game event music"
+    "playing attending making creating building watching collecting spending going visiting experimenting "
+    "exploring trying reading cooking participating hosting vintage classic live time the game event music"
 )
 
 
 def measure_extraction(labels: Mapping[str, Mapping], personas: Sequence[Persona]) -> pd.DataFrame:
-    """Precision and recall of the rules per labelled slot, with 95 % intervals over personas (_low, _high): columns slot,
-    labelled, predicted, correct, precision, recall, personas.
+    """Precision and recall of the rules per labelled slot, with 95 % intervals over personas (_low, _high):
+    columns slot, labelled, predicted, correct, precision, recall, personas.
 
-    `labels` maps `hash_text(description)` to age, gender, occupation, marital_status (text or None) and interests (list).
-    Only slots with evidence count as predictions; interests count item by item. InputError: no persona is labelled.
+    `labels` maps `hash_text(description)` to age, gender, occupation, marital_status (text or None) and
+    interests (list). Only slots with evidence count as predictions; interests count item by item. InputError:
+    no persona is labelled.
     """
     known = [p for p in personas if hash_text(p.description) in labels]
     if not known:
@@ -60,7 +61,8 @@ def _count(slot: str, label: str | list[str] | None, profile: Profile) -> tuple[
 
 
 def _mean_same(slot: str, label: str, guess: str) -> bool:
-    """Equal values; occupations that share at least half their words; interests that share a word which is not a light one."""
+    """Equal values; occupations that share at least half their words; interests that share a word which is
+    not a light one."""
     a, b = find_stems(label), find_stems(guess)
     if slot == "Interests":
         return bool(((a - _LIGHT) or a) & b and ((b - _LIGHT) or b) & a)

@@ -1,5 +1,6 @@
-"""The text that the tiny model is trained on: dialogues of agenda users with the mixed crowd of scripted assistants, in the
-modes that the baselines need, and a warm-up of copying stated facts. Training personas and phrasings only."""
+"""The text that the tiny model is trained on: dialogues of agenda users with the mixed crowd of scripted
+assistants, in the modes that the baselines need, and a warm-up of copying stated facts. Training personas and
+phrasings only."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from rlpa_lib.mini.play import TURNS, Moment, list_words, play_crowd, roughen, s
 from rlpa_lib.mini.teacher import MIX, STYLES, compose, draw_spoken_value, scene, sort_by_slot
 
 MODES = tuple(MIX)
+EXAMPLES_PER_DIALOGUE = 4
 MODE_WEIGHTS = (0.54, 0.11, 0.10, 0.15, 0.10)
 # A reminder is one sentence among many; what it asks for is learned last.
 LAST_WEIGHTS = (0.44, 0.16, 0.20, 0.10, 0.10)
@@ -24,8 +26,8 @@ LAST_WEIGHTS = (0.44, 0.16, 0.20, 0.10, 0.10)
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt as chat messages, and the completion that is learned; `slips` are the places of messages that are not to be
-    imitated."""
+    """A prompt as chat messages, and the completion that is learned; `slips` are the places of messages that
+    are not to be imitated."""
 
     messages: tuple[dict[str, str], ...]
     completion: str
@@ -33,17 +35,17 @@ class Example:
 
 
 def make_corpus(
-    personas: Sequence[Persona], seed: int, shares: Sequence[float], turns: int = 4, weights: Sequence[float] = MODE_WEIGHTS
+    personas: Sequence[Persona], seed: int, shares: Sequence[float], weights: Sequence[float] = MODE_WEIGHTS
 ) -> Iterator[Example]:
-    """Examples in random modes from some turns of every persona's dialogue; `shares` are the shares of scrambled values to
-    draw from."""
+    """Examples in random modes from some turns of every persona's dialogue; `shares` are the shares of
+    scrambled values to draw from."""
     rng, pool = random.Random(f"mix|{seed}"), list_words()
     for persona in personas:
         mode = rng.choices(MODES, weights)[0]
         person = scramble_persona(persona, rng, pool, rng.choice(shares))
         if rng.random() < 0.25:
             person = add_made_up_slots(person, rng, pool)
-        wanted = set(rng.sample(range(TURNS), turns))
+        wanted = set(rng.sample(range(TURNS), EXAMPLES_PER_DIALOGUE))
 
         def keep(moment: Moment, numbers: random.Random, mode=mode, wanted=wanted) -> Example | None:
             return make_example(mode, moment, numbers) if len(moment[0].turns) in wanted else None
@@ -59,7 +61,8 @@ def scramble_persona(persona: Persona, rng: random.Random, pool: Sequence[str], 
 
 
 def add_made_up_slots(persona: Persona, rng: random.Random, pool: Sequence[str]) -> Persona:
-    """The persona with slots that no test knows, instead of its own or beside them; their values mean nothing."""
+    """The persona with slots that no test knows, instead of its own or beside them; their values mean
+    nothing."""
     names = rng.sample(sorted(language.made_up_slots()), rng.choice([1, 2, 8]))
     own = () if len(names) == 8 else persona.profile.items
     added = ((name, scramble(rng.choice(list(lex.FILES)), rng, pool)) for name in names)
@@ -71,8 +74,9 @@ def make_example(mode: str, moment: Moment, rng: random.Random) -> Example:
     dialogue, profile, response = moment
     slips = tuple(2 * i + 2 for i, turn in enumerate(dialogue.turns) if not turn.reply.format_ok)
     if mode == "rlpa":
-        for last in dialogue.turns[-1:]:
-            if last.reply.format_ok and last.completion != render_reply(last.reply.profile, last.reply.response):
+        for turn in dialogue.turns[-1:]:
+            right = render_reply(turn.reply.profile, turn.reply.response)
+            if turn.reply.format_ok and turn.completion != right:
                 slips = (*slips, 2 * len(dialogue.turns))
         return Example(tuple(policy_view(dialogue, _load("policy"))), render_reply(profile, response), slips)
     messages = policy_view(dialogue, _load("base"), "none")
@@ -93,21 +97,25 @@ def _make_revision(messages: list, dialogue: Dialogue, response: str, rng: rando
     told = list(dialogue.facts().values())
     verdict = f"It used {used[0]}." if used else "It used nothing that you told me."
     advice = f"It should have looked at {rng.choice(told)}." if told else "There was nothing to use yet."
+    opinion = f"{verdict} {advice}"
     critique = [{"role": "assistant", "content": draft}, {"role": "user", "content": _load("critique")}]
     if rng.random() < 0.4:
-        return Example((*messages, *critique), f"{verdict} {advice}")
-    revise = [{"role": "assistant", "content": f"{verdict} {advice}"}, {"role": "user", "content": _load("revise")}]
+        return Example((*messages, *critique), opinion)
+    revise = [{"role": "assistant", "content": opinion}, {"role": "user", "content": _load("revise")}]
     return Example((*messages, *critique, *revise), response)
 
 
 def make_copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: float = 0.9) -> Example:
-    """The warm-up: one to four facts are stated, in any frame, and listed. Some of the values mean nothing."""
+    """The warm-up: one to four facts are stated, in any frame, and listed. Some of the values mean
+    nothing."""
     names = [*SLOTS, *rng.sample(sorted(language.made_up_slots()), 3)]
     slots, said, items = rng.sample(names, rng.randint(1, 4)), [], {}
     for slot in slots:
         known = draw_spoken_value(slot, rng) if slot in SLOTS else ""
         free = slot not in ("Age", "Gender") and (not known or rng.random() < scrambled_share)
-        items[slot] = scramble(slot if slot in SLOTS else rng.choice(list(lex.FILES)), rng, pool) if free else known
+        if free:
+            known = scramble(slot if slot in SLOTS else rng.choice(list(lex.FILES)), rng, pool)
+        items[slot] = known
         said.append(language.tell("user_train", slot, items[slot], rng))
     utterance = roughen(Utterance(" ".join(said), tuple(items), tuple(items.values())), rng)
     messages = policy_view(Dialogue("copy", "copy").hear(utterance), _load("policy"))

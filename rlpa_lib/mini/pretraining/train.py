@@ -1,4 +1,5 @@
-"""How the tiny policy was trained from scratch: `python -m rlpa_lib.mini.pretraining.train` (make tiny-model)."""
+"""How the tiny policy was trained from scratch: `python -m rlpa_lib.mini.pretraining.train` (make
+tiny-model)."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ Row = tuple[list[int], list[bool]]  # token ids, and which of them are learned
 
 
 def encode(tokenizer, example: Example) -> Row:
-    """Learned is everything that the assistant says but its slips, end tokens included. Where the answer begins with a
-    profile, older turns have lost theirs, so that their first token would teach the wrong beginning."""
+    """Learned is everything that the assistant says but its slips, end tokens included. Where the answer
+    begins with a profile, older turns have lost theirs, so that their first token would teach the wrong
+    beginning."""
     messages = [*example.messages, {"role": "assistant", "content": example.completion}]
     with_profile, ids, learned = example.completion.startswith("<profile>"), [], []
     for i, message in enumerate(messages):
@@ -41,8 +43,8 @@ def encode(tokenizer, example: Example) -> Row:
 
 
 def make_batches(rows: list[Row], tokens: int, rng: random.Random) -> list[list[int]]:
-    """Batches of rows of similar length in random order. Widths are multiples of 32 and row counts follow from them: the
-    CPU's matrix kernels are compiled once per shape, so there must be few shapes."""
+    """Batches of rows of similar length in random order. Widths are multiples of 32 and row counts follow
+    from them: the CPU's matrix kernels are compiled once per shape, so there must be few shapes."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + rng.random())
     by_width: dict[int, list[int]] = {}
     for i in order:
@@ -57,7 +59,8 @@ def make_batches(rows: list[Row], tokens: int, rng: random.Random) -> list[list[
 
 @cache
 def is_bf16_faster() -> bool:
-    """Measured: with AMX bf16 matrix products take a sixth of the time of fp32 ones, on other processors twice that."""
+    """Measured: with AMX bf16 matrix products take a sixth of the time of fp32 ones, on other processors
+    twice that."""
 
     def seconds(dtype: torch.dtype) -> float:
         square = torch.ones(1024, 1024, dtype=dtype)
@@ -77,22 +80,24 @@ def compute_loss(model, rows: list[Row], pad: int) -> torch.Tensor:
     ids = torch.tensor([r + [pad] * (width - len(r)) for r, _ in rows])
     keep = torch.tensor([k + [False] * (width - len(k)) for _, k in rows])[:, 1:]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16_faster()):
-        # Padding stands behind the text, where causal attention never looks: no mask is needed, and it is faster.
+        # Padding stands behind the text, where causal attention never looks: no mask is needed, and it is
+        # faster.
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden[keep])
     return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][keep])
 
 
 def find_rare_tokens(rows: list[Row], size: int) -> torch.Tensor:
-    """[V] True for tokens that occur less than once in thirty rows. Their vectors stay as they were drawn: training would
-    push all rare words the same way, until the model knows where a word stands and no longer which one it is."""
+    """[V] True for tokens that occur less than once in thirty rows. Their vectors stay as they were drawn:
+    training would push all rare words the same way, until the model knows where a word stands and no longer
+    which one it is."""
     counts = Counter(token for ids, _ in rows for token in ids)
     return torch.tensor([30 * counts[token] < len(rows) for token in range(size)])
 
 
 def train(model, tokenizer, stages: list[tuple[str, list, int]], *, lr: float, seed: int, log: list) -> None:
-    """AdamW over stages of (name, rows, steps): linear warm-up over 3 % of all steps, then a cosine to 5 % of the rate. The
-    loss goes into the log."""
+    """AdamW over stages of (name, rows, steps): linear warm-up over 3 % of all steps, then a cosine to 5 % of
+    the rate. The loss goes into the log."""
     model.set_attn_implementation("eager")  # 1.4 x faster than sdpa in training at these lengths on a CPU
     table = model.get_input_embeddings().weight
     rare = find_rare_tokens(stages[-1][1], len(table))
@@ -129,8 +134,8 @@ def _draw_batches(rows: list, steps: int, rng: random.Random):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """First copying alone, with values that mean nothing, then dialogues of all modes: a model that can recite does not
-    learn to copy."""
+    """First copying alone, with values that mean nothing, then dialogues of all modes: a model that can
+    recite does not learn to copy."""
     args = _arguments(argv)
     torch.manual_seed(args.seed)
     rng, log = random.Random(args.seed), []
@@ -168,7 +173,8 @@ def sharpen(model, factor: float) -> None:
 
 
 def train_last_stage(model, tokenizer, copying: list, args: argparse.Namespace, log: list) -> None:
-    """A last stage at a third of the rate, on other dialogues, with more of those where a user reminds or does not."""
+    """A last stage at a third of the rate, on other dialogues, with more of those where a user reminds or
+    does not."""
     people = builtin_personas("train", args.personas // 2, args.seed + 1)
     examples = make_corpus(people, args.seed + 1, SHARES, weights=LAST_WEIGHTS)
     talking = [encode(tokenizer, e) for e in examples]
@@ -198,7 +204,8 @@ def save(model, tokenizer, args, log: list) -> None:
     given = {k: v for k, v in vars(args).items() if k not in ("out", "start")}
     settings = {"batch_tokens": BATCH_TOKENS, **given, "start": args.start and _digest(args.start)}
     size = sum(p.numel() for p in model.parameters())
-    record = {"settings": settings, "parameters": size, "sha256": _digest(args.out), "torch": torch.__version__, "log": log}
+    record = {"settings": settings, "parameters": size, "sha256": _digest(args.out)}
+    record |= {"torch": torch.__version__, "log": log}
     if args.start:  # what those weights had come from
         record["before"] = json.loads((args.start / "training_record.json").read_text(encoding="utf-8"))
     (args.out / "training_record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
