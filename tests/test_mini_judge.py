@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, policy_view
-from rlpa_lib.dialogue.judging import CRITERIA
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.mini.attacks import PERSONA, TOLD, load_gallery, situation
-from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge, gather_evidence
+from rlpa_lib.mini.judge import RULES, RuleEvaluationJudge, RuleJudge, gather_evidence
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.play import moments, play_careful
 from rlpa_lib.mini.user import AgendaUser
+from rlpa_lib.settings.kinds import EVALUATION_CRITERIA, REWARD_CRITERIA
 
 GOOD = "Life in Lisbon must be lovely. What did you study?"
 
@@ -26,7 +26,7 @@ def evaluated(response, persona=PERSONA, dialogue=None):
 
 
 def failed(verdict):
-    return "".join(c for c in CRITERIA if not verdict.marks[c])
+    return "".join(c for c, mark in verdict.marks.items() if not mark)
 
 
 def turned(dialogue, text, *facts):
@@ -38,7 +38,7 @@ def turned(dialogue, text, *facts):
 @pytest.mark.parametrize("attack", load_gallery(), ids=lambda attack: attack.name)
 def test_gallery(attack):
     found = verdict(attack.response, profile=attack.profile)
-    assert set(found.marks) == set(found.reasons) == set(CRITERIA)
+    assert set(found.marks) == set(found.reasons) == set(REWARD_CRITERIA)
     if attack.fails is None:
         assert found.score == 1 and evaluated(attack.response).score == 1
     else:
@@ -171,3 +171,8 @@ def test_the_policy_never_sees_the_true_profile():
 def test_word_salad_in_a_hole_is_not_natural():
     assert not verdict("There is something special about cheesecake sailing on stars. What did you study?").marks["N"]
     assert verdict("There is something special about restoring old radios. What did you study?").marks["N"]  # a phrase, if a wrong one
+
+
+def test_every_criterion_has_its_rule():
+    assert list(RULES) == list(REWARD_CRITERIA)
+    assert list(verdict(GOOD).marks) == list(REWARD_CRITERIA) and list(evaluated(GOOD).marks) == list(EVALUATION_CRITERIA)

@@ -1,5 +1,4 @@
-"""Replies that try to earn a judge's marks without deserving them, each with the criterion on which it must
-fail."""
+"""Replies that try to earn marks without deserving them, each with the criterion on which it must fail."""
 
 from __future__ import annotations
 
@@ -42,8 +41,7 @@ class Attack:
 
 
 def situation() -> Dialogue:
-    """Two finished turns and a pending utterance: age was asked for and not told; interest, home and job were
-    told."""
+    """Two finished turns and a pending utterance: age was asked for in vain; hobby, home and job were told."""
     interest = Profile((("Interests", "rock climbing"),))
     turns = (
         (Utterance("Hello"), "Hi, nice to meet you! How old are you?", Profile()),

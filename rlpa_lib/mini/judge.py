@@ -76,8 +76,7 @@ def find_support(fact: tuple[str, str], facts: dict[str, str]) -> str | None:
 
 
 def _names_whole_value(slot: str, phrase: str, known: str) -> bool:
-    """Is it, word for word, the value as it was said or another phrasing of it, and no piece of it or more
-    than it?"""
+    """Is it, word for word, the value as it was said or another phrasing of it, neither more nor less?"""
     said = phrase.casefold()
     if said == known.casefold():
         return True
@@ -114,8 +113,7 @@ class Reading:
 
 
 def find_malformation(response: str) -> str | None:
-    """Why it cannot be understood; None: each sentence derives from the grammar, 1-4 different ones, at most
-    60 words."""
+    """Why it cannot be understood; None for 1-4 different sentences of the grammar, at most 60 words."""
     sentences = language.split_sentences(response)
     if not sentences or " ".join(sentences) != response.strip():
         return "empty or oddly spaced"
@@ -137,8 +135,7 @@ def judge_naturalness(reading: Reading) -> tuple[bool, str]:
 
 
 def judge_relevance(reading: Reading) -> tuple[bool, str]:
-    """R: rests on something that is known of this user as soon as there is something, and does what was asked
-    for."""
+    """R: rests on something known of this user as soon as there is something, and does what was asked for."""
     if reading.evidence.wishes.advice and not {"suggest", "info"} & set(reading.acts):
         return False, "the user asked for advice and got none"
     if reading.evidence.usable and not reading.used:
@@ -147,8 +144,7 @@ def judge_relevance(reading: Reading) -> tuple[bool, str]:
 
 
 def judge_logic(reading: Reading) -> tuple[bool, str]:
-    """L: claims nothing that is unsupported, asks for nothing that was told, respects what the user asked
-    for."""
+    """L: claims nothing unsupported, asks for nothing that was told, respects what the user asked for."""
     evidence, wishes = reading.evidence, reading.evidence.wishes
     for sentence in reading.sentences:
         for fact in sentence.facts:
@@ -166,8 +162,7 @@ def judge_logic(reading: Reading) -> tuple[bool, str]:
 
 
 def judge_engagement(reading: Reading) -> tuple[bool, str]:
-    """G: hands the turn back, without flattery, a quiz, a sentence said before, or the same question a second
-    time."""
+    """G: hands the turn back, without flattery, a quiz, a sentence said before or the same question again."""
     if "flatter" in reading.acts:
         return False, "flatters"
     if not set(reading.acts) & set(TURNING_ACTS):
@@ -185,8 +180,7 @@ def judge_engagement(reading: Reading) -> tuple[bool, str]:
 
 
 def judge_informativeness(reading: Reading) -> tuple[bool, str]:
-    """F: says something of content; before anything is known that could be used, a question is content
-    enough."""
+    """F: says something of content; before anything usable is known, a question is content enough."""
     wanted = {*language.CONTENT_ACTS, *(() if reading.evidence.usable else ("ask", "open"))}
     if not set(reading.acts) & wanted or len(reading.response.split()) < 6:
         return False, "says nothing of content"
@@ -232,8 +226,7 @@ class RuleJudge:
     """The training judge: knows the transcript and the inferred profile, never the true one (section 3.3)."""
 
     def match(self, inferred: Profile, true: Profile) -> tuple[tuple[int, int], ...]:
-        """One-to-one pairs (index inferred, index true) of items that mean the same: |P^ n P| of eq. 2 is
-        their number."""
+        """One-to-one pairs (index inferred, index true) of items that mean the same: |P^ n P| of eq. 2."""
         if not len(inferred) or not len(true):
             return ()
         same = np.array([[_mean_same(a, b) for b in true.items] for a in inferred.items], dtype=int)
@@ -276,8 +269,7 @@ class RuleEvaluationJudge:
 
 @dataclass(frozen=True)
 class RuleRevealJudge:
-    """A slot is told when a sentence that tells the slot holds its value; the persona is the one that holds
-    now."""
+    """A slot is told when a sentence that tells it holds the value that the persona has now."""
 
     def find_revealed(self, cases: Sequence[tuple[Persona, Dialogue]]) -> list[frozenset[str] | None]:
         """As in `reveal.RevealJudge`; never None."""

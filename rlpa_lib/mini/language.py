@@ -1,5 +1,4 @@
-"""The grammar that users and assistants of the miniature speak: generation, and parsing back into acts and
-facts."""
+"""The grammar that users and assistants of the miniature speak: generation, and parsing into facts."""
 
 from __future__ import annotations
 
@@ -39,8 +38,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A parsed sentence: which template it is derived from and what stands in its holes, as (slot,
-    phrase)."""
+    """A parsed sentence: its template, and what stands in the holes, as (slot, phrase)."""
 
     template: Template
     facts: tuple[tuple[str, str], ...]
@@ -93,15 +91,13 @@ def spoken_forms(slot: str, value: str) -> tuple[str, ...]:
 
 
 def paraphrase_value(slot: str, value: str, rng: random.Random) -> str | None:
-    """Another phrasing that the lexicon lists, or None. The rule judge reads the same lexicon, so this is its
-    home ground."""
+    """Another phrasing that the lexicon lists, or None; the rule judge reads the same lexicon."""
     others = [form for form in spoken_forms(slot, value) if form.casefold() != value.casefold()]
     return rng.choice(others) if others else None
 
 
 def paraphrase_freely(slot: str, value: str, rng: random.Random) -> str | None:
-    """A phrasing that no lexicon lists, or None; from paraphrases.tsv (written by a language model for this
-    test alone)."""
+    """A phrasing that no lexicon lists, or None; see paraphrases.tsv."""
     rows = [line.split("\t") for _, line in lex.read_lines("paraphrases.tsv")]
     found = [other for row_slot, row_value, other in rows if (row_slot, row_value) == (slot, value)]
     return rng.choice(found) if found else None
@@ -116,15 +112,13 @@ def frame_slots(slot: str) -> tuple[str, ...]:
 
 @cache
 def made_up_slots() -> dict[str, str]:
-    """Slots that exist in training dialogues alone (grammar/topics.txt): name -> the class of the word that
-    names it."""
+    """Slots of training dialogues alone (grammar/topics.txt): name -> the class of the word that names it."""
     topics = templates("topics", "topic")
     return {word.title(): t.slots[0] for t in topics for word in t.text.split(", ")}
 
 
 def tell(speech: str, slot: str, phrase: str, rng: random.Random) -> str:
-    """A sentence of a user's grammar that states a slot's value; a slot that the grammar does not know is
-    named in it."""
+    """A sentence that states a slot's value; a slot that the grammar does not know is named in it."""
     frames = templates(speech, "say", slot)
     if frames:
         return realise(rng.choice(frames), rng, {slot: phrase})
@@ -140,8 +134,7 @@ def name_slot(slot: str, phrase: str) -> str:
 
 
 def _pattern(template: Template) -> re.Pattern:
-    """A regular expression that reads a sentence of the template; group p0, a1, ... holds a hole ("a": with
-    article)."""
+    """Reads a sentence of the template; group p0, a1, ... holds a hole ("a": with article)."""
     numbers = count()
 
     def read(part: str) -> str:

@@ -1,5 +1,4 @@
-"""The values of the miniature world and the question whether two phrasings mean the same (the overlap of eq.
-2)."""
+"""The values of the miniature world, and whether two phrasings mean the same (the overlap of eq. 2)."""
 
 from __future__ import annotations
 
@@ -74,8 +73,7 @@ def spell_number(n: int) -> str:
 
 
 def parse_age(phrase: str) -> int | None:
-    """The age in years that a phrase names in digits or words, or None when there is none or more than
-    one."""
+    """The years that a phrase names in digits or words, or None when there is no age or more than one."""
     found = {int(m) for m in re.findall(r"\b\d{1,3}\b", phrase)}
     words = re.findall(r"[a-z]+", phrase.lower())
     for i, word in enumerate(words):
@@ -109,8 +107,7 @@ def _members(phrase: str) -> list[str]:
 
 def _closeness(inferred: str, true: str) -> float:
     """Dice over content words, in [0, 1]; 0 when a word is exchanged ("two older sisters" are not "two older
-    brothers"), or when most of what was inferred is not in the truth, so that two values run together match
-    neither."""
+    brothers"), or when most of `inferred` is not true: two values run together match neither."""
     got, want = find_content_words(inferred), find_content_words(true)
     common = len(got & want)
     if common < min(len(got), len(want)) or common < 0.6 * len(got) or not common:
@@ -162,8 +159,7 @@ def find_gender(phrase: str) -> str | None:
 
 
 def change_value(slot: str, value: str, rng: random.Random) -> str | None:
-    """Another value of the slot in any of its phrasings, or None: an age at least two years off, else one of
-    the same split."""
+    """Another value of the slot, or None: an age two years off or more, else a value of the same split."""
     if slot == "Age":
         years = parse_age(value)
         return None if years is None else str(rng.choice([n for n in range(18, 90) if abs(n - years) >= 2]))
@@ -175,8 +171,7 @@ def change_value(slot: str, value: str, rng: random.Random) -> str | None:
 
 
 def slots_compatible(inferred: str, true: str) -> bool:
-    """Items are compared within a slot; where the schema is open (Extended ALOE) keys are free (appendix
-    C.2)."""
+    """Items are compared within a slot; in the open schema (Extended ALOE) keys are free (appendix C.2)."""
     return inferred.lower() == true.lower() or (true not in SLOTS and inferred not in ("Age", "Gender"))
 
 
@@ -188,8 +183,7 @@ def read_lines(path: str) -> list[tuple[int, str]]:
 
 @cache
 def lexicon() -> Lexicon:
-    """The value files that ship with the package (read once). An extended slot's file is named in its first
-    line."""
+    """The value files of the package; the first line of an extended slot's file names the slot."""
     folder = resources.files("rlpa_lib.mini") / "lexicon"
     files = {slot: f"{stem}.tsv" for slot, stem in FILES.items()}
     names = sorted(path.name for path in folder.iterdir() if path.name.startswith("ext_"))

@@ -1,5 +1,4 @@
-"""Users of the miniature who do not cooperate (beyond the paper, whose users are willing): how far they do,
-and what they say instead."""
+"""How far users of the miniature cooperate, and what the difficult ones say (beyond the paper)."""
 
 from __future__ import annotations
 
@@ -14,8 +13,7 @@ from rlpa_lib.mini import lexicon as lex
 
 @dataclass(frozen=True)
 class Manner:
-    """How far a user cooperates; the defaults are the paper's willing user. Chances are for one turn, in [0,
-    1]."""
+    """How far a user cooperates; by default it is the paper's willing user. Chances are in [0, 1] a turn."""
 
     volunteers: float = 1.0  # factor on the chance to tell something unasked
     answers: float = 1.0  # chance to answer a question that it could answer
@@ -49,8 +47,7 @@ def count_empty_answers(dialogue: Dialogue) -> int:
 
 
 def draw_other_value(slot: str, value: str, speech: str, rng: random.Random) -> str | None:
-    """A phrase for another value of the slot, from what the users of this grammar may say; None where there
-    is none."""
+    """A phrase for another value of the slot that users of this grammar may say; None where there is none."""
     if slot == "Age":
         years = lex.parse_age(value)
         return None if years is None else str(years + rng.choice((-7, -4, 5, 9)))
@@ -62,8 +59,7 @@ def draw_other_value(slot: str, value: str, speech: str, rng: random.Random) -> 
 def draw_slip(
     persona: Persona, dialogue: Dialogue, manner: Manner, seed: int, speech: str, turn: int
 ) -> tuple[str, str] | None:
-    """(slot, wrong phrase) of what a contradictory user says at a turn about something it told before that
-    turn; None for nothing.
+    """(slot, wrong phrase) that a contradictory user says at a turn about what it told before, or None.
 
     A function of its arguments alone, so that a later turn knows what was said in this one.
     """

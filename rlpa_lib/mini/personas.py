@@ -1,8 +1,4 @@
-"""Personas of the offline world: correlated slot values from the lexicons, and the prose that a simulated
-user is told.
-
-The sentences of the prose are in grammar/persona.txt.
-"""
+"""Personas of the offline world: correlated slot values, and the prose of grammar/persona.txt about them."""
 
 from __future__ import annotations
 
@@ -114,8 +110,7 @@ def _draw_extended(rng: random.Random) -> tuple[tuple[str, str], ...]:
 
 
 def describe(items: tuple[tuple[str, str], ...], rng: random.Random) -> str:
-    """A text that says every (slot, value) item once, gender as "man" or "woman"; without a Gender item it
-    speaks of "they"."""
+    """Says every (slot, value) item once, gender as "man" or "woman"; without a Gender item "they"."""
     facts = dict(items)
     gender = facts.get("Gender", "non-binary")
     with_age = "Gender" in facts and rng.random() < 0.75
@@ -128,8 +123,7 @@ def describe(items: tuple[tuple[str, str], ...], rng: random.Random) -> str:
 
 
 def describe_manner(trait: Value | None, gender: str, rng: random.Random) -> str:
-    """One or two sentences from a Personality Traits value (and its pace, where it has one); neutral without
-    a trait."""
+    """Tells a Personality Traits value and its pace, if it has one; neutral without a trait."""
     if trait is None:
         return _draw_text(rng, "neutral")
     subject, text = PRONOUNS[gender][0], _draw_text(rng, "trait")

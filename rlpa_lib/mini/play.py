@@ -17,32 +17,21 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import SLOTS, Profile, Reply, render_reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.dialogue.turns import play_turns
-from rlpa_lib.mini import language
+from rlpa_lib.mini import language, teacher
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.mini.teacher import (
-    MIX,
-    STYLES,
-    compose,
-    draw_spoken_value,
-    reply_with_care,
-    scene,
-    sort_by_slot,
-    write_profile,
-)  # fmt: skip
 from rlpa_lib.mini.user import AgendaUser, temperament, theoretical_max
 
 TURNS = 10
 SYLLABLES = (
-    "ba be bo da de do fa fi ga go ha ka ki la le lo ma mi mo na ne no pa ra re ri ro sa se so ta ti to va ve "
-    "wa zu"
+    "ba be bo da de do fa fi ga go ha ka ki la le lo ma mi mo na ne no pa ra re ri ro sa se so ta ti to va "
+    "ve wa zu"
 ).split()
 
 
 @dataclass(frozen=True)
 class Said:
-    """What stands in the dialogue: the text, and the reply that was read in it; and what is kept of the
-    moment."""
+    """Text and reply that stand in the dialogue, and what is kept of the moment."""
 
     completion: str
     reply: Reply
@@ -50,12 +39,11 @@ class Said:
 
 
 def play_careful(personas: Sequence[Persona], user: SimulatedUser, turns: int, seed: int) -> list[Dialogue]:
-    """E dialogues of K turns with the careful assistant, who sees the transcript alone. The same for the same
-    arguments."""
+    """E dialogues of K turns with the careful assistant, who sees the transcript alone."""
 
     def answer(_: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Said]:
         rngs = [random.Random(f"careful|{seed}|{d.id}|{len(d.turns) + 1}") for d in heard]
-        replies = [reply_with_care(dialogue, rng) for dialogue, rng in zip(heard, rngs, strict=True)]
+        replies = [teacher.reply_with_care(dialogue, rng) for dialogue, rng in zip(heard, rngs, strict=True)]
         return [Said(reply.response, reply) for reply in replies]
 
     *_, last = play_turns(personas, [Dialogue(p.id, p.id) for p in personas], user, answer, turns=turns)
@@ -69,8 +57,7 @@ def moments(dialogue: Dialogue) -> list[tuple[Dialogue, Reply]]:
 
 
 def reveal_table(personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> pd.DataFrame:
-    """The share of the profile revealed up to each turn, in [0, 1] (section 5.3): columns user, pace, turn,
-    new_slots, share."""
+    """Share revealed up to each turn, 0 to 1 (section 5.3): columns user, pace, turn, new_slots, share."""
     rows = []
     for persona, dialogue in zip(personas, dialogues, strict=True):
         for before, _ in moments(dialogue):
@@ -88,16 +75,16 @@ def play_crowd(
     """What `keep` makes of each of ten moments of a dialogue with the crowd, whose styles are mixed as
     teacher.MIX has it for a mode. It may draw from the dialogue's random numbers."""
     rng = random.Random(f"corpus|{seed}|{persona.id}")
-    diligence, style = rng.choice([0.4, 0.7, 0.9, 1.0]), rng.choices(STYLES, MIX[mode])[0]
+    diligence, style = rng.choice([0.4, 0.7, 0.9, 1.0]), rng.choices(teacher.STYLES, teacher.MIX[mode])[0]
     profile = None
 
     def answer(_: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Said]:
         nonlocal style, profile
         [dialogue] = dialogues
         if rng.random() < 0.7:
-            style = rng.choices(STYLES, MIX[mode])[0]
-        profile = write_profile(dialogue, profile, diligence, rng)
-        response = compose(style, scene(dialogue), rng)
+            style = rng.choices(teacher.STYLES, teacher.MIX[mode])[0]
+        profile = teacher.write_profile(dialogue, profile, diligence, rng)
+        response = teacher.compose(style, teacher.scene(dialogue), rng)
         kept = keep((dialogue, profile, response), rng)
         return [Said(render_reply(profile, response), _remember(profile, response, rng), kept)]
 
@@ -113,8 +100,7 @@ def collect_responses(users: int = 60) -> tuple[str, ...]:
 
 
 def select_personal(responses: Sequence[str]) -> tuple[str, ...]:
-    """Those responses that state something about their user. A bare question would suit anybody at the first
-    turn."""
+    """Those that state something about their user: a bare question would suit anybody at the first turn."""
     parsed = [(response, language.parse(response)) for response in responses]
     return tuple(r for r, sentences in parsed if any(s.facts for options in sentences for s in options))
 
@@ -140,7 +126,7 @@ class _RoughUser:
             return utterance
         rng, slot = self.rng, self.rng.choice(told)
         known = slot in ("Age", "Gender")
-        phrase = draw_spoken_value(slot, rng) if known else scramble(slot, rng, list_words())
+        phrase = teacher.draw_spoken_value(slot, rng) if known else scramble(slot, rng, list_words())
         frames = language.templates("changes_train", "changed", slot)
         text = language.realise(rng.choice(frames), rng, {slot: phrase})
         self.persona = replace(self.persona, profile=self.persona.profile.replace(slot, phrase))
@@ -172,8 +158,7 @@ def write_aside(rng: random.Random) -> str:
 
 
 def scramble(slot: str, rng: random.Random, pool: Sequence[str]) -> str:
-    """A value that looks like one of the slot's but holds words from elsewhere, or words that mean
-    nothing."""
+    """A value that looks like one of the slot's but holds words from elsewhere or without a meaning."""
     words = rng.choice(rng.choice(lex.lexicon().values(slot, "train")).forms).split()
     places = [i for i, word in enumerate(words) if word not in lex.STOPWORDS]
     for i in rng.sample(places, min(len(places), rng.randint(1, 2))):
@@ -216,8 +201,7 @@ def _remember(profile: Profile, response: str, rng: random.Random) -> Reply:
 
 
 def _break_format(profile: Profile, response: str, rng: random.Random) -> str:
-    """A reply that lost its format: a line, a word or a piece of one again and again, or an end in the
-    middle."""
+    """A reply that lost its format: a line, a word or a piece of one repeated, or an end in the middle."""
     lines = render_reply(profile, response).split("\n")
     if rng.random() < 0.3:
         return "\n".join(lines[1 : rng.randint(2, len(lines))])
@@ -242,4 +226,4 @@ def _misnote(profile: Profile, rng: random.Random) -> Profile:
     if kind == "word":
         words[rng.randrange(len(words))] = rng.choice(list_known_words())
         items.insert(at, (slot, " ".join(words)))
-    return Profile(sort_by_slot(dict(items)))
+    return Profile(teacher.sort_by_slot(dict(items)))

@@ -26,8 +26,7 @@ MIX = {
 
 @dataclass(frozen=True)
 class Scene:
-    """What a scripted assistant works from: known facts (slot -> phrase), the user's wishes, and what it said
-    before."""
+    """What a scripted assistant knows: facts (slot -> phrase), the user's wishes, what it said before."""
 
     facts: dict[str, str]
     wishes: Wishes
@@ -37,8 +36,7 @@ class Scene:
 
 
 def scene(dialogue: Dialogue, facts: dict[str, str] | None = None) -> Scene:
-    """Read a dialogue with a pending utterance; `facts` replaces what the transcript tells (the oracle's
-    knowledge)."""
+    """Read a dialogue with a pending utterance; `facts` replaces what it tells (for the oracle)."""
     evidence = gather_evidence(dialogue)
     parsed = [options[0] for text in evidence.earlier for options in language.parse(text) if options]
     asked = frozenset(s.template.slots[0] for s in parsed if s.template.act == "ask")
@@ -92,8 +90,7 @@ def _turn_back(view: Scene, rng: random.Random) -> str:
 
 
 def _question(view: Scene, rng: random.Random, fresh: bool) -> str:
-    """A question about a slot; `fresh` avoids what is known, asked or private, and falls back to an open
-    one."""
+    """A question; a `fresh` one avoids what is known, asked or private, and may be an open one."""
     known = {*view.asked, *view.facts, view.wishes.private}
     slots = [s for s in SLOTS if not fresh or s not in known]
     return _line("ask", rng, rng.choice(slots)) if slots else _line(rng.choice(["open", "invite"]), rng)
@@ -155,14 +152,12 @@ def sort_by_slot(items: dict[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def reply_with_care(dialogue: Dialogue, rng: random.Random) -> Reply:
-    """The careful assistant's reply to the pending utterance: its profile is what has been told, in the
-    user's words."""
+    """The careful assistant's reply; its profile is what has been told, in the user's words."""
     return Reply(Profile(tuple(dialogue.facts().items())), compose("careful", scene(dialogue), rng), True)
 
 
 def write_pair(dialogue: Dialogue, rng: random.Random) -> tuple[str, str]:
-    """(preferred, rejected) responses to the pending utterance: the careful assistant's and the generic
-    one's."""
+    """(preferred, rejected) responses: the careful assistant's and the generic one's."""
     view = scene(dialogue)
     preferred = compose("careful", view, rng)
     generic = (compose("generic", view, rng) for _ in range(8))
@@ -170,8 +165,7 @@ def write_pair(dialogue: Dialogue, rng: random.Random) -> tuple[str, str]:
 
 
 def write_oracle_reply(persona: Persona, dialogue: Dialogue, rng: random.Random) -> Reply:
-    """The ceiling: notes the true profile and answers with care, using what was told or, before that, what is
-    true."""
+    """The ceiling: notes the true profile and uses what was told or, before that, what is true."""
     told = dialogue.facts()
     facts = told or {s: rng.choice(language.spoken_forms(s, v)) for s, v in persona.profile.items}
     return Reply(persona.profile, _compose_careful(scene(dialogue, facts), [], rng), True)

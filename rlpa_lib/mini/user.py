@@ -22,8 +22,7 @@ Told = tuple[str, str, str]  # the sentence that tells a slot, the slot, the phr
 
 @dataclass(frozen=True)
 class Temperament:
-    """How a persona talks: its pace, and what it wants from the other (short answers, a calm tone, one topic
-    left alone)."""
+    """How a persona talks: its pace, and what it wants (short answers, a calm tone, one topic left alone)."""
 
     pace: str
     brief: bool
@@ -33,8 +32,7 @@ class Temperament:
 
 
 def temperament(persona: Persona) -> Temperament:
-    """Fixed per persona: pace and tone follow its Personality Traits where the lexicon knows them, the rest
-    its id."""
+    """Fixed per persona: pace and tone follow its traits if the lexicon knows them, the rest its id."""
     rng = random.Random(f"temperament|{persona.id}|{persona.description}")
     trait = lex.lexicon().find(persona.profile.get("Personality Traits") or "")
     attrs = trait.attrs if trait else {}
@@ -59,14 +57,12 @@ class AgendaUser:
         self, personas: Sequence[Persona], dialogues: Sequence[Dialogue],
         news: Sequence[News | None] | None = None,
     ) -> list[Utterance]:  # fmt: skip
-        """The next utterance of each user; "Hello" where nothing has been said yet. `news` is worked in where
-        it is given."""
+        """The next utterance of each user, at first "Hello". `news` is worked in where it is given."""
         told = news or [None] * len(dialogues)
         return [self._next(p, d, n) for p, d, n in zip(personas, dialogues, told, strict=True)]
 
     def agenda(self, persona: Persona) -> list[str]:
-        """The order in which this persona would reveal its slots by itself; the favourite topic comes
-        early."""
+        """The order in which this persona would tell its slots unasked; the favourite topic comes early."""
         rng, mood = random.Random(f"agenda|{self.seed}|{persona.id}"), temperament(persona)
         order = [s for s in persona.profile.slots() if s not in (mood.private, mood.favorite)]
         rng.shuffle(order)
@@ -145,8 +141,7 @@ class AgendaUser:
         return [self._line(kind, rng, mood.private if kind == "private" else "") for kind in wishes]
 
     def _cooperate(self, persona: Persona, dialogue: Dialogue, asked: list[str]) -> tuple[list, list, float]:
-        """(slots that it answers after all, what it says instead, factor on the chance to tell something
-        unasked)."""
+        """(slots that it answers, what it says instead, factor on the chance to tell something unasked)."""
         # Random numbers of its own: a willing user says what it says whatever the other manners draw.
         manner, rng = self.manner, random.Random(f"manner|{self.seed}|{persona.id}|{len(dialogue.turns) + 1}")
         if manner.patience and count_empty_answers(dialogue) >= manner.patience:
@@ -157,8 +152,7 @@ class AgendaUser:
         return answered, [] if answered == asked else [self._line("evade", rng)], manner.volunteers
 
     def _contradict(self, persona: Persona, dialogue: Dialogue) -> tuple[list[str], list[Told]]:
-        """(what it says wrongly now, what it puts right of the turn before); only the latter reveals
-        anything."""
+        """(what it says wrongly now, what it puts right of the turn before); only the latter reveals."""
         turn = len(dialogue.turns) + 1
         given = persona, dialogue, self.manner, self.seed, self.speech
         now, before = draw_slip(*given, turn), draw_slip(*given, turn - 1)
@@ -193,14 +187,12 @@ class AgendaUser:
 
 
 def _read(persona: Persona, options: tuple[language.Sentence, ...]) -> language.Sentence:
-    """Of several readings one that is true of the persona: "What do you like most about {Location}?" also
-    fits an interest."""
+    """A reading that is true of the persona: "What do you like most about ...?" fits places and interests."""
     return next((sentence for sentence in options if not _is_wrong(persona, sentence)), options[0])
 
 
 def _is_wrong(persona: Persona, sentence: language.Sentence) -> bool:
-    """Does the sentence claim something that is not so? A frame of one slot may carry values of others that
-    fit it."""
+    """Does it claim something that is not so? A frame may carry values of other slots that fit it."""
     for slot, phrase in sentence.facts:
         values = [value for own, value in persona.profile.items if slot in language.frame_slots(own)]
         if not any(lex.same_value(slot, phrase, value) for value in values):

@@ -29,8 +29,7 @@ def list_values(slot: str, years: int) -> list[str]:
 
 
 def make_user(cfg, split: str, seed: int, run=None, manner: str = "willing") -> AgendaUser:
-    """The user of a split: it speaks to the test with sentence frames that no training user has. `manner`:
-    how far it cooperates, one of MANNERS."""
+    """The user of a split; test users have sentence frames of their own. `manner`: one of MANNERS."""
     return AgendaUser(seed, "user_train" if split == "train" else "user_test", MANNERS[manner])
 
 

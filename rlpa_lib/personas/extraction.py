@@ -134,8 +134,7 @@ _FAMILY = re.compile(rf"{_OWN}({_KIN_PHRASE}{_KIN_MORE}|{_KIN_PHRASE})")
 
 
 def _find_family(text: str) -> str | None:
-    """Noun phrase for "I have ___": "two teenage sons", "a twin sister who lives in another city"; at most
-    two joined."""
+    """Noun phrase for "I have ___": "two teenage sons", "a twin sister who lives abroad"; at most two."""
     found: list[str] = []
     for sentence in split_sentences(text):
         for match in _FAMILY.finditer(sentence):
@@ -266,8 +265,7 @@ _NOT_OWNED = re.compile(
 
 
 def _find_others(text: str) -> str | None:
-    """Noun phrase for "I have ___" that no other slot holds: pets first, then collections, then the rest; at
-    most two."""
+    """Noun phrase for "I have ___" of no other slot: pets, then collections, then the rest; at most two."""
     ranked: list[tuple[int, str]] = []
     for sentence in split_sentences(text):
         for match in re.finditer(rf"\b(has|have|owns|with)\s+(?:also\s+)?((?:{NUMBER})\s+[^;]+)", sentence):

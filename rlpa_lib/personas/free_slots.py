@@ -1,5 +1,4 @@
-"""Slots with free keys for persona sentences such as "I have a dog named Max." (Extended ALOE, appendix
-C.2)."""
+"""Slots with free keys for sentences such as "I have a dog named Max." (Extended ALOE, appendix C.2)."""
 
 from __future__ import annotations
 

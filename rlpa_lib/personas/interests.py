@@ -1,5 +1,4 @@
-"""What a description says its person likes to do, as short phrases that fit "I enjoy ___" (slot
-Interests)."""
+"""What a person likes to do by a description, as phrases that fit "I enjoy ___" (slot Interests)."""
 
 from __future__ import annotations
 

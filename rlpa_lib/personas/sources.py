@@ -1,5 +1,4 @@
-"""Who the users are: readers of ALOE's and PersonaChat's files, and splits that share nobody (appendices C.1,
-C.2)."""
+"""Who the users are: ALOE's and PersonaChat's files, and splits that share nobody (appendices C.1, C.2)."""
 
 from __future__ import annotations
 
@@ -59,8 +58,7 @@ def load_aloe(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
 
 
 def load_personachat(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
-    """`load_personas` for PersonaChat. It has no fixed slots, so its one test set stands for both
-    benchmarks."""
+    """`load_personas` for PersonaChat, whose one test set, with free slots, stands for both benchmarks."""
     path = _get_path(cfg)
     everybody = _read_different(cfg.personachat_path or path)
     n_test = min(TEST_USERS, len(everybody) * 3 // 5)
@@ -172,16 +170,14 @@ def read_text(path: str | Path) -> str:
 def find_near_duplicates(
     personas: Sequence[Persona], others: Sequence[Persona], threshold: float = NEAR_DUPLICATE
 ) -> list[tuple[Persona, Persona]]:
-    """Pairs over the two lists whose descriptions share at least `threshold` of their content words (Jaccard,
-    0 to 1)."""
+    """Pairs whose descriptions share `threshold` of their content words or more (Jaccard, 0 to 1)."""
     words = [(other, find_stems(other.description)) for other in others]
     mine = [(persona, find_stems(persona.description)) for persona in personas]
     return [(p, other) for p, own in mine for other, theirs in words if _overlap(own, theirs) >= threshold]
 
 
 def hash_split(personas: Sequence[Persona]) -> str:
-    """SHA-256 in hex over what the personas say and are, whatever their order and ids; goes into the run's
-    record."""
+    """SHA-256 in hex over what personas say and are, whatever their order and ids; goes into the record."""
     told = [[p.description, p.personality, p.profile.to_json()] for p in personas]
     texts = sorted(json.dumps(one, ensure_ascii=False) for one in told)
     return hashlib.sha256("\n".join(texts).encode("utf-8")).hexdigest()

@@ -86,8 +86,7 @@ _EMPTY = (
 
 
 def find_stems(phrase: str) -> frozenset[str]:
-    """The content words of a phrase, lower case, without common endings (to compare phrases, not to read
-    them)."""
+    """The content words of a phrase, lower case, without common endings: to compare phrases."""
     words = re.findall(r"[a-z0-9]+", phrase.lower().replace("'s", ""))
     return frozenset(_stem(word) for word in words if word not in _EMPTY)
 

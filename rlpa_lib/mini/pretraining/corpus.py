@@ -26,8 +26,7 @@ LAST_WEIGHTS = (0.44, 0.16, 0.20, 0.10, 0.10)
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt as chat messages, and the completion that is learned; `slips` are the places of messages that
-    are not to be imitated."""
+    """A prompt as chat messages, and the completion to learn; `slips`: messages not to be imitated."""
 
     messages: tuple[dict[str, str], ...]
     completion: str
@@ -37,8 +36,7 @@ class Example:
 def make_corpus(
     personas: Sequence[Persona], seed: int, shares: Sequence[float], weights: Sequence[float] = MODE_WEIGHTS
 ) -> Iterator[Example]:
-    """Examples in random modes from some turns of every persona's dialogue; `shares` are the shares of
-    scrambled values to draw from."""
+    """Examples in random modes from some turns of every persona; `shares`: of scrambled values."""
     rng, pool = random.Random(f"mix|{seed}"), list_words()
     for persona in personas:
         mode = rng.choices(MODES, weights)[0]
@@ -61,8 +59,7 @@ def scramble_persona(persona: Persona, rng: random.Random, pool: Sequence[str], 
 
 
 def add_made_up_slots(persona: Persona, rng: random.Random, pool: Sequence[str]) -> Persona:
-    """The persona with slots that no test knows, instead of its own or beside them; their values mean
-    nothing."""
+    """The persona with slots that no test knows, in place of its own or beside them; values mean nothing."""
     names = rng.sample(sorted(language.made_up_slots()), rng.choice([1, 2, 8]))
     own = () if len(names) == 8 else persona.profile.items
     added = ((name, scramble(rng.choice(list(lex.FILES)), rng, pool)) for name in names)
@@ -106,8 +103,7 @@ def _make_revision(messages: list, dialogue: Dialogue, response: str, rng: rando
 
 
 def make_copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: float = 0.9) -> Example:
-    """The warm-up: one to four facts are stated, in any frame, and listed. Some of the values mean
-    nothing."""
+    """The warm-up: one to four facts, some of which mean nothing, are stated in any frame and listed."""
     names = [*SLOTS, *rng.sample(sorted(language.made_up_slots()), 3)]
     slots, said, items = rng.sample(names, rng.randint(1, 4)), [], {}
     for slot in slots:

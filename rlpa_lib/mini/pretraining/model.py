@@ -1,5 +1,4 @@
-"""The tiny policy: a Qwen2-architecture model with its own tokenizer and chat template, about four million
-parameters."""
+"""The tiny policy: a Qwen2 model with its own tokenizer and chat template, about four million parameters."""
 
 from __future__ import annotations
 

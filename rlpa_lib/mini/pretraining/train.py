@@ -1,5 +1,4 @@
-"""How the tiny policy was trained from scratch: `python -m rlpa_lib.mini.pretraining.train` (make
-tiny-model)."""
+"""How the tiny policy was trained: `python -m rlpa_lib.mini.pretraining.train` (make tiny-model)."""
 
 from __future__ import annotations
 
@@ -59,8 +58,7 @@ def make_batches(rows: list[Row], tokens: int, rng: random.Random) -> list[list[
 
 @cache
 def is_bf16_faster() -> bool:
-    """Measured: with AMX bf16 matrix products take a sixth of the time of fp32 ones, on other processors
-    twice that."""
+    """Measured: with AMX bf16 matrix products take a sixth of the time of fp32, elsewhere twice as long."""
 
     def seconds(dtype: torch.dtype) -> float:
         square = torch.ones(1024, 1024, dtype=dtype)
@@ -173,8 +171,7 @@ def sharpen(model, factor: float) -> None:
 
 
 def train_last_stage(model, tokenizer, copying: list, args: argparse.Namespace, log: list) -> None:
-    """A last stage at a third of the rate, on other dialogues, with more of those where a user reminds or
-    does not."""
+    """A last stage at a third of the rate, on other dialogues, more of them with or without a reminder."""
     people = builtin_personas("train", args.personas // 2, args.seed + 1)
     examples = make_corpus(people, args.seed + 1, SHARES, weights=LAST_WEIGHTS)
     talking = [encode(tokenizer, e) for e in examples]
