@@ -16,10 +16,9 @@ from rlpa_lib.evaluation import difficult
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.attacks import PERSONA
-from rlpa_lib.mini.manners import MANNERS, WILLING, Manner, count_empty_answers, draw_other_value, draw_slip
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.play import moments, play_careful
-from rlpa_lib.mini.user import AgendaUser
+from rlpa_lib.mini.user import MANNERS, WILLING, AgendaUser, Manner, count_empty_answers, draw_other_value, draw_slip
 from rlpa_lib.settings import config
 from rlpa_lib.settings.base import MANNERS as NAMES
 

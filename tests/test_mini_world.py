@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
-from rlpa_lib.mini.manners import MANNERS
-from rlpa_lib.mini.user import AgendaUser
+from rlpa_lib.mini.user import MANNERS, AgendaUser
 from rlpa_lib.settings.config import load_config
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, SOURCES, USERS, resolve
 

@@ -49,7 +49,7 @@ def load_analysis_people(cfg: Config, section: Conflict | LongTerm | Difficult, 
 
 def make_user(cfg: Config, split: str, seed: int, run: Run | Path | None = None, manner: str = "willing") -> InformedUser:
     """The user of a split: the agenda user speaks to the test with sentence frames that no training user has. `manner`: how far it
-    cooperates, one of mini.manners.MANNERS."""
+    cooperates, one of mini.user.MANNERS."""
     if cfg.user.kind == "agenda":
         return world.make_user(cfg, split, seed, run, manner)
     given = cfg.user

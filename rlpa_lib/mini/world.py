@@ -8,9 +8,8 @@ from pathlib import Path
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge, RuleRevealJudge
 from rlpa_lib.mini.lexicon import lexicon
-from rlpa_lib.mini.manners import MANNERS
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.mini.user import AgendaUser
+from rlpa_lib.mini.user import MANNERS, AgendaUser
 
 WEIGHTS = Path(__file__).parent / "weights"  # the tiny model that ships with the package
 # The generator can make any number; all of a split are as many as the paper has (appendices C.1 and C.2).
