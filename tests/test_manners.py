@@ -17,7 +17,7 @@ from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.attacks import PERSONA
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.mini.play import moments, play_careful
+from rlpa_lib.mini.play import list_moments, play_careful
 from rlpa_lib.mini.user import MANNERS, WILLING, AgendaUser, Manner, count_empty_answers, draw_other_value, draw_slip
 from rlpa_lib.settings import config
 from rlpa_lib.settings.base import MANNERS as NAMES
@@ -52,7 +52,7 @@ def told(dialogues):
 
 
 def lines(dialogues):
-    return [before.pending.text for d in dialogues for before, _ in moments(d)]
+    return [before.pending.text for d in dialogues for before, _ in list_moments(d)]
 
 
 def test_the_settings_and_the_agenda_know_the_same_manners():
@@ -71,7 +71,7 @@ def test_difficult_users_tell_less(worlds, name):
 def test_no_manner_tells_more_than_the_rule_or_what_its_ledger_hides(worlds):
     for dialogues in worlds.values():
         for p, d in zip(PEOPLE, dialogues, strict=True):
-            for before, _ in moments(d):
+            for before, _ in list_moments(d):
                 assert len(before.ledger()) <= max(2, SHARE_PER_TURN * len(p.profile) * (len(before.turns) + 1))
                 user = before.pending
                 for slot, phrase in zip(user.stated, user.phrases, strict=True):
@@ -108,7 +108,7 @@ def test_off_topic_users_talk_of_others_whose_facts_are_not_theirs(worlds):
 def test_a_contradiction_is_no_revelation_and_is_taken_back_a_turn_later(worlds):
     slips = 0
     for p, d in zip(PEOPLE, worlds["contradictory"], strict=True):
-        for before, _ in moments(d):
+        for before, _ in list_moments(d):
             turn, text = len(before.turns) + 1, before.pending.text
             done = draw_slip(p, Dialogue("", "", before.turns), MANNERS["contradictory"], 0, "user_test", turn)
             if done is None:
@@ -127,7 +127,7 @@ def test_a_contradiction_is_no_revelation_and_is_taken_back_a_turn_later(worlds)
 
 def test_terse_users_say_bare_values(worlds):
     for d in worlds["terse"]:
-        for before, _ in moments(d):
+        for before, _ in list_moments(d):
             user = before.pending
             if user.stated:
                 assert user.text.startswith(" ".join(f"{phrase}." for phrase in user.phrases))

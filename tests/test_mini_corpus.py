@@ -42,14 +42,14 @@ def test_every_dialogue_opens_with_a_plain_hello():
 
 
 def test_no_slot_is_made_up_that_a_test_knows():
-    known = {s.lower() for s in (*SLOTS, *lex.lexicon().extended_slots)}
-    assert len(language.made_up_slots()) > 150
-    assert not known & {s.lower() for s in language.made_up_slots()}
+    known = {s.lower() for s in (*SLOTS, *lex.load_lexicon().extended_slots)}
+    assert len(language.list_made_up_slots()) > 150
+    assert not known & {s.lower() for s in language.list_made_up_slots()}
 
 
 def test_made_up_slots_are_told_and_noted(examples):
     blocks = [e.completion.split("</profile>")[0] for e in examples if e.completion.startswith("<profile>")]
-    noted = [[s for s in language.made_up_slots() if f"- {s}:" in b] for b in blocks]
+    noted = [[s for s in language.list_made_up_slots() if f"- {s}:" in b] for b in blocks]
     assert sum(map(bool, noted)) > 0.08 * len(blocks)
     for block, slots in zip(blocks, noted, strict=True):
         places = [block.index(f"- {s}:") for s in slots]
@@ -70,8 +70,8 @@ def test_what_is_no_longer_so_is_replaced_in_the_profile():
 
 
 def test_no_value_of_a_test_user_is_told_in_training(examples):
-    test = [f for slot in lex.FILES for v in lex.lexicon().values(slot, "test") for f in v.forms if len(f.split()) > 2]
-    test += [f for slot in lex.lexicon().extended_slots for v in lex.lexicon().values(slot) for f in v.forms if len(f.split()) > 2]
+    test = [f for slot in lex.FILES for v in lex.load_lexicon().values(slot, "test") for f in v.forms if len(f.split()) > 2]
+    test += [f for slot in lex.load_lexicon().extended_slots for v in lex.load_lexicon().values(slot) for f in v.forms if len(f.split()) > 2]
     text = "\n".join(users_of(examples))
     # Scrambling draws single words from the whole world and may rebuild "the city of ..." by chance.
     assert len(test) > 500 and sum(f in text for f in test) < 0.005 * len(test)

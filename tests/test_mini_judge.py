@@ -10,7 +10,7 @@ from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.mini.attacks import PERSONA, TOLD, load_gallery, situation
 from rlpa_lib.mini.judge import RULES, RuleEvaluationJudge, RuleJudge, gather_evidence
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.mini.play import moments, play_careful
+from rlpa_lib.mini.play import list_moments, play_careful
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.settings.kinds import EVALUATION_CRITERIA, REWARD_CRITERIA
 
@@ -139,7 +139,7 @@ def test_a_claim_is_held_against_the_persona_and_not_against_the_words_of_somebo
 def test_careful_replies_pass_and_fail_for_anybody_else():
     personas = builtin_personas("vanilla", 12, 0)
     dialogues = play_careful(personas, AgendaUser(0, "user_test"), 8, 0)
-    cases = [(i, before, reply) for i, d in enumerate(dialogues) for before, reply in moments(d)]
+    cases = [(i, before, reply) for i, d in enumerate(dialogues) for before, reply in list_moments(d)]
     training = RuleJudge().responses([(before, reply) for _, before, reply in cases])
     assert sum(v.score for v in training) / len(cases) > 0.95
     told = [(i, before, reply) for i, before, reply in cases if before.ledger()]
@@ -161,7 +161,7 @@ def test_word_salad_scores_nothing():
 def test_the_policy_never_sees_the_true_profile():
     [persona] = builtin_personas("train", 1, 5)
     [dialogue] = play_careful([persona], AgendaUser(0), 6, 0)
-    for before, _ in moments(dialogue):
+    for before, _ in list_moments(dialogue):
         text = str(policy_view(before, "system", "all")).lower()
         hidden = [v for s, v in persona.profile.items if s not in before.ledger() and s not in ("Age", "Gender")]
         assert not [v for v in hidden if v.lower() in text]

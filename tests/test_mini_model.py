@@ -83,7 +83,7 @@ def moments():
     for i, persona in enumerate(builtin_personas("train", 500, 9)):
         job = persona.profile.get("Occupation")
         first = Dialogue(str(i), persona.id).hear(Utterance("Hello")).answer("x", Reply(Profile(), "Hello and welcome. What is your job?", True))
-        rows.append((first.hear(Utterance(f"I work as {language.article(job)}.", ("Occupation",), (job,))), job))
+        rows.append((first.hear(Utterance(f"I work as {language.add_article(job)}.", ("Occupation",), (job,))), job))
     return rows
 
 

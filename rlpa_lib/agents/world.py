@@ -5,15 +5,21 @@ from __future__ import annotations
 
 from rlpa_lib.mini.attacks import PERSONA, TOLD, situation
 from rlpa_lib.mini.language import paraphrase_freely, paraphrase_value
-from rlpa_lib.mini.lexicon import change_value, normalise, same_value, slots_compatible
+from rlpa_lib.mini.lexicon import change_value, normalise, same_value
 from rlpa_lib.mini.play import collect_responses, play_crowd, select_personal
 from rlpa_lib.mini.teacher import write_oracle_reply, write_pair
-from rlpa_lib.mini.world import WEIGHTS, make_evaluation_judge, make_reveal_judge, make_reward_judge, make_user
+from rlpa_lib.mini.world import (
+    WEIGHTS,
+    make_evaluation_judge,
+    make_reveal_judge,
+    make_reward_judge,
+    make_user,
+)
 
 __all__ = [
-    "PERSONA", "TOLD", "WEIGHTS", "change_value", "list_floor_responses", "make_evaluation_judge",
-    "make_reveal_judge", "make_reward_judge", "make_user", "normalise", "paraphrase_freely",
-    "paraphrase_value", "play_crowd", "same_value", "situation", "slots_compatible", "write_oracle_reply",
+    "PERSONA", "TOLD", "WEIGHTS", "are_compatible", "change_value", "list_floor_responses",
+    "make_evaluation_judge", "make_reveal_judge", "make_reward_judge", "make_user", "normalise",
+    "paraphrase_freely", "paraphrase_value", "play_crowd", "same_value", "situation", "write_oracle_reply",
     "write_pair",
 ]  # fmt: skip
 

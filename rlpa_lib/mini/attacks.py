@@ -41,7 +41,7 @@ class Attack:
 
 
 def situation() -> Dialogue:
-    """Two finished turns and a pending utterance: age was asked for in vain; hobby, home and job were told."""
+    """Two turns and a pending utterance: age was asked for in vain; hobby, home and job were told."""
     interest = Profile((("Interests", "rock climbing"),))
     turns = (
         (Utterance("Hello"), "Hi, nice to meet you! How old are you?", Profile()),

@@ -19,7 +19,7 @@ from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.reveal import words
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.mini.user import temperament
+from rlpa_lib.mini.user import read_temperament
 from rlpa_lib.settings.kinds import EVALUATION_CRITERIA, REWARD_CRITERIA
 
 TURNING_ACTS = ("ask", "open", "detail", "invite")
@@ -49,7 +49,7 @@ class Evidence:
     @property
     def usable(self) -> bool:
         """Has the user told anything that a sentence of this world could take up?"""
-        return any(language.frame_slots(slot) for slot in self.told)
+        return any(language.list_frame_slots(slot) for slot in self.told)
 
 
 def gather_evidence(dialogue: Dialogue) -> Evidence:
@@ -71,7 +71,7 @@ def _understand(text: str, names: Iterable[str] = ("user_train", "user_test")) -
 def find_support(fact: tuple[str, str], facts: dict[str, str]) -> str | None:
     """The slot whose known value a claim rests on, or None when nothing that is known supports it."""
     slot, phrase = fact
-    fitting = (s for s in facts if slot in language.frame_slots(s))
+    fitting = (s for s in facts if slot in language.list_frame_slots(s))
     return next((s for s in fitting if _names_whole_value(slot, phrase, facts[s])), None)
 
 
@@ -81,8 +81,8 @@ def _names_whole_value(slot: str, phrase: str, known: str) -> bool:
     if said == known.casefold():
         return True
     if slot in ("Age", "Gender"):
-        return lex.same_value(slot, phrase, known) and said in language.spoken_forms(slot, known)
-    value = lex.lexicon().find(phrase)
+        return lex.same_value(slot, phrase, known) and said in language.list_forms(slot, known)
+    value = lex.load_lexicon().find(phrase)
     listed = value is not None and said in map(str.casefold, value.forms)
     return listed and lex.same_value(slot, phrase, known)
 
@@ -92,8 +92,8 @@ def _is_phrase(fact: tuple[str, str], facts: dict[str, str]) -> bool:
     slot, phrase = fact
     if slot in ("Age", "Gender"):
         return (lex.parse_age if slot == "Age" else lex.find_gender)(phrase) is not None
-    value = lex.lexicon().find(phrase)
-    fits = value is not None and slot in language.frame_slots(value.slot)
+    value = lex.load_lexicon().find(phrase)
+    fits = value is not None and slot in language.list_frame_slots(value.slot)
     return fits or find_support(fact, facts) is not None
 
 
@@ -218,7 +218,7 @@ def _choose_reading(options: tuple[language.Sentence, ...], facts: dict[str, str
 
 
 def _mean_same(one: tuple[str, str], true: tuple[str, str]) -> bool:
-    return lex.slots_compatible(one[0], true[0]) and lex.same_value(true[0], one[1], true[1])
+    return lex.are_compatible(one[0], true[0]) and lex.same_value(true[0], one[1], true[1])
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class RuleEvaluationJudge:
         return [self._judge(*case) for case in cases]
 
     def _judge(self, persona: Persona, dialogue: Dialogue, response: str) -> Verdict:
-        told, mood, true = gather_evidence(dialogue), temperament(persona), dict(persona.profile.items)
+        told, mood, true = gather_evidence(dialogue), read_temperament(persona), dict(persona.profile.items)
         wishes = Wishes(mood.brief, mood.calm, mood.private, told.wishes.advice)
         # The transcript's words count only where they are true of this persona: a reply for somebody else
         # must fail.
@@ -283,6 +283,6 @@ class RuleRevealJudge:
             told |= {s for s, phrase in facts if lex.same_value(s, phrase, persona.profile.get(s) or "")}
             # A slot without frames of its own is told by its name.
             for slot, value in persona.profile.items:
-                if any(language.name_slot(slot, form) in text for form in language.spoken_forms(slot, value)):
+                if any(language.name_slot(slot, form) in text for form in language.list_forms(slot, value)):
                     told.add(slot)
         return frozenset(told)

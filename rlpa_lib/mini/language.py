@@ -44,13 +44,13 @@ class Sentence:
     facts: tuple[tuple[str, str], ...]
 
 
-def article(phrase: str) -> str:
+def add_article(phrase: str) -> str:
     """'a nurse', 'an engineer' (by the first letter; the lexicon avoids words such as 'hour')."""
     return f"{'an' if phrase[:1].lower() in 'aeiou' else 'a'} {phrase}"
 
 
 @cache
-def grammar(name: str) -> tuple[Template, ...]:
+def load_grammar(name: str) -> tuple[Template, ...]:
     """The templates of one grammar file: one of SPEECH."""
     if name not in SPEECH:
         raise ValueError(f"no grammar named {name!r}; there are {sorted(SPEECH)}")
@@ -63,9 +63,9 @@ def grammar(name: str) -> tuple[Template, ...]:
 
 
 @cache
-def templates(name: str, act: str, slot: str = "") -> tuple[Template, ...]:
+def find_templates(name: str, act: str, slot: str = "") -> tuple[Template, ...]:
     """A grammar's templates of one act, for one slot alone where one is named."""
-    return tuple(t for t in grammar(name) if t.act == act and (slot == "" or t.slots == (slot,)))
+    return tuple(t for t in load_grammar(name) if t.act == act and (slot == "" or t.slots == (slot,)))
 
 
 def realise(template: Template, rng: random.Random, facts: dict[str, str] | None = None) -> str:
@@ -74,25 +74,25 @@ def realise(template: Template, rng: random.Random, facts: dict[str, str] | None
 
     def fill(match: re.Match) -> str:
         phrase = (facts or {})[match[2]]
-        return article(phrase) if match[1] else phrase
+        return add_article(phrase) if match[1] else phrase
 
     return HOLE.sub(fill, text)
 
 
-def spoken_forms(slot: str, value: str) -> tuple[str, ...]:
+def list_forms(slot: str, value: str) -> tuple[str, ...]:
     """The phrasings in which a user may say a value; the value itself where the lexicon does not know it."""
     if slot == "Age":
         years = lex.parse_age(value)
         return (value,) if years is None or years > 99 else (str(years), lex.spell_number(years))
     if slot == "Gender":
         return lex.GENDERS.get(lex.find_gender(value) or "", (value,))
-    found = lex.lexicon().find(value, slot)
+    found = lex.load_lexicon().find(value, slot)
     return found.forms if found else (value,)
 
 
 def paraphrase_value(slot: str, value: str, rng: random.Random) -> str | None:
     """Another phrasing that the lexicon lists, or None; the rule judge reads the same lexicon."""
-    others = [form for form in spoken_forms(slot, value) if form.casefold() != value.casefold()]
+    others = [form for form in list_forms(slot, value) if form.casefold() != value.casefold()]
     return rng.choice(others) if others else None
 
 
@@ -103,27 +103,27 @@ def paraphrase_freely(slot: str, value: str, rng: random.Random) -> str | None:
     return rng.choice(found) if found else None
 
 
-def frame_slots(slot: str) -> tuple[str, ...]:
+def list_frame_slots(slot: str) -> tuple[str, ...]:
     """The slots whose sentence frames fit a value of `slot`."""
     if slot in SLOTS:
         return (slot,)
-    return ("Interests",) if slot in TOPIC_LIKE or made_up_slots().get(slot) == "Noun" else ()
+    return ("Interests",) if slot in TOPIC_LIKE or list_made_up_slots().get(slot) == "Noun" else ()
 
 
 @cache
-def made_up_slots() -> dict[str, str]:
+def list_made_up_slots() -> dict[str, str]:
     """Slots of training dialogues alone (grammar/topics.txt): name -> the class of the word that names it."""
-    topics = templates("topics", "topic")
+    topics = find_templates("topics", "topic")
     return {word.title(): t.slots[0] for t in topics for word in t.text.split(", ")}
 
 
 def tell(speech: str, slot: str, phrase: str, rng: random.Random) -> str:
     """A sentence that states a slot's value; a slot that the grammar does not know is named in it."""
-    frames = templates(speech, "say", slot)
+    frames = find_templates(speech, "say", slot)
     if frames:
         return realise(rng.choice(frames), rng, {slot: phrase})
-    if slot in made_up_slots():
-        frames = templates("topics", "say", made_up_slots()[slot])
+    if slot in list_made_up_slots():
+        frames = find_templates("topics", "say", list_made_up_slots()[slot])
         return realise(rng.choice(frames), rng, {"topic": slot.lower(), "value": phrase})
     return name_slot(slot, phrase)
 
@@ -151,7 +151,7 @@ def _pattern(template: Template) -> re.Pattern:
 def _by_first_word(name: str) -> dict[str, tuple[tuple[re.Pattern, Template], ...]]:
     """Templates by the first word of a sentence; '' holds those that may start with a hole."""
     table: dict[str, list] = {}
-    for template in grammar(name):
+    for template in load_grammar(name):
         head = CHOICE.match(template.text)
         starts = [c.split()[0] for c in head[1].split("|")] if head else [template.text.split()[0]]
         for start in set(starts):
@@ -181,7 +181,7 @@ def parse_sentence(sentence: str, name: str = "assistant") -> tuple[Sentence, ..
 def _drop_article(phrase: str) -> str | None:
     """The phrase behind its article; None where there is none, or the wrong one."""
     bare = re.sub(r"^an? ", "", phrase)
-    return bare if article(bare) == phrase else None
+    return bare if add_article(bare) == phrase else None
 
 
 def split_sentences(text: str) -> list[str]:

@@ -118,7 +118,7 @@ def _closeness(inferred: str, true: str) -> float:
 def _same_phrase(inferred: str, true: str) -> bool:
     if normalise(inferred) == normalise(true):
         return True
-    found, wanted = lexicon().find(inferred), lexicon().find(true)
+    found, wanted = load_lexicon().find(inferred), load_lexicon().find(true)
     if found and wanted:
         return found is wanted
     if wanted is None:
@@ -126,8 +126,8 @@ def _same_phrase(inferred: str, true: str) -> bool:
     # A phrase that the lexicon does not list must fit this value better than any other: "a bachelor's degree"
     # fits many.
     own = max(_closeness(inferred, form) for form in wanted.forms)
-    others = (form for value in lexicon().values(wanted.slot) if value is not wanted for form in value.forms)
-    return own >= SIMILAR and all(_closeness(inferred, form) < own for form in others)
+    others = (value for value in load_lexicon().values(wanted.slot) if value is not wanted)
+    return own >= SIMILAR and all(_closeness(inferred, form) < own for other in others for form in other.forms)
 
 
 @lru_cache(maxsize=65536)
@@ -140,7 +140,7 @@ def same_value(slot: str, inferred: str, true: str) -> bool:
         return read(inferred) is not None and read(inferred) == read(true)
     if _same_phrase(inferred, true):
         return True
-    if lexicon().find(inferred) and lexicon().find(true):
+    if load_lexicon().find(inferred) and load_lexicon().find(true):
         return False
     got, want = _members(inferred), _members(true)
     if len(got) == 1 and len(want) == 1:
@@ -165,12 +165,12 @@ def change_value(slot: str, value: str, rng: random.Random) -> str | None:
         return None if years is None else str(rng.choice([n for n in range(18, 90) if abs(n - years) >= 2]))
     if slot == "Gender":
         return rng.choice([name for name in GENDERS if name != find_gender(value)])
-    own = lexicon().find(value, slot)
-    others = [other for other in lexicon().values(slot, own.split if own else None) if other is not own]
+    own = load_lexicon().find(value, slot)
+    others = [other for other in load_lexicon().values(slot, own.split if own else None) if other is not own]
     return rng.choice(rng.choice(others).forms) if others else None
 
 
-def slots_compatible(inferred: str, true: str) -> bool:
+def are_compatible(inferred: str, true: str) -> bool:
     """Items are compared within a slot; in the open schema (Extended ALOE) keys are free (appendix C.2)."""
     return inferred.lower() == true.lower() or (true not in SLOTS and inferred not in ("Age", "Gender"))
 
@@ -182,7 +182,7 @@ def read_lines(path: str) -> list[tuple[int, str]]:
 
 
 @cache
-def lexicon() -> Lexicon:
+def load_lexicon() -> Lexicon:
     """The value files of the package; the first line of an extended slot's file names the slot."""
     folder = resources.files("rlpa_lib.mini") / "lexicon"
     files = {slot: f"{stem}.tsv" for slot, stem in FILES.items()}

@@ -7,8 +7,8 @@ import re
 
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import SLOTS, Profile
-from rlpa_lib.mini.language import article, templates
-from rlpa_lib.mini.lexicon import GENDERS, Value, lexicon
+from rlpa_lib.mini.language import add_article, find_templates
+from rlpa_lib.mini.lexicon import GENDERS, Value, load_lexicon
 from rlpa_lib.settings.config import InputError
 
 SPLITS = {"train": "train", "vanilla": "test", "extended": "extended"}
@@ -59,14 +59,14 @@ def _draw_items(split: str, seen: set, rng: random.Random) -> tuple[tuple[str, s
 
 def _make_persona(name: str, items: tuple[tuple[str, str], ...], rng: random.Random) -> Persona:
     facts = dict(items)
-    trait = lexicon().find(facts.get("Personality Traits", ""), "Personality Traits")
+    trait = load_lexicon().find(facts.get("Personality Traits", ""), "Personality Traits")
     personality = describe_manner(trait, facts.get("Gender", "non-binary"), rng)
     return Persona(name, describe(items, rng), personality, Profile(items))
 
 
 def _draw_ten_slots(split: str, rng: random.Random) -> tuple[tuple[str, str], ...]:
     """One value for each of the ten slots, in their order; what is tied to an age is drawn to fit it."""
-    job = rng.choice(lexicon().values("Occupation", split))
+    job = rng.choice(load_lexicon().values("Occupation", split))
     school = rng.choice(_list_schools(job, split, rng))
     age = _draw_age((job, school), rng)
     (gender,) = rng.choices(tuple(GENDER_WEIGHTS), weights=tuple(GENDER_WEIGHTS.values()))
@@ -74,7 +74,7 @@ def _draw_ten_slots(split: str, rng: random.Random) -> tuple[tuple[str, str], ..
     facts |= {"Occupation": job.canonical, "Educational Background": school.canonical}
     for slot in SLOTS:
         if slot not in facts:
-            values = lexicon().values(slot, split)
+            values = load_lexicon().values(slot, split)
             facts[slot] = rng.choice([v for v in values if _youngest(v) <= age <= _oldest(v)]).canonical
     return tuple((slot, facts[slot]) for slot in SLOTS)
 
@@ -82,7 +82,7 @@ def _draw_ten_slots(split: str, rng: random.Random) -> tuple[tuple[str, str], ..
 def _list_schools(job: Value, split: str, rng: random.Random) -> list[Value]:
     """The education values to draw from: those of the job's group mostly, else those of the other groups."""
     related = rng.random() < SAME_GROUP
-    values = lexicon().values("Educational Background", split)
+    values = load_lexicon().values("Educational Background", split)
     return [value for value in values if (value.attrs["group"] == job.attrs["group"]) == related]
 
 
@@ -103,9 +103,9 @@ def _oldest(value: Value) -> int:
 
 def _draw_extended(rng: random.Random) -> tuple[tuple[str, str], ...]:
     """Seven to ten slots of the open schema, in the lexicon's order, one value each."""
-    slots = lexicon().extended_slots
+    slots = load_lexicon().extended_slots
     chosen = set(rng.sample(slots, min(len(slots), rng.randint(*EXTENDED_SIZES))))
-    values = ((slot, lexicon().values(slot, "extended")) for slot in slots if slot in chosen)
+    values = ((slot, load_lexicon().values(slot, "extended")) for slot in slots if slot in chosen)
     return tuple((slot, rng.choice(some).canonical) for slot, some in values)
 
 
@@ -133,14 +133,14 @@ def describe_manner(trait: Value | None, gender: str, rng: random.Random) -> str
 
 
 def _draw_text(rng: random.Random, act: str, slot: str = "", otherwise: str = "") -> str:
-    return rng.choice(templates("persona", act, slot) or templates("persona", otherwise)).text
+    return rng.choice(find_templates("persona", act, slot) or find_templates("persona", otherwise)).text
 
 
 def _predicate(slot: str, value: str, gender: str, rng: random.Random) -> str:
     """A predicate that tells the slot, verbs still open."""
     _, possessive, reflexive = PRONOUNS[gender]
     text = _draw_text(rng, "tell", slot, otherwise="any")
-    return text.format(v=value, a=article(value), p=possessive, r=reflexive, slot=slot.lower())
+    return text.format(v=value, a=add_article(value), p=possessive, r=reflexive, slot=slot.lower())
 
 
 def _write_lead(facts: dict[str, str], first: str, with_age: bool, rng: random.Random) -> str:
@@ -148,14 +148,14 @@ def _write_lead(facts: dict[str, str], first: str, with_age: bool, rng: random.R
     subject, noun = PRONOUNS[gender][0], GENDERS[gender][0]
     # "an 18-year-old": the article follows the spoken number.
     aged = f"{'an' if age.startswith('8') or age in ('11', '18') else 'a'} {age}-year-old {noun}"
-    subjects = {"S": subject.capitalize(), "s": subject, "aged": aged, "noun": article(noun), "age": age}
+    subjects = {"S": subject.capitalize(), "s": subject, "aged": aged, "noun": add_article(noun), "age": age}
     text = _draw_text(rng, "lead" if with_age else "ageless")
     return _agree(text.format(**subjects, p1=first, w1=_agree(first, plural=False)), subject == "they")
 
 
 def _write_sentences(predicates: list[str], subject: str, rng: random.Random) -> list[str]:
     """Sentences of one to three predicates each, in the order given; no opener comes twice."""
-    openers, sentences = [template.text for template in templates("persona", "opener")], []
+    openers, sentences = [template.text for template in find_templates("persona", "opener")], []
     rng.shuffle(openers)
     while predicates:
         size = rng.choice((1, 2, 2, 3))

@@ -20,7 +20,7 @@ from rlpa_lib.dialogue.turns import play_turns
 from rlpa_lib.mini import language, teacher
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.mini.user import AgendaUser, temperament, theoretical_max
+from rlpa_lib.mini.user import AgendaUser, read_temperament, theoretical_max
 
 TURNS = 10
 SYLLABLES = (
@@ -50,19 +50,20 @@ def play_careful(personas: Sequence[Persona], user: SimulatedUser, turns: int, s
     return last.dialogues
 
 
-def moments(dialogue: Dialogue) -> list[tuple[Dialogue, Reply]]:
+def list_moments(dialogue: Dialogue) -> list[tuple[Dialogue, Reply]]:
     """(dialogue with the pending utterance, the reply that it got) for each of its K turns."""
     turns = dialogue.turns
     return [(replace(dialogue, turns=turns[:k], pending=t.user), t.reply) for k, t in enumerate(turns)]
 
 
-def reveal_table(personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> pd.DataFrame:
+def measure_reveal(personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> pd.DataFrame:
     """Share revealed up to each turn, 0 to 1 (section 5.3): columns user, pace, turn, new_slots, share."""
     rows = []
     for persona, dialogue in zip(personas, dialogues, strict=True):
-        for before, _ in moments(dialogue):
+        for before, _ in list_moments(dialogue):
             turn, new = len(before.turns) + 1, len(before.pending.stated)
-            rows.append((persona.id, temperament(persona).pace, turn, new, theoretical_max(persona, before)))
+            pace, share = read_temperament(persona).pace, theoretical_max(persona, before)
+            rows.append((persona.id, pace, turn, new, share))
     return pd.DataFrame(rows, columns=["user", "pace", "turn", "new_slots", "share"])
 
 
@@ -84,7 +85,7 @@ def play_crowd(
         if rng.random() < 0.7:
             style = rng.choices(teacher.STYLES, teacher.MIX[mode])[0]
         profile = teacher.write_profile(dialogue, profile, diligence, rng)
-        response = teacher.compose(style, teacher.scene(dialogue), rng)
+        response = teacher.compose(style, teacher.read_scene(dialogue), rng)
         kept = keep((dialogue, profile, response), rng)
         return [Said(render_reply(profile, response), _remember(profile, response, rng), kept)]
 
@@ -127,7 +128,7 @@ class _RoughUser:
         rng, slot = self.rng, self.rng.choice(told)
         known = slot in ("Age", "Gender")
         phrase = teacher.draw_spoken_value(slot, rng) if known else scramble(slot, rng, list_words())
-        frames = language.templates("changes_train", "changed", slot)
+        frames = language.find_templates("changes_train", "changed", slot)
         text = language.realise(rng.choice(frames), rng, {slot: phrase})
         self.persona = replace(self.persona, profile=self.persona.profile.replace(slot, phrase))
         return Utterance(f"{utterance.text} {text}", (*utterance.stated, slot), (*utterance.phrases, phrase))
@@ -153,13 +154,13 @@ def roughen(utterance: Utterance, rng: random.Random) -> Utterance:
 
 def write_aside(rng: random.Random) -> str:
     """A sentence about nothing, with random words in it."""
-    text = language.realise(rng.choice(language.grammar("asides")), rng, {"word": "{}"})
+    text = language.realise(rng.choice(language.load_grammar("asides")), rng, {"word": "{}"})
     return text.format(*(rng.choice(list_known_words()) for _ in range(text.count("{}"))))
 
 
 def scramble(slot: str, rng: random.Random, pool: Sequence[str]) -> str:
     """A value that looks like one of the slot's but holds words from elsewhere or without a meaning."""
-    words = rng.choice(rng.choice(lex.lexicon().values(slot, "train")).forms).split()
+    words = rng.choice(rng.choice(lex.load_lexicon().values(slot, "train")).forms).split()
     places = [i for i, word in enumerate(words) if word not in lex.STOPWORDS]
     for i in rng.sample(places, min(len(places), rng.randint(1, 2))):
         if rng.random() < 0.85:
@@ -176,7 +177,8 @@ def list_words() -> tuple[str, ...]:
     """Every word of the world's values, the test values included, one by one: a base model knows the words of
     its language. What it never meets before the test is the values themselves, and the sentence frames around
     them."""
-    forms = [form for values in lex.lexicon().by_slot.values() for value in values for form in value.forms]
+    lists = lex.load_lexicon().by_slot.values()
+    forms = [form for values in lists for value in values for form in value.forms]
     return tuple(sorted({word for form in forms for word in form.split()}))
 
 
@@ -184,7 +186,7 @@ def list_words() -> tuple[str, ...]:
 def list_known_words() -> tuple[str, ...]:
     """Those and every word that users say, test users included: a word is known, a sentence frame is not."""
     names = ("user_train", "user_test", "changes_train", "topics")
-    said = re.sub(r"\{.*?\}", " ", " ".join(t.text for name in names for t in language.grammar(name)))
+    said = re.sub(r"\{.*?\}", " ", " ".join(t.text for name in names for t in language.load_grammar(name)))
     return tuple(sorted({*list_words(), *re.findall(r"[a-zA-Z'-]+", said)}))
 
 

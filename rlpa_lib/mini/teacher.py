@@ -35,7 +35,7 @@ class Scene:
     first: bool
 
 
-def scene(dialogue: Dialogue, facts: dict[str, str] | None = None) -> Scene:
+def read_scene(dialogue: Dialogue, facts: dict[str, str] | None = None) -> Scene:
     """Read a dialogue with a pending utterance; `facts` replaces what it tells (for the oracle)."""
     evidence = gather_evidence(dialogue)
     parsed = [options[0] for text in evidence.earlier for options in language.parse(text) if options]
@@ -58,7 +58,7 @@ def compose(style: str, view: Scene, rng: random.Random) -> str:
         return " ".join([*opening, _remark(rng), _line("ask", rng, slot)])
     if style == "inventive":
         slot = rng.choice([s for s in SLOTS if s not in ("Age", "Gender")])
-        phrase = rng.choice(rng.choice(lex.lexicon().values(slot, "train")).forms)
+        phrase = rng.choice(rng.choice(lex.load_lexicon().values(slot, "train")).forms)
         claim = _about(rng.choice(["ack", "suggest"]), slot, phrase, rng)
         return " ".join([*opening, claim, _question(view, rng, fresh=True)])
     if style == "curious":
@@ -98,15 +98,15 @@ def _question(view: Scene, rng: random.Random, fresh: bool) -> str:
 
 def _pick_fact(view: Scene, rng: random.Random) -> tuple[str, str] | None:
     """A known fact that some frame fits; the latest ones are likelier."""
-    usable = [(s, p) for s, p in view.facts.items() if language.frame_slots(s)]
+    usable = [(s, p) for s, p in view.facts.items() if language.list_frame_slots(s)]
     if not usable:
         return None
     slot, phrase = rng.choices(usable, weights=range(1, len(usable) + 1))[0]
-    return language.frame_slots(slot)[0], phrase
+    return language.list_frame_slots(slot)[0], phrase
 
 
 def _about(act: str, slot: str, phrase: str, rng: random.Random) -> str:
-    return language.realise(rng.choice(language.templates("assistant", act, slot)), rng, {slot: phrase})
+    return language.realise(rng.choice(language.find_templates("assistant", act, slot)), rng, {slot: phrase})
 
 
 def _remark(rng: random.Random) -> str:
@@ -114,7 +114,7 @@ def _remark(rng: random.Random) -> str:
 
 
 def _line(act: str, rng: random.Random, slot: str = "") -> str:
-    return language.realise(rng.choice(language.templates("assistant", act, slot)), rng)
+    return language.realise(rng.choice(language.find_templates("assistant", act, slot)), rng)
 
 
 def write_profile(
@@ -139,10 +139,10 @@ def write_profile(
 def draw_spoken_value(slot: str, rng: random.Random) -> str:
     """Any training value of one of the ten slots, as a user might say it."""
     if slot == "Age":
-        return rng.choice(language.spoken_forms("Age", str(rng.randint(18, 82))))
+        return rng.choice(language.list_forms("Age", str(rng.randint(18, 82))))
     if slot == "Gender":
-        return rng.choice(language.spoken_forms("Gender", rng.choice(sorted(lex.GENDERS))))
-    return rng.choice(rng.choice(lex.lexicon().values(slot, "train")).forms)
+        return rng.choice(language.list_forms("Gender", rng.choice(sorted(lex.GENDERS))))
+    return rng.choice(rng.choice(lex.load_lexicon().values(slot, "train")).forms)
 
 
 def sort_by_slot(items: dict[str, str]) -> tuple[tuple[str, str], ...]:
@@ -153,12 +153,13 @@ def sort_by_slot(items: dict[str, str]) -> tuple[tuple[str, str], ...]:
 
 def reply_with_care(dialogue: Dialogue, rng: random.Random) -> Reply:
     """The careful assistant's reply; its profile is what has been told, in the user's words."""
-    return Reply(Profile(tuple(dialogue.facts().items())), compose("careful", scene(dialogue), rng), True)
+    told = Profile(tuple(dialogue.facts().items()))
+    return Reply(told, compose("careful", read_scene(dialogue), rng), True)
 
 
 def write_pair(dialogue: Dialogue, rng: random.Random) -> tuple[str, str]:
     """(preferred, rejected) responses: the careful assistant's and the generic one's."""
-    view = scene(dialogue)
+    view = read_scene(dialogue)
     preferred = compose("careful", view, rng)
     generic = (compose("generic", view, rng) for _ in range(8))
     return preferred, next((response for response in generic if response != preferred), preferred)
@@ -167,5 +168,5 @@ def write_pair(dialogue: Dialogue, rng: random.Random) -> tuple[str, str]:
 def write_oracle_reply(persona: Persona, dialogue: Dialogue, rng: random.Random) -> Reply:
     """The ceiling: notes the true profile and uses what was told or, before that, what is true."""
     told = dialogue.facts()
-    facts = told or {s: rng.choice(language.spoken_forms(s, v)) for s, v in persona.profile.items}
-    return Reply(persona.profile, _compose_careful(scene(dialogue, facts), [], rng), True)
+    facts = told or {s: rng.choice(language.list_forms(s, v)) for s, v in persona.profile.items}
+    return Reply(persona.profile, _compose_careful(read_scene(dialogue, facts), [], rng), True)

@@ -30,10 +30,10 @@ class Temperament:
     favorite: str
 
 
-def temperament(persona: Persona) -> Temperament:
+def read_temperament(persona: Persona) -> Temperament:
     """Fixed per persona: pace and tone follow its traits if the lexicon knows them, the rest its id."""
     rng = random.Random(f"temperament|{persona.id}|{persona.description}")
-    trait = lex.lexicon().find(persona.profile.get("Personality Traits") or "")
+    trait = lex.load_lexicon().find(persona.profile.get("Personality Traits") or "")
     attrs = trait.attrs if trait else {}
     pace = attrs.get("pace") or rng.choice(sorted(VOLUNTEER))
     calm = attrs.get("tone", "lively") == "calm" and rng.random() < 0.5
@@ -86,7 +86,7 @@ class AgendaUser:
 
     def agenda(self, persona: Persona) -> list[str]:
         """The order in which this persona would tell its slots unasked; the favourite topic comes early."""
-        rng, mood = random.Random(f"agenda|{self.seed}|{persona.id}"), temperament(persona)
+        rng, mood = random.Random(f"agenda|{self.seed}|{persona.id}"), read_temperament(persona)
         order = [s for s in persona.profile.slots() if s not in (mood.private, mood.favorite)]
         rng.shuffle(order)
         order.insert(min(len(order), rng.randrange(2)), mood.favorite)
@@ -95,7 +95,7 @@ class AgendaUser:
     def _next(self, persona: Persona, dialogue: Dialogue, news: News | None = None) -> Utterance:
         if not dialogue.turns:
             return Utterance(OPENING)
-        turn, mood = len(dialogue.turns) + 1, temperament(persona)
+        turn, mood = len(dialogue.turns) + 1, read_temperament(persona)
         rng = random.Random(f"turn|{self.seed}|{persona.id}|{turn}")
         known = dialogue.ledger()
         budget = reveal_budget(len(persona.profile), turn, len(known))
@@ -191,8 +191,8 @@ class AgendaUser:
         rng = random.Random(f"news|{self.seed}|{persona.id}|{len(dialogue.turns) + 1}")
         if news.was is None:
             return self._say(persona, news.slot, rng)
-        phrase = rng.choice(language.spoken_forms(news.slot, persona.profile.get(news.slot)))
-        frames = language.templates(self.speech.replace("user", "changes"), "changed", news.slot)
+        phrase = rng.choice(language.list_forms(news.slot, persona.profile.get(news.slot)))
+        frames = language.find_templates(self.speech.replace("user", "changes"), "changed", news.slot)
         text = f"About {news.slot.lower()} something has changed, now there is this: {phrase}."
         if frames:
             text = language.realise(rng.choice(frames), rng, {news.slot: phrase})
@@ -200,12 +200,12 @@ class AgendaUser:
 
     def _line(self, act: str, rng: random.Random, slot: str = "") -> str:
         speeches = (self.speech, find_manners(self.speech))
-        lines = next(filter(None, (language.templates(speech, act, slot) for speech in speeches)))
+        lines = next(filter(None, (language.find_templates(speech, act, slot) for speech in speeches)))
         return language.realise(rng.choice(lines), rng)
 
     def _say(self, persona: Persona, slot: str, rng: random.Random) -> Told:
         """(sentence, slot, phrase) that reveals one slot in one of its phrasings."""
-        phrase = rng.choice(language.spoken_forms(slot, persona.profile.get(slot)))
+        phrase = rng.choice(language.list_forms(slot, persona.profile.get(slot)))
         return language.tell(self.speech, slot, phrase, rng), slot, phrase
 
 
@@ -217,7 +217,7 @@ def _read(persona: Persona, options: tuple[language.Sentence, ...]) -> language.
 def _is_wrong(persona: Persona, sentence: language.Sentence) -> bool:
     """Does it claim something that is not so? A frame may carry values of other slots that fit it."""
     for slot, phrase in sentence.facts:
-        values = [value for own, value in persona.profile.items if slot in language.frame_slots(own)]
+        values = [value for own, value in persona.profile.items if slot in language.list_frame_slots(own)]
         if not any(lex.same_value(slot, phrase, value) for value in values):
             return True
     return False
@@ -245,7 +245,8 @@ def draw_other_value(slot: str, value: str, speech: str, rng: random.Random) -> 
         years = lex.parse_age(value)
         return None if years is None else str(years + rng.choice((-7, -4, 5, 9)))
     split = "train" if speech.endswith("train") else "test" if slot in lex.FILES else "extended"
-    others = [v for v in lex.lexicon().values(slot, split) if not lex.same_value(slot, v.canonical, value)]
+    values = lex.load_lexicon().values(slot, split)
+    others = [other for other in values if not lex.same_value(slot, other.canonical, value)]
     return rng.choice(rng.choice(others).forms) if others else None
 
 
@@ -270,12 +271,12 @@ def draw_slip(
 def write_stray(persona: Persona, speech: str, rng: random.Random) -> str:
     """A sentence about something else, or about somebody else, whose facts are none of the user's."""
     if rng.random() < 0.5:
-        frame = rng.choice(language.templates(find_manners(speech), "aside"))
+        frame = rng.choice(language.find_templates(find_manners(speech), "aside"))
         slot = frame.slots[0]
         phrase = draw_other_value(slot, persona.profile.get(slot) or "", speech, rng)
         if phrase is not None:
             return language.realise(frame, rng, {slot: phrase})
-    return language.realise(rng.choice(language.templates(find_manners(speech), "chatter")), rng)
+    return language.realise(rng.choice(language.find_templates(find_manners(speech), "chatter")), rng)
 
 
 def find_manners(speech: str) -> str:

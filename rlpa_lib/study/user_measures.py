@@ -92,7 +92,7 @@ def measures(persona: Persona, dialogue: Dialogue, claimed: Sequence[Claim] | No
     for slot, phrase in spoken:
         inconsistent += slot in said and not world.same_value(slot, phrase, said[slot])
         said.setdefault(slot, phrase)
-    wrong = sum(not any(world.slots_compatible(s, slot) and world.same_value(s, phrase, v) for s, v in persona.profile.items) for slot, phrase in spoken)
+    wrong = sum(not any(world.are_compatible(s, slot) and world.same_value(s, phrase, v) for s, v in persona.profile.items) for slot, phrase in spoken)
     facts: tuple[float, float, float] = (len(spoken), wrong, inconsistent)
     if claimed is not None:
         facts = (len(claimed), sum(c.against_persona for c in claimed), sum(c.against_earlier for c in claimed))

@@ -15,7 +15,7 @@ from rlpa_lib.dialogue.profile import SLOTS, Profile, render_reply
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.play import TURNS, Moment, list_words, play_crowd, roughen, scramble
-from rlpa_lib.mini.teacher import MIX, STYLES, compose, draw_spoken_value, scene, sort_by_slot
+from rlpa_lib.mini.teacher import MIX, STYLES, compose, draw_spoken_value, read_scene, sort_by_slot
 
 MODES = tuple(MIX)
 EXAMPLES_PER_DIALOGUE = 4
@@ -60,7 +60,7 @@ def scramble_persona(persona: Persona, rng: random.Random, pool: Sequence[str], 
 
 def add_made_up_slots(persona: Persona, rng: random.Random, pool: Sequence[str]) -> Persona:
     """The persona with slots that no test knows, in place of its own or beside them; values mean nothing."""
-    names = rng.sample(sorted(language.made_up_slots()), rng.choice([1, 2, 8]))
+    names = rng.sample(sorted(language.list_made_up_slots()), rng.choice([1, 2, 8]))
     own = () if len(names) == 8 else persona.profile.items
     added = ((name, scramble(rng.choice(list(lex.FILES)), rng, pool)) for name in names)
     return replace(persona, profile=Profile((*own, *added)))
@@ -89,7 +89,7 @@ def make_example(mode: str, moment: Moment, rng: random.Random) -> Example:
 
 
 def _make_revision(messages: list, dialogue: Dialogue, response: str, rng: random.Random) -> Example:
-    draft = compose(rng.choices(STYLES, MIX["base"])[0], scene(dialogue), rng)
+    draft = compose(rng.choices(STYLES, MIX["base"])[0], read_scene(dialogue), rng)
     used = [phrase for options in language.parse(draft) if options for _, phrase in options[0].facts]
     told = list(dialogue.facts().values())
     verdict = f"It used {used[0]}." if used else "It used nothing that you told me."
@@ -104,7 +104,7 @@ def _make_revision(messages: list, dialogue: Dialogue, response: str, rng: rando
 
 def make_copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: float = 0.9) -> Example:
     """The warm-up: one to four facts, some of which mean nothing, are stated in any frame and listed."""
-    names = [*SLOTS, *rng.sample(sorted(language.made_up_slots()), 3)]
+    names = [*SLOTS, *rng.sample(sorted(language.list_made_up_slots()), 3)]
     slots, said, items = rng.sample(names, rng.randint(1, 4)), [], {}
     for slot in slots:
         known = draw_spoken_value(slot, rng) if slot in SLOTS else ""
@@ -118,7 +118,7 @@ def make_copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: 
     profile = Profile(sort_by_slot(items))
     slot = rng.choice([s for s in slots if s in SLOTS] or ["Interests"])
     items.setdefault(slot, items[slots[0]])
-    frames = language.templates("assistant", rng.choice(["ack", "suggest", "detail"]), slot)
+    frames = language.find_templates("assistant", rng.choice(["ack", "suggest", "detail"]), slot)
     response = language.realise(rng.choice(frames), rng, items)
     return Example(tuple(messages), render_reply(profile, response))
 
