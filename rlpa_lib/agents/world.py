@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from rlpa_lib.mini.attacks import PERSONA, TOLD, situation
 from rlpa_lib.mini.language import paraphrase_freely, paraphrase_value
-from rlpa_lib.mini.lexicon import change_value, normalise, same_value
+from rlpa_lib.mini.lexicon import are_compatible, change_value, normalise, same_value
 from rlpa_lib.mini.play import collect_responses, play_crowd, select_personal
 from rlpa_lib.mini.teacher import write_oracle_reply, write_pair
 from rlpa_lib.mini.world import (

@@ -126,8 +126,8 @@ def _same_phrase(inferred: str, true: str) -> bool:
     # A phrase that the lexicon does not list must fit this value better than any other: "a bachelor's degree"
     # fits many.
     own = max(_closeness(inferred, form) for form in wanted.forms)
-    others = (value for value in load_lexicon().values(wanted.slot) if value is not wanted)
-    return own >= SIMILAR and all(_closeness(inferred, form) < own for other in others for form in other.forms)
+    others = [value.forms for value in load_lexicon().values(wanted.slot) if value is not wanted]
+    return own >= SIMILAR and all(_closeness(inferred, form) < own for forms in others for form in forms)
 
 
 @lru_cache(maxsize=65536)
