@@ -74,7 +74,7 @@ lab: install
 
 # trains the built-in model from scratch and rewrites rlpa_lib/mini/weights
 tiny-model: install
-	$(OFFLINE) $(PY) -m rlpa_lib.mini.pretrain $(ARGS)
+	$(OFFLINE) $(PY) -m rlpa_lib.mini.pretraining.train $(ARGS)
 
 # for maintainers: after changing pyproject.toml and upgrading in .venv, write down what is installed
 lock:

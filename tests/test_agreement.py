@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rlpa_lib.dialogue.judging import CRITERIA
-from rlpa_lib.mini.attacks import GALLERY, PERSONA, TOLD, situation
+from rlpa_lib.mini.attacks import PERSONA, TOLD, load_gallery, situation
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.settings.config import InputError
 from rlpa_lib.study.agreement import agreement, judge_agreement, read_labels
@@ -34,7 +34,7 @@ def test_agreement_by_hand():
 
 
 def test_labels_are_read_and_compared(tmp_path):
-    good, told = GALLERY[0].response, next(a.response for a in GALLERY if a.name == "asked what was told")
+    good, told = load_gallery()[0].response, next(a.response for a in load_gallery() if a.name == "asked what was told")
     turns = read_labels(written(tmp_path, row(good), row(told, L=0, score=0, evaluation=0), row(told)))
     assert turns[0].persona.profile == PERSONA.profile and turns[0].dialogue == situation() and turns[0].reply.profile == TOLD
     training = RuleJudge().responses([(t.dialogue, t.reply) for t in turns])

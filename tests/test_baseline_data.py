@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from rlpa_lib.methods import trainers, training_data
 from rlpa_lib.methods.preferences import Conversation, Exchange
 from rlpa_lib.methods.training_data import IGNORED, branches, dpo_rows, growing, learned, sft_rows
-from rlpa_lib.mini.tiny import WEIGHTS
+from rlpa_lib.mini.world import WEIGHTS
 from rlpa_lib.settings.config import InputError
 
 # What bears loss

@@ -21,7 +21,7 @@ from rlpa_lib.mini.attacks import PERSONA
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.play import play_careful
-from rlpa_lib.mini.user import AgendaUser, temperament
+from rlpa_lib.mini.user import AgendaUser, read_temperament
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
 
@@ -71,7 +71,7 @@ def test_the_valid_persona_changes_at_the_turn_and_keeps_its_temperament():
     changed = USER.valid(p, AT)
     assert changed.profile == p.profile.replace(shift.slot, shift.new) and changed.description == p.description
     assert shift.new in changed.personality and f"no longer {shift.old}" in changed.personality
-    assert temperament(changed) == temperament(p)
+    assert read_temperament(changed) == read_temperament(p)
     assert ShiftingUser(AgendaUser(), AT, {}).valid(p, AT) == p
 
 
@@ -95,7 +95,7 @@ def test_the_old_value_is_told_before_and_the_new_one_in_passing(played):
         assert sentence.template.act == "changed"
         assert lex.same_value(shift.slot, d.facts()[shift.slot], shift.new)
         later = " ".join(t.user.text for t in d.turns[AT:])
-        assert not any(re.search(rf"\b{re.escape(form)}\b", later) for form in language.spoken_forms(shift.slot, shift.old))
+        assert not any(re.search(rf"\b{re.escape(form)}\b", later) for form in language.list_forms(shift.slot, shift.old))
 
 
 def test_at_most_one_slot_more_than_the_rule_allows_is_told(played):
@@ -122,10 +122,10 @@ def test_test_users_share_no_frame_with_training_users_here_either(file):
     bare = re.compile(r"\[[^\]]*\]|\{[^}]*\}|[^\w\s]")
 
     def frames(name):
-        return {" ".join(bare.sub(" ", t.text).lower().split()) for t in language.grammar(name)}
+        return {" ".join(bare.sub(" ", t.text).lower().split()) for t in language.load_grammar(name)}
 
     assert not frames(f"{file}_train") & frames(f"{file}_test")
-    assert {t.act for t in language.grammar(f"{file}_train")} == {t.act for t in language.grammar(f"{file}_test")}
+    assert {t.act for t in language.load_grammar(f"{file}_train")} == {t.act for t in language.load_grammar(f"{file}_test")}
     for other in ("user_train", "user_test"):
         assert not (frames(f"{file}_train") | frames(f"{file}_test")) & frames(other)
 
@@ -134,7 +134,7 @@ def test_every_changeable_slot_of_the_ten_has_sentences():
     for slot in conflict.CHANGEABLE:
         assert slot in SLOTS
         for name in ("changes_train", "changes_test"):
-            assert language.templates(name, "changed", slot), (name, slot)
+            assert language.find_templates(name, "changed", slot), (name, slot)
 
 
 def test_judges_hold_a_response_against_the_persona_that_is_valid_now():

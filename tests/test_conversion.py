@@ -15,7 +15,7 @@ from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.evaluation import benchmarks
 from rlpa_lib.methods import preferences
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.personas.sources import load_personas, split_hash
+from rlpa_lib.personas.sources import hash_split, load_personas
 from rlpa_lib.runs.storage import hash_json
 from rlpa_lib.settings import config
 
@@ -169,7 +169,7 @@ def test_all_parts_of_a_run_meet_the_same_converted_people(tmp_path):
         test = benchmarks.load_benchmarks(run)
         facts = benchmarks.disjointness(cfg, 0, test, run)
         talks = preferences.load_preferences(cfg, parties.make_user(cfg, "train", 0), 4, 0, run)
-    assert facts["train"] == {"n": len(train), "hash": split_hash(train)} and facts["vanilla"]["hash"] == split_hash(test["vanilla"])
+    assert facts["train"] == {"n": len(train), "hash": hash_split(train)} and facts["vanilla"]["hash"] == hash_split(test["vanilla"])
     assert [t.profile for t in talks] == [p.description for p in train[:4]]
     told = " ".join(e.user for t in talks for e in t.exchanges)
     assert any(GOOD[slot] in told for slot in ("Interests", "Occupation", "Location", "Educational Background"))

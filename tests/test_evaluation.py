@@ -11,11 +11,11 @@ from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import CRITERIA, Verdict
 from rlpa_lib.dialogue.protocols import Completion
 from rlpa_lib.evaluation import scoring
-from rlpa_lib.methods.controls import OracleControl, RandomControl, made_for_somebody
+from rlpa_lib.methods.controls import OracleControl, RandomControl
 from rlpa_lib.methods.prompting import Prompted
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.mini.teacher import response_pool
+from rlpa_lib.mini.play import collect_responses, select_personal
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.settings import config
 
@@ -45,9 +45,9 @@ class Recorder:
 
 
 def test_oracle_is_a_ceiling_and_random_a_floor():
-    pool = made_for_somebody(response_pool(10))
+    pool = select_personal(collect_responses(10))
     personal = "Life in Lisbon must be lovely. What is your job?"
-    assert made_for_somebody(["What is your job?", personal]) == (personal,)
+    assert select_personal(["What is your job?", personal]) == (personal,)
     oracle, random = (scoring.score_table(rows_of(m)).mean() for m in (OracleControl(), RandomControl(pool)))
     assert oracle > 0.9 and random < 0.1
 

@@ -8,9 +8,10 @@ import pytest
 
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile
-from rlpa_lib.personas.extraction import extraction_quality, text_key
+from rlpa_lib.personas.extraction import hash_text
 from rlpa_lib.personas.sources import read_aloe
 from rlpa_lib.settings.config import InputError
+from rlpa_lib.study.extraction_quality import measure_extraction
 
 ROOT = Path(__file__).resolve().parents[1]
 ALOE = Path(os.environ.get("RLPA_ALOE") or ROOT.parent / "shared" / "aloe")
@@ -22,7 +23,7 @@ LABELS = json.loads((ROOT / "tests" / "data" / "aloe_labels.json").read_text(enc
 )
 def test_precision_and_recall_on_labelled_profiles():
     personas = read_aloe(ALOE / "profile.jsonl", ALOE / "personality.jsonl")
-    table = extraction_quality(LABELS, personas)
+    table = measure_extraction(LABELS, personas)
     print(table.round(3).to_string(index=False))
     assert table["personas"].min() == len(LABELS) == 40
     assert (table["precision"] >= 0.9).all()
@@ -30,14 +31,14 @@ def test_precision_and_recall_on_labelled_profiles():
     # Labels of other people must not fit: the comparison is not so lenient that anything passes.
     keys = list(LABELS)
     shuffled = {key: LABELS[other] for key, other in zip(keys, keys[1:] + keys[:1], strict=True)}
-    assert extraction_quality(shuffled, personas).set_index("slot").loc[["Occupation", "Interests"], "precision"].max() < 0.2
+    assert measure_extraction(shuffled, personas).set_index("slot").loc[["Occupation", "Interests"], "precision"].max() < 0.2
 
 
 def test_quality_by_hand():
     label = {"age": "30", "gender": "male", "occupation": "history teacher", "marital_status": None, "interests": ["chess", "playing the piano"]}
     items = (("Age", "30"), ("Gender", "female"), ("Occupation", "teacher"), ("Marital Status", "single"), ("Interests", "playing chess and golf"))
     persona = Persona("x", "A text.", "", Profile(items, frozenset({"Marital Status"})))
-    table = extraction_quality({text_key("A text."): label}, [persona]).set_index("slot")
+    table = measure_extraction({hash_text("A text."): label}, [persona]).set_index("slot")
     assert table.loc["Age", ["labelled", "predicted", "correct"]].tolist() == [1, 1, 1]
     assert table.loc["Gender", ["precision", "recall"]].tolist() == [0.0, 0.0]
     assert table.loc["Occupation", "correct"] == 1
@@ -47,4 +48,4 @@ def test_quality_by_hand():
 
 def test_labels_of_other_people_are_refused():
     with pytest.raises(InputError):
-        extraction_quality(LABELS, [Persona("x", "Nobody labelled this.", "", Profile())])
+        measure_extraction(LABELS, [Persona("x", "Nobody labelled this.", "", Profile())])

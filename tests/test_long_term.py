@@ -21,9 +21,9 @@ from rlpa_lib.evaluation import conflict, long_term, scoring
 from rlpa_lib.methods.controls import OracleControl
 from rlpa_lib.methods.prompting import Prompted
 from rlpa_lib.mini.attacks import PERSONA
+from rlpa_lib.mini.judge import RuleRevealJudge
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.play import play_careful
-from rlpa_lib.mini.reveal import RuleRevealJudge
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.settings import config
 

@@ -16,10 +16,9 @@ from rlpa_lib.evaluation import difficult
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.attacks import PERSONA
-from rlpa_lib.mini.manners import MANNERS, WILLING, Manner, another_value, empty_answers, slip
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.mini.play import moments, play_careful
-from rlpa_lib.mini.user import AgendaUser
+from rlpa_lib.mini.play import list_moments, play_careful
+from rlpa_lib.mini.user import MANNERS, WILLING, AgendaUser, Manner, count_empty_answers, draw_other_value, draw_slip
 from rlpa_lib.settings import config
 from rlpa_lib.settings.base import MANNERS as NAMES
 
@@ -53,7 +52,7 @@ def told(dialogues):
 
 
 def lines(dialogues):
-    return [before.pending.text for d in dialogues for before, _ in moments(d)]
+    return [before.pending.text for d in dialogues for before, _ in list_moments(d)]
 
 
 def test_the_settings_and_the_agenda_know_the_same_manners():
@@ -72,7 +71,7 @@ def test_difficult_users_tell_less(worlds, name):
 def test_no_manner_tells_more_than_the_rule_or_what_its_ledger_hides(worlds):
     for dialogues in worlds.values():
         for p, d in zip(PEOPLE, dialogues, strict=True):
-            for before, _ in moments(d):
+            for before, _ in list_moments(d):
                 assert len(before.ledger()) <= max(2, SHARE_PER_TURN * len(p.profile) * (len(before.turns) + 1))
                 user = before.pending
                 for slot, phrase in zip(user.stated, user.phrases, strict=True):
@@ -87,7 +86,7 @@ def test_reluctant_users_evade_questions():
 
 
 def test_impatience_by_hand():
-    assert [empty_answers(talk(*r)) for r in ([ASKS], [ASKS, ASKS], [ASKS, SAYS], [SAYS, ASKS])] == [1, 2, 0, 1]
+    assert [count_empty_answers(talk(*r)) for r in ([ASKS], [ASKS, ASKS], [ASKS, SAYS], [SAYS, ASKS])] == [1, 2, 0, 1]
     user = AgendaUser(0, "user_test", MANNERS["impatient"])
     [cross] = user.reply([PERSONA], [talk(ASKS, ASKS)])
     assert "impatient" in acts(cross.text) and cross.stated == ()
@@ -109,9 +108,9 @@ def test_off_topic_users_talk_of_others_whose_facts_are_not_theirs(worlds):
 def test_a_contradiction_is_no_revelation_and_is_taken_back_a_turn_later(worlds):
     slips = 0
     for p, d in zip(PEOPLE, worlds["contradictory"], strict=True):
-        for before, _ in moments(d):
+        for before, _ in list_moments(d):
             turn, text = len(before.turns) + 1, before.pending.text
-            done = slip(p, Dialogue("", "", before.turns), MANNERS["contradictory"], 0, "user_test", turn)
+            done = draw_slip(p, Dialogue("", "", before.turns), MANNERS["contradictory"], 0, "user_test", turn)
             if done is None:
                 continue
             slips += 1
@@ -120,7 +119,7 @@ def test_a_contradiction_is_no_revelation_and_is_taken_back_a_turn_later(worlds)
             assert (slot, phrase) not in zip(before.pending.stated, before.pending.phrases, strict=True)
             assert lex.same_value(slot, before.facts()[slot], p.profile.get(slot))  # the ledger never believes it
             after = d.turns[turn].user if turn < len(d.turns) else None
-            if after and slip(p, Dialogue("", "", d.turns[:turn]), MANNERS["contradictory"], 0, "user_test", turn + 1) is None:
+            if after and draw_slip(p, Dialogue("", "", d.turns[:turn]), MANNERS["contradictory"], 0, "user_test", turn + 1) is None:
                 assert slot in after.stated and "take_back" in acts(after.text)
     assert slips > 15
     assert told(worlds["contradictory"]) == pytest.approx(told(worlds["willing"]), rel=0.15)
@@ -128,7 +127,7 @@ def test_a_contradiction_is_no_revelation_and_is_taken_back_a_turn_later(worlds)
 
 def test_terse_users_say_bare_values(worlds):
     for d in worlds["terse"]:
-        for before, _ in moments(d):
+        for before, _ in list_moments(d):
             user = before.pending
             if user.stated:
                 assert user.text.startswith(" ".join(f"{phrase}." for phrase in user.phrases))
@@ -137,7 +136,7 @@ def test_terse_users_say_bare_values(worlds):
 
 def test_another_value_is_another_one():
     for slot, value in PERSONA.profile.items:
-        other = another_value(slot, value, "user_test", random.Random(0))
+        other = draw_other_value(slot, value, "user_test", random.Random(0))
         assert other is None if slot == "Gender" else not lex.same_value(slot, other, value)
 
 

@@ -9,7 +9,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.protocols import Completion
-from rlpa_lib.mini.tiny import WEIGHTS
+from rlpa_lib.mini.world import WEIGHTS
 from rlpa_lib.plan import memory
 from rlpa_lib.rlpa import experience
 from rlpa_lib.rlpa.learner import Learner

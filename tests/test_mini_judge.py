@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, policy_view
-from rlpa_lib.dialogue.judging import CRITERIA
 from rlpa_lib.dialogue.profile import Profile, Reply
-from rlpa_lib.mini.attacks import GALLERY, PERSONA, TOLD, situation
-from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge, transcript_evidence
+from rlpa_lib.mini.attacks import PERSONA, TOLD, load_gallery, situation
+from rlpa_lib.mini.judge import RULES, RuleEvaluationJudge, RuleJudge, gather_evidence
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.mini.play import moments, play_careful
+from rlpa_lib.mini.play import list_moments, play_careful
 from rlpa_lib.mini.user import AgendaUser
+from rlpa_lib.settings.kinds import EVALUATION_CRITERIA, REWARD_CRITERIA
 
 GOOD = "Life in Lisbon must be lovely. What did you study?"
 
@@ -26,7 +26,7 @@ def evaluated(response, persona=PERSONA, dialogue=None):
 
 
 def failed(verdict):
-    return "".join(c for c in CRITERIA if not verdict.marks[c])
+    return "".join(c for c, mark in verdict.marks.items() if not mark)
 
 
 def turned(dialogue, text, *facts):
@@ -35,10 +35,10 @@ def turned(dialogue, text, *facts):
     return dialogue.answer("I see.", Reply(Profile(), "I see.", True)).hear(told)
 
 
-@pytest.mark.parametrize("attack", GALLERY, ids=lambda attack: attack.name)
+@pytest.mark.parametrize("attack", load_gallery(), ids=lambda attack: attack.name)
 def test_gallery(attack):
     found = verdict(attack.response, profile=attack.profile)
-    assert set(found.marks) == set(found.reasons) == set(CRITERIA)
+    assert set(found.marks) == set(found.reasons) == set(REWARD_CRITERIA)
     if attack.fails is None:
         assert found.score == 1 and evaluated(attack.response).score == 1
     else:
@@ -67,7 +67,7 @@ def test_wishes_are_respected():
 @pytest.mark.parametrize("wish", ["My age is off limits, please.", "Leave my age out of this, please."])
 def test_a_private_topic_is_left_alone(wish):
     opening = Dialogue("d", PERSONA.id).hear(Utterance(wish))
-    assert transcript_evidence(opening).wishes.private == "Age"
+    assert gather_evidence(opening).wishes.private == "Age"
     assert failed(verdict("Hi and welcome. How old are you?", opening, Profile())) == "L"
 
 
@@ -139,7 +139,7 @@ def test_a_claim_is_held_against_the_persona_and_not_against_the_words_of_somebo
 def test_careful_replies_pass_and_fail_for_anybody_else():
     personas = builtin_personas("vanilla", 12, 0)
     dialogues = play_careful(personas, AgendaUser(0, "user_test"), 8, 0)
-    cases = [(i, before, reply) for i, d in enumerate(dialogues) for before, reply in moments(d)]
+    cases = [(i, before, reply) for i, d in enumerate(dialogues) for before, reply in list_moments(d)]
     training = RuleJudge().responses([(before, reply) for _, before, reply in cases])
     assert sum(v.score for v in training) / len(cases) > 0.95
     told = [(i, before, reply) for i, before, reply in cases if before.ledger()]
@@ -151,7 +151,7 @@ def test_careful_replies_pass_and_fail_for_anybody_else():
 
 
 def test_word_salad_scores_nothing():
-    words = " ".join(a.response for a in GALLERY).split()
+    words = " ".join(a.response for a in load_gallery()).split()
     for seed in range(50):
         rng = random.Random(seed)
         salad = " ".join(rng.choices(words, k=rng.randint(3, 20)))
@@ -161,7 +161,7 @@ def test_word_salad_scores_nothing():
 def test_the_policy_never_sees_the_true_profile():
     [persona] = builtin_personas("train", 1, 5)
     [dialogue] = play_careful([persona], AgendaUser(0), 6, 0)
-    for before, _ in moments(dialogue):
+    for before, _ in list_moments(dialogue):
         text = str(policy_view(before, "system", "all")).lower()
         hidden = [v for s, v in persona.profile.items if s not in before.ledger() and s not in ("Age", "Gender")]
         assert not [v for v in hidden if v.lower() in text]
@@ -171,3 +171,8 @@ def test_the_policy_never_sees_the_true_profile():
 def test_word_salad_in_a_hole_is_not_natural():
     assert not verdict("There is something special about cheesecake sailing on stars. What did you study?").marks["N"]
     assert verdict("There is something special about restoring old radios. What did you study?").marks["N"]  # a phrase, if a wrong one
+
+
+def test_every_criterion_has_its_rule():
+    assert list(RULES) == list(REWARD_CRITERIA)
+    assert list(verdict(GOOD).marks) == list(REWARD_CRITERIA) and list(evaluated(GOOD).marks) == list(EVALUATION_CRITERIA)

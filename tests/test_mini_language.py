@@ -15,13 +15,13 @@ SKELETON = re.compile(r"\[[^\]]*\]|\{[^}]*\}|[^\w\s]")
 def phrases(slot, rng):
     """A phrase of a slot's value, from any split."""
     value = str(rng.randint(18, 82)) if slot == "Age" else rng.choice(sorted(lex.GENDERS)) if slot == "Gender" else None
-    return rng.choice(language.spoken_forms(slot, value or rng.choice(lex.lexicon().values(slot)).canonical))
+    return rng.choice(language.list_forms(slot, value or rng.choice(lex.load_lexicon().values(slot)).canonical))
 
 
 def test_article_by_hand():
-    assert language.article("nurse") == "a nurse"
-    assert language.article("engineer") == "an engineer"
-    assert language.article("Uber driver") == "an Uber driver"
+    assert language.add_article("nurse") == "a nurse"
+    assert language.add_article("engineer") == "an engineer"
+    assert language.add_article("Uber driver") == "an Uber driver"
 
 
 def test_realise_by_hand():
@@ -41,7 +41,7 @@ def test_a_sentence_is_read_back_by_hand():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_template_can_be_read_back(name):
-    for template in language.grammar(name):
+    for template in language.load_grammar(name):
         rng = random.Random(template.id)
         for _ in range(4):
             facts = {slot: phrases(slot, rng) for slot in template.slots}
@@ -54,17 +54,17 @@ def test_every_template_can_be_read_back(name):
 def test_every_act_and_slot_that_the_parties_need_has_a_sentence():
     for slot in ("Age", "Gender", *lex.FILES):
         for act in ("ask", "ack", "detail", "suggest"):
-            assert language.templates("assistant", act, slot), (act, slot)
+            assert language.find_templates("assistant", act, slot), (act, slot)
         for speech in ("user_train", "user_test"):
-            assert language.templates(speech, "say", slot), (speech, slot)
-    acts = {t.act for t in language.grammar("user_train")}
-    assert acts == {t.act for t in language.grammar("user_test")}
+            assert language.find_templates(speech, "say", slot), (speech, slot)
+    acts = {t.act for t in language.load_grammar("user_train")}
+    assert acts == {t.act for t in language.load_grammar("user_test")}
 
 
 def test_test_users_share_no_sentence_frame_with_training_users():
     def frames(name):
         found = {}
-        for t in language.grammar(name):
+        for t in language.load_grammar(name):
             key = " ".join(SKELETON.sub(" ", t.text).lower().split())
             assert key not in found or t.act == "say", f"{t.text!r} and {found.get(key)!r}"
             found[key] = t.text
@@ -75,7 +75,7 @@ def test_test_users_share_no_sentence_frame_with_training_users():
 
 @pytest.mark.parametrize("name, other", [("user_train", "user_test"), ("user_test", "user_train")])
 def test_no_fact_is_told_in_the_words_of_the_other_grammar(name, other):
-    for template in language.grammar(name):
+    for template in language.load_grammar(name):
         if template.act != "say" or template.slots[0] not in lex.FILES:
             continue
         rng = random.Random(template.id)
@@ -115,27 +115,27 @@ def test_splitting_by_hand():
 
 
 def test_spoken_forms_by_hand():
-    assert language.spoken_forms("Age", "34") == ("34", "thirty-four")
-    assert language.spoken_forms("Age", "104") == ("104",)
-    assert language.spoken_forms("Gender", "female") == ("woman", "lady", "female person")
-    assert language.spoken_forms("Location", "Lisbon") == ("Lisbon", "the city of Lisbon", "the Portuguese capital")
-    assert language.spoken_forms("Location", "a place that nobody knows") == ("a place that nobody knows",)
+    assert language.list_forms("Age", "34") == ("34", "thirty-four")
+    assert language.list_forms("Age", "104") == ("104",)
+    assert language.list_forms("Gender", "female") == ("woman", "lady", "female person")
+    assert language.list_forms("Location", "Lisbon") == ("Lisbon", "the city of Lisbon", "the Portuguese capital")
+    assert language.list_forms("Location", "a place that nobody knows") == ("a place that nobody knows",)
 
 
 def test_frames_of_open_slots():
-    assert language.frame_slots("Location") == ("Location",)
-    assert language.frame_slots("Favorite Food") == ("Interests",)
-    assert language.frame_slots("Fear") == ()
+    assert language.list_frame_slots("Location") == ("Location",)
+    assert language.list_frame_slots("Favorite Food") == ("Interests",)
+    assert language.list_frame_slots("Fear") == ()
 
 
 def test_an_unknown_grammar_is_named():
     with pytest.raises(ValueError, match="user_old"):
-        language.grammar("user_old")
+        language.load_grammar("user_old")
 
 
 def test_telling_by_hand():
     rng = random.Random(0)
-    assert language.made_up_slots()["Lucky Number"] == "Noun" and language.made_up_slots()["Wait For"] == "Verb"
+    assert language.list_made_up_slots()["Lucky Number"] == "Noun" and language.list_made_up_slots()["Wait For"] == "Verb"
     assert "lucky number" in language.tell("user_train", "Lucky Number", "a pair of nines", rng).lower()
     assert "wait for" in language.tell("user_train", "Wait For", "the last tram", rng)
     assert language.tell("user_train", "Shoe Size", "44", rng) == "About shoe size there is this: 44."

@@ -3,14 +3,14 @@
 import pytest
 
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.mini.lexicon import lexicon, same_value
+from rlpa_lib.mini.lexicon import load_lexicon, same_value
 
-LISTED = (*lex.FILES, *lexicon().extended_slots)
+LISTED = (*lex.FILES, *load_lexicon().extended_slots)
 
 
 @pytest.mark.parametrize("slot", LISTED)
 def test_all_forms_of_a_value_match_and_no_form_of_another(slot):
-    values = lexicon().values(slot)
+    values = load_lexicon().values(slot)
     for index, value in enumerate(values):
         for form in value.forms:
             # every pair would take long; the neighbours in the file are the likeliest to be mixed up
@@ -19,10 +19,10 @@ def test_all_forms_of_a_value_match_and_no_form_of_another(slot):
 
 
 def test_find_by_hand():
-    assert lexicon().find("The Portuguese capital!").canonical == "Lisbon"
-    assert lexicon().find("lisbon", "Location").canonical == "Lisbon"
-    assert lexicon().find("lisbon", "Occupation") is None
-    assert lexicon().find("Atlantis") is None
+    assert load_lexicon().find("The Portuguese capital!").canonical == "Lisbon"
+    assert load_lexicon().find("lisbon", "Location").canonical == "Lisbon"
+    assert load_lexicon().find("lisbon", "Occupation") is None
+    assert load_lexicon().find("Atlantis") is None
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_ages_by_hand(phrase, years):
 
 
 def test_age_words_are_read_back():
-    assert [lex.parse_age(lex.number_word(n)) for n in range(100)] == list(range(100))
+    assert [lex.parse_age(lex.spell_number(n)) for n in range(100)] == list(range(100))
 
 
 def test_ages_match_in_any_notation_and_only_when_equal():
@@ -109,7 +109,7 @@ def test_what_could_be_another_value_does_not_match(slot, inferred, true):
 @pytest.mark.parametrize("slot", ["Educational Background", "Occupation", "Others"])
 def test_no_stock_phrase_fits_many_values(slot):
     """A guess that matched a large share of all users would be paid for without having listened."""
-    truths = [value.canonical for value in lexicon().values(slot)]
+    truths = [value.canonical for value in load_lexicon().values(slot)]
     for truth in truths[::8]:
         for n in (1, 2, 3):
             piece = " ".join(truth.split()[:n])
@@ -117,7 +117,7 @@ def test_no_stock_phrase_fits_many_values(slot):
 
 
 def test_slots_must_agree_unless_the_schema_is_open():
-    assert lex.slots_compatible("location", "Location")
-    assert not lex.slots_compatible("Interests", "Location")
-    assert lex.slots_compatible("Hobby", "Favorite Food")
-    assert not lex.slots_compatible("Age", "Favorite Food")
+    assert lex.are_compatible("location", "Location")
+    assert not lex.are_compatible("Interests", "Location")
+    assert lex.are_compatible("Hobby", "Favorite Food")
+    assert not lex.are_compatible("Age", "Favorite Food")

@@ -13,8 +13,8 @@ from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.attacks import PERSONA
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.mini.play import moments, play_careful, reveal_table
-from rlpa_lib.mini.user import AgendaUser, temperament, theoretical_max
+from rlpa_lib.mini.play import list_moments, measure_reveal, play_careful
+from rlpa_lib.mini.user import AgendaUser, read_temperament, theoretical_max
 
 TURNS = 10
 SPEECH = {"train": "user_train", "vanilla": "user_test", "extended": "user_test"}
@@ -55,14 +55,14 @@ def test_the_same_seed_gives_the_same_dialogue_and_order_does_not_matter():
     assert first[::-1] == play_careful(personas[::-1], AgendaUser(3), 5, 1)
     assert first != play_careful(personas, AgendaUser(4), 5, 1)
     # Stateless: an old dialogue gets the old answer.
-    before, _ = moments(first[0])[3]
+    before, _ = list_moments(first[0])[3]
     heard = Dialogue(before.id, before.persona_id, before.turns)
     assert AgendaUser(3).reply([personas[0]], [heard]) == [before.pending]
 
 
 def test_reveals_at_most_two_slots_a_turn_and_15_percent_a_turn_on_average(played):
     _, personas, dialogues = played
-    table = reveal_table(personas, dialogues)
+    table = measure_reveal(personas, dialogues)
     assert len(table) == 12 * TURNS
     assert table["new_slots"].max() <= 2
     assert (table["share"] <= SHARE_PER_TURN * table["turn"] + 1e-9).all()
@@ -72,7 +72,7 @@ def test_reveals_at_most_two_slots_a_turn_and_15_percent_a_turn_on_average(playe
 def test_the_ledger_is_what_the_text_says(played):
     split, personas, dialogues = played
     for persona, dialogue in zip(personas, dialogues, strict=True):
-        for before, _ in moments(dialogue):
+        for before, _ in list_moments(dialogue):
             user = before.pending
             assert len(user.stated) == len(user.phrases) == len(set(user.stated))
             said = [f for options in language.parse(user.text, SPEECH[split]) for s in options if s.template.act == "say" for f in s.facts]
@@ -86,7 +86,7 @@ def test_no_slot_is_told_that_the_ledger_does_not_list(played):
     _, personas, dialogues = played
     for persona, dialogue in zip(personas, dialogues, strict=True):
         told = Counter()
-        for before, _ in moments(dialogue):
+        for before, _ in list_moments(dialogue):
             told.update(before.pending.stated)
             text = before.pending.text
             for phrase in before.pending.phrases:  # one value may be named inside another one: "musicals" in "numbers from Broadway musicals"
@@ -94,14 +94,14 @@ def test_no_slot_is_told_that_the_ledger_does_not_list(played):
             text = f" {lex.normalise(text)} "
             for slot, value in persona.profile.items:
                 if slot not in told and slot not in ("Age", "Gender"):
-                    assert not [f for f in language.spoken_forms(slot, value) if f" {lex.normalise(f)} " in text], (slot, text)
+                    assert not [f for f in language.list_forms(slot, value) if f" {lex.normalise(f)} " in text], (slot, text)
         assert max(told.values()) == 1, "a slot is revealed once"
 
 
 def test_answers_what_it_is_asked():
     utterance = after("What is your job?")
     assert "Occupation" in utterance.stated
-    assert any(form in utterance.text for form in language.spoken_forms("Occupation", "pediatric nurse"))
+    assert any(form in utterance.text for form in language.list_forms("Occupation", "pediatric nurse"))
     assert after("Where do you live? What do you do for fun?").stated[:2] == ("Location", "Interests")
 
 
@@ -124,11 +124,11 @@ def test_a_true_remark_is_not_taken_for_a_false_one():
 def test_a_private_slot_is_never_told(played):
     _, personas, dialogues = played
     for persona, dialogue in zip(personas, dialogues, strict=True):
-        assert temperament(persona).private not in dialogue.ledger()
+        assert read_temperament(persona).private not in dialogue.ledger()
 
 
 def test_asked_for_a_private_topic_it_declines():
-    people = [p for p in builtin_personas("train", 60, 0) if temperament(p).private == "Age"]
+    people = [p for p in builtin_personas("train", 60, 0) if read_temperament(p).private == "Age"]
     for persona in people:
         utterance = after("How old are you?", persona)
         assert "react_private" in acts(utterance) and "Age" not in utterance.stated
@@ -138,8 +138,8 @@ def test_asked_for_a_private_topic_it_declines():
 def test_wishes_are_told_once_and_only_by_those_who_have_them():
     personas = builtin_personas("train", 40, 0)
     for persona, dialogue in zip(personas, play_careful(personas, AgendaUser(0), 6, 0), strict=True):
-        mood = temperament(persona)
-        said = Counter(act for before, _ in moments(dialogue) for act in acts(before.pending) if act in ("brief", "calm", "private"))
+        mood = read_temperament(persona)
+        said = Counter(act for before, _ in list_moments(dialogue) for act in acts(before.pending) if act in ("brief", "calm", "private"))
         assert said == Counter({k: 1 for k, on in (("brief", mood.brief), ("calm", mood.calm), ("private", mood.private)) if on})
 
 
@@ -149,7 +149,7 @@ def test_talkative_users_reveal_faster_than_reserved_ones():
     for _ in range(4):
         heard = [d.hear(u) for d, u in zip(silent, AgendaUser(0).reply(personas, silent), strict=True)]
         silent = [answer(d, "I see.") for d in heard]
-    share = reveal_table(personas, silent).query("turn == 4").groupby("pace")["share"].mean()
+    share = measure_reveal(personas, silent).query("turn == 4").groupby("pace")["share"].mean()
     assert share["talkative"] > share["balanced"] > share["reserved"]
 
 
@@ -167,8 +167,8 @@ def test_test_users_use_no_training_sentence(played):
     split, _, dialogues = played
     if split == "train":
         return
-    frames = [t for t in language.grammar("user_train") if not t.slots]
+    frames = [t for t in language.load_grammar("user_train") if not t.slots]
     fixed = {language.realise(t, random.Random(s)) for t in frames for s in range(8)}
     for dialogue in dialogues:
-        for before, _ in moments(dialogue):
+        for before, _ in list_moments(dialogue):
             assert not set(re.split(r"(?<=[.!?])\s", before.pending.text)) & fixed

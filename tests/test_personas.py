@@ -7,11 +7,10 @@ import pytest
 
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import SLOTS, Profile, parse_reply, render_reply
-from rlpa_lib.personas.extraction import extract_profile
-from rlpa_lib.personas.free_slots import free_profile
-from rlpa_lib.personas.pronouns import adjust_pronouns
-from rlpa_lib.personas.slot_rules import evidence
-from rlpa_lib.personas.sources import load_personas, near_duplicates, read_aloe, read_personachat, slot_statistics, split_hash
+from rlpa_lib.personas.extraction import extract_profile, find_evidence
+from rlpa_lib.personas.free_slots import extract_free_profile
+from rlpa_lib.personas.sources import count_slots, find_near_duplicates, hash_split, load_personas, read_aloe, read_personachat
+from rlpa_lib.personas.text import adjust_pronouns
 from rlpa_lib.settings.config import InputError
 
 ANNA = "She is a 41-year-old tram driver who enjoys rowing and baking her own bread. She is divorced with two small sons."
@@ -112,9 +111,9 @@ def test_splits_share_nobody_and_depend_on_the_texts_alone(tmp_path):
     train, test = load_personas(cfg, "train", None, 0), load_personas(cfg, "vanilla", None, 0)
     assert len(test) == 5 and 0 < len(train) <= 15
     assert not {p.description for p in train} & {p.description for p in test}
-    assert near_duplicates(train, test) == []
+    assert find_near_duplicates(train, test) == []
     assert load_personas(cfg, "vanilla", 2, 9) == test[:2]
-    assert split_hash(load_personas(cfg, "train", None, 7)) == split_hash(train)
+    assert hash_split(load_personas(cfg, "train", None, 7)) == hash_split(train)
     assert {p.id for p in load_personas(cfg, "train", 3, 7)} <= {p.id for p in train}
     lines = (tmp_path / "profile.jsonl").read_text().splitlines()
     jsonl(tmp_path / "profile.jsonl", *reversed(lines))
@@ -128,7 +127,7 @@ def test_a_near_copy_of_a_test_user_is_kept_out_of_training(tmp_path):
     lines = (tmp_path / "profile.jsonl").read_text().splitlines()
     jsonl(tmp_path / "profile.jsonl", *lines, *map(json.dumps, copies))
     train, test = load_personas(cfg, "train", None, 0), load_personas(cfg, "vanilla", None, 0)
-    assert near_duplicates(train, test) == []
+    assert find_near_duplicates(train, test) == []
 
 
 def test_asking_for_too_many_says_how_many_there_are(tmp_path):
@@ -158,19 +157,19 @@ def test_personachat_as_a_source_keeps_its_test_users_out_of_training(tmp_path):
 def test_slot_statistics_count_and_share():
     full = Profile((("Age", "20"), ("Location", "Rome")), frozenset({"Location"}))
     personas = [Persona("a", "", "", full), Persona("b", "", "", Profile((("Age", "30"),)))]
-    table = slot_statistics(personas)
+    table = count_slots(personas)
     assert table.values.tolist() == [["Age", 2, 1.0, 0.0], ["Location", 1, 0.5, 1.0]]
     assert list(table.columns) == ["slot", "count", "share", "filled_share"]
 
 
 def test_split_hash_ignores_order_and_ids_but_not_content():
     a, b = Persona("a", "x", "", Profile()), Persona("b", "y", "", Profile())
-    assert split_hash([a, b]) == split_hash([b, Persona("z", "x", "", Profile())])
-    assert split_hash([a]) != split_hash([b])
+    assert hash_split([a, b]) == hash_split([b, Persona("z", "x", "", Profile())])
+    assert hash_split([a]) != hash_split([b])
 
 
 def test_evidence_by_hand():
-    assert evidence(ANNA, CALM) == {
+    assert find_evidence(ANNA, CALM) == {
         "Age": "41",
         "Gender": "female",
         "Interests": "rowing and baking bread",
@@ -179,15 +178,15 @@ def test_evidence_by_hand():
         "Marital Status": "divorced",
         "Family Background": "two small sons",
     }
-    ben = evidence(BEN, "")
+    ben = find_evidence(BEN, "")
     assert ben["Educational Background"] == "an unfinished degree in geology" and ben["Interests"] == "collecting fossils"
     assert ben["Location"] == "a dorm with two friends" and ben["Occupation"] == "college student"
-    cara = evidence(CARA, "")
+    cara = find_evidence(CARA, "")
     assert (cara["Marital Status"], cara["Interests"], cara["Others"]) == ("widowed", "swimming", "a pet goose named Otto")
 
 
 def test_statements_about_relatives_are_not_about_the_person():
-    found = evidence("He is single and has an older sister who is married and who loves chess. He likes judo.", "")
+    found = find_evidence("He is single and has an older sister who is married and who loves chess. He likes judo.", "")
     assert found["Marital Status"] == "single" and found["Interests"] == "judo"
 
 
@@ -219,7 +218,7 @@ def test_personality_takes_the_gender_of_the_profile(text, about, expected):
 
 def test_free_slots_number_repeats_and_keep_odd_sentences():
     lines = ["I like to sing.", "I like to skate.", "The moon is far.", "Time: flies.", "I love pie.", "I love pie."]
-    profile = free_profile(lines)
+    profile = extract_free_profile(lines)
     assert profile.items[:2] == (("Hobby", "singing"), ("Hobby 2", "skating"))
     assert profile.get("Fact 1") == "the moon is far" and profile.get("Fact 2") == "time: flies"
     assert len(profile) == 5

@@ -6,6 +6,7 @@ import random
 import pandas as pd
 import pytest
 
+from rlpa_lib.agents import world
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile
 from rlpa_lib.mini import lexicon as lex
@@ -20,7 +21,7 @@ from rlpa_lib.study.rewrites import ItemPair, Rewrite
 PEOPLE = builtin_personas("vanilla", 40, 0)
 
 
-@pytest.mark.parametrize("paraphrase", [rewrites.lexicon_paraphrase, rewrites.free_paraphrase])
+@pytest.mark.parametrize("paraphrase", [world.paraphrase_value, world.paraphrase_freely])
 def test_items_are_paraphrased_or_altered_and_never_both(paraphrase):
     made = rewrites.rewrite_set(PEOPLE, 3, paraphrase)
     assert made == rewrites.rewrite_set(PEOPLE, 3, paraphrase) != rewrites.rewrite_set(PEOPLE, 4, paraphrase)
@@ -37,15 +38,15 @@ def test_items_are_paraphrased_or_altered_and_never_both(paraphrase):
 
 
 def test_free_paraphrases_are_in_no_lexicon_and_belong_to_test_users():
-    for (slot, value), others in rewrites._free().items():
-        own = lex.lexicon().find(value, slot)
+    for slot, value, other in (line.split("\t") for _, line in lex.read_lines("paraphrases.tsv")):
+        own = lex.load_lexicon().find(value, slot)
         assert own.canonical == value and own.split == "test"
-        assert all(lex.lexicon().find(other) is None for other in others)
+        assert lex.load_lexicon().find(other) is None
 
 
 def test_an_altered_age_is_another_age():
     for seed in range(50):
-        assert abs(int(rewrites.lexicon_alteration("Age", "34", random.Random(seed))) - 34) >= 2
+        assert abs(int(world.change_value("Age", "34", random.Random(seed))) - 34) >= 2
 
 
 def test_a_persona_from_elsewhere_is_refused():

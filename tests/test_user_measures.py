@@ -10,7 +10,7 @@ from rlpa_lib.dialogue.profile import Profile, Reply, render_reply
 from rlpa_lib.mini.attacks import PERSONA
 from rlpa_lib.mini.judge import RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.mini.teacher import response_pool
+from rlpa_lib.mini.play import collect_responses
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.rlpa.rewards import score_replies
 from rlpa_lib.runs.run import claim
@@ -49,7 +49,7 @@ def test_a_user_who_does_not_report_words_is_not_called_true_to_the_persona():
 
 def played(user, people, turns=6):
     """Dialogues with an assistant that says something else at each turn."""
-    now, pool = [Dialogue(f"d-{p.id}", p.id) for p in people], [Reply(Profile(), text, True) for text in response_pool()]
+    now, pool = [Dialogue(f"d-{p.id}", p.id) for p in people], [Reply(Profile(), text, True) for text in collect_responses()]
     for turn in range(turns):
         now = [d.hear(u) for d, u in zip(now, user.reply(people, now), strict=True)]
         now = [d.answer("", pool[(turn * 17 + i) % len(pool)]) for i, d in enumerate(now)]
@@ -74,7 +74,7 @@ def trained(tmp_path):
     """A run whose log holds two turns of three users, two samples each, judged as training judges them."""
     cfg = Config.model_validate({"rollout": {"users": 3, "turns": 2, "samples": 2}, "ppo": {"minibatch": 6}})
     run, people, user, judge = claim(cfg, 1, tmp_path / "run", "test"), builtin_personas("train", 5, 1)[:3], AgendaUser(1), RuleJudge()
-    pool, now, seen = response_pool(), [Dialogue(f"{i:04d}-{p.id}", p.id) for i, p in enumerate(people)], {}
+    pool, now, seen = collect_responses(), [Dialogue(f"{i:04d}-{p.id}", p.id) for i, p in enumerate(people)], {}
     for turn in (1, 2):
         now = [d.hear(u) for d, u in zip(now, user.reply(people, now), strict=True)]
         rows, following = [], []

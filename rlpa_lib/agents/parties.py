@@ -12,17 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlpa_lib.agents import smollm2
+from rlpa_lib.agents import smollm2, world
 from rlpa_lib.agents.users import LLMUser, Shift, ShiftingUser
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.judging import EvaluationJudge, FailureTally, Judge
 from rlpa_lib.dialogue.protocols import InformedUser, Policy
 from rlpa_lib.dialogue.reveal import RevealJudge
-from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
-from rlpa_lib.mini.manners import MANNERS
-from rlpa_lib.mini.reveal import RuleRevealJudge
-from rlpa_lib.mini.tiny import WEIGHTS
-from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.personas import sources
 from rlpa_lib.runs import storage
 from rlpa_lib.settings.config import Config, InputError
@@ -64,13 +59,11 @@ def load_analysis_people(
     )
 
 
-def make_user(
-    cfg: Config, split: str, seed: int, run: Run | Path | None = None, manner: str = "willing"
-) -> InformedUser:
-    """The user of a split: the agenda user speaks to the test with sentence frames that no training user has.
-    `manner`: how far it cooperates, one of mini.manners.MANNERS."""
+def make_user(cfg: Config, split: str, seed: int, run: Run | Path | None = None, manner: str = "willing") -> InformedUser:
+    """The user of a split: the agenda user speaks to the test with sentence frames that no training user has. `manner`: how far it
+    cooperates, one of mini.user.MANNERS."""
     if cfg.user.kind == "agenda":
-        return AgendaUser(seed, "user_train" if split == "train" else "user_test", MANNERS[manner])
+        return world.make_user(cfg, split, seed, run, manner)
     given = cfg.user
     told = (
         ""
@@ -96,7 +89,7 @@ def make_reveal_judge(cfg: Config, run: Run | Path | None = None) -> RevealJudge
     """Who reads a user's words and says what they have revealed (section 5.3): rules, or the model that
     judges profiles."""
     if cfg.judge.kind == "rule":
-        return RuleRevealJudge()
+        return world.make_reveal_judge(cfg, run)
     from rlpa_lib.agents.reveal import LLMRevealJudge
 
     return LLMRevealJudge(
@@ -110,7 +103,7 @@ def make_reward_judge(
     """The source of training rewards (sections 3.2 and 3.3). `defended=False` pastes texts in without
     quotation, to measure what that costs; `failure_limit` takes the place of `run.max_judge_failure_rate`."""
     if cfg.judge.kind == "rule":
-        return RuleJudge()
+        return world.make_reward_judge(cfg, run)
     from rlpa_lib.agents.llm_judges import LLMJudge
 
     holistic = cfg.judge.verdict == "holistic"
@@ -127,7 +120,7 @@ def make_evaluation_judge(
 ) -> EvaluationJudge:
     """The source of evaluation scores (appendix C.3)."""
     if cfg.evaluator.kind == "rule":
-        return RuleEvaluationJudge()
+        return world.make_evaluation_judge(cfg, run)
     from rlpa_lib.agents.llm_judges import LLMEvaluationJudge
 
     asked = _questions(
@@ -254,13 +247,7 @@ def _tokenizer_class(source: str):
 def _source(name: str) -> str:
     if name == "smollm2":
         return str(smollm2.folder())
-    return (
-        str(WEIGHTS)
-        if name == "tiny"
-        else str(Path(name).expanduser())
-        if name.startswith((".", "/", "~"))
-        else name
-    )
+    return str(world.WEIGHTS) if name == "tiny" else str(Path(name).expanduser()) if name.startswith((".", "/", "~")) else name
 
 
 def load_tokenizer(cfg: Config):

@@ -13,7 +13,7 @@ from typing import Any
 
 from rlpa_lib.agents import parties
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.personas.sources import NEAR_DUPLICATE, near_duplicates, split_hash
+from rlpa_lib.personas.sources import NEAR_DUPLICATE, find_near_duplicates, hash_split
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings.config import Config, InputError
 
@@ -39,11 +39,11 @@ def disjointness(
     """
     train = parties.load_people(cfg, "train", cfg.personas.train_users, seed, run)
     known = {item for person in train for item in person.profile.items}
-    facts: dict[str, dict[str, Any]] = {"train": {"n": len(train), "hash": split_hash(train)}}
+    facts: dict[str, dict[str, Any]] = {"train": {"n": len(train), "hash": hash_split(train)}}
     for name, people in benchmarks.items():
         refuse_shared("train", train, name, people)
         items = [item for person in people for item in person.profile.items]
-        facts[name] = {"n": len(people), "hash": split_hash(people), "near_duplicates": 0,
+        facts[name] = {"n": len(people), "hash": hash_split(people), "find_near_duplicates": 0,
                        "slots": len({slot for slot, _ in items}), "seen_values": sum(i in known for i in items) / len(items)}  # fmt: skip
     # With PersonaChat as the only source one test set stands for both benchmarks.
     pairs = combinations(benchmarks.items(), 2) if cfg.personas.source != "personachat" else ()
@@ -58,7 +58,7 @@ def refuse_shared(where: str, known: Sequence[Persona], name: str, people: Seque
     for person in people:
         if person.profile.items in profiles:
             raise InputError(f"personas: {person.id} of {name} has the very profile of {profiles[person.profile.items]} of {where}")
-    near = near_duplicates(people, known)
+    near = find_near_duplicates(people, known)
     if near:
         mine, theirs = near[0]
         raise InputError(

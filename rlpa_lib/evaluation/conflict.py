@@ -12,13 +12,13 @@ from statistics import median
 import numpy as np
 import pandas as pd
 
+from rlpa_lib.agents import world
 from rlpa_lib.agents.users import Shift
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import SLOTS, Profile
 from rlpa_lib.evaluation import intervals
-from rlpa_lib.mini import lexicon
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
 
@@ -46,7 +46,7 @@ def _draw(person: Persona, personas: Sequence[Persona], rng: random.Random) -> S
 
 
 def _alike(slot: str, a: str, b: str) -> bool:
-    return lexicon.same_value(slot, a, b) or lexicon.same_value(slot, b, a)
+    return world.same_value(slot, a, b) or world.same_value(slot, b, a)
 
 
 def shift_table(personas: Sequence[Persona], shifts: Mapping[str, Shift], at: int) -> pd.DataFrame:

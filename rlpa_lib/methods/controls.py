@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rlpa_lib.agents import world
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply, render_reply
@@ -24,14 +25,10 @@ class OracleControl:
     writes_profile: bool = True
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
-        """Profile and response from mini.teacher, drawn by seed and dialogue."""
-        from rlpa_lib.mini.teacher import oracle_reply
-
-        answers = []
-        for persona, dialogue in zip(personas, dialogues, strict=True):
-            profile, response = oracle_reply(persona, dialogue, random.Random(derive_seed(seed, dialogue.id)))
-            answers.append(Answer(render_reply(profile, response), Reply(profile, response, True), 0))
-        return answers
+        """Profile and response drawn by seed and dialogue."""
+        rngs = [random.Random(derive_seed(seed, dialogue.id)) for dialogue in dialogues]
+        replies = [world.write_oracle_reply(*case) for case in zip(personas, dialogues, rngs, strict=True)]
+        return [Answer(render_reply(r.profile, r.response), r, 0) for r in replies]
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class RandomControl:
     """The floor of the miniature: a well-formed response that was once made for somebody else, and an empty
     profile."""
 
-    pool: tuple[str, ...]  # see `made_for_somebody`
+    pool: tuple[str, ...]  # see `agents.world.list_floor_responses`
     name: str = "random"
     writes_profile: bool = True
 
@@ -47,16 +44,6 @@ class RandomControl:
         """One response of the pool each, drawn by seed and dialogue."""
         drawn = [random.Random(derive_seed(seed, d.id)).choice(self.pool) for d in dialogues]
         return [Answer(r, Reply(Profile(), r, True), 0) for r in drawn]
-
-
-def made_for_somebody(responses: Sequence[str]) -> tuple[str, ...]:
-    """Those responses that state something about their user. A bare question would suit anybody at the first
-    turn, so it is no floor."""
-    from rlpa_lib.mini import language
-
-    return tuple(
-        r for r in responses if any(sentence.facts for options in language.parse(r) for sentence in options)
-    )
 
 
 @dataclass(frozen=True)
@@ -176,6 +163,4 @@ def make_scripted_oracle(parts: Parts) -> OracleControl:
 
 def make_scripted_random(parts: Parts) -> RandomControl:
     """The floor of the miniature."""
-    from rlpa_lib.mini.teacher import response_pool
-
-    return RandomControl(made_for_somebody(response_pool()))
+    return RandomControl(world.list_floor_responses())

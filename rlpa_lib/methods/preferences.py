@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import parties, world
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
-from rlpa_lib.personas.sources import load_personas, near_duplicates
+from rlpa_lib.personas.sources import find_near_duplicates, load_personas
 from rlpa_lib.settings.config import Config, InputError
 
 if TYPE_CHECKING:
@@ -151,11 +151,7 @@ def load_preferences(
 
 
 def _exchange(dialogue: Dialogue, rng: random.Random) -> Exchange:
-    from rlpa_lib.mini.teacher import compose, scene  # the offline world; real files need none of it
-
-    view = scene(dialogue)
-    preferred = compose("careful", view, rng)
-    rejected = next((r for r in (compose("generic", view, rng) for _ in range(8)) if r != preferred), preferred)
+    preferred, rejected = world.write_pair(dialogue, rng)
     told = "\n".join(f"- {slot}: {phrase}" for slot, phrase in dialogue.facts().items())
     return Exchange(dialogue.pending.text, preferred, rejected, rng.choice(SIDES), told)
 
@@ -164,7 +160,7 @@ def _without_test_users(conversations: list[Conversation], cfg: Config, seed: in
     """A conversation about somebody who is nearly a test user would give the test away."""
     test = load_personas(cfg.personas, "vanilla", None, seed)  # their texts alone are compared, whoever fills the slots
     about = [Persona(str(i), c.profile, "", Profile()) for i, c in enumerate(conversations)]
-    leaked = {int(persona.id) for persona, _ in near_duplicates(about, test)}
+    leaked = {int(persona.id) for persona, _ in find_near_duplicates(about, test)}
     return [c for i, c in enumerate(conversations) if i not in leaked]
 
 

@@ -1,1 +1,1 @@
-"""The offline world: persona grammar, agenda user, rule judge and the tiny model. Results here are about the miniature."""
+"""The offline world: personas, users, judges and the tiny model. Results here are about the miniature."""

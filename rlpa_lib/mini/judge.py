@@ -1,22 +1,27 @@
-"""Judges by rule. Both understand a response by parsing it with the world's grammar, so words alone earn nothing:
-RuleJudge gives the training rewards (eq. 2-4), RuleEvaluationJudge the alignment score against the true persona (C.3)."""
+"""Judges by rule. They understand a text by parsing it with the world's grammar, so words alone earn nothing.
+
+RuleJudge gives the training rewards (eq. 2-4), RuleEvaluationJudge the alignment score against the true
+persona (C.3), RuleRevealJudge says what a user has told (section 5.3).
+"""
+
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from rlpa_lib.dialogue.dialogue import Dialogue
-from rlpa_lib.dialogue.judging import CRITERIA, Verdict
+from rlpa_lib.dialogue.judging import Verdict
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.dialogue.reveal import words
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.mini.user import temperament
+from rlpa_lib.mini.user import read_temperament
+from rlpa_lib.settings.kinds import EVALUATION_CRITERIA, REWARD_CRITERIA
 
-CONTENT_ACTS = ("ack", "suggest", "info")
 TURNING_ACTS = ("ask", "open", "detail", "invite")
 MAX_SENTENCES, MAX_WORDS, BRIEF_WORDS = 4, 60, 26
 
@@ -33,8 +38,8 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a judge may hold a response against: facts that support a claim (slot -> phrase), the slots that the user
-    has told, the user's wishes, and earlier responses."""
+    """What a judge may hold against a response: facts that support a claim (slot -> phrase), the slots that
+    the user has told, the user's wishes, and earlier responses."""
 
     facts: dict[str, str]
     told: frozenset[str]
@@ -44,162 +49,176 @@ class Evidence:
     @property
     def usable(self) -> bool:
         """Has the user told anything that a sentence of this world could take up?"""
-        return any(language.frame_slots(slot) for slot in self.told)
+        return any(language.list_frame_slots(slot) for slot in self.told)
 
 
-def match_profiles(inferred: Profile, true: Profile) -> tuple[tuple[int, int], ...]:
-    """One-to-one pairs (index inferred, index true) of items that mean the same: |P^ n P| of eq. 2 is their number."""
-    if not len(inferred) or not len(true):
-        return ()
-    same = np.array([[lex_match(a, b) for b in true.items] for a in inferred.items], dtype=int)
-    rows, columns = linear_sum_assignment(-same)
-    return tuple((int(i), int(j)) for i, j in zip(rows, columns, strict=True) if same[i, j])
-
-
-def lex_match(inferred: tuple[str, str], true: tuple[str, str]) -> bool:
-    return lex.slots_compatible(inferred[0], true[0]) and lex.same_value(true[0], inferred[1], true[1])
-
-
-def transcript_evidence(dialogue: Dialogue) -> Evidence:
+def gather_evidence(dialogue: Dialogue) -> Evidence:
     """What the transcript alone tells: facts from the user's ledger, wishes from what the user said."""
-    acts = [s.template for u in _user_texts(dialogue) for s in _understood(u)]
+    acts = [s.template for text in words(dialogue) for s in _understand(text)]
     private = next((t.slots[0] for t in acts if t.act == "private"), None)
-    last = {s.template.act for s in _understood(dialogue.pending.text)} if dialogue.pending else set()
-    wishes = Wishes(any(t.act == "brief" for t in acts), any(t.act == "calm" for t in acts), private, "advice" in last)
-    return Evidence(dialogue.facts(), frozenset(dialogue.ledger()), wishes, tuple(t.reply.response for t in dialogue.turns))
+    last = {s.template.act for s in _understand(dialogue.pending.text)} if dialogue.pending else set()
+    said = {template.act for template in acts}
+    wishes = Wishes("brief" in said, "calm" in said, private, "advice" in last)
+    earlier = tuple(t.reply.response for t in dialogue.turns)
+    return Evidence(dialogue.facts(), frozenset(dialogue.ledger()), wishes, earlier)
 
 
-def _user_texts(dialogue: Dialogue) -> list[str]:
-    return [t.user.text for t in dialogue.turns] + ([dialogue.pending.text] if dialogue.pending else [])
-
-
-def _understood(text: str) -> list[language.Sentence]:
-    parsed = [options for name in ("user_train", "user_test") for options in language.parse(text, name)]
+def _understand(text: str, names: Iterable[str] = ("user_train", "user_test")) -> list[language.Sentence]:
     # Every reading counts: "My age is off limits, please." also has the form of "My age is {Age}."
-    return [sentence for options in parsed for sentence in options]
+    return [sentence for name in names for options in language.parse(text, name) for sentence in options]
 
 
-def grounded(fact: tuple[str, str], facts: dict[str, str]) -> str | None:
+def find_support(fact: tuple[str, str], facts: dict[str, str]) -> str | None:
     """The slot whose known value a claim rests on, or None when nothing that is known supports it."""
     slot, phrase = fact
-    return next((s for s, known in facts.items()
-                 if slot in language.frame_slots(s) and _whole(slot, phrase, known)), None)
+    fitting = (s for s in facts if slot in language.list_frame_slots(s))
+    return next((s for s in fitting if _names_whole_value(slot, phrase, facts[s])), None)
 
 
-def _whole(slot: str, phrase: str, known: str) -> bool:
-    """The phrase must be, word for word, the value as it was said or another phrasing of it, never a piece of it or more than it."""
+def _names_whole_value(slot: str, phrase: str, known: str) -> bool:
+    """Is it, word for word, the value as it was said or another phrasing of it, neither more nor less?"""
     said = phrase.casefold()
     if said == known.casefold():
         return True
     if slot in ("Age", "Gender"):
-        return lex.same_value(slot, phrase, known) and said in language.spoken_forms(slot, known)
-    value = lex.lexicon().find(phrase)
-    return value is not None and said in map(str.casefold, value.forms) and lex.same_value(slot, phrase, known)
+        return lex.same_value(slot, phrase, known) and said in language.list_forms(slot, known)
+    value = lex.load_lexicon().find(phrase)
+    listed = value is not None and said in map(str.casefold, value.forms)
+    return listed and lex.same_value(slot, phrase, known)
 
 
-def _phrase(fact: tuple[str, str], facts: dict[str, str]) -> bool:
-    """Is what stands in a hole a phrase at all: something the user said, or a value of the world that fits the frame?"""
+def _is_phrase(fact: tuple[str, str], facts: dict[str, str]) -> bool:
+    """Is it something the user said, or a value of the world that fits the frame?"""
     slot, phrase = fact
     if slot in ("Age", "Gender"):
-        return lex.parse_age(phrase) is not None if slot == "Age" else lex.gender_of(phrase) is not None
-    value = lex.lexicon().find(phrase)
-    return grounded(fact, facts) is not None or (value is not None and slot in language.frame_slots(value.slot))
+        return (lex.parse_age if slot == "Age" else lex.find_gender)(phrase) is not None
+    value = lex.load_lexicon().find(phrase)
+    fits = value is not None and slot in language.list_frame_slots(value.slot)
+    return fits or find_support(fact, facts) is not None
 
 
-def naturalness(response: str) -> tuple[bool, str]:
-    """N: every sentence derives from the grammar; 1-4 different sentences, at most 60 words."""
+@dataclass(frozen=True)
+class Reading:
+    """A response as the judge understands it: its sentences, and the facts that it uses (slot -> phrase)."""
+
+    response: str
+    sentences: tuple[language.Sentence, ...]
+    used: dict[str, str]
+    evidence: Evidence
+
+    @property
+    def acts(self) -> list[str]:
+        """What its sentences do."""
+        return [sentence.template.act for sentence in self.sentences]
+
+
+def find_malformation(response: str) -> str | None:
+    """Why it cannot be understood; None for 1-4 different sentences of the grammar, at most 60 words."""
     sentences = language.split_sentences(response)
     if not sentences or " ".join(sentences) != response.strip():
-        return False, "empty or oddly spaced"
+        return "empty or oddly spaced"
     broken = [s for s, options in zip(sentences, language.parse(response), strict=True) if not options]
     if broken:
-        return False, f"not a well-formed sentence: {broken[0]!r}"
+        return f"not a well-formed sentence: {broken[0]!r}"
     if len(sentences) > MAX_SENTENCES or len(response.split()) > MAX_WORDS:
-        return False, "too long"
+        return "too long"
     if len({s.lower() for s in sentences}) < len(sentences):
-        return False, "says the same sentence twice"
-    return True, "well formed"
+        return "says the same sentence twice"
+    return None
 
 
-def relevance(used: dict, acts: list[str], evidence: Evidence) -> tuple[bool, str]:
-    """R: rests on something that is known of this user as soon as there is something, and does what was asked for."""
-    if evidence.wishes.advice and not {"suggest", "info"} & set(acts):
+def judge_naturalness(reading: Reading) -> tuple[bool, str]:
+    """N: well formed, and what stands in a hole is a phrase that fits there."""
+    facts = [fact for sentence in reading.sentences for fact in sentence.facts]
+    odd = next((fact[1] for fact in facts if not _is_phrase(fact, reading.evidence.facts)), None)
+    return (True, "well formed") if odd is None else (False, f"{odd!r} is no phrase that fits there")
+
+
+def judge_relevance(reading: Reading) -> tuple[bool, str]:
+    """R: rests on something known of this user as soon as there is something, and does what was asked for."""
+    if reading.evidence.wishes.advice and not {"suggest", "info"} & set(reading.acts):
         return False, "the user asked for advice and got none"
-    if evidence.usable and not used:
+    if reading.evidence.usable and not reading.used:
         return False, "would suit any user: nothing known of this one is used"
     return True, "fits what is known"
 
 
-def logic(sentences, response: str, evidence: Evidence) -> tuple[bool, str]:
-    """L: claims nothing that is unsupported, asks for nothing that was told, respects what the user asked for."""
-    for sentence in sentences:
+def judge_logic(reading: Reading) -> tuple[bool, str]:
+    """L: claims nothing unsupported, asks for nothing that was told, respects what the user asked for."""
+    evidence, wishes = reading.evidence, reading.evidence.wishes
+    for sentence in reading.sentences:
         for fact in sentence.facts:
-            if grounded(fact, evidence.facts) is None:
+            if find_support(fact, evidence.facts) is None:
                 return False, f"claims {fact[0]} {fact[1]!r} without support"
         if sentence.template.act == "ask" and sentence.template.slots[0] in evidence.told:
             return False, f"asks for {sentence.template.slots[0]}, which was told"
-        if sentence.template.act == "ask" and sentence.template.slots[0] == evidence.wishes.private:
-            return False, f"asks for {evidence.wishes.private}, which the user wants left alone"
-    if evidence.wishes.calm and "!" in response:
+        if sentence.template.act == "ask" and sentence.template.slots[0] == wishes.private:
+            return False, f"asks for {wishes.private}, which the user wants left alone"
+    if wishes.calm and "!" in reading.response:
         return False, "shouts at a user who wants a calm tone"
-    if evidence.wishes.brief and len(response.split()) > BRIEF_WORDS:
+    if wishes.brief and len(reading.response.split()) > BRIEF_WORDS:
         return False, f"more than {BRIEF_WORDS} words for a user who wants short answers"
     return True, "consistent"
 
 
-def engagement(sentences, evidence: Evidence) -> tuple[bool, str]:
-    """G: hands the turn back, without flattery, a quiz, a sentence said before, or the same question a second time."""
-    acts = [s.template.act for s in sentences]
-    if "flatter" in acts:
+def judge_engagement(reading: Reading) -> tuple[bool, str]:
+    """G: hands the turn back, without flattery, a quiz, a sentence said before or the same question again."""
+    if "flatter" in reading.acts:
         return False, "flatters"
-    if not set(acts) & set(TURNING_ACTS):
+    if not set(reading.acts) & set(TURNING_ACTS):
         return False, "does not hand the turn back"
-    if sum(a in language.QUESTION_ACTS for a in acts) > 2:
+    if sum(act in language.QUESTION_ACTS for act in reading.acts) > 2:
         return False, "a quiz"
-    said = [sentence for text in evidence.earlier for options in language.parse(text) for sentence in options]
+    said = [s for text in reading.evidence.earlier for s in _understand(text, ["assistant"])]
     before = {(s.template.id, s.facts) for s in said}
     # A question counts as the same whatever its wording: the slot was asked for already.
     asked = {s.template.slots for s in said if s.template.act == "ask"}
-    for s in sentences:
+    for s in reading.sentences:
         if (s.template.id, s.facts) in before or (s.template.act == "ask" and s.template.slots in asked):
             return False, "repeats itself"
     return True, "invites an answer"
 
 
-def informativeness(sentences, response: str, evidence: Evidence) -> tuple[bool, str]:
-    """F: says something of content; before anything is known that could be used, a question is content enough."""
-    acts = {s.template.act for s in sentences}
-    wanted = set(CONTENT_ACTS) if evidence.usable else {*CONTENT_ACTS, "ask", "open"}
-    if not acts & wanted or len(response.split()) < 6:
+def judge_informativeness(reading: Reading) -> tuple[bool, str]:
+    """F: says something of content; before anything usable is known, a question is content enough."""
+    wanted = {*language.CONTENT_ACTS, *(() if reading.evidence.usable else ("ask", "open"))}
+    if not set(reading.acts) & wanted or len(reading.response.split()) < 6:
         return False, "says nothing of content"
     return True, "says something"
 
 
-def judge_response(response: str, evidence: Evidence) -> tuple[Verdict, dict[str, str]]:
-    """The five criteria of eq. 4, and the facts used (slot -> phrase)."""
-    natural = naturalness(response)
-    if not natural[0]:
+# One rule a criterion of settings.kinds.
+RULES: dict[str, Callable[[Reading], tuple[bool, str]]] = {
+    "N": judge_naturalness,
+    "R": judge_relevance,
+    "L": judge_logic,
+    "G": judge_engagement,
+    "F": judge_informativeness,
+}
+
+
+def judge_response(response: str, evidence: Evidence, criteria: Iterable) -> tuple[Verdict, dict[str, str]]:
+    """The marks of these criteria (eq. 4, appendix C.3), and the facts used (slot -> phrase)."""
+    if malformation := find_malformation(response):
         # What cannot be understood cannot be credited for anything else.
-        return Verdict(dict.fromkeys(CRITERIA, False), dict.fromkeys(CRITERIA, natural[1])), {}
-    sentences = [_best(options, evidence.facts) for options in language.parse(response)]
-    used = {slot: f[1] for s in sentences for f in s.facts if (slot := grounded(f, evidence.facts))}
-    acts = [s.template.act for s in sentences]
-    odd = next((f[1] for s in sentences for f in s.facts if not _phrase(f, evidence.facts)), None)
-    if odd is not None:
-        natural = False, f"{odd!r} is no phrase that fits there"
-    results = (natural, relevance(used, acts, evidence), logic(sentences, response, evidence),
-               engagement(sentences, evidence), informativeness(sentences, response, evidence))
-    marks = {c: bool(r[0]) for c, r in zip(CRITERIA, results, strict=True)}
-    return Verdict(marks, {c: r[1] for c, r in zip(CRITERIA, results, strict=True)}), used
+        return Verdict(dict.fromkeys(criteria, False), dict.fromkeys(criteria, malformation)), {}
+    sentences = tuple(_choose_reading(options, evidence.facts) for options in language.parse(response))
+    facts = [fact for sentence in sentences for fact in sentence.facts]
+    used = {slot: fact[1] for fact in facts if (slot := find_support(fact, evidence.facts))}
+    reading = Reading(response, sentences, used, evidence)
+    marks, reasons = {}, {}
+    for name in criteria:
+        marks[name], reasons[name] = RULES[name](reading)
+    return Verdict(marks, reasons), used
 
 
-def _best(options: tuple[language.Sentence, ...], facts: dict[str, str]) -> language.Sentence:
+def _choose_reading(options: tuple[language.Sentence, ...], facts: dict[str, str]) -> language.Sentence:
     """Of several derivations the one whose facts are known."""
-    return max(options, key=lambda s: sum(grounded(f, facts) is not None for f in s.facts))
+    return max(options, key=lambda s: sum(find_support(f, facts) is not None for f in s.facts))
 
 
-def _failed(verdict: Verdict, criterion: str, reason: str) -> Verdict:
-    return Verdict(verdict.marks | {criterion: False}, verdict.reasons | {criterion: reason})
+def _mean_same(one: tuple[str, str], true: tuple[str, str]) -> bool:
+    return lex.are_compatible(one[0], true[0]) and lex.same_value(true[0], one[1], true[1])
 
 
 @dataclass(frozen=True)
@@ -207,24 +226,27 @@ class RuleJudge:
     """The training judge: knows the transcript and the inferred profile, never the true one (section 3.3)."""
 
     def match(self, inferred: Profile, true: Profile) -> tuple[tuple[int, int], ...]:
-        return match_profiles(inferred, true)
+        """One-to-one pairs (index inferred, index true) of items that mean the same: |P^ n P| of eq. 2."""
+        if not len(inferred) or not len(true):
+            return ()
+        same = np.array([[_mean_same(a, b) for b in true.items] for a in inferred.items], dtype=int)
+        rows, columns = linear_sum_assignment(-same)
+        return tuple((int(i), int(j)) for i, j in zip(rows, columns, strict=True) if same[i, j])
 
     def matches(self, pairs: Sequence[tuple[Profile, Profile]]) -> list[tuple[tuple[int, int], ...]]:
-        return [match_profiles(a, b) for a, b in pairs]
+        """`match` for a batch, in order."""
+        return [self.match(inferred, true) for inferred, true in pairs]
 
     def responses(self, cases: Sequence[tuple[Dialogue, Reply]]) -> list[Verdict]:
         """A verdict per (dialogue with a pending utterance, candidate reply)."""
-        return [self._one(dialogue, reply) for dialogue, reply in cases]
+        return [self._judge(dialogue, reply) for dialogue, reply in cases]
 
-    def _one(self, dialogue: Dialogue, reply: Reply) -> Verdict:
-        verdict, used = judge_response(reply.response, transcript_evidence(dialogue))
-        for slot, phrase in used.items():
-            own = [v for s, v in reply.profile.items if lex.slots_compatible(s, slot) and lex.same_value(slot, v, phrase)]
-            if own:
-                return verdict
-        if used:
-            return _failed(verdict, "R", "nothing in the inferred profile supports what it uses")
-        return verdict
+    def _judge(self, dialogue: Dialogue, reply: Reply) -> Verdict:
+        verdict, used = judge_response(reply.response, gather_evidence(dialogue), REWARD_CRITERIA)
+        if not used or any(_mean_same(item, fact) for fact in used.items() for item in reply.profile.items):
+            return verdict
+        reason = "nothing in the inferred profile supports what it uses"
+        return Verdict(verdict.marks | {"R": False}, verdict.reasons | {"R": reason})
 
 
 @dataclass(frozen=True)
@@ -232,13 +254,35 @@ class RuleEvaluationJudge:
     """The evaluation judge: sees the full true persona, told or not, and marks 0 or 1 (appendix C.3)."""
 
     def evaluate(self, cases: Sequence[tuple[Persona, Dialogue, str]]) -> list[Verdict]:
-        return [self._one(*case) for case in cases]
+        """A verdict per (persona, dialogue with a pending utterance, response)."""
+        return [self._judge(*case) for case in cases]
 
-    def _one(self, persona: Persona, dialogue: Dialogue, response: str) -> Verdict:
-        told = transcript_evidence(dialogue)
-        mood = temperament(persona)
+    def _judge(self, persona: Persona, dialogue: Dialogue, response: str) -> Verdict:
+        told, mood, true = gather_evidence(dialogue), read_temperament(persona), dict(persona.profile.items)
         wishes = Wishes(mood.brief, mood.calm, mood.private, told.wishes.advice)
-        true = dict(persona.profile.items)
-        # What the transcript says counts only as far as it is so of this persona: a reply that suits somebody else must fail.
-        facts = true | {s: phrase for s, phrase in told.facts.items() if s in true and lex.same_value(s, phrase, true[s])}
-        return judge_response(response, Evidence(facts, told.told, wishes, told.earlier))[0]
+        # The transcript's words count only where they are true of this persona: a reply for somebody else
+        # must fail.
+        said = {s: p for s, p in told.facts.items() if s in true and lex.same_value(s, p, true[s])}
+        evidence = Evidence(true | said, told.told, wishes, told.earlier)
+        return judge_response(response, evidence, EVALUATION_CRITERIA)[0]
+
+
+@dataclass(frozen=True)
+class RuleRevealJudge:
+    """A slot is told when a sentence that tells it holds the value that the persona has now."""
+
+    def find_revealed(self, cases: Sequence[tuple[Persona, Dialogue]]) -> list[frozenset[str] | None]:
+        """As in `reveal.RevealJudge`; never None."""
+        return [self._judge(*case) for case in cases]
+
+    def _judge(self, persona: Persona, dialogue: Dialogue) -> frozenset[str]:
+        told: set[str] = set()
+        for text in words(dialogue):
+            sentences = _understand(text, ("user_train", "user_test", "changes_train", "changes_test"))
+            facts = [fact for s in sentences if s.template.act in ("say", "changed") for fact in s.facts]
+            told |= {s for s, phrase in facts if lex.same_value(s, phrase, persona.profile.get(s) or "")}
+            # A slot without frames of its own is told by its name.
+            for slot, value in persona.profile.items:
+                if any(language.name_slot(slot, form) in text for form in language.list_forms(slot, value)):
+                    told.add(slot)
+        return frozenset(told)

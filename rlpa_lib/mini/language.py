@@ -1,22 +1,29 @@
-"""The grammar that users and assistants of the miniature speak: generation, and parsing back into acts and facts."""
+"""The grammar that users and assistants of the miniature speak: generation, and parsing into facts."""
+
 from __future__ import annotations
 
 import random
 import re
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib import resources
+from itertools import count
 
 from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.mini import lexicon as lex
 
 CHOICE = re.compile(r"\[([^\]]*)\]")
 HOLE = re.compile(r"\{(a:)?([^}]*)\}")
-SPEECH = {"user_train", "user_test", "assistant", "changes_train", "changes_test", "manners_train", "manners_test", "asides", "topics"}
-# A frame made for one slot also fits values of these others.
-TOPIC_LIKE = ("Favorite Food", "Favorite Music", "Language", "Favorite Film Genre", "Sport to Watch", "Life Goal",
-              "Favorite Drink")
+SPEECH = (
+    "assistant", "user_train", "user_test", "changes_train", "changes_test", "manners_train", "manners_test",
+    "asides", "topics", "persona",
+)  # fmt: skip
+# The frames made for interests also fit values of these.
+TOPIC_LIKE = (
+    "Favorite Food", "Favorite Music", "Language", "Favorite Film Genre", "Sport to Watch", "Life Goal",
+    "Favorite Drink",
+)  # fmt: skip
 QUESTION_ACTS = ("ask", "open", "detail")
+CONTENT_ACTS = ("ack", "suggest", "info")
 
 
 @dataclass(frozen=True)
@@ -31,35 +38,34 @@ class Template:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A parsed sentence: which template it is derived from and what stands in its holes, as (slot, phrase)."""
+    """A parsed sentence: its template, and what stands in the holes, as (slot, phrase)."""
 
     template: Template
     facts: tuple[tuple[str, str], ...]
 
 
-def article(phrase: str) -> str:
+def add_article(phrase: str) -> str:
     """'a nurse', 'an engineer' (by the first letter; the lexicon avoids words such as 'hour')."""
     return f"{'an' if phrase[:1].lower() in 'aeiou' else 'a'} {phrase}"
 
 
 @cache
-def grammar(name: str) -> tuple[Template, ...]:
+def load_grammar(name: str) -> tuple[Template, ...]:
     """The templates of one grammar file: one of SPEECH."""
     if name not in SPEECH:
         raise ValueError(f"no grammar named {name!r}; there are {sorted(SPEECH)}")
-    lines = (resources.files("rlpa_lib.mini") / "grammar" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     templates = []
-    for number, line in enumerate(lines, 1):
-        if line and not line.startswith("#"):
-            head, text = line.split(": ", 1)
-            act, _, slot = head.partition(" ")
-            templates.append(Template(f"{name}:{number}", act, tuple(slot.split("+")) if slot else (), text))
+    for number, line in lex.read_lines(f"grammar/{name}.txt"):
+        head, text = line.split(": ", 1)
+        act, _, slot = head.partition(" ")
+        templates.append(Template(f"{name}:{number}", act, tuple(slot.split("+")) if slot else (), text))
     return tuple(templates)
 
 
 @cache
-def templates(name: str, act: str, slot: str = "") -> tuple[Template, ...]:
-    return tuple(t for t in grammar(name) if t.act == act and (slot == "" or t.slots == (slot,)))
+def find_templates(name: str, act: str, slot: str = "") -> tuple[Template, ...]:
+    """A grammar's templates of one act, for one slot alone where one is named."""
+    return tuple(t for t in load_grammar(name) if t.act == act and (slot == "" or t.slots == (slot,)))
 
 
 def realise(template: Template, rng: random.Random, facts: dict[str, str] | None = None) -> str:
@@ -68,63 +74,84 @@ def realise(template: Template, rng: random.Random, facts: dict[str, str] | None
 
     def fill(match: re.Match) -> str:
         phrase = (facts or {})[match[2]]
-        return article(phrase) if match[1] else phrase
+        return add_article(phrase) if match[1] else phrase
 
     return HOLE.sub(fill, text)
 
 
-def spoken_forms(slot: str, value: str) -> tuple[str, ...]:
+def list_forms(slot: str, value: str) -> tuple[str, ...]:
     """The phrasings in which a user may say a value; the value itself where the lexicon does not know it."""
     if slot == "Age":
         years = lex.parse_age(value)
-        return (value,) if years is None or years > 99 else (str(years), lex.number_word(years))
+        return (value,) if years is None or years > 99 else (str(years), lex.spell_number(years))
     if slot == "Gender":
-        return lex.GENDERS.get(lex.gender_of(value) or "", (value,))
-    found = lex.lexicon().find(value, slot)
+        return lex.GENDERS.get(lex.find_gender(value) or "", (value,))
+    found = lex.load_lexicon().find(value, slot)
     return found.forms if found else (value,)
 
 
-def frame_slots(slot: str) -> tuple[str, ...]:
+def paraphrase_value(slot: str, value: str, rng: random.Random) -> str | None:
+    """Another phrasing that the lexicon lists, or None; the rule judge reads the same lexicon."""
+    others = [form for form in list_forms(slot, value) if form.casefold() != value.casefold()]
+    return rng.choice(others) if others else None
+
+
+def paraphrase_freely(slot: str, value: str, rng: random.Random) -> str | None:
+    """A phrasing that no lexicon lists, or None; see paraphrases.tsv."""
+    rows = [line.split("\t") for _, line in lex.read_lines("paraphrases.tsv")]
+    found = [other for row_slot, row_value, other in rows if (row_slot, row_value) == (slot, value)]
+    return rng.choice(found) if found else None
+
+
+def list_frame_slots(slot: str) -> tuple[str, ...]:
     """The slots whose sentence frames fit a value of `slot`."""
     if slot in SLOTS:
         return (slot,)
-    return ("Interests",) if slot in TOPIC_LIKE or made_up_slots().get(slot) == "Noun" else ()
+    return ("Interests",) if slot in TOPIC_LIKE or list_made_up_slots().get(slot) == "Noun" else ()
 
 
 @cache
-def made_up_slots() -> dict[str, str]:
-    """Slots that exist in training dialogues alone (grammar/topics.txt): name -> the class of the word that names it."""
-    return {word.title(): t.slots[0] for t in grammar("topics") if t.act == "topic" for word in t.text.split(", ")}
+def list_made_up_slots() -> dict[str, str]:
+    """Slots of training dialogues alone (grammar/topics.txt): name -> the class of the word that names it."""
+    topics = find_templates("topics", "topic")
+    return {word.title(): t.slots[0] for t in topics for word in t.text.split(", ")}
 
 
 def tell(speech: str, slot: str, phrase: str, rng: random.Random) -> str:
-    """A sentence of a user's grammar that states a slot's value; a slot that the grammar does not know is named in it."""
-    frames = templates(speech, "say", slot)
+    """A sentence that states a slot's value; a slot that the grammar does not know is named in it."""
+    frames = find_templates(speech, "say", slot)
     if frames:
         return realise(rng.choice(frames), rng, {slot: phrase})
-    if slot in made_up_slots():
-        return realise(rng.choice(templates("topics", "say", made_up_slots()[slot])), rng, {"topic": slot.lower(), "value": phrase})
+    if slot in list_made_up_slots():
+        frames = find_templates("topics", "say", list_made_up_slots()[slot])
+        return realise(rng.choice(frames), rng, {"topic": slot.lower(), "value": phrase})
+    return name_slot(slot, phrase)
+
+
+def name_slot(slot: str, phrase: str) -> str:
+    """How a slot is told that has no frames."""
     return f"About {slot.lower()} there is this: {phrase}."
 
 
 def _pattern(template: Template) -> re.Pattern:
-    parts, position, n = [], 0, 0
-    for match in re.finditer(r"\[([^\]]*)\]|\{(a:)?([^}]*)\}", template.text):
-        parts.append(re.escape(template.text[position:match.start()]))
-        if match[1] is not None:
-            parts.append("(?:" + "|".join(re.escape(c) for c in match[1].split("|")) + ")")
-        else:
-            parts.append(f"(?P<{'a' if match[2] else 'p'}{n}>.+?)")
-            n += 1
-        position = match.end()
-    return re.compile("".join(parts) + re.escape(template.text[position:]))
+    """Reads a sentence of the template; group p0, a1, ... holds a hole ("a": with article)."""
+    numbers = count()
+
+    def read(part: str) -> str:
+        if choice := CHOICE.fullmatch(part):
+            return f"(?:{'|'.join(map(re.escape, choice[1].split('|')))})"
+        if hole := HOLE.fullmatch(part):
+            return f"(?P<{'a' if hole[1] else 'p'}{next(numbers)}>.+?)"
+        return re.escape(part)
+
+    return re.compile("".join(map(read, re.split(r"(\[[^\]]*\]|\{[^}]*\})", template.text))))
 
 
 @cache
 def _by_first_word(name: str) -> dict[str, tuple[tuple[re.Pattern, Template], ...]]:
     """Templates by the first word of a sentence; '' holds those that may start with a hole."""
     table: dict[str, list] = {}
-    for template in grammar(name):
+    for template in load_grammar(name):
         head = CHOICE.match(template.text)
         starts = [c.split()[0] for c in head[1].split("|")] if head else [template.text.split()[0]]
         for start in set(starts):
@@ -144,16 +171,17 @@ def parse_sentence(sentence: str, name: str = "assistant") -> tuple[Sentence, ..
         match = pattern.fullmatch(sentence)
         if not match:
             continue
-        phrases = []
-        for key, slot in zip(match.groupdict(), [h[2] for h in HOLE.finditer(template.text)], strict=True):
-            phrase = match[key]
-            if key.startswith("a"):
-                bare = re.sub(r"^an? ", "", phrase)
-                phrase = bare if article(bare) == phrase else None
-            phrases.append((slot, phrase))
-        if all(p is not None for _, p in phrases):
-            found.append(Sentence(template, tuple(phrases)))
+        holes = zip(match.groupdict().items(), HOLE.findall(template.text), strict=True)
+        facts = [(slot, _drop_article(text) if key[0] == "a" else text) for (key, text), (_, slot) in holes]
+        if all(phrase is not None for _, phrase in facts):
+            found.append(Sentence(template, tuple(facts)))
     return tuple(found)
+
+
+def _drop_article(phrase: str) -> str | None:
+    """The phrase behind its article; None where there is none, or the wrong one."""
+    bare = re.sub(r"^an? ", "", phrase)
+    return bare if add_article(bare) == phrase else None
 
 
 def split_sentences(text: str) -> list[str]:

@@ -1,23 +1,35 @@
-"""The values of the miniature world and the question whether two phrasings mean the same (the overlap of eq. 2)."""
+"""The values of the miniature world, and whether two phrasings mean the same (the overlap of eq. 2)."""
+
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import resources
 
 from rlpa_lib.dialogue.profile import SLOTS
+from rlpa_lib.personas.text import cut_ending
 
-FILES = {"Interests": "interests", "Educational Background": "education", "Personality Traits": "personality",
-         "Occupation": "occupation", "Marital Status": "marital", "Family Background": "family",
-         "Location": "location", "Others": "others"}
-GENDERS = {"male": ("man", "guy", "male person"), "female": ("woman", "lady", "female person"),
-           "non-binary": ("non-binary person", "person beyond man and woman")}
-UNITS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-         "seventeen eighteen nineteen").split()
-TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
+FILES = {
+    "Interests": "interests", "Educational Background": "education", "Personality Traits": "personality",
+    "Occupation": "occupation", "Marital Status": "marital", "Family Background": "family",
+    "Location": "location", "Others": "others",
+}  # fmt: skip
+GENDERS = {
+    "male": ("man", "guy", "male person"),
+    "female": ("woman", "lady", "female person"),
+    "non-binary": ("non-binary person", "person beyond man and woman"),
+}
+UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+).split()
+DECADES = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+TENS = dict(zip(DECADES, range(20, 100, 10), strict=True))
 ARTICLES = {"a", "an", "the", "some"}
-STOPWORDS = ARTICLES | {"of", "in", "on", "at", "and", "with", "who", "to", "for", "that", "is", "are", "from", "as"}
+STOPWORDS = {*ARTICLES, *"of in on at and with who to for that is are from as".split()}
+ENDINGS = ("ings", "ing", "ers", "ies", "er", "es", "ed", "s", "e")
 SIMILAR = 0.6  # closeness from which two phrasings count as the same
 
 
@@ -52,16 +64,16 @@ class Lexicon:
         return value if value and slot in (None, value.slot) else None
 
 
-def number_word(n: int) -> str:
+def spell_number(n: int) -> str:
     """34 -> 'thirty-four' (0 to 99)."""
     if n < 20:
         return UNITS[n]
-    tens = next(word for word, base in TENS.items() if base == n // 10 * 10)
+    tens = DECADES[n // 10 - 2]
     return tens if n % 10 == 0 else f"{tens}-{UNITS[n % 10]}"
 
 
 def parse_age(phrase: str) -> int | None:
-    """The age in years that a phrase names in digits or words, or None when there is none or more than one."""
+    """The years that a phrase names in digits or words, or None when there is no age or more than one."""
     found = {int(m) for m in re.findall(r"\b\d{1,3}\b", phrase)}
     words = re.findall(r"[a-z]+", phrase.lower())
     for i, word in enumerate(words):
@@ -82,16 +94,11 @@ def normalise(phrase: str) -> str:
     return " ".join(words)
 
 
-def _stem(word: str) -> str:
-    for suffix in ("ings", "ing", "ers", "ies", "er", "es", "ed", "s", "e"):
-        if word.endswith(suffix) and len(word) - len(suffix) >= 3:
-            return word[: -len(suffix)]
-    return word
-
-
 @lru_cache(maxsize=65536)
-def content_words(phrase: str) -> frozenset[str]:
-    return frozenset(_stem(w) for w in normalise(phrase).replace("-", " ").split() if w not in STOPWORDS)
+def find_content_words(phrase: str) -> frozenset[str]:
+    """The words that carry meaning, without common endings."""
+    words = [word for word in normalise(phrase).replace("-", " ").split() if word not in STOPWORDS]
+    return frozenset(cut_ending(word, ENDINGS) for word in words)
 
 
 def _members(phrase: str) -> list[str]:
@@ -99,9 +106,9 @@ def _members(phrase: str) -> list[str]:
 
 
 def _closeness(inferred: str, true: str) -> float:
-    """Dice over stemmed content words, in [0, 1]; 0 when a word is exchanged ("two older sisters" are not "two older
-    brothers"), or when most of what was inferred is not in the truth, so that two values run together match neither."""
-    got, want = content_words(inferred), content_words(true)
+    """Dice over content words, in [0, 1]; 0 when a word is exchanged ("two older sisters" are not "two older
+    brothers"), or when most of `inferred` is not true: two values run together match neither."""
+    got, want = find_content_words(inferred), find_content_words(true)
     common = len(got & want)
     if common < min(len(got), len(want)) or common < 0.6 * len(got) or not common:
         return 0.0
@@ -111,29 +118,29 @@ def _closeness(inferred: str, true: str) -> float:
 def _same_phrase(inferred: str, true: str) -> bool:
     if normalise(inferred) == normalise(true):
         return True
-    found, wanted = lexicon().find(inferred), lexicon().find(true)
+    found, wanted = load_lexicon().find(inferred), load_lexicon().find(true)
     if found and wanted:
         return found is wanted
     if wanted is None:
         return _closeness(inferred, true) >= SIMILAR
-    # A phrase that the lexicon does not list must fit this value better than any other: "a bachelor's degree" fits many.
+    # A phrase that the lexicon does not list must fit this value better than any other: "a bachelor's degree"
+    # fits many.
     own = max(_closeness(inferred, form) for form in wanted.forms)
-    others = (form for value in lexicon().values(wanted.slot) if value is not wanted for form in value.forms)
-    return own >= SIMILAR and all(_closeness(inferred, form) < own for form in others)
+    others = [value.forms for value in load_lexicon().values(wanted.slot) if value is not wanted]
+    return own >= SIMILAR and all(_closeness(inferred, form) < own for forms in others for form in forms)
 
 
 @lru_cache(maxsize=65536)
 def same_value(slot: str, inferred: str, true: str) -> bool:
     """Do two values of one slot mean the same? A list matches when at least half of what was inferred is true
-    and it covers at least a third of the truth, so that neither padding nor a single lucky word is enough. Where the
-    truth is one thing, two guesses at it do not match."""
-    if slot == "Age":
-        return parse_age(inferred) is not None and parse_age(inferred) == parse_age(true)
-    if slot == "Gender":
-        return gender_of(inferred) is not None and gender_of(inferred) == gender_of(true)
+    and it covers at least a third of the truth, so that neither padding nor a single lucky word is enough.
+    Where the truth is one thing, two guesses at it do not match."""
+    if slot in ("Age", "Gender"):
+        read = parse_age if slot == "Age" else find_gender
+        return read(inferred) is not None and read(inferred) == read(true)
     if _same_phrase(inferred, true):
         return True
-    if lexicon().find(inferred) and lexicon().find(true):
+    if load_lexicon().find(inferred) and load_lexicon().find(true):
         return False
     got, want = _members(inferred), _members(true)
     if len(got) == 1 and len(want) == 1:
@@ -145,44 +152,57 @@ def same_value(slot: str, inferred: str, true: str) -> bool:
     return hits * 2 >= len(got) and covered * 3 >= len(want)
 
 
-def gender_of(phrase: str) -> str | None:
+def find_gender(phrase: str) -> str | None:
     """'male', 'female' or 'non-binary' when exactly one of them is named, else None."""
     text = normalise(phrase)
     return next((g for g, forms in GENDERS.items() if text == g or text in forms), None)
 
 
-def slots_compatible(inferred: str, true: str) -> bool:
-    """Items are compared within a slot; where the schema is open (Extended ALOE) keys are free (appendix C.2)."""
+def change_value(slot: str, value: str, rng: random.Random) -> str | None:
+    """Another value of the slot, or None: an age two years off or more, else a value of the same split."""
+    if slot == "Age":
+        years = parse_age(value)
+        return None if years is None else str(rng.choice([n for n in range(18, 90) if abs(n - years) >= 2]))
+    if slot == "Gender":
+        return rng.choice([name for name in GENDERS if name != find_gender(value)])
+    own = load_lexicon().find(value, slot)
+    others = [other for other in load_lexicon().values(slot, own.split if own else None) if other is not own]
+    return rng.choice(rng.choice(others).forms) if others else None
+
+
+def are_compatible(inferred: str, true: str) -> bool:
+    """Items are compared within a slot; in the open schema (Extended ALOE) keys are free (appendix C.2)."""
     return inferred.lower() == true.lower() or (true not in SLOTS and inferred not in ("Age", "Gender"))
 
 
-def _parse_line(path: str, number: int, line: str, slot: str) -> Value:
-    parts = line.rstrip("\n").split("\t")
-    if len(parts) not in (2, 3) or parts[0] not in ("train", "test", "extended"):
-        raise ValueError(f"{path}:{number}: expected split<TAB>forms[<TAB>attributes]")
-    attrs = dict(pair.split("=", 1) for pair in parts[2].split(";") if pair) if len(parts) == 3 else {}
-    return Value(slot, tuple(f.strip() for f in parts[1].split("|")), parts[0], attrs)
-
-
-def _read(path) -> tuple[str | None, list[str]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    name = lines[0].lstrip("# ").strip() if lines and lines[0].startswith("#") else None
-    return name, lines
+def read_lines(path: str) -> list[tuple[int, str]]:
+    """(number from 1, line) of a text file of this package, without empty lines and comments."""
+    text = (resources.files("rlpa_lib.mini") / path).read_text(encoding="utf-8")
+    return [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
 
 
 @cache
-def lexicon() -> Lexicon:
-    """Read the value files that ship with the package (once)."""
+def load_lexicon() -> Lexicon:
+    """The value files of the package; the first line of an extended slot's file names the slot."""
     folder = resources.files("rlpa_lib.mini") / "lexicon"
-    files = {slot: folder / f"{stem}.tsv" for slot, stem in FILES.items()}
-    extended = {_read(p)[0]: p for p in sorted(folder.iterdir(), key=lambda p: p.name) if p.name.startswith("ext_")}
+    files = {slot: f"{stem}.tsv" for slot, stem in FILES.items()}
+    names = sorted(path.name for path in folder.iterdir() if path.name.startswith("ext_"))
+    titles = [(folder / name).read_text(encoding="utf-8").partition("\n")[0] for name in names]
+    extended = dict(zip((title.lstrip("# ").strip() for title in titles), names, strict=True))
     by_slot, index = {}, {}
-    for slot, path in (files | extended).items():
-        values = tuple(_parse_line(path.name, i, line, slot) for i, line in enumerate(_read(path)[1], 1)
-                       if line.strip() and not line.startswith("#"))
-        by_slot[slot] = values
-        for value in values:
+    for slot, name in (files | extended).items():
+        lines = read_lines(f"lexicon/{name}")
+        by_slot[slot] = tuple(_parse_line(f"{name}:{number}", line, slot) for number, line in lines)
+        for value in by_slot[slot]:
             for form in value.forms:
                 if index.setdefault(normalise(form), value) is not value:
-                    raise ValueError(f"{path.name}: the form {form!r} names two values")
+                    raise ValueError(f"{name}: the form {form!r} names two values")
     return Lexicon(by_slot, tuple(extended), index)
+
+
+def _parse_line(place: str, line: str, slot: str) -> Value:
+    split, *parts = line.split("\t")
+    if len(parts) not in (1, 2) or split not in ("train", "test", "extended"):
+        raise ValueError(f"{place}: expected split<TAB>forms[<TAB>attributes]")
+    attrs = dict(pair.split("=", 1) for pair in "".join(parts[1:]).split(";") if pair)
+    return Value(slot, tuple(form.strip() for form in parts[0].split("|")), split, attrs)

@@ -1,47 +1,231 @@
-"""Whole dialogues with the scripted careful assistant, and the moments of which a dialogue consists: the yardstick for user and judges."""
+"""Whole dialogues of agenda users with scripted assistants: the careful one, a yardstick for user and judges,
+and the mixed crowd, which the tiny model and the warm-up learn from."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import pandas as pd
 
-from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.dialogue.profile import SLOTS, Profile, Reply, render_reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
-from rlpa_lib.mini.teacher import compose, scene
-from rlpa_lib.mini.user import temperament, theoretical_max
+from rlpa_lib.dialogue.turns import play_turns
+from rlpa_lib.mini import language, teacher
+from rlpa_lib.mini import lexicon as lex
+from rlpa_lib.mini.personas import builtin_personas
+from rlpa_lib.mini.user import AgendaUser, read_temperament, theoretical_max
+
+TURNS = 10
+SYLLABLES = (
+    "ba be bo da de do fa fi ga go ha ka ki la le lo ma mi mo na ne no pa ra re ri ro sa se so ta ti to va "
+    "ve wa zu"
+).split()
 
 
-def careful_reply(dialogue: Dialogue, rng: random.Random) -> Reply:
-    """What the careful assistant says to the pending utterance: the profile is what has been told, in the user's words."""
-    return Reply(Profile(tuple(dialogue.facts().items())), compose("careful", scene(dialogue), rng), True)
+@dataclass(frozen=True)
+class Said:
+    """Text and reply that stand in the dialogue, and what is kept of the moment."""
+
+    completion: str
+    reply: Reply
+    kept: Any = None
 
 
 def play_careful(personas: Sequence[Persona], user: SimulatedUser, turns: int, seed: int) -> list[Dialogue]:
-    """E dialogues of K finished turns in lockstep; it sees the transcript alone. The same arguments give the same dialogues."""
-    dialogues = [Dialogue(p.id, p.id) for p in personas]
-    for turn in range(1, turns + 1):
-        dialogues = [d.hear(u) for d, u in zip(dialogues, user.reply(personas, dialogues), strict=True)]
-        replies = [careful_reply(d, random.Random(f"careful|{seed}|{d.id}|{turn}")) for d in dialogues]
-        dialogues = [d.answer(r.response, r) for d, r in zip(dialogues, replies, strict=True)]
-    return dialogues
+    """E dialogues of K turns with the careful assistant, who sees the transcript alone."""
+
+    def answer(_: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Said]:
+        rngs = [random.Random(f"careful|{seed}|{d.id}|{len(d.turns) + 1}") for d in heard]
+        replies = [teacher.reply_with_care(dialogue, rng) for dialogue, rng in zip(heard, rngs, strict=True)]
+        return [Said(reply.response, reply) for reply in replies]
+
+    *_, last = play_turns(personas, [Dialogue(p.id, p.id) for p in personas], user, answer, turns=turns)
+    return last.dialogues
 
 
-def moments(dialogue: Dialogue) -> list[tuple[Dialogue, Reply]]:
+def list_moments(dialogue: Dialogue) -> list[tuple[Dialogue, Reply]]:
     """(dialogue with the pending utterance, the reply that it got) for each of its K turns."""
-    return [
-        (Dialogue(dialogue.id, dialogue.persona_id, dialogue.turns[:k], turn.user), turn.reply) for k, turn in enumerate(dialogue.turns)
-    ]
+    turns = dialogue.turns
+    return [(replace(dialogue, turns=turns[:k], pending=t.user), t.reply) for k, t in enumerate(turns)]
 
 
-def reveal_table(personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> pd.DataFrame:
-    """The share of the profile revealed up to each turn, in [0, 1] (section 5.3): columns user, pace, turn, new_slots, share."""
+def measure_reveal(personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> pd.DataFrame:
+    """Share revealed up to each turn, 0 to 1 (section 5.3): columns user, pace, turn, new_slots, share."""
     rows = []
     for persona, dialogue in zip(personas, dialogues, strict=True):
-        for before, _ in moments(dialogue):
+        for before, _ in list_moments(dialogue):
             turn, new = len(before.turns) + 1, len(before.pending.stated)
-            rows.append((persona.id, temperament(persona).pace, turn, new, theoretical_max(persona, before)))
+            pace, share = read_temperament(persona).pace, theoretical_max(persona, before)
+            rows.append((persona.id, pace, turn, new, share))
     return pd.DataFrame(rows, columns=["user", "pace", "turn", "new_slots", "share"])
+
+
+Moment = tuple[Dialogue, Profile, str]  # an utterance pending, and the profile and response that answer it
+
+
+def play_crowd(
+    persona: Persona, seed: int, mode: str, keep: Callable[[Moment, random.Random], Any] = lambda m, _: m
+) -> list[Any]:
+    """What `keep` makes of each of ten moments of a dialogue with the crowd, whose styles are mixed as
+    teacher.MIX has it for a mode. It may draw from the dialogue's random numbers."""
+    rng = random.Random(f"corpus|{seed}|{persona.id}")
+    diligence, style = rng.choice([0.4, 0.7, 0.9, 1.0]), rng.choices(teacher.STYLES, teacher.MIX[mode])[0]
+    profile = None
+
+    def answer(_: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Said]:
+        nonlocal style, profile
+        [dialogue] = dialogues
+        if rng.random() < 0.7:
+            style = rng.choices(teacher.STYLES, teacher.MIX[mode])[0]
+        profile = teacher.write_profile(dialogue, profile, diligence, rng)
+        response = teacher.compose(style, teacher.read_scene(dialogue), rng)
+        kept = keep((dialogue, profile, response), rng)
+        return [Said(render_reply(profile, response), _remember(profile, response, rng), kept)]
+
+    user, start = _RoughUser(persona, seed, rng), [Dialogue(persona.id, persona.id)]
+    return [played.answers[0].kept for played in play_turns([persona], start, user, answer, turns=TURNS)]
+
+
+@cache
+def collect_responses(users: int = 60) -> tuple[str, ...]:
+    """Responses that the crowd gave to training users."""
+    people = builtin_personas("train", users, 1)
+    return tuple(response for person in people for _, _, response in play_crowd(person, 1, "rlpa"))
+
+
+def select_personal(responses: Sequence[str]) -> tuple[str, ...]:
+    """Those that state something about their user: a bare question would suit anybody at the first turn."""
+    parsed = [(response, language.parse(response)) for response in responses]
+    return tuple(r for r, sentences in parsed if any(s.facts for options in sentences for s in options))
+
+
+@dataclass
+class _RoughUser:
+    """An agenda user in rougher words, who now and then says that something is no longer so."""
+
+    persona: Persona
+    seed: int
+    rng: random.Random
+
+    def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
+        """The next utterance of the one user, as it is now."""
+        [dialogue] = dialogues
+        [utterance] = AgendaUser(self.seed).reply([self.persona], dialogues)
+        utterance = self._change(dialogue, utterance)
+        return [roughen(utterance, self.rng) if dialogue.turns else utterance]
+
+    def _change(self, dialogue: Dialogue, utterance: Utterance) -> Utterance:
+        told = [s for s in dialogue.ledger() if s in SLOTS and s not in utterance.stated]
+        if not told or self.rng.random() > 0.04:
+            return utterance
+        rng, slot = self.rng, self.rng.choice(told)
+        known = slot in ("Age", "Gender")
+        phrase = teacher.draw_spoken_value(slot, rng) if known else scramble(slot, rng, list_words())
+        frames = language.find_templates("changes_train", "changed", slot)
+        text = language.realise(rng.choice(frames), rng, {slot: phrase})
+        self.persona = replace(self.persona, profile=self.persona.profile.replace(slot, phrase))
+        return Utterance(f"{utterance.text} {text}", (*utterance.stated, slot), (*utterance.phrases, phrase))
+
+
+def roughen(utterance: Utterance, rng: random.Random) -> Utterance:
+    """The same facts in rougher words: sometimes another word stands in a frame, sometimes a sentence that
+    tells nothing lies between the others. A model that knows a few frames by heart takes every other sentence
+    for a fact."""
+    text = utterance.text
+    if utterance.phrases and rng.random() < 0.3:
+        phrases = sorted(utterance.phrases, key=len, reverse=True)
+        frame = re.split(f"({'|'.join(map(re.escape, phrases))})", text)
+        words = [(i, m) for i in range(0, len(frame), 2) for m in re.finditer(r"(?<= )[a-z]{2,}\b", frame[i])]
+        if words:
+            i, word = rng.choice(words)
+            frame[i] = frame[i][: word.start()] + rng.choice(list_known_words()) + frame[i][word.end() :]
+            text = "".join(frame)
+    if rng.random() < 0.3:
+        text = " ".join(rng.sample([write_aside(rng), text], 2))
+    return replace(utterance, text=text)
+
+
+def write_aside(rng: random.Random) -> str:
+    """A sentence about nothing, with random words in it."""
+    text = language.realise(rng.choice(language.load_grammar("asides")), rng, {"word": "{}"})
+    return text.format(*(rng.choice(list_known_words()) for _ in range(text.count("{}"))))
+
+
+def scramble(slot: str, rng: random.Random, pool: Sequence[str]) -> str:
+    """A value that looks like one of the slot's but holds words from elsewhere or without a meaning."""
+    words = rng.choice(rng.choice(lex.load_lexicon().values(slot, "train")).forms).split()
+    places = [i for i, word in enumerate(words) if word not in lex.STOPWORDS]
+    for i in rng.sample(places, min(len(places), rng.randint(1, 2))):
+        if rng.random() < 0.85:
+            word = rng.choice(pool)
+        else:
+            word = "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 3)))
+            word += rng.choice(["", *"nrls"])
+        words[i] = word.capitalize() if words[i][:1].isupper() else word
+    return " ".join(words)
+
+
+@cache
+def list_words() -> tuple[str, ...]:
+    """Every word of the world's values, the test values included, one by one: a base model knows the words of
+    its language. What it never meets before the test is the values themselves, and the sentence frames around
+    them."""
+    lists = lex.load_lexicon().by_slot.values()
+    forms = [form for values in lists for value in values for form in value.forms]
+    return tuple(sorted({word for form in forms for word in form.split()}))
+
+
+@cache
+def list_known_words() -> tuple[str, ...]:
+    """Those and every word that users say, test users included: a word is known, a sentence frame is not."""
+    names = ("user_train", "user_test", "changes_train", "topics")
+    said = re.sub(r"\{.*?\}", " ", " ".join(t.text for name in names for t in language.load_grammar(name)))
+    return tuple(sorted({*list_words(), *re.findall(r"[a-zA-Z'-]+", said)}))
+
+
+def _remember(profile: Profile, response: str, rng: random.Random) -> Reply:
+    """The reply as the next turns see it: now and then broken, or with a profile block that is wrong in one
+    place.
+
+    What the assistant notes next is right all the same: a model that has only ever seen faultless blocks
+    copies its own slips from turn to turn.
+    """
+    if rng.random() < 0.05:
+        return Reply(Profile(), _break_format(profile, response, rng), False)
+    return Reply(_misnote(profile, rng) if rng.random() < 0.25 else profile, response, True)
+
+
+def _break_format(profile: Profile, response: str, rng: random.Random) -> str:
+    """A reply that lost its format: a line, a word or a piece of one repeated, or an end in the middle."""
+    lines = render_reply(profile, response).split("\n")
+    if rng.random() < 0.3:
+        return "\n".join(lines[1 : rng.randint(2, len(lines))])
+    again = rng.choice([rng.choice(lines), rng.choice(response.split()), rng.choice(SYLLABLES)])
+    return rng.choice(["\n", " ", ""]).join([*lines[1:-1][: rng.randrange(3)], *[again] * rng.randint(3, 20)])
+
+
+def _misnote(profile: Profile, rng: random.Random) -> Profile:
+    """The profile with one item left out, cut short, under another slot, or with a word from elsewhere."""
+    if not len(profile):
+        return profile
+    items = list(profile.items)
+    at = rng.randrange(len(items))
+    slot, value = items.pop(at)
+    words = value.split()
+    kind = rng.choice(["gone", "short", "slot", "word"])
+    if kind == "short" and len(words) > 1:
+        items.insert(at, (slot, " ".join(words[: rng.randrange(1, len(words))])))
+    if kind == "slot":
+        free = [s for s in SLOTS if profile.get(s) is None]
+        items.append((rng.choice(free), value) if free else (slot, value))
+    if kind == "word":
+        words[rng.randrange(len(words))] = rng.choice(list_known_words())
+        items.insert(at, (slot, " ".join(words)))
+    return Profile(teacher.sort_by_slot(dict(items)))

@@ -1,5 +1,6 @@
-"""A simulated user that works through an agenda (section 3.1; Schatzmann & Young 2009): it reveals its profile bit by
-bit, answers what it is asked, and reacts to what it likes and dislikes."""
+"""A simulated user that works through an agenda (section 3.1; Schatzmann & Young 2009): it reveals its
+profile bit by bit, answers what it is asked, and reacts to what it likes and dislikes."""
+
 from __future__ import annotations
 
 import random
@@ -12,15 +13,15 @@ from rlpa_lib.dialogue.protocols import News
 from rlpa_lib.dialogue.reveal import OPENING, reveal_budget
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.mini.manners import WILLING, Manner, empty_answers, slip, stray
 
 PRIVATE_SLOTS = ("Age", "Gender", "Marital Status", "Family Background", "Educational Background")
 VOLUNTEER = {"talkative": 0.75, "balanced": 0.5, "reserved": 0.25}
+Told = tuple[str, str, str]  # the sentence that tells a slot, the slot, the phrase in it
 
 
 @dataclass(frozen=True)
 class Temperament:
-    """How a persona talks: its pace, and what it wants from the other (short answers, a calm tone, one topic left alone)."""
+    """How a persona talks: its pace, and what it wants (short answers, a calm tone, one topic left alone)."""
 
     pace: str
     brief: bool
@@ -29,10 +30,10 @@ class Temperament:
     favorite: str
 
 
-def temperament(persona: Persona) -> Temperament:
-    """Fixed per persona: pace and tone follow its Personality Traits where the lexicon knows them, the rest its id."""
+def read_temperament(persona: Persona) -> Temperament:
+    """Fixed per persona: pace and tone follow its traits if the lexicon knows them, the rest its id."""
     rng = random.Random(f"temperament|{persona.id}|{persona.description}")
-    trait = lex.lexicon().find(persona.profile.get("Personality Traits") or "")
+    trait = lex.load_lexicon().find(persona.profile.get("Personality Traits") or "")
     attrs = trait.attrs if trait else {}
     pace = attrs.get("pace") or rng.choice(sorted(VOLUNTEER))
     calm = attrs.get("tone", "lively") == "calm" and rng.random() < 0.5
@@ -43,24 +44,49 @@ def temperament(persona: Persona) -> Temperament:
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How far a user cooperates; by default it is the paper's willing user. Chances are in [0, 1] a turn."""
+
+    volunteers: float = 1.0  # factor on the chance to tell something unasked
+    answers: float = 1.0  # chance to answer a question that it could answer
+    patience: int | None = None  # so many responses without content, and it tells nothing until one has some
+    contradicts: float = 0.0  # chance to say another value of what it has told, taken back a turn later
+    strays: float = 0.0  # chance to talk about something or somebody else, and to tell nothing
+    terse: bool = False  # bare values in place of sentences, no reactions
+
+
+WILLING = Manner()
+# Chosen so that a user is clearly difficult, and that ten turns still tell something; not fitted to people.
+MANNERS = {
+    "willing": WILLING,
+    "reluctant": Manner(volunteers=0.2, answers=0.5),
+    "impatient": Manner(volunteers=0.5, patience=2),
+    "contradictory": Manner(contradicts=0.35),
+    "off_topic": Manner(strays=0.5),
+    "terse": Manner(volunteers=0.5, terse=True),
+}
+
+
+@dataclass(frozen=True)
 class AgendaUser:
-    """Stateless: the next utterance is a function of seed, persona and transcript. `speech` is 'user_train' or 'user_test'; `manner` says
-    how far it cooperates."""
+    """Stateless: the next utterance is a function of seed, persona and transcript. `speech` is 'user_train'
+    or 'user_test'; `manner` says how far it cooperates."""
 
     seed: int = 0
     speech: str = "user_train"
     manner: Manner = WILLING
 
     def reply(
-        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], news: Sequence[News | None] | None = None
-    ) -> list[Utterance]:
-        """The next utterance of each user; "Hello" where nothing has been said yet. `news` is worked in where it is given."""
+        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue],
+        news: Sequence[News | None] | None = None,
+    ) -> list[Utterance]:  # fmt: skip
+        """The next utterance of each user, at first "Hello". `news` is worked in where it is given."""
         told = news or [None] * len(dialogues)
         return [self._next(p, d, n) for p, d, n in zip(personas, dialogues, told, strict=True)]
 
     def agenda(self, persona: Persona) -> list[str]:
-        """The order in which this persona would reveal its slots by itself; the favourite topic comes early."""
-        rng, mood = random.Random(f"agenda|{self.seed}|{persona.id}"), temperament(persona)
+        """The order in which this persona would tell its slots unasked; the favourite topic comes early."""
+        rng, mood = random.Random(f"agenda|{self.seed}|{persona.id}"), read_temperament(persona)
         order = [s for s in persona.profile.slots() if s not in (mood.private, mood.favorite)]
         rng.shuffle(order)
         order.insert(min(len(order), rng.randrange(2)), mood.favorite)
@@ -69,26 +95,27 @@ class AgendaUser:
     def _next(self, persona: Persona, dialogue: Dialogue, news: News | None = None) -> Utterance:
         if not dialogue.turns:
             return Utterance(OPENING)
-        turn, mood = len(dialogue.turns) + 1, temperament(persona)
+        turn, mood = len(dialogue.turns) + 1, read_temperament(persona)
         rng = random.Random(f"turn|{self.seed}|{persona.id}|{turn}")
         known = dialogue.ledger()
         budget = reveal_budget(len(persona.profile), turn, len(known))
         response = language.parse(dialogue.turns[-1].reply.response)
         asked, reactions = self._react(persona, mood, dialogue, response, rng)
-        asked, instead, eagerness = self._cooperates(persona, dialogue, [s for s in asked if news is None or s != news.slot])
-        said = [self._news(persona, dialogue, news)] if news else []
+        told_now = news.slot if news else None
+        asked, instead, eagerness = self._cooperate(persona, dialogue, [s for s in asked if s != told_now])
+        said = [self._tell_news(persona, dialogue, news)] if news else []
         for slot in asked:
             if budget > len(said):
                 said.append(self._say(persona, slot, rng))
             else:
                 reactions.append(self._line("filler", rng))
-        left = [s for s in self.agenda(persona) if s not in known and s not in asked and (news is None or s != news.slot)]
+        left = [s for s in self.agenda(persona) if s not in known and s not in asked and s != told_now]
         chance = eagerness * VOLUNTEER[mood.pace] * (0.4 if said else 1.0)
         if left and budget > len(said) and rng.random() < chance:
             said.append(self._say(persona, left[0], rng))
-        wrong, corrected = self._contradicts(persona, dialogue)
+        wrong, corrected = self._contradict(persona, dialogue)
         said += corrected
-        wishes = self._wishes(persona, mood, turn, rng)
+        wishes = self._tell_wishes(persona, mood, turn, rng)
         parts = reactions[:2] + instead + [text for text, _, _ in said] + wrong + wishes
         if not said and len(parts) < 2 and rng.random() < 0.15:
             parts.append(self._line("advice", rng))
@@ -100,25 +127,25 @@ class AgendaUser:
     def _react(self, persona, mood, dialogue, response, rng) -> tuple[list[str], list[str]]:
         """(slots to answer now, reaction sentences) after what the assistant said last."""
         known, answers, lines = dialogue.ledger(), [], []
-        sentences = [_reading(persona, options) for options in response if options]
-        for sentence in sentences:
+        for sentence in (_read(persona, options) for options in response if options):
             act, slots = sentence.template.act, sentence.template.slots
             if act == "flatter":
                 lines.append(self._line("react_flatter", rng))
-            elif _wrong(persona, sentence):
+            elif _is_wrong(persona, sentence):
                 lines.append(self._line("react_wrong", rng))
             elif act == "ask":
-                lines += self._asked(persona, mood, known, slots[0], answers, rng)
+                lines += self._take_question(persona, mood, known, slots[0], answers, rng)
             elif act == "detail":
                 lines.append(self._line("elaborate", rng))
             elif act in ("suggest", "ack") and mood.favorite in slots and rng.random() < 0.6:
                 lines.append(self._line("react_good", rng))
-        if not lines and not answers:
-            # Neutral at first: a user warms up only to what fits.
-            lines = [self._line("react_plain", rng)] if rng.random() < 0.4 else []
+        # Neutral at first: a user warms up only to what fits.
+        if not lines and not answers and rng.random() < 0.4:
+            lines.append(self._line("react_plain", rng))
         return answers, lines
 
-    def _asked(self, persona, mood, known, slot, answers, rng) -> list[str]:
+    def _take_question(self, persona, mood, known, slot, answers, rng) -> list[str]:
+        """What it says to a question about a slot; one that it may answer joins `answers` instead."""
         if slot == mood.private:
             return [self._line("react_private", rng)]
         if slot in known:
@@ -129,30 +156,29 @@ class AgendaUser:
             answers.append(slot)
         return []
 
-    def _wishes(self, persona, mood, turn, rng) -> list[str]:
+    def _tell_wishes(self, persona, mood, turn, rng) -> list[str]:
         """Sentences that tell a wish, each once, at turns 2 to 5 fixed by the persona."""
         when = random.Random(f"wishes|{self.seed}|{persona.id}")
-        slots = {kind: when.randrange(2, 6) for kind in ("brief", "calm", "private")}
-        lines = [self._line(k, rng) for k, on in (("brief", mood.brief), ("calm", mood.calm)) if on and slots[k] == turn]
-        if mood.private and slots["private"] == turn:
-            lines.append(self._line("private", rng, mood.private))
-        return lines
+        turns = {kind: when.randrange(2, 6) for kind in ("brief", "calm", "private")}
+        wishes = [kind for kind in turns if getattr(mood, kind) and turns[kind] == turn]
+        return [self._line(kind, rng, mood.private if kind == "private" else "") for kind in wishes]
 
-    def _cooperates(self, persona: Persona, dialogue: Dialogue, asked: list[str]) -> tuple[list[str], list[str], float]:
-        """(slots that it answers after all, what it says instead, factor on the chance to tell something unasked), by its manner."""
+    def _cooperate(self, persona: Persona, dialogue: Dialogue, asked: list[str]) -> tuple[list, list, float]:
+        """(slots that it answers, what it says instead, factor on the chance to tell something unasked)."""
         # Random numbers of its own: a willing user says what it says whatever the other manners draw.
         manner, rng = self.manner, random.Random(f"manner|{self.seed}|{persona.id}|{len(dialogue.turns) + 1}")
-        if manner.patience and empty_answers(dialogue) >= manner.patience:
+        if manner.patience and count_empty_answers(dialogue) >= manner.patience:
             return [], [self._line("impatient", rng)], 0.0
         if rng.random() < manner.strays:
-            return [], [stray(persona, self.speech, rng)], 0.0
+            return [], [write_stray(persona, self.speech, rng)], 0.0
         answered = [slot for slot in asked if rng.random() < manner.answers]
         return answered, [] if answered == asked else [self._line("evade", rng)], manner.volunteers
 
-    def _contradicts(self, persona: Persona, dialogue: Dialogue) -> tuple[list[str], list[tuple[str, str, str]]]:
-        """(what it says wrongly now, what it puts right after a wrong word one turn ago); only the latter reveals anything."""
+    def _contradict(self, persona: Persona, dialogue: Dialogue) -> tuple[list[str], list[Told]]:
+        """(what it says wrongly now, what it puts right of the turn before); only the latter reveals."""
         turn = len(dialogue.turns) + 1
-        now, before = (slip(persona, dialogue, self.manner, self.seed, self.speech, k) for k in (turn, turn - 1))
+        given = persona, dialogue, self.manner, self.seed, self.speech
+        now, before = draw_slip(*given, turn), draw_slip(*given, turn - 1)
         rng = random.Random(f"corrects|{self.seed}|{persona.id}|{turn}")
         wrong = [language.tell(self.speech, *now, rng)] if now else []
         if before is None or (now and now[0] == before[0]):
@@ -160,42 +186,99 @@ class AgendaUser:
         text, slot, phrase = self._say(persona, before[0], rng)
         return wrong, [(f"{self._line('take_back', rng)} {text}", slot, phrase)]
 
-    def _news(self, persona: Persona, dialogue: Dialogue, news: News) -> tuple[str, str, str]:
+    def _tell_news(self, persona: Persona, dialogue: Dialogue, news: News) -> Told:
         """(sentence, slot, phrase) that tells a slot now; a change is said in passing (section 5.2)."""
         rng = random.Random(f"news|{self.seed}|{persona.id}|{len(dialogue.turns) + 1}")
         if news.was is None:
             return self._say(persona, news.slot, rng)
-        phrase = rng.choice(language.spoken_forms(news.slot, persona.profile.get(news.slot)))
-        frames = language.templates(self.speech.replace("user", "changes"), "changed", news.slot)
-        if not frames:
-            return f"About {news.slot.lower()} something has changed, now there is this: {phrase}.", news.slot, phrase
-        return language.realise(rng.choice(frames), rng, {news.slot: phrase}), news.slot, phrase
+        phrase = rng.choice(language.list_forms(news.slot, persona.profile.get(news.slot)))
+        frames = language.find_templates(self.speech.replace("user", "changes"), "changed", news.slot)
+        text = f"About {news.slot.lower()} something has changed, now there is this: {phrase}."
+        if frames:
+            text = language.realise(rng.choice(frames), rng, {news.slot: phrase})
+        return text, news.slot, phrase
 
     def _line(self, act: str, rng: random.Random, slot: str = "") -> str:
-        lines = language.templates(self.speech, act, slot) or language.templates(self.speech.replace("user", "manners"), act, slot)
+        speeches = (self.speech, find_manners(self.speech))
+        lines = next(filter(None, (language.find_templates(speech, act, slot) for speech in speeches)))
         return language.realise(rng.choice(lines), rng)
 
-    def _say(self, persona: Persona, slot: str, rng: random.Random) -> tuple[str, str, str]:
+    def _say(self, persona: Persona, slot: str, rng: random.Random) -> Told:
         """(sentence, slot, phrase) that reveals one slot in one of its phrasings."""
-        phrase = rng.choice(language.spoken_forms(slot, persona.profile.get(slot)))
+        phrase = rng.choice(language.list_forms(slot, persona.profile.get(slot)))
         return language.tell(self.speech, slot, phrase, rng), slot, phrase
 
 
-def _reading(persona: Persona, options: tuple[language.Sentence, ...]) -> language.Sentence:
-    """Of several readings one that is true of the persona: "What do you like most about {Location}?" also fits an interest."""
-    return next((s for s in options if not _wrong(persona, s)), options[0])
+def _read(persona: Persona, options: tuple[language.Sentence, ...]) -> language.Sentence:
+    """A reading that is true of the persona: "What do you like most about ...?" fits places and interests."""
+    return next((sentence for sentence in options if not _is_wrong(persona, sentence)), options[0])
 
 
-def _wrong(persona: Persona, sentence: language.Sentence) -> bool:
-    """Does the sentence claim something about the user that is not so?"""
-    return any(not holds(persona, slot, phrase) for slot, phrase in sentence.facts)
-
-
-def holds(persona: Persona, slot: str, phrase: str) -> bool:
-    """Is a claim (slot, phrase) true of a persona? A frame of one slot may carry values of others that fit it."""
-    return any(slot in language.frame_slots(s) and lex.same_value(slot, phrase, v) for s, v in persona.profile.items)
+def _is_wrong(persona: Persona, sentence: language.Sentence) -> bool:
+    """Does it claim something that is not so? A frame may carry values of other slots that fit it."""
+    for slot, phrase in sentence.facts:
+        values = [value for own, value in persona.profile.items if slot in language.list_frame_slots(own)]
+        if not any(lex.same_value(slot, phrase, value) for value in values):
+            return True
+    return False
 
 
 def theoretical_max(persona: Persona, dialogue: Dialogue) -> float:
     """The share of the profile's slots that the user has revealed so far (section 5.3), in [0, 1]."""
     return len(dialogue.ledger()) / len(persona.profile)
+
+
+def count_empty_answers(dialogue: Dialogue) -> int:
+    """How many responses in a row, up to the last one, said nothing of content."""
+    count = 0
+    for turn in reversed(dialogue.turns):
+        acts = {s.template.act for options in language.parse(turn.reply.response) for s in options[:1]}
+        if acts & set(language.CONTENT_ACTS):
+            break
+        count += 1
+    return count
+
+
+def draw_other_value(slot: str, value: str, speech: str, rng: random.Random) -> str | None:
+    """A phrase for another value of the slot that users of this grammar may say; None where there is none."""
+    if slot == "Age":
+        years = lex.parse_age(value)
+        return None if years is None else str(years + rng.choice((-7, -4, 5, 9)))
+    split = "train" if speech.endswith("train") else "test" if slot in lex.FILES else "extended"
+    values = lex.load_lexicon().values(slot, split)
+    others = [other for other in values if not lex.same_value(slot, other.canonical, value)]
+    return rng.choice(rng.choice(others).forms) if others else None
+
+
+def draw_slip(
+    persona: Persona, dialogue: Dialogue, manner: Manner, seed: int, speech: str, turn: int
+) -> tuple[str, str] | None:
+    """(slot, wrong phrase) that a contradictory user says at a turn about what it told before, or None.
+
+    A function of its arguments alone, so that a later turn knows what was said in this one.
+    """
+    rng = random.Random(f"slip|{seed}|{persona.id}|{turn}")
+    if rng.random() >= manner.contradicts:
+        return None
+    told = [slot for slot, first in dialogue.ledger().items() if first < turn and slot != "Gender"]
+    if not told:
+        return None
+    slot = rng.choice(told)
+    phrase = draw_other_value(slot, persona.profile.get(slot) or "", speech, rng)
+    return None if phrase is None else (slot, phrase)
+
+
+def write_stray(persona: Persona, speech: str, rng: random.Random) -> str:
+    """A sentence about something else, or about somebody else, whose facts are none of the user's."""
+    if rng.random() < 0.5:
+        frame = rng.choice(language.find_templates(find_manners(speech), "aside"))
+        slot = frame.slots[0]
+        phrase = draw_other_value(slot, persona.profile.get(slot) or "", speech, rng)
+        if phrase is not None:
+            return language.realise(frame, rng, {slot: phrase})
+    return language.realise(rng.choice(language.find_templates(find_manners(speech), "chatter")), rng)
+
+
+def find_manners(speech: str) -> str:
+    """The grammar of what users of this speech say who do not cooperate."""
+    return speech.replace("user", "manners")

@@ -1,1 +1,1 @@
-"""Who the users are: readers of persona files, the slots found in their texts, and splits that share nobody."""
+"""Who the users are: readers of persona files, slots found in their texts, splits that share nobody."""

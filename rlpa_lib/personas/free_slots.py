@@ -1,96 +1,61 @@
-"""Slots with free keys for persona sentences such as "I have a dog named Max." (Extended ALOE, appendix C.2: keys unconstrained)."""
+"""Slots with free keys for sentences such as "I have a dog named Max." (Extended ALOE, appendix C.2)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from itertools import count
 
 from rlpa_lib.dialogue.profile import Profile
-from rlpa_lib.personas.text import KIN, gerund, sentences, without_pronouns
-
-_PET = r"(?:dogs?|cats?|puppy|kitten|pets?|turtle|parrot|rabbits?|bunny|hamster|snake|fish|birds?|horses?|iguana|ferret|lizard)"
-_PARENT = r"(?:mother|mom|father|dad|sister|brother|wife|husband|daughter|son|girlfriend|boyfriend|best friend|uncle|aunt|grandmother|grandfather)"
-_JOB = (
-    r"(?:\w+ ){0,3}(?:nurse|teacher|engineer|doctor|lawyer|student|chef|cook|broker|agent|manager|secretary|artist|musician|singer|writer|driver"
-    r"|farmer|mechanic|accountant|designer|model|actor|actress|soldier|veteran|officer|firefighter|pediatrician|vet|veterinarian|stylist"
-    r"|librarian|waitress|waiter|bartender|programmer|developer|scientist|professor|handyman|photographer|dancer|coach|trainer|pilot"
-    r"|barista|janitor|plumber|electrician|carpenter|cashier|clerk|bodybuilder|homemaker|salesman|therapist|worker|owner|assistant)"
-)
-_LISTEN = r"(?:like|love|enjoy|listen to|like to listen to|love listening to)"
-_GERUND = "{gerund}"
-
-# (key, pattern of the lower-case sentence, value): the first that fits the whole sentence wins. \1 is the pattern's first group.
-_RULES: tuple[tuple[str, str, str], ...] = (
-    ("Name", r"my name is (\w[\w ]*)", r"\1"),
-    ("Age", r"i am (?:an? )?(\d+)(?: years? old| year old)\b.*", r"\1"),
-    ("Pet", rf"my {_PET}'?s? name is (\w+)", r"a pet named \1"),
-    ("Pet", rf"i (?:also )?(?:have|own|adopted) ((?:an?|\w+) (?:\w+ ){{0,2}}{_PET}\b.*)", r"\1"),
-    ("Marital Status", r"i am (?:happily |currently |recently )?(single|married|divorced|engaged|widowed)\b(?! and have).*", r"\1"),
-    ("Family", rf"i (?:also )?(?:have|am married and have) ((?:an?|\w+) (?:\w+ ){{0,3}}{KIN}\b.*)", r"\1"),
-    ("Family", rf"my ({_PARENT}) ((?:is|was|works?|lives?|worked|has|had|owns?|plays?|teaches|drives)\b.*)", r"a \1 who \2"),
-    ("Family", r"my (parents|family|grandparents|kids|children) ((?:are|were|live|work|have|come)\b.*)", r"\1 who \2"),
-    ("Favorite", r"my favou?rite ([\w ]+?) (?:is|are) (.+)", r"\2"),
-    ("Job", rf"i (?:am|work as|am working as) (?:an? |the )?({_JOB})\b(?: .*)?", r"\1"),
-    ("Job", r"i work ((?:in|at|for|with|on) .+)", r"a job \1"),
-    ("Home", r"i (?:currently )?live in (.+?)(?: (?:and|but) .*)?", r"\1"),
-    ("Origin", r"i (?:(?:am|come|am originally) from|(?:was born(?: and raised)?|grew up|was raised) (?:in|on)) (.+?)(?: (?:and|but) .*)?", r"\1"),
-    ("Dream", r"(?:i (?:want|hope|would like|plan|wish)|my dream is) to (.+)", _GERUND),
-    ("Food", r"i (?:also )?(?:like|love|enjoy|prefer) (?:to eat|eating) (.+)", r"\1"),
-    ("Food", r"i am (?:an? )?(vegan|vegetarian)\b.*", r"\1 food"),
-    ("Food", r"i eat (.+)", r"\1"),
-    ("Music", rf"i (?:also )?{_LISTEN} ((?:\w+ ){{1,3}}music|the band .+|\w+ and \w+ music)", r"\1"),
-    ("Dislike", r"i (?:really )?(?:hate|dislike|do not like|am afraid of|am scared of|cannot stand) (.+)", r"\1"),
-    ("Allergy", r"i (?:am allergic|have an allergy) to (.+)", r"\1"),
-    ("Hobby", r"i (?:also |really )?(?:like|love|enjoy) to (.+)", _GERUND),
-    ("Hobby", r"i (?:also |really )?(?:like|love|enjoy|am into) (.+)", r"\1"),
-    ("Hobby", r"i (play|collect) (.+)", _GERUND),
-    ("Hobby", r"my (?:hobby|hobbies|favorite past ?time) (?:is|are) (.+)", r"\1"),
-    ("Education", r"i (?:graduated from|went to|attend|study|am studying) (.+)", r"studies: \1"),
-    ("Possession", r"i (?:also )?(?:have|own|drive) (?!just|been|never|always|know|had|to\b|.*\bfor a living)(.+)", r"\1"),
-    ("Trait", r"i am (?:a )?((?:very |quite |really |so )?(?!going|not|in|on|at|the|from)\w+)", r"\1"),
-)
+from rlpa_lib.personas.text import KIN, drop_pronouns, make_gerund, split_sentences
 
 
-def free_profile(lines: Sequence[str]) -> Profile:
-    """A profile of one item a sentence. Keys come from simple rules; a second of a kind is numbered; the rest are "Fact 1", "Fact 2", ...
-
-    A fact keeps its sentence as it stands, in lower case. Empty lines are passed over.
-    """
+def extract_free_profile(lines: Sequence[str]) -> Profile:
+    """A profile of one item a sentence. Keys come from free_slots.tsv; a second of a kind is numbered; the
+    rest are "Fact 1", "Fact 2", ... A fact keeps its sentence as it stands, in lower case. Empty lines are
+    passed over."""
     items: dict[str, str] = {}
     for line in lines:
-        sentence = " ".join(" ".join(sentences(line)).lower().split())
+        sentence = " ".join(" ".join(split_sentences(line)).lower().split())
         if not sentence:
             continue
-        key, value = _item(sentence)
+        key, value = _extract_item(sentence)
         if value not in items.values():
-            items[_free_key(key, items)] = value
+            names = (f"{key} {number}" if number > 1 or key == "Fact" else key for number in count(1))
+            items[next(name for name in names if name not in items)] = value
     return Profile(tuple(items.items()))
 
 
-def _item(sentence: str) -> tuple[str, str]:
-    for key, pattern, template in _RULES:
+def _extract_item(sentence: str) -> tuple[str, str]:
+    for key, pattern, template in _load_rules():
         match = re.fullmatch(pattern, sentence)
         if match is None:
             continue
-        value = _gerund_phrase(match.groups()) if template == _GERUND else match.expand(template)
+        verb, _, rest = " ".join(match.groups()).partition(" ")
+        value = f"{make_gerund(verb)} {rest}".strip() if template == "{gerund}" else match.expand(template)
         if key == "Education":
-            value = re.sub("^studies:", "studies at" if re.search("school|university|college", value) else "studies of", value)
+            named = re.search("school|university|college", value)
+            value = re.sub("^studies:", "studies at" if named else "studies of", value)
         if key == "Favorite":
-            key = f"Favorite {without_pronouns(match.group(1)).title()}"
-        value = without_pronouns(re.sub(r"\b(?:i|me|myself|mine)\b", "", value))
+            key = f"Favorite {drop_pronouns(match[1]).title()}"
+        value = drop_pronouns(re.sub(r"\b(?:i|me|myself|mine)\b", "", value))
         about_me = key == "Family" and re.search(r"\b(?:i|me|my)\b", match.expand(template))
         if value and not about_me:
             return key, value
     return "Fact", sentence
 
 
-def _gerund_phrase(groups: Sequence[str]) -> str:
-    verb, _, rest = " ".join(groups).partition(" ")
-    return f"{gerund(verb)} {rest}".strip()
-
-
-def _free_key(key: str, taken: dict[str, str]) -> str:
-    """ "Pet", then "Pet 2"; facts are numbered from the first."""
-    numbers = range(1, len(taken) + 2)
-    names = (f"{key} {number}" if number > 1 or key == "Fact" else key for number in numbers)
-    return next(name for name in names if name not in taken)
+@cache
+def _load_rules() -> list[tuple[str, str, str]]:
+    """(key, pattern, value) of each rule; see the file."""
+    lines = (resources.files("rlpa_lib.personas") / "free_slots.tsv").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if not line.startswith("#")]
+    pieces = {"<KIN>": KIN, **{row[0]: row[1] for row in rows if len(row) == 2}}
+    rules = []
+    for key, pattern, value in (row for row in rows if len(row) == 3):
+        for name, piece in pieces.items():
+            pattern = pattern.replace(name, piece)
+        rules.append((key, pattern, value))
+    return rules

@@ -1,19 +1,28 @@
-"""What a description says its person likes to do, as short phrases that fit "I enjoy ___" (slot Interests, appendix C.2)."""
+"""What a person likes to do by a description, as phrases that fit "I enjoy ___" (slot Interests)."""
 
 from __future__ import annotations
 
 import re
 from itertools import pairwise
 
-from rlpa_lib.personas.text import KIN, clause, gerund, join_items, sentences, stems, without_pronouns
+from rlpa_lib.personas.text import (
+    KIN,
+    cut_clause,
+    drop_pronouns,
+    find_stems,
+    join_items,
+    make_gerund,
+    split_sentences,
+)  # fmt: skip
 
 MAX_ITEMS = 4
 
+_LIKES = r"\b(?:enjoys?|loves?|likes?|adores?)\s+"
 _LIKING = re.compile(
-    r"(?P<to>\b(?:enjoys?|loves?|likes?|adores?)\s+to\s+)"
-    r"|(?P<like>\b(?:enjoys?|loves?|likes?|adores?)\s+(?!by\b)"
-    r"|\bpassionate\s+about\s+|\binterested\s+in\s+|\b(?:passion|love|fondness|talent)\s+for\s+|\binterest\s+in\s+"
-    r"|\bhobby\s+of\s+|\bhobbies\s+(?:include|are)\s+|\b(?:avid|big|huge|great|passionate)\s+(?:fan|lover|collector)\s+of\s+"
+    rf"(?P<to>{_LIKES}to\s+)|(?P<like>{_LIKES}(?!by\b)"
+    r"|\bpassionate\s+about\s+|\binterested\s+in\s+|\b(?:passion|love|fondness|talent)\s+for\s+"
+    r"|\binterest\s+in\s+|\bhobby\s+of\s+|\bhobbies\s+(?:include|are)\s+"
+    r"|\b(?:avid|big|huge|great|passionate)\s+(?:fan|lover|collector)\s+of\s+"
     r"|\bspends?\s+(?:\w+\s+){0,3}(?:time|weekends|evenings|days)\s+(?=\w+ing\b))"
     r"|\b(?P<verb>plays|collects|practices)\s+(?!for\b|in\b|at\b|with\b|professionally\b|several\b)"
     r"|\b(?P<agent>(?:avid|keen|passionate|enthusiastic)\s+)"
@@ -21,62 +30,59 @@ _LIKING = re.compile(
 _LOVER = re.compile(r"\b([\w-]+[ -]?food|coffee|tea|art|music) lover\b")
 _ITEM_BREAK = re.compile(r",\s*(?:and\s+)?|\s+and\s+|\s+as\s+well\s+as\s+")
 _TIME = re.compile(
-    r"\s+(?:(?:in|during)\s+(?:\w+\s+)?(?:(?:spare|free)\s+time|downtime|off-season)|(?:on|at|over|every|during)\s+(?:the\s+)?"
-    r"(?:weekends?|week|evenings?|day|morning|summer|winter|sundays?|saturdays?|holidays?)|as\s+a\s+hobby|at\s+home|for\s+fun"
-    r"|for\s+(?:over\s+)?\w+\s+years)\b.*",
+    r"\s+(?:(?:in|during)\s+(?:\w+\s+)?(?:(?:spare|free)\s+time|downtime|off-season)"
+    r"|(?:on|at|over|every|during)\s+(?:the\s+)?"
+    r"(?:weekends?|week|evenings?|day|morning|summer|winter|sundays?|saturdays?|holidays?)"
+    r"|as\s+a\s+hobby|at\s+home|for\s+fun|for\s+(?:over\s+)?\w+\s+years)\b.*",
     re.IGNORECASE,
 )
-_AGENTS = {"reader": "reading", "gamer": "gaming", "birder": "bird watching", "cyclist": "cycling", "cook": "cooking"}
-_AGENTS |= {"photographer": "photography", "collector": "collecting", "chess player": "chess", "writer": "writing"}
+_AGENTS = {
+    "reader": "reading", "gamer": "gaming", "birder": "bird watching", "cyclist": "cycling",
+    "cook": "cooking", "photographer": "photography", "collector": "collecting", "chess player": "chess",
+    "writer": "writing",
+}  # fmt: skip
 _NO_START = {"being", "that", "working", "to", "family", "friends", "everything", "people"}
-_NEEDS_OBJECT = {"building", "designing", "making", "creating", "restoring", "attending", "collecting", "trying", "growing", "exploring"}
+_NEEDS_OBJECT = (
+    "building designing making creating restoring attending collecting trying growing exploring".split()
+)
+_SOMEBODY_ELSE = re.compile(
+    rf"\b{KIN}\s+who\s+(?:[^,;]*\band\s+who\s+)?(?:\w+\s+)?$|\bwho\s+(?:he|she|they)\s+(?:\w+\s+)?$"
+    r"|\b(?:parents|family|wife|husband)\s+$"
+)
 
 
-def interests(description: str) -> list[str]:
-    """Up to four liked activities in the order of the text, none said twice; [] when the text names none."""
+def find_interests(description: str) -> str | None:
+    """Up to four liked activities in the order of the text, none said twice: "hiking, yoga and painting"."""
     found: list[str] = []
-    for sentence in sentences(description):
-        for item in _in_sentence(sentence):
-            said = stems(item)
-            if said and not any(said <= stems(other) or stems(other) <= said for other in found):
-                found.append(item)
-    return found[:MAX_ITEMS]
+    for item in (item for sentence in split_sentences(description) for item in _find_in_sentence(sentence)):
+        said, others = find_stems(item), [find_stems(other) for other in found]
+        if said and not any(said <= other or other <= said for other in others):
+            found.append(item)
+    return join_items(found[:MAX_ITEMS]) or None
 
 
-def interests_value(description: str) -> str | None:
-    """The same as one value: "hiking, yoga and painting"."""
-    return join_items(interests(description)) or None
-
-
-def _in_sentence(sentence: str) -> list[str]:
+def _find_in_sentence(sentence: str) -> list[str]:
     items: list[tuple[int, str]] = []
     for match in _LIKING.finditer(sentence):
-        before, after = sentence[: match.start()], sentence[match.end() :]
-        if _is_about_somebody_else(before):
-            continue
-        if match.group("agent"):
-            items += [(match.start(), item) for item in _agent(after)]
-        else:
-            items += [(match.start(), item) for item in _objects(after, match)]
-    items += [(match.start(), gerund(match.group(1)[:-1])) for match in re.finditer(r"\b(\w+s) as a hobby\b", sentence)]
-    items += [(match.start(), match.group(1).replace("-", " ")) for match in _LOVER.finditer(sentence)]
+        if not _SOMEBODY_ELSE.search(sentence[: match.start()]):
+            after = sentence[match.end() :]
+            liked = _read_agent(after) if match["agent"] else _read_objects(after, match)
+            items += [(match.start(), item) for item in liked]
+    items += [(m.start(), make_gerund(m[1][:-1])) for m in re.finditer(r"\b(\w+s) as a hobby\b", sentence)]
+    items += [(m.start(), m[1].replace("-", " ")) for m in _LOVER.finditer(sentence)]
     return [item for _, item in sorted(items, key=lambda pair: pair[0])]
 
 
-def _is_about_somebody_else(before: str) -> bool:
-    relative = rf"\b{KIN}\s+who\s+(?:[^,;]*\band\s+who\s+)?(?:\w+\s+)?$|\bwho\s+(?:he|she|they)\s+(?:\w+\s+)?$"
-    return bool(re.search(rf"{relative}|\b(?:parents|family|wife|husband)\s+$", before))
-
-
-def _objects(after: str, match: re.Match[str]) -> list[str]:
+def _read_objects(after: str, match: re.Match[str]) -> list[str]:
     """The liked things that follow a verb of liking."""
-    parts = [part.strip() for part in _ITEM_BREAK.split(_TIME.sub("", clause(after)))]
+    parts = [part.strip() for part in _ITEM_BREAK.split(_TIME.sub("", cut_clause(after)))]
     parts = _share_object([part for part in parts if part])
-    verb = match.group("verb")
-    if match.group("to"):
-        parts = [" ".join([gerund(word), *rest]) for word, *rest in map(str.split, parts)]
+    verb = match["verb"]
+    if match["to"]:
+        parts = [" ".join([make_gerund(word), *rest]) for word, *rest in map(str.split, parts)]
     elif verb in ("plays", "collects"):
-        parts = [part if part.split()[0].endswith("ing") else f"{gerund(verb[:-1])} {part}" for part in parts]
+        gerund = make_gerund(verb[:-1])
+        parts = [part if part.split()[0].endswith("ing") else f"{gerund} {part}" for part in parts]
     return [item for item in map(_tidy, parts) if item]
 
 
@@ -89,36 +95,31 @@ def _share_object(parts: list[str]) -> list[str]:
     return shared
 
 
-def _agent(after: str) -> list[str]:
+def _read_agent(after: str) -> list[str]:
     """ "(avid) bird watcher" -> "bird watching", "(avid) reader of novels" -> "reading novels"."""
-    phrase = re.split(r"\s+(?:in|at|from|since|for|with)\s", _TIME.sub("", clause(re.split(r",|\s+and\s+", after)[0])))[0]
-    noun, _, of = phrase.partition(" of ")
+    phrase = _TIME.sub("", cut_clause(re.split(r",|\s+and\s+", after)[0]))
+    noun, _, of = re.split(r"\s+(?:in|at|from|since|for|with)\s", phrase)[0].partition(" of ")
     if noun in ("fan", "lover", "supporter", "follower", "admirer"):
         return [item for item in (_tidy(of),) if item]
     if noun in _AGENTS:
-        return [f"{_AGENTS[noun]} {without_pronouns(of)}".strip()]
-    last = noun.split()[-1] if noun else ""
+        return [f"{_AGENTS[noun]} {drop_pronouns(of)}".strip()]
+    *before, last = noun.split() or [""]
     if last in _AGENTS:
-        return [" ".join([*noun.split()[:-1], _AGENTS[last]])]
-    if last.endswith("er") and len(last) > 4:
-        return [f"{noun[:-2]}ing"]
-    return []
+        return [" ".join([*before, _AGENTS[last]])]
+    return [f"{noun[:-2]}ing"] if last.endswith("er") and len(last) > 4 else []
 
 
 def _tidy(item: str) -> str:
     """One liked thing without pronouns, adverbs and late adjuncts; "" when too little is left of it."""
     if re.search(r"\b(?:them|him|it)\b", item):
         return ""
-    item = re.sub(r"^(?:both|for|of|also)\s+|\s+(?:regularly|daily|occasionally|together|too|very much|a lot)$", "", without_pronouns(item))
-    words = item.split()
-    if len(words) > 6:
+    late = r"regularly|daily|occasionally|together|too|very much|a lot"
+    item = re.sub(rf"^(?:both|for|of|also)\s+|\s+(?:{late})$", "", drop_pronouns(item))
+    if len(item.split()) > 6:
         # The head comes first; what a late preposition adds can go.
         item = re.split(r"\s+(?:in|at|on|with|from|for|around|of|to)\s+", item)[0]
-        words = item.split()
+    words = item.split()
     if not words or len(words) > 7 or words[0] in _NO_START:
         return ""
-    return item if words[0].isupper() or item[:2].isupper() else _lower_first(item)
-
-
-def _lower_first(item: str) -> str:
-    return item[0].lower() + item[1:] if item.split()[0].endswith("ing") else item
+    lower = words[0].endswith("ing") and not (words[0].isupper() or item[:2].isupper())
+    return item[0].lower() + item[1:] if lower else item

@@ -1,49 +1,94 @@
-"""Who the users are: personas, their readers (built-in, ALOE, PersonaChat), and splits that share nobody (appendices C.1, C.2)."""
+"""Who the users are: ALOE's and PersonaChat's files, and splits that share nobody (appendices C.1, C.2)."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.personas.extraction import extract_profile, extraction_quality, text_key
-from rlpa_lib.personas.files import read_json_texts, read_personachat_lists
-from rlpa_lib.personas.pronouns import adjust_pronouns
-from rlpa_lib.personas.text import stems
+from rlpa_lib.personas.extraction import extract_profile, hash_text
+from rlpa_lib.personas.free_slots import extract_free_profile
+from rlpa_lib.personas.text import adjust_pronouns, find_stems
 from rlpa_lib.settings.config import InputError
-
-__all__ = [
-    "Persona",
-    "extract_profile",
-    "extraction_quality",
-    "load_personas",
-    "near_duplicates",
-    "read_aloe",
-    "read_personachat",
-    "slot_statistics",
-    "split_hash",
-]
+from rlpa_lib.settings.kinds import SOURCES, resolve
 
 SPLITS = ("train", "vanilla", "extended")
-# The generator can make any number; "all" means as many as the paper has (appendices C.1 and C.2).
-BUILTIN_USERS = {"train": 3821, "vanilla": 74, "extended": 74}
 TEST_USERS = 74  # size of each of the paper's two test sets (appendix C.2)
 NEAR_DUPLICATE = 0.6  # share of common words above which two descriptions count as one person
+PERSONACHAT_COLUMNS = ("user 1 personas", "user 2 personas")
+
+
+def load_personas(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
+    """`n` personas of a split, or all for None; `cfg` is the `personas` section of the params.
+
+    Who belongs to a split depends on the texts alone, never on `n` or `seed`. A test split is always taken
+    from its start, `train` in an order drawn from `seed`.
+    InputError: an unknown split, a missing file, or more personas asked for than there are.
+    """
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+    return resolve(SOURCES[cfg.source].make)(cfg, split, n, seed)
+
+
+def load_aloe(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
+    """`load_personas` for ALOE: `vanilla` is 74 of its profiles (a quarter of a small file), and `extended`
+    comes from `cfg.personachat_path` or, without one, from the built-in personas."""
+    if split == "extended" and not cfg.personachat_path:
+        return resolve(SOURCES["builtin"].make)(cfg, split, n, seed)
+    folder = Path(_get_path(cfg))
+    if split == "extended":
+        return _take(_read_different(cfg.personachat_path)[:TEST_USERS], cfg, split, n, seed)
+    if not folder.is_dir():
+        raise InputError(f"personas.path: {folder} is not a folder with profile.jsonl and personality.jsonl")
+    everybody = _sort_by_text(read_aloe(folder / "profile.jsonl", folder / "personality.jsonl"))
+    n_train = len(everybody) - min(TEST_USERS, len(everybody) // 4)
+    train, test = everybody[:n_train], everybody[n_train:]
+    if split == "vanilla":
+        return _take(test, cfg, split, n, seed)
+    # A training user who is nearly a test user would give the test away.
+    leaked = {persona.id for persona, _ in find_near_duplicates(train, test)}
+    return _take([persona for persona in train if persona.id not in leaked], cfg, split, n, seed)
+
+
+def load_personachat(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
+    """`load_personas` for PersonaChat, whose one test set, with free slots, stands for both benchmarks."""
+    path = _get_path(cfg)
+    everybody = _read_different(cfg.personachat_path or path)
+    n_test = min(TEST_USERS, len(everybody) * 3 // 5)
+    return _take(everybody[n_test:] if split == "train" else everybody[:n_test], cfg, split, n, seed)
+
+
+def _get_path(cfg) -> str:
+    if not cfg.path:
+        raise InputError(f"personas.path: is needed when personas.source is {cfg.source}")
+    return cfg.path
+
+
+def _take(personas: Sequence[Persona], cfg, split: str, n: int | None, seed: int) -> list[Persona]:
+    if not personas or (n is not None and n > len(personas)):
+        has = f"split {split} of source {cfg.source} has {len(personas)}"
+        raise InputError(f"personas: {n or 'all'} asked for, but {has}")
+    if split == "train":
+        personas = random.Random(f"{seed}|train").sample(personas, len(personas))
+    return personas[:n]
 
 
 def read_aloe(profile_path: str | Path, personality_path: str | Path) -> list[Persona]:
-    """ALOE's two files of JSON strings, some lines with several: the i-th profile gets personality i modulo their number.
+    """ALOE's two files of JSON strings, some lines with several: the i-th profile gets personality i modulo
+    their number.
 
-    The personality's pronouns follow the profile's gender, and the ten slots come from `extract_profile` (appendix C.2).
+    The personality's pronouns follow the profile's gender, and the ten slots come from `extract_profile`
+    (appendix C.2).
     InputError: a file cannot be read, or a line is broken (file and line are named).
     """
-    descriptions, personalities = read_json_texts(profile_path), read_json_texts(personality_path)
+    descriptions, personalities = _read_json_texts(profile_path), _read_json_texts(personality_path)
     personas = []
     for index, description in enumerate(descriptions):
         personality = adjust_pronouns(personalities[index % len(personalities)], description)
@@ -53,111 +98,118 @@ def read_aloe(profile_path: str | Path, personality_path: str | Path) -> list[Pe
 
 
 def read_personachat(path: str | Path) -> list[Persona]:
-    """Each different persona of a Synthetic-Persona-Chat CSV, with free slots (Extended ALOE, appendix C.2); no personality text.
+    """Each different persona of a Synthetic-Persona-Chat CSV in the order of the file, with free slots
+    (Extended ALOE, appendix C.2); no personality text.
 
     InputError: a column is missing, or a row is broken (file and line are named).
     """
-    from rlpa_lib.personas.free_slots import free_profile
-
     personas = []
-    for number, lines in enumerate(read_personachat_lists(path), start=1):
+    for number, lines in enumerate(_read_persona_columns(path), start=1):
         description = " ".join(line if line.endswith((".", "!", "?")) else f"{line}." for line in lines)
-        personas.append(Persona(f"personachat-{number:04d}", description, "", free_profile(lines)))
+        personas.append(Persona(f"personachat-{number:04d}", description, "", extract_free_profile(lines)))
     return personas
 
 
-def load_personas(cfg, split: Literal["train", "vanilla", "extended"], n: int | None, seed: int) -> list[Persona]:
-    """`n` personas of a split, or all for None; `cfg` is the `personas` section of the params.
-
-    Who belongs to a split depends on the texts alone, never on `n` or `seed`. A test split is always taken from its start, `train` in an
-    order drawn from `seed`. With ALOE, `vanilla` is 74 of its profiles (a quarter of a small file), and `extended` comes from
-    `cfg.personachat_path` or, without one, from the built-in personas.
-    InputError: an unknown split, a missing file, or more personas asked for than there are.
-    """
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
-    if cfg.source == "builtin" or (cfg.source == "aloe" and split == "extended" and not cfg.personachat_path):
-        from rlpa_lib.mini.personas import builtin_personas
-
-        return builtin_personas(split, BUILTIN_USERS[split] if n is None else n, seed)
-    if not cfg.path:
-        raise InputError(f"personas.path: is needed when personas.source is {cfg.source}")
-    personas = _from_files(cfg, split)
-    if not personas or (n is not None and n > len(personas)):
-        raise InputError(f"personas: {n or 'all'} asked for, but split {split} of source {cfg.source} has {len(personas)}")
-    if split == "train":
-        personas = random.Random(f"{seed}|train").sample(personas, len(personas))
-    return personas[:n]
+def _read_json_texts(path: str | Path) -> list[str]:
+    """All JSON strings of a file without surrounding white space; a line may hold several, or none."""
+    texts = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        rest = line.strip()
+        while rest:
+            try:
+                value, end = json.JSONDecoder().raw_decode(rest)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}: line {number}: not JSON: {error.msg}") from error
+            if not isinstance(value, str):
+                kind = type(value).__name__
+                raise InputError(f"{path}: line {number}: a text in quotes was expected, not {kind}")
+            if not value.strip():
+                raise InputError(f"{path}: line {number}: the text is empty")
+            texts.append(value.strip())
+            rest = rest[end:].strip()
+    if not texts:
+        raise InputError(f"{path}: holds no text")
+    return texts
 
 
-def near_duplicates(
+def _read_persona_columns(path: str | Path) -> list[tuple[str, ...]]:
+    """Every different persona of the CSV's two persona columns, as its sentences."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    found: dict[tuple[str, ...], None] = {}
+    try:
+        names = reader.fieldnames or ()
+        if missing := [name for name in PERSONACHAT_COLUMNS if name not in names]:
+            there = ", ".join(names) or "none"
+            raise InputError(f"{path}: line 1: column {missing[0]!r} is missing (found: {there})")
+        for row in reader:
+            for name in PERSONACHAT_COLUMNS:
+                lines = tuple(line.strip() for line in (row[name] or "").splitlines() if line.strip())
+                if not lines:
+                    raise InputError(f"{path}: line {reader.line_num}: column {name!r} is empty")
+                found.setdefault(lines)
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from error
+    if not found:
+        raise InputError(f"{path}: holds no personas")
+    return list(found)
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 file with line ends as "\\n". InputError: it cannot be read, or a line is not UTF-8."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}: line {line}: not UTF-8") from error
+
+
+def find_near_duplicates(
     personas: Sequence[Persona], others: Sequence[Persona], threshold: float = NEAR_DUPLICATE
 ) -> list[tuple[Persona, Persona]]:
-    """Pairs over the two lists whose descriptions share at least `threshold` of their content words (Jaccard, 0 to 1)."""
-    words = [(other, stems(other.description)) for other in others]
-    return [
-        (persona, other)
-        for persona in personas
-        for mine in [stems(persona.description)]
-        for other, theirs in words
-        if _overlap(mine, theirs) >= threshold
-    ]
+    """Pairs whose descriptions share `threshold` of their content words or more (Jaccard, 0 to 1)."""
+    words = [(other, find_stems(other.description)) for other in others]
+    mine = [(persona, find_stems(persona.description)) for persona in personas]
+    return [(p, other) for p, own in mine for other, theirs in words if _overlap(own, theirs) >= threshold]
 
 
-def split_hash(personas: Sequence[Persona]) -> str:
-    """SHA-256 in hex over what the personas say and are, whatever their order and ids; goes into the run's record."""
-    texts = sorted(json.dumps([p.description, p.personality, p.profile.to_json()], ensure_ascii=False) for p in personas)
+def hash_split(personas: Sequence[Persona]) -> str:
+    """SHA-256 in hex over what personas say and are, whatever their order and ids; goes into the record."""
+    told = [[p.description, p.personality, p.profile.to_json()] for p in personas]
+    texts = sorted(json.dumps(one, ensure_ascii=False) for one in told)
     return hashlib.sha256("\n".join(texts).encode("utf-8")).hexdigest()
 
 
-def slot_statistics(personas: Sequence[Persona]) -> pd.DataFrame:
-    """How often each slot occurs (figure 6): columns slot, count, share of personas that have it, filled_share (invented among those)."""
-    rows: dict[str, list[int]] = {}
-    for persona in personas:
-        for slot in persona.profile.slots():
-            row = rows.setdefault(slot, [0, 0])
-            row[0] += 1
-            row[1] += slot in persona.profile.filled
-    ranked = sorted(rows.items(), key=lambda item: (-item[1][0], item[0]))
-    table = [(slot, count, count / len(personas), filled / count) for slot, (count, filled) in ranked]
-    return pd.DataFrame(table, columns=["slot", "count", "share", "filled_share"])
+def count_slots(personas: Sequence[Persona]) -> pd.DataFrame:
+    """How often each slot occurs (figure 6): columns slot, count, share of personas that have it,
+    filled_share (invented among those)."""
+    occurrences = [(slot, slot in p.profile.filled) for p in personas for slot in p.profile.slots()]
+    rows = pd.DataFrame(occurrences, columns=["slot", "filled"])
+    table = rows.groupby("slot", as_index=False)["filled"].agg(count="size", filled_share="mean")
+    table.insert(2, "share", table["count"] / len(personas))
+    return table.sort_values(["count", "slot"], ascending=[False, True], ignore_index=True)
 
 
-def _from_files(cfg, split: str) -> list[Persona]:
-    """Split of a file source, in an order that depends on the texts alone."""
-    if cfg.source == "personachat" or split == "extended":
-        everybody = _without_near_duplicates(_by_text(read_personachat(cfg.personachat_path or cfg.path)))
-        # PersonaChat has no fixed slots, so as the only source it has one test set, which stands for both benchmarks.
-        n_test = TEST_USERS if cfg.source == "aloe" else min(TEST_USERS, len(everybody) * 3 // 5)
-        return everybody[n_test:] if split == "train" else everybody[:n_test]
-    folder = Path(cfg.path)
-    if not folder.is_dir():
-        raise InputError(f"personas.path: {folder} is not a folder with profile.jsonl and personality.jsonl")
-    everybody = _by_text(read_aloe(folder / "profile.jsonl", folder / "personality.jsonl"))
-    n_train = len(everybody) - min(TEST_USERS, len(everybody) // 4)
-    if split == "vanilla":
-        return everybody[n_train:]
-    # A training user who is nearly a test user would give the test away.
-    leaked = {persona.id for persona, _ in near_duplicates(everybody[:n_train], everybody[n_train:])}
-    return [persona for persona in everybody[:n_train] if persona.id not in leaked]
-
-
-def _by_text(personas: Sequence[Persona]) -> list[Persona]:
-    """In the order of the texts' hashes, each text once: as good as shuffled, the same for any order of the file."""
-    unique = {text_key(persona.description): persona for persona in reversed(personas)}
-    return [unique[key] for key in sorted(unique)]
-
-
-def _without_near_duplicates(personas: Sequence[Persona]) -> list[Persona]:
-    """The first of each group of personas that say nearly the same (PersonaChat repeats personas with a sentence more or less)."""
+def _read_different(path: str | Path) -> list[Persona]:
+    """PersonaChat's personas by their texts, the first of each group that says nearly the same: the file
+    repeats personas with a sentence more or less."""
     kept: list[Persona] = []
     words: list[frozenset[str]] = []
-    for persona in personas:
-        mine = stems(persona.description)
+    for persona in _sort_by_text(read_personachat(path)):
+        mine = find_stems(persona.description)
         if all(_overlap(mine, theirs) < NEAR_DUPLICATE for theirs in words):
             kept.append(persona)
             words.append(mine)
     return kept
+
+
+def _sort_by_text(personas: Sequence[Persona]) -> list[Persona]:
+    """By the texts' hashes, each text once: as good as shuffled, the same for any order of the file."""
+    unique = {hash_text(persona.description): persona for persona in reversed(personas)}
+    return [unique[key] for key in sorted(unique)]
 
 
 def _overlap(a: frozenset[str], b: frozenset[str]) -> float:

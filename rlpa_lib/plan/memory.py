@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlpa_lib.mini.tiny import WEIGHTS
+from rlpa_lib.agents.world import WEIGHTS
 from rlpa_lib.settings.config import Config
 
 HEAD_HIDDEN = 256  # `backbone.ValueHead`

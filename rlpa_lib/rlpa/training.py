@@ -18,7 +18,7 @@ from rlpa_lib.agents import parties
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile
-from rlpa_lib.personas.sources import split_hash
+from rlpa_lib.personas.sources import hash_split
 from rlpa_lib.rlpa import warmup
 from rlpa_lib.rlpa.learner import Learner
 from rlpa_lib.rlpa.networks import CRITIC, POLICY
@@ -64,7 +64,7 @@ def prepare(run: Run, *, name: str = "ppo", accelerator: Accelerator | None = No
     model, tokenizer = parties.load_model(cfg)
     learner = Learner(model, cfg, seed=run.seed, accelerator=accelerator)
     weights = {role: sum(p.numel() for p in learner.parameters(role).values()) for role in (POLICY, CRITIC)}
-    facts = {"users": len(people), "users_hash": split_hash(people), "processes": processes.world, "trained_weights": weights}
+    facts = {"users": len(people), "users_hash": hash_split(people), "processes": processes.world, "trained_weights": weights}
     processes.on_main(lambda: run.note(f"training_{name}", facts))
     # only the main process asks users, judges and servers
     user, judge = (parties.make_user(cfg, "train", run.seed, run), parties.make_reward_judge(cfg, run)) if processes.main else (None, None)

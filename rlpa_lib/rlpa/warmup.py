@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import parties, world
 from rlpa_lib.agents.prompt_tokens import fit_prompt
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import policy_view
@@ -55,12 +55,10 @@ def adapter(run: Run, people: Sequence[Persona], accelerator: Accelerator, say: 
 def replies(cfg: Config, tokenizer, people: Sequence[Persona], seed: int) -> list[Group]:
     """`policy.warm_up` prompts, each with its one reply, from dialogues of agenda users with the miniature's mixed crowd of scripted
     assistants: well formed, of middling quality. The same for the same seed."""
-    from rlpa_lib.mini.corpus import dialogues
-
     system, made = prompt_files.load_prompt("policy", cfg.run.prompt_set, cfg.run.prompt_dir), []
     for person in people:
-        moments = list(dialogues([person], derive_seed(seed, NAME), "rlpa"))
-        for dialogue, profile, response, _ in random.Random(derive_seed(seed, NAME, person.id)).sample(moments, min(2, len(moments))):
+        moments = world.play_crowd(person, derive_seed(seed, NAME), "rlpa")
+        for dialogue, profile, response in random.Random(derive_seed(seed, NAME, person.id)).sample(moments, min(2, len(moments))):
             view = policy_view(dialogue, system, cfg.ppo.history_profiles)
             ids, _ = fit_prompt(tokenizer, view, cfg.rollout.max_prompt_tokens)
             said = tokenizer(render_reply(profile, response), add_special_tokens=False)["input_ids"]

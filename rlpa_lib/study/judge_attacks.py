@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import parties, world
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
 from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
 from rlpa_lib.dialogue.profile import Profile, Reply
-from rlpa_lib.mini.attacks import PERSONA, TOLD, situation
-from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.runs.storage import read_jsonl
 from rlpa_lib.settings.config import InputError
 
@@ -43,10 +41,10 @@ class JudgeAttack:
 
     def case(self) -> tuple[Dialogue, Reply]:
         """For targets response and user: a dialogue with a pending utterance, and the reply to it."""
-        dialogue = situation()
+        dialogue = world.situation()
         if self.target == "user":
-            return replace(dialogue, pending=Utterance(self.text)), Reply(TOLD, POOR_REPLY, True)
-        return dialogue, Reply(TOLD, self.text, True)
+            return replace(dialogue, pending=Utterance(self.text)), Reply(world.TOLD, POOR_REPLY, True)
+        return dialogue, Reply(world.TOLD, self.text, True)
 
     def profile(self) -> Profile:
         """For target profile: an inferred profile of one item; line ends become blanks, as one item is one line."""
@@ -72,7 +70,7 @@ def judged(judge: Judge, attacks: Sequence[JudgeAttack]) -> list[int | None]:
     replies = [a for a in attacks if a.target != "profile"]
     profiles = [a for a in attacks if a.target == "profile"]
     verdicts = judge.responses([a.case() for a in replies])
-    pairs = judge.matches([(a.profile(), PERSONA.profile) for a in profiles])
+    pairs = judge.matches([(a.profile(), world.PERSONA.profile) for a in profiles])
     won: dict[str, int | None] = {a.id: None if v is None else v.score for a, v in zip(replies, verdicts, strict=True)}
     won |= {a.id: None if p is None else int(len(p) > 0) for a, p in zip(profiles, pairs, strict=True)}
     return [won[a.id] for a in attacks]
@@ -81,7 +79,7 @@ def judged(judge: Judge, attacks: Sequence[JudgeAttack]) -> list[int | None]:
 def evaluated(judge: EvaluationJudge, attacks: Sequence[JudgeAttack]) -> list[int | None]:
     """The same for an evaluation judge; attacks on profiles do not reach it and are None."""
     replies = [a for a in attacks if a.target != "profile"]
-    verdicts = judge.evaluate([(PERSONA, dialogue, reply.response) for dialogue, reply in (a.case() for a in replies)])
+    verdicts = judge.evaluate([(world.PERSONA, dialogue, reply.response) for dialogue, reply in (a.case() for a in replies)])
     won = {a.id: None if v is None else v.score for a, v in zip(replies, verdicts, strict=True)}
     return [won.get(a.id) for a in attacks]
 
@@ -99,8 +97,8 @@ def attacked(run: Run, attacks: Sequence[JudgeAttack]) -> dict[tuple[str, str], 
     the quotation; None for those that the run does not have. A model that cannot answer does not stop the run here."""
     cfg = run.cfg
     results: dict[tuple[str, str], list[int | None] | None] = {
-        ("rule judge", "rules"): judged(RuleJudge(), attacks),
-        ("rule evaluator", "rules"): evaluated(RuleEvaluationJudge(), attacks),
+        ("rule judge", "rules"): judged(world.make_reward_judge(cfg), attacks),
+        ("rule evaluator", "rules"): evaluated(world.make_evaluation_judge(cfg), attacks),
     }
     for defence in ("quoted", "bare"):
         options = {"defended": defence == "quoted", "failure_limit": 1.0}

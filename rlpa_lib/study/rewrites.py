@@ -5,19 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 
 import numpy as np
 import pandas as pd
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import parties, world
 from rlpa_lib.dialogue.judging import Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile
 from rlpa_lib.evaluation import intervals, metrics
-from rlpa_lib.mini import language
-from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import Config, InputError
@@ -57,32 +53,8 @@ class Rewrite:
         return sum(pair.label == "same" for pair in self.pairs)
 
 
-def lexicon_paraphrase(slot: str, value: str, rng: random.Random) -> str | None:
-    """Another phrasing that the miniature's lexicon lists. The rule judge reads the same lexicon, so this is its home ground."""
-    others = [form for form in language.spoken_forms(slot, value) if form.casefold() != value.casefold()]
-    return rng.choice(others) if others else None
-
-
-def free_paraphrase(slot: str, value: str, rng: random.Random) -> str | None:
-    """A phrasing that no lexicon lists, from mini/paraphrases.tsv (written by a language model for this test alone)."""
-    found = _free().get((slot, value))
-    return rng.choice(found) if found else None
-
-
-def lexicon_alteration(slot: str, value: str, rng: random.Random) -> str | None:
-    """Another value of the slot, in any of its phrasings: an age at least two years off, else a value of the same split."""
-    if slot == "Age":
-        years = lex.parse_age(value)
-        return None if years is None else str(rng.choice([n for n in range(18, 90) if abs(n - years) >= 2]))
-    if slot == "Gender":
-        return rng.choice([name for name in lex.GENDERS if name != lex.gender_of(value)])
-    own = lex.lexicon().find(value, slot)
-    others = [other for other in lex.lexicon().values(slot, own.split if own else None) if other is not own]
-    return rng.choice(rng.choice(others).forms) if others else None
-
-
 def rewrite_set(
-    personas: Sequence[Persona], seed: int, paraphrase: Rewriter = lexicon_paraphrase, alter: Rewriter = lexicon_alteration
+    personas: Sequence[Persona], seed: int, paraphrase: Rewriter = world.paraphrase_value, alter: Rewriter = world.change_value
 ) -> list[Rewrite]:
     """One rewriting a persona. a and b are drawn evenly, with 1 <= a + b <= items; the paper does not say how it drew them.
 
@@ -140,7 +112,7 @@ def references(run: Run) -> list[Persona]:
 def sets(run: Run, references: Sequence[Persona]) -> dict[str, list[Rewrite]]:
     """The data sets of a run: listed and free paraphrases of the miniature's personas, or one written by the user's language model."""
     if own_world(run.cfg):
-        free = rewrite_set(references, run.seed, free_paraphrase)
+        free = rewrite_set(references, run.seed, world.paraphrase_freely)
         return {"listed": rewrite_set(references, run.seed), "free": free}
     from rlpa_lib.study import study_models  # behind a server
 
@@ -168,7 +140,7 @@ def shared_slots(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
 
 def same_text(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
     """Counts items that are the same word for word: blind to every paraphrase."""
-    return [len({(s, lex.normalise(v)) for s, v in one.items} & {(s, lex.normalise(v)) for s, v in other.items}) for one, other in pairs]
+    return [len({(s, world.normalise(v)) for s, v in one.items} & {(s, world.normalise(v)) for s, v in other.items}) for one, other in pairs]
 
 
 def counts(rewrites: Sequence[Rewrite], judges: Mapping[str, Counter]) -> pd.DataFrame:
@@ -200,14 +172,3 @@ def table8(found: pd.DataFrame) -> pd.DataFrame:
         rows.append(row)
     columns = [f"{c}{end}" for c in ("exact_acc", "fuzzy_acc", "mse", "rmse") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows)[["model", *columns, "mean_error", "n", "unanswered"]]
-
-
-@cache
-def _free() -> dict[tuple[str, str], list[str]]:
-    text = (resources.files("rlpa_lib.mini") / "paraphrases.tsv").read_text(encoding="utf-8")
-    found: dict[tuple[str, str], list[str]] = {}
-    for line in text.splitlines():
-        if line and not line.startswith("#"):
-            slot, value, other = line.split("\t")
-            found.setdefault((slot, value), []).append(other)
-    return found

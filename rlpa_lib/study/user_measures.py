@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import parties, world
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, judge_view
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.dialogue.reveal import SHARE_PER_TURN, said_before
 from rlpa_lib.methods.table import Method
-from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.study.annotation import Item
@@ -91,9 +90,9 @@ def measures(persona: Persona, dialogue: Dialogue, claimed: Sequence[Claim] | No
     said: dict[str, str] = {}
     inconsistent = 0
     for slot, phrase in spoken:
-        inconsistent += slot in said and not lex.same_value(slot, phrase, said[slot])
+        inconsistent += slot in said and not world.same_value(slot, phrase, said[slot])
         said.setdefault(slot, phrase)
-    wrong = sum(not any(lex.slots_compatible(s, slot) and lex.same_value(s, phrase, v) for s, v in persona.profile.items) for slot, phrase in spoken)
+    wrong = sum(not any(world.are_compatible(s, slot) and world.same_value(s, phrase, v) for s, v in persona.profile.items) for slot, phrase in spoken)
     facts: tuple[float, float, float] = (len(spoken), wrong, inconsistent)
     if claimed is not None:
         facts = (len(claimed), sum(c.against_persona for c in claimed), sum(c.against_earlier for c in claimed))

@@ -13,8 +13,8 @@ from rlpa_lib.agents import parties
 from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import policy_view
-from rlpa_lib.mini import corpus
 from rlpa_lib.mini.personas import builtin_personas
+from rlpa_lib.mini.play import play_crowd
 from rlpa_lib.rlpa.learner import Learner
 from rlpa_lib.settings import config
 
@@ -41,7 +41,7 @@ def main() -> None:
     cfg = config.load_config("mini")
     torch.set_num_threads(cfg.run.threads)
     model, tokenizer = parties.load_model(cfg)
-    moments = [m[0] for m in corpus.dialogues(builtin_personas("train", PROMPTS, 0), 0, "rlpa")][7::10]
+    moments = [play_crowd(person, 0, "rlpa")[7][0] for person in builtin_personas("train", PROMPTS, 0)]
     views = [policy_view(d, prompt_files.load_prompt("policy", "mini")) for d in moments]
     policy = LocalPolicy(model, tokenizer)
     shared = seconds(lambda: policy.generate(views, SAMPLES, seed=0, temperature=1.0, max_new_tokens=96))

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from rlpa_lib.agents import vllm_server
 from rlpa_lib.agents.prompt_tokens import prompt_ids
 from rlpa_lib.agents.vllm_policy import NoServerLeft, VLLMPolicy
-from rlpa_lib.mini.tiny import WEIGHTS
+from rlpa_lib.mini.world import WEIGHTS
 from rlpa_lib.rlpa import ppo
 from rlpa_lib.settings.config import InputError
 

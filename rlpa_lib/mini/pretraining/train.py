@@ -1,4 +1,5 @@
-"""How the tiny policy was trained from scratch: `python -m rlpa_lib.mini.pretrain` (make tiny-model)."""
+"""How the tiny policy was trained: `python -m rlpa_lib.mini.pretraining.train` (make tiny-model)."""
+
 from __future__ import annotations
 
 import argparse
@@ -14,17 +15,21 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from rlpa_lib.mini import corpus as world
-from rlpa_lib.mini.model import make_model, make_tokenizer
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.mini.tiny import WEIGHTS
+from rlpa_lib.mini.play import list_known_words, list_words
+from rlpa_lib.mini.pretraining.corpus import LAST_WEIGHTS, Example, make_copy_example, make_corpus
+from rlpa_lib.mini.pretraining.model import make_model, make_tokenizer
+from rlpa_lib.mini.world import WEIGHTS
 
 BATCH_TOKENS = 3000
+SHARES = (0.0, 0.3, 0.8, 1.0)  # of scrambled values
+Row = tuple[list[int], list[bool]]  # token ids, and which of them are learned
 
 
-def encode(tokenizer, example: world.Example) -> tuple[list[int], list[bool]]:
-    """(token ids, which of them are learned): everything that the assistant says but its slips, end tokens included. Where the answer
-    begins with a profile, older turns have lost theirs, so that their first token would teach the wrong beginning."""
+def encode(tokenizer, example: Example) -> Row:
+    """Learned is everything that the assistant says but its slips, end tokens included. Where the answer
+    begins with a profile, older turns have lost theirs, so that their first token would teach the wrong
+    beginning."""
     messages = [*example.messages, {"role": "assistant", "content": example.completion}]
     with_profile, ids, learned = example.completion.startswith("<profile>"), [], []
     for i, message in enumerate(messages):
@@ -36,9 +41,9 @@ def encode(tokenizer, example: world.Example) -> tuple[list[int], list[bool]]:
     return ids, learned
 
 
-def batches(rows: list[tuple[list[int], list[bool]]], tokens: int, rng: random.Random):
-    """Batches of rows of similar length in random order. Widths are multiples of 32 and row counts follow from them:
-    the CPU's matrix kernels are compiled once per shape, so there must be few shapes."""
+def make_batches(rows: list[Row], tokens: int, rng: random.Random) -> list[list[int]]:
+    """Batches of rows of similar length in random order. Widths are multiples of 32 and row counts follow
+    from them: the CPU's matrix kernels are compiled once per shape, so there must be few shapes."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + rng.random())
     by_width: dict[int, list[int]] = {}
     for i in order:
@@ -52,8 +57,8 @@ def batches(rows: list[tuple[list[int], list[bool]]], tokens: int, rng: random.R
 
 
 @cache
-def bf16_is_faster() -> bool:
-    """Measured: with AMX bf16 matrix products take a sixth of the time of fp32 ones, on other processors twice as long."""
+def is_bf16_faster() -> bool:
+    """Measured: with AMX bf16 matrix products take a sixth of the time of fp32, elsewhere twice as long."""
 
     def seconds(dtype: torch.dtype) -> float:
         square = torch.ones(1024, 1024, dtype=dtype)
@@ -67,87 +72,95 @@ def bf16_is_faster() -> bool:
     return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
-def loss_of(model, rows: list[tuple[list[int], list[bool]]], pad: int) -> torch.Tensor:
+def compute_loss(model, rows: list[Row], pad: int) -> torch.Tensor:
     """Mean cross-entropy over the learned tokens; the head is computed for those alone."""
     width = -(-max(len(ids) for ids, _ in rows) // 32) * 32
     ids = torch.tensor([r + [pad] * (width - len(r)) for r, _ in rows])
     keep = torch.tensor([k + [False] * (width - len(k)) for _, k in rows])[:, 1:]
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16_is_faster()):
-        # Padding stands behind the text, where causal attention never looks: no mask is needed, and none is much faster.
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16_faster()):
+        # Padding stands behind the text, where causal attention never looks: no mask is needed, and it is
+        # faster.
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden[keep])
     return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][keep])
 
 
-def rare_rows(rows: list[tuple[list[int], list[bool]]], size: int) -> torch.Tensor:
-    """[V] True for tokens that occur less than once in thirty rows. Their vectors stay as they were drawn: training would push all
-    rare words the same way, until the model knows where a word stands and no longer which one it is."""
+def find_rare_tokens(rows: list[Row], size: int) -> torch.Tensor:
+    """[V] True for tokens that occur less than once in thirty rows. Their vectors stay as they were drawn:
+    training would push all rare words the same way, until the model knows where a word stands and no longer
+    which one it is."""
     counts = Counter(token for ids, _ in rows for token in ids)
     return torch.tensor([30 * counts[token] < len(rows) for token in range(size)])
 
 
 def train(model, tokenizer, stages: list[tuple[str, list, int]], *, lr: float, seed: int, log: list) -> None:
-    """AdamW over stages of (name, rows, steps): linear warm-up over 3 % of all steps, cosine to 5 % of the rate; the loss goes into the log."""
+    """AdamW over stages of (name, rows, steps): linear warm-up over 3 % of all steps, then a cosine to 5 % of
+    the rate. The loss goes into the log."""
     model.set_attn_implementation("eager")  # 1.4 x faster than sdpa in training at these lengths on a CPU
     table = model.get_input_embeddings().weight
-    rare = rare_rows(stages[-1][1], len(table))
+    rare = find_rare_tokens(stages[-1][1], len(table))
     table.register_hook(lambda gradient: gradient.masked_fill(rare[:, None], 0.0))
-    groups = [{"params": [p for p in model.parameters() if p is not table], "weight_decay": 0.05}, {"params": [table], "weight_decay": 0.0}]
+    others = [p for p in model.parameters() if p is not table]
+    groups = [{"params": others, "weight_decay": 0.05}, {"params": [table], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
     rng, start, total, step = random.Random(seed), time.monotonic(), sum(steps for _, _, steps in stages), 0
     for name, rows, steps in stages:
-        for group in _forever(rows, steps, rng):
+        for group in _draw_batches(rows, steps, rng):
             done = step / total
             rate = lr * min(1.0, done / 0.03 + 0.02) * (0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate
-            loss = loss_of(model, [rows[i] for i in group], tokenizer.pad_token_id)
+            loss = compute_loss(model, [rows[i] for i in group], tokenizer.pad_token_id)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
             if step % 50 == 0:
-                log.append({"stage": name, "step": step, "loss": round(loss.item(), 4), "seconds": round(time.monotonic() - start)})
+                seconds = round(time.monotonic() - start)
+                log.append({"stage": name, "step": step, "loss": round(loss.item(), 4), "seconds": seconds})
                 print(log[-1], flush=True)
 
 
-def _forever(rows: list, steps: int, rng: random.Random):
+def _draw_batches(rows: list, steps: int, rng: random.Random):
     """`steps` batches, as many passes over the rows as that takes."""
     left = steps
     while left > 0:
-        passed = batches(rows, BATCH_TOKENS, rng)[:left]
+        passed = make_batches(rows, BATCH_TOKENS, rng)[:left]
         yield from passed
         left -= len(passed)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """First copying alone, with values that mean nothing, then dialogues of all modes; a model that can recite does not learn to copy."""
+    """First copying alone, with values that mean nothing, then dialogues of all modes: a model that can
+    recite does not learn to copy."""
     args = _arguments(argv)
     torch.manual_seed(args.seed)
-    rng, pool, log = random.Random(args.seed), world.word_pool(), []
-    copies = [world.copy_example(rng, pool) for _ in range(args.copies)]
+    rng, log = random.Random(args.seed), []
+    copies = [make_copy_example(rng, list_words()) for _ in range(args.copies)]
     if args.start:
-        tokenizer, model = PreTrainedTokenizerFast.from_pretrained(args.start), Qwen2ForCausalLM.from_pretrained(args.start, dtype=torch.float32)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
+        model = Qwen2ForCausalLM.from_pretrained(args.start, dtype=torch.float32)
         sharpen(model, 1 / args.sharpen)
-        finish(model, tokenizer, [encode(tokenizer, e) for e in copies], args, log)
+        train_last_stage(model, tokenizer, [encode(tokenizer, e) for e in copies], args, log)
     else:
-        tokenizer, model = from_scratch(copies, args, log)
+        tokenizer, model = train_from_scratch(copies, args, log)
     sharpen(model, args.sharpen)
     save(model, tokenizer, args, log)
 
 
-def from_scratch(copies: list, args: argparse.Namespace, log: list):
+def train_from_scratch(copies: list, args: argparse.Namespace, log: list):
     """(tokenizer, model) after all stages."""
     people = builtin_personas("train", args.personas, args.seed)
-    examples = list(world.corpus(people, args.seed, (0.0, 0.3, 0.8, 1.0)))
+    examples = list(make_corpus(people, args.seed, SHARES))
     texts = [m["content"] for e in examples[::5] for m in e.messages] + [e.completion for e in examples[::5]]
-    tokenizer = make_tokenizer(texts, world.known_words())
+    tokenizer = make_tokenizer(texts, list_known_words())
     model = make_model(tokenizer)
     copying, talking = ([encode(tokenizer, e) for e in part] for part in (copies, examples))
-    stages = [("copy", copying, args.steps[0]), ("dialogues", [*talking, *copying[: len(talking) // 5]], args.steps[1])]
+    mixed = [*talking, *copying[: len(talking) // 5]]
+    stages = [("copy", copying, args.steps[0]), ("dialogues", mixed, args.steps[1])]
     train(model, tokenizer, stages, lr=2e-3, seed=args.seed, log=log)
-    finish(model, tokenizer, copying, args, log)
+    train_last_stage(model, tokenizer, copying, args, log)
     return tokenizer, model
 
 
@@ -157,10 +170,10 @@ def sharpen(model, factor: float) -> None:
     model.model.norm.weight.mul_(factor)
 
 
-def finish(model, tokenizer, copying: list, args: argparse.Namespace, log: list) -> None:
-    """A last stage at a third of the rate, on other dialogues, with more of those where a user reminds or does not."""
+def train_last_stage(model, tokenizer, copying: list, args: argparse.Namespace, log: list) -> None:
+    """A last stage at a third of the rate, on other dialogues, more of them with or without a reminder."""
     people = builtin_personas("train", args.personas // 2, args.seed + 1)
-    examples = world.corpus(people, args.seed + 1, (0.0, 0.3, 0.8, 1.0), weights=world.LAST_WEIGHTS)
+    examples = make_corpus(people, args.seed + 1, SHARES, weights=LAST_WEIGHTS)
     talking = [encode(tokenizer, e) for e in examples]
     stages = [("modes", [*talking, *copying[: len(talking) // 5]], args.steps[2])]
     train(model, tokenizer, stages, lr=6e-4, seed=args.seed + 1, log=log)
@@ -168,13 +181,16 @@ def finish(model, tokenizer, copying: list, args: argparse.Namespace, log: list)
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--start", type=Path, help="a folder with weights: only the last stage is trained, from there on")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, nargs=3, default=[600, 3900, 600], help="optimiser steps: copying, dialogues, the last stage")
-    parser.add_argument("--copies", type=int, default=30000, help="examples of copying")
-    parser.add_argument("--personas", type=int, default=13000, help="personas whose dialogues are played")
-    parser.add_argument("--sharpen", type=float, default=1.25, help="factor on all logits at the end: fewer wrong rare words at temperature 1")
+    add = parser.add_argument
+    add("--out", type=Path, default=WEIGHTS)
+    add("--start", type=Path, help="a folder with weights: only the last stage is trained, from there on")
+    add("--seed", type=int, default=0)
+    steps = "optimiser steps: copying, dialogues, the last stage"
+    add("--steps", type=int, nargs=3, default=[600, 3900, 600], help=steps)
+    add("--copies", type=int, default=30000, help="examples of copying")
+    add("--personas", type=int, default=13000, help="personas whose dialogues are played")
+    factor = "factor on all logits at the end: fewer wrong rare words at temperature 1"
+    add("--sharpen", type=float, default=1.25, help=factor)
     return parser.parse_args(argv)
 
 
@@ -184,8 +200,9 @@ def save(model, tokenizer, args, log: list) -> None:
     tokenizer.save_pretrained(args.out)
     given = {k: v for k, v in vars(args).items() if k not in ("out", "start")}
     settings = {"batch_tokens": BATCH_TOKENS, **given, "start": args.start and _digest(args.start)}
-    record = {"settings": settings, "parameters": sum(p.numel() for p in model.parameters()), "sha256": _digest(args.out),
-              "torch": torch.__version__, "log": log}
+    size = sum(p.numel() for p in model.parameters())
+    record = {"settings": settings, "parameters": size, "sha256": _digest(args.out)}
+    record |= {"torch": torch.__version__, "log": log}
     if args.start:  # what those weights had come from
         record["before"] = json.loads((args.start / "training_record.json").read_text(encoding="utf-8"))
     (args.out / "training_record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")

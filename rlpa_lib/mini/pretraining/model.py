@@ -1,4 +1,5 @@
-"""The tiny policy: a Qwen2-architecture model with its own tokenizer and chat template, about four million parameters."""
+"""The tiny policy: a Qwen2 model with its own tokenizer and chat template, about four million parameters."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -11,19 +12,23 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 END, PAD = "<|end|>", "<|pad|>"
 TAGS = ("<profile>", "</profile>", "<response>", "</response>")
-CHAT_TEMPLATE = ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-                 "{% if add_generation_prompt %}<|assistant|>{% endif %}")
-VOCABULARY = 6144
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 def make_tokenizer(texts: Sequence[str], words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Byte-level unigram pieces: any text can be written, every word of the world is one token (so that copying a value
-    takes one step a word), other words fall into common pieces; digits stand one by one, tags and roles are tokens."""
-    split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    """Byte-level unigram pieces: any text can be written, every word of the world is one token (so that
+    copying a value takes one step a word), other words fall into common pieces; digits stand one by one, tags
+    and roles are tokens."""
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    split = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     pieces = Counter(piece for text in texts for piece, _ in split.pre_tokenize_str(text))
-    known = {piece for word in words for piece, _ in split.pre_tokenize_str(f" {word}")} | {p for p, n in pieces.items() if n >= 20}
+    known = {piece for word in words for piece, _ in split.pre_tokenize_str(f" {word}")}
+    known |= {piece for piece, n in pieces.items() if n >= 20}
     vocabulary = [PAD, END, *ROLES, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    vocabulary += sorted((known | _common_pieces(texts)) - set(vocabulary))
+    vocabulary += sorted((known | _find_common_pieces(texts)) - set(vocabulary))
     raw = Tokenizer(models.Unigram([(piece, -10.0) for piece in vocabulary], None, False))
     raw.pre_tokenizer, raw.decoder = split, decoders.ByteLevel()
     raw.add_special_tokens([PAD, END, *ROLES])
@@ -34,7 +39,7 @@ def make_tokenizer(texts: Sequence[str], words: Sequence[str]) -> PreTrainedToke
     return tokenizer
 
 
-def _common_pieces(texts: Sequence[str], size: int = 1200) -> set[str]:
+def _find_common_pieces(texts: Sequence[str], size: int = 1200) -> set[str]:
     """Frequent parts of words, for words that the world does not have."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -42,13 +47,17 @@ def _common_pieces(texts: Sequence[str], size: int = 1200) -> set[str]:
     return set(raw.get_vocab())
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, hidden: int = 192, layers: int = 6, heads: int = 3) -> Qwen2ForCausalLM:
-    """A fresh model; set torch's seed before. Word vectors start at length one, far apart; as many key-value heads as
-    query heads, so that an attention layer can carry a whole word from one place to another."""
-    config = Qwen2Config(vocab_size=len(tokenizer), hidden_size=hidden, num_hidden_layers=layers, intermediate_size=3 * hidden,
-                         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=4096,
-                         tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-                         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None)
+def make_model(
+    tokenizer: PreTrainedTokenizerFast, hidden: int = 192, layers: int = 6, heads: int = 3
+) -> Qwen2ForCausalLM:
+    """A fresh model; set torch's seed before. Word vectors start at length one, far apart; as many key-value
+    heads as query heads, so that an attention layer can carry a whole word from one place to another."""
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=hidden, num_hidden_layers=layers, intermediate_size=3 * hidden,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=4096,
+        tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+    )  # fmt: skip
     model = Qwen2ForCausalLM(config)
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=hidden ** -0.5)
     for layer in model.model.layers[:2]:
@@ -58,14 +67,14 @@ def make_model(tokenizer: PreTrainedTokenizerFast, hidden: int = 192, layers: in
 
 @torch.no_grad()
 def _look_back(attention, theta: float, strength: float = 4.0) -> None:
-    """Start the heads by looking one or two tokens back, which copying needs and training finds late: with rotary
-    positions two constant biases whose rotations agree at that distance do it."""
+    """Start the heads by looking one or two tokens back, which copying needs and training finds late: with
+    rotary positions two constant biases whose rotations agree at that distance do it."""
     width = attention.head_dim
     angles = theta ** (-torch.arange(0, width, 2).float() / width)
     key = torch.full((width,), strength ** 0.5)
     low, high = key.chunk(2)
     for head in range(attention.config.num_attention_heads):
-        turned = -(1 + head % 2) * angles
-        query = torch.cat([low * turned.cos() - high * turned.sin(), high * turned.cos() + low * turned.sin()])
+        turn = -(1 + head % 2) * angles
+        query = torch.cat([low * turn.cos() - high * turn.sin(), high * turn.cos() + low * turn.sin()])
         attention.k_proj.bias[head * width : (head + 1) * width] = key
         attention.q_proj.bias[head * width : (head + 1) * width] = query

@@ -1,0 +1,47 @@
+"""The miniature as a run sees it: personas, users and judges, made from the run's settings. settings.kinds
+names these functions; other rooms reach the rest of the miniature through agents.world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge, RuleRevealJudge
+from rlpa_lib.mini.lexicon import load_lexicon
+from rlpa_lib.mini.personas import builtin_personas
+from rlpa_lib.mini.user import MANNERS, AgendaUser
+
+WEIGHTS = Path(__file__).parent / "weights"  # the tiny model that ships with the package
+# The generator can make any number; all of a split are as many as the paper has (appendices C.1 and C.2).
+ALL_USERS = {"train": 3821, "vanilla": 74, "extended": 74}
+
+
+def load_personas(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
+    """`personas.sources.load_personas` for the built-in source; `cfg` says nothing that it needs."""
+    return builtin_personas(split, ALL_USERS[split] if n is None else n, seed)
+
+
+def list_values(slot: str, years: int) -> list[str]:
+    """The training values of a slot that somebody of that age may have."""
+    values = load_lexicon().values(slot, "train")
+    return [value.canonical for value in values if int(value.attrs.get("min_age", 0)) <= years]
+
+
+def make_user(cfg, split: str, seed: int, run=None, manner: str = "willing") -> AgendaUser:
+    """The user of a split; test users have sentence frames of their own. `manner`: one of MANNERS."""
+    return AgendaUser(seed, "user_train" if split == "train" else "user_test", MANNERS[manner])
+
+
+def make_reward_judge(cfg, run=None, *, defended=True, failure_limit=None) -> RuleJudge:
+    """The source of training rewards. Rules need no defence and never fail."""
+    return RuleJudge()
+
+
+def make_evaluation_judge(cfg, run=None, *, defended=True, failure_limit=None) -> RuleEvaluationJudge:
+    """The source of evaluation scores, likewise."""
+    return RuleEvaluationJudge()
+
+
+def make_reveal_judge(cfg, run=None) -> RuleRevealJudge:
+    """Who says what a user's words have told."""
+    return RuleRevealJudge()

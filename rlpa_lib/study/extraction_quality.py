@@ -1,0 +1,69 @@
+"""How good the slot rules are, against profiles that were labelled by hand (appendix C.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile
+from rlpa_lib.evaluation.intervals import ratio_interval
+from rlpa_lib.personas.extraction import hash_text
+from rlpa_lib.personas.text import find_stems
+from rlpa_lib.settings.config import InputError
+
+# Label key -> slot, for the slots that the hand-made labels cover.
+LABELLED_SLOTS = {
+    "age": "Age", "gender": "Gender", "occupation": "Occupation", "marital_status": "Marital Status",
+    "interests": "Interests",
+}  # fmt: skip
+# Words that many hobbies share: they alone do not make two hobbies the same.
+_LIGHT = find_stems(
+    "playing attending making creating building watching collecting spending going visiting experimenting "
+    "exploring trying reading cooking participating hosting vintage classic live time the game event music"
+)
+
+
+def measure_extraction(labels: Mapping[str, Mapping], personas: Sequence[Persona]) -> pd.DataFrame:
+    """Precision and recall of the rules per labelled slot, with 95 % intervals over personas (_low, _high):
+    columns slot, labelled, predicted, correct, precision, recall, personas.
+
+    `labels` maps `hash_text(description)` to age, gender, occupation, marital_status (text or None) and
+    interests (list). Only slots with evidence count as predictions; interests count item by item. InputError:
+    no persona is labelled.
+    """
+    known = [p for p in personas if hash_text(p.description) in labels]
+    if not known:
+        raise InputError("none of the personas has a label: are these the personas that were labelled?")
+    rows = []
+    for key, slot in LABELLED_SLOTS.items():
+        counts = [_count(slot, labels[hash_text(p.description)][key], p.profile) for p in known]
+        labelled, recalled, predicted, correct = zip(*counts, strict=True)
+        row = {"slot": slot, "labelled": sum(labelled), "predicted": sum(predicted), "correct": sum(correct)}
+        for name, right, of in (("precision", correct, predicted), ("recall", recalled, labelled)):
+            ratio = ratio_interval(right, of)
+            row |= {name: ratio.estimate, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
+        rows.append({**row, "personas": len(known)})
+    return pd.DataFrame(rows)
+
+
+def _count(slot: str, label: str | list[str] | None, profile: Profile) -> tuple[int, int, int, int]:
+    """(labels, labels found, predictions, predictions that are right)."""
+    labels = [label] if isinstance(label, str) else list(label or ())
+    value = None if slot in profile.filled else profile.get(slot)
+    guesses = [] if value is None else [value]
+    if slot == "Interests" and value is not None:
+        guesses = value.replace(" and ", ", ").split(", ")
+    found = sum(any(_mean_same(slot, label, guess) for guess in guesses) for label in labels)
+    right = sum(any(_mean_same(slot, label, guess) for label in labels) for guess in guesses)
+    return len(labels), found, len(guesses), right
+
+
+def _mean_same(slot: str, label: str, guess: str) -> bool:
+    """Equal values; occupations that share at least half their words; interests that share a word which is
+    not a light one."""
+    a, b = find_stems(label), find_stems(guess)
+    if slot == "Interests":
+        return bool(((a - _LIGHT) or a) & b and ((b - _LIGHT) or b) & a)
+    return 2 * len(a & b) >= len(a | b) if slot == "Occupation" else label == guess
