@@ -26,37 +26,37 @@ def test_turn_level_gae_by_hand():
     # three turns, discount and lambda .5. The last leads to .5 * .8 = .4, so A3 = 2 + .4 - .4 = 2
     # turn 2 leads to .5 (.4 + .5*2) = .7, A2 = 0 + .7 - .6 = .1; turn 1 to .5 (.6 + .5*.1) = .325, A1 = 1 + .325 - .5
     places = [Place("d", t, True, at_limit=t == 3) for t in (1, 2, 3)]
-    outlook = look(places, [1.0, 0.0, 2.0], [0.5, 0.6, 0.4], [9.0, 9.0, 0.8])
-    assert outlook.futures_S == near([0.325, 0.7, 0.4])
-    assert outlook.worths_S[:2] == near([0.65, 1.4]) and outlook.worths_S[2] is None
+    futures, worths = look(places, [1.0, 0.0, 2.0], [0.5, 0.6, 0.4], [9.0, 9.0, 0.8])
+    assert futures == near([0.325, 0.7, 0.4])
+    assert worths[:2] == near([0.65, 1.4]) and worths[2] is None
     # and as generalised advantages of a whole episode: A1 = .825 is GAE over the turns with the last reward 2 + .4
     assert ppo.gae([1, 0, 2.4], [0.5, 0.6, 0.4], 0.5, 0.5) == near([0.825, 0.1, 2.0])
 
 
 def test_nothing_follows_the_last_turn_when_the_limit_ends_the_dialogue():
     places = [Place("d", 1, True), Place("d", 2, True, at_limit=True)]
-    outlook = look(places, [1.0, 2.0], [0.0, 0.0], [9.0, 9.0], turn_limit="end", turn_lam=1.0, turn_discount=0.9)
-    assert outlook.futures_S == near([1.8, 0.0])  # eq. 1: 1 + .9 * 2
+    futures, worths = look(places, [1.0, 2.0], [0.0, 0.0], [9.0, 9.0], turn_limit="end", turn_lam=1.0, turn_discount=0.9)
+    assert futures == near([1.8, 0.0])  # eq. 1: 1 + .9 * 2
 
 
 def test_order_of_samples_does_not_matter():
     places = [Place("b", 2, True), Place("a", 1, True), Place("b", 1, True), Place("a", 2, True)]
-    outlook = look(places, [3.0, 0.0, 0.0, 1.0], [0.0] * 4, [0.0] * 4, turn_lam=1.0)
-    assert outlook.futures_S == near([0.0, 0.5, 1.5, 0.0])
+    futures, worths = look(places, [3.0, 0.0, 0.0, 1.0], [0.0] * 4, [0.0] * 4, turn_lam=1.0)
+    assert futures == near([0.0, 0.5, 1.5, 0.0])
 
 
 def test_dialogues_are_linked_by_id_never_by_position():
     places = [Place("a", 1, True), Place("b", 2, True), Place("a", 3, True)]
-    outlook = look(places, [0.0, 5.0, 7.0], [0.0] * 3, [0.1, 0.2, 0.3])
-    assert outlook.futures_S == near([0.05, 0.1, 0.15]) and outlook.worths_S == [None] * 3
+    futures, worths = look(places, [0.0, 5.0, 7.0], [0.0] * 3, [0.1, 0.2, 0.3])
+    assert futures == near([0.05, 0.1, 0.15]) and worths == [None] * 3
 
 
 def test_a_sample_that_did_not_go_on_leads_to_the_value_after_it():
     places = [Place("d", 1, False), Place("d", 1, True), Place("d", 2, True, True), Place("d", 2, False, True)]
-    outlook = look(places, [0.0, 0.0, 1.0, 0.0], [0.2, 0.2, 0.4, 0.4], [0.6, 99.0, 0.0, 0.8])
+    futures, worths = look(places, [0.0, 0.0, 1.0, 0.0], [0.2, 0.2, 0.4, 0.4], [0.6, 99.0, 0.0, 0.8])
     # A of the continued turn 2: 1 + 0 - .4 = .6; turn 1 leads to .5 (.4 + .5*.6); its sibling to .5 * .6
-    assert outlook.futures_S == near([0.3, 0.35, 0.0, 0.4])
-    assert outlook.worths_S == [None, near(0.7), None, None]
+    assert futures == near([0.3, 0.35, 0.0, 0.4])
+    assert worths == [None, near(0.7), None, None]
 
 
 def test_two_continuations_of_one_turn_are_refused():

@@ -14,7 +14,7 @@ from rlpa_lib.dialogue.judging import JudgeFailed
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.protocols import Completion
 from rlpa_lib.rlpa import checkpoints, ppo
-from rlpa_lib.rlpa.experience import gather_experience, token_batch, update
+from rlpa_lib.rlpa.experience import gather_experience, sample_indices, token_batch, update
 from rlpa_lib.rlpa.learner import Learner, accumulate
 from rlpa_lib.rlpa.networks import CRITIC, POLICY
 from rlpa_lib.rlpa.packing import pack_groups, tree_mask
@@ -139,11 +139,11 @@ def test_there_is_one_backbone(tiny_random_model, critic):
     own = {p.data_ptr(): p.numel() for p in model.parameters()}
     learner = Learner(model, settings(critic=critic), seed=0)
     roles = {p.data_ptr() for role in (POLICY, CRITIC) for p in learner.parameters(role).values()}
-    everything = {p.data_ptr(): p.numel() for p in [*learner.model.parameters(), *learner.head.parameters()]}
+    everything = {p.data_ptr(): p.numel() for p in [*learner.model.parameters(), *learner.network.head.parameters()]}
     assert everything.keys() - roles == own.keys(), "every weight is the backbone's, an adapter's or the head's"
     adapter = sum(p.numel() for n, p in learner.parameters(POLICY).items())
     copies = 2 if critic == "lora" else 1
-    assert sum(everything.values()) == sum(own.values()) + copies * adapter + sum(p.numel() for p in learner.head.parameters())
+    assert sum(everything.values()) == sum(own.values()) + copies * adapter + sum(p.numel() for p in learner.network.head.parameters())
     assert roles.isdisjoint(own) and not any(p.requires_grad for p in model.parameters() if p.data_ptr() in own)
 
 
@@ -160,7 +160,7 @@ def test_an_update_trains_both_and_neither_the_other(tiny_random_model, critic):
 def test_experience_by_the_functions_it_is_made_of(tiny_random_model):
     learner = make(tiny_random_model[0], kl_coef=0.1, lam=0.9, gamma=0.8, advantage_norm="none")
     data = gather_experience(learner, turn_groups())
-    assert data.groups == GROUPS and data.starts == [0, 3]
+    assert data.groups == GROUPS and sample_indices(GROUPS, [1]) == [3, 4, 5]
     size = len(GROUPS[0][1][2])  # third sample of the first group: reward 1.0
     rewards = -0.1 * (data.old_logprobs[2, :size] - data.reference[2, :size])
     rewards[-1] += 1.0

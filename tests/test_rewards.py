@@ -8,8 +8,7 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, parse_reply, render_reply
 from rlpa_lib.dialogue.protocols import Completion
 from rlpa_lib.rlpa.rewards import broken_format_reward, score, score_replies
-from rlpa_lib.rlpa.rollout import Sample, TurnGroup
-from rlpa_lib.rlpa.training_metrics import reward_metrics, sample_rows
+from rlpa_lib.rlpa.rollout import Sample, TurnGroup, reward_metrics, sample_rows
 from rlpa_lib.settings.config import InputError
 from rlpa_lib.settings.kinds import REWARD_CRITERIA
 

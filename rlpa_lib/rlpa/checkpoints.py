@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,10 @@ def save_adapter(learner: Learner, folder: Path, role: str = POLICY) -> Path:
     """Write one adapter in PEFT format to `folder`, replacing it in one step."""
     weights = {n: gather_tensor(p) for n, p in learner.model.named_parameters() if f".{role}." in n}
     if learner.processes.main:
-        staged = _stage(folder)
         # the backbone's embeddings are never trained; "auto" would ask the hub about them
         options = {"save_embedding_layers": False, "state_dict": weights}
-        learner.model.save_pretrained(staged, selected_adapters=[role], **options)
-        _swap(staged / role, folder)
-        shutil.rmtree(staged)
+        with _replace(folder, inside=role) as staged:
+            learner.model.save_pretrained(staged, selected_adapters=[role], **options)
     return folder
 
 
@@ -40,26 +40,23 @@ def save_model(learner: Learner, tokenizer, folder: Path) -> Path:
     """Write a fully tuned policy and its tokenizer to `folder`, for `policy.model` to name, in one step."""
     weights = {name: gather_tensor(p) for name, p in learner.model.named_parameters()}
     if learner.processes.main:
-        staged = _stage(folder)
-        learner.model.save_pretrained(staged, state_dict=weights)
-        tokenizer.save_pretrained(staged)
-        _swap(staged, folder)
+        with _replace(folder) as staged:
+            learner.model.save_pretrained(staged, state_dict=weights)
+            tokenizer.save_pretrained(staged)
     return folder
 
 
-def save(learner: Learner, folder: Path, progress: dict[str, Any]) -> Path:
-    """Write weights, optimiser state and `progress` (JSON types), replacing `folder` in one step."""
+def save(learner: Learner, folder: Path, progress: Any) -> Path:
+    """Write weights, optimiser state and `progress` (plain data), replacing `folder` in one step."""
     tensors = {}
     for role in ROLES:
         for name, parameter in learner.parameters(role).items():
             kept = {"weight": parameter, **learner.optimizers[role].state[parameter]}
             tensors |= {f"{role}|{name}|{kind}": gather_tensor(tensor) for kind, tensor in kept.items()}
     if learner.processes.main:
-        staged = _stage(folder)
-        staged.mkdir(parents=True)
-        save_file(tensors, staged / STATE)
-        storage.write_json(staged / PROGRESS, progress)
-        _swap(staged, folder)
+        with _replace(folder) as staged:
+            save_file(tensors, staged / STATE)
+            storage.write_json(staged / PROGRESS, progress)
     return folder
 
 
@@ -96,12 +93,10 @@ def load(learner: Learner, folder: Path) -> dict[str, Any] | None:
 def _check(learner: Learner, tensors: dict[str, torch.Tensor], file: Path) -> None:
     """InputError when the file's weights are not this model's."""
     own = {f"{role}|{name}|weight": p.shape for role in ROLES for name, p in learner.parameters(role).items()}
-    for name, shape in own.items():
-        if name not in tensors or tensors[name].shape != shape:
-            raise InputError(f"{file}: {name} is missing or has another shape than this model's")
-    for name in tensors:
-        if f"{name.rpartition('|')[0]}|weight" not in own:
-            raise InputError(f"{file}: holds {name}, which this model does not have")
+    saved = {name: tensor.shape for name, tensor in tensors.items() if name.endswith("|weight")}
+    for name in sorted(own.keys() | saved.keys()):
+        if own.get(name) != saved.get(name):
+            raise InputError(f"{file}: {name} is missing, or has another shape, here or in this model")
 
 
 def _put(learner: Learner, role: str, name: str, kind: str, value: torch.Tensor) -> None:
@@ -117,25 +112,24 @@ def _put(learner: Learner, role: str, name: str, kind: str, value: torch.Tensor)
         learner.optimizers[role].state[parameter][kind] = value
 
 
-def _stage(folder: Path) -> Path:
-    staged = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return staged
-
-
 def _previous(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`; at every moment the old or the new one is there whole."""
-    previous = _previous(folder)
+@contextmanager
+def _replace(folder: Path, inside: str = "") -> Iterator[Path]:
+    """A new folder to write into, which then (or what is `inside` it) takes the place of `folder`; at every
+    moment the old or the new one is there whole."""
+    staged, previous = folder.with_name(f".{folder.name}.new"), _previous(folder)
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    yield staged
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():
         folder.rename(previous)
-    new.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    (staged / inside).rename(folder)
+    for left in (staged, previous):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @dataclass(frozen=True)

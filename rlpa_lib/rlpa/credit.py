@@ -39,15 +39,6 @@ class Credit:
     taught_ST: Tensor
 
 
-@dataclass(frozen=True)
-class Outlook:
-    """What follows each sample's turn, discounted to its last token, and what the state after the turn is
-    worth (None where nobody knows), both [S]."""
-
-    futures_S: list[float]
-    worths_S: list[float | None]
-
-
 def assign_credit(
     rewards_ST: Tensor, values_ST: Tensor, keep_ST: Tensor, places: Sequence[Place], settings: PPO
 ) -> Credit:
@@ -74,7 +65,7 @@ def credit_across_turns(
     sizes_S = keep_ST.sum(dim=1)
     rows = torch.arange(len(sizes_S), device=sizes_S.device)
     powers_T = settings.gamma ** torch.arange(keep_ST.shape[1], dtype=torch.float64)
-    outlook = look_ahead(
+    futures_S, worths_S = look_ahead(
         places,
         rewards_S=((rewards_ST * keep_ST).double().cpu() * powers_T).sum(1).tolist(),
         spans_S=powers_T[sizes_S.cpu() - 1].tolist(),
@@ -83,11 +74,11 @@ def credit_across_turns(
         settings=settings,
     )
     led_to = rewards_ST.clone()
-    led_to[rows, sizes_S - 1] += torch.tensor(outlook.futures_S, dtype=led_to.dtype, device=led_to.device)
+    led_to[rows, sizes_S - 1] += torch.tensor(futures_S, dtype=led_to.dtype, device=led_to.device)
     advantages = ppo.gae_batch(led_to, values_ST, keep_ST, settings.gamma, settings.lam)
     returns, taught = advantages + values_ST * keep_ST, keep_ST.clone()
-    known = [row for row, worth in enumerate(outlook.worths_S) if worth is not None]
-    worths = [outlook.worths_S[row] for row in known]
+    known = [row for row, worth in enumerate(worths_S) if worth is not None]
+    worths = [worths_S[row] for row in known]
     returns[known, sizes_S[known]] = torch.tensor(worths, dtype=returns.dtype, device=returns.device)
     taught[known, sizes_S[known]] = True
     return Credit(advantages, returns, taught)
@@ -96,11 +87,11 @@ def credit_across_turns(
 def look_ahead(
     places: Sequence[Place], *, rewards_S: Sequence[float], spans_S: Sequence[float],
     before_S: Sequence[float], after_S: Sequence[float], settings: PPO,
-) -> Outlook:  # fmt: skip
-    """Turn-level GAE with G, L the turn's discount and lambda (eq. 1):
+) -> tuple[list[float], list[float | None]]:  # fmt: skip
+    """What follows each sample's turn, discounted to its last token; what the state after it is worth.
 
-    delta_t = R_t + span_t G V_{t+1} - V_t, A_t = delta_t + span_t G L A_{t+1}.
-
+    Turn-level GAE with G, L the turn's discount and lambda (eq. 1): delta_t = R_t + span_t G V_{t+1} - V_t,
+    A_t = delta_t + span_t G L A_{t+1}.
     R_t are the turn's token rewards discounted to its first token, V_t the value `before` that token, `span`
     the token-level discount from the first token to the last (1 for gamma 1). A turn that went on leads to G
     (V_{t+1} + L A_{t+1}) of the next turn of the same dialogue. Where a dialogue is cut (a sample it did not
@@ -120,4 +111,4 @@ def look_ahead(
             worth = 0.0 if place.at_limit and settings.turn_limit == "end" else after_S[row]
         futures[row] = settings.turn_discount * worth
         advantages[row] = rewards_S[row] + spans_S[row] * futures[row] - before_S[row]
-    return Outlook(futures, worths)
+    return futures, worths

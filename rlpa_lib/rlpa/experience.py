@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from rlpa_lib.rlpa import ppo
 from rlpa_lib.rlpa.credit import Place, assign_credit
 from rlpa_lib.rlpa.learner import Learner, accumulate
 from rlpa_lib.rlpa.networks import POLICY, REFERENCE
-from rlpa_lib.rlpa.packing import Group, Packed, add_end
+from rlpa_lib.rlpa.packing import Group, Packed
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
@@ -33,7 +34,6 @@ class Experience:
     """
 
     groups: list[Group]
-    starts: list[int]
     keep: Tensor
     taught: Tensor
     old_logprobs: Tensor
@@ -45,10 +45,6 @@ class Experience:
     weights: Tensor | None = None
     gap: dict[str, float] | None = None
 
-    def samples(self, group_indices: Sequence[int]) -> list[int]:
-        """Sample indices of these groups, in the order in which `pack_groups` puts them."""
-        return _sample_indices(self.groups, self.starts, group_indices)
-
 
 def gather_experience(
     learner: Learner, turn_groups: Sequence[TurnGroup], *, kl_coef: float | None = None,
@@ -57,18 +53,17 @@ def gather_experience(
     """Run reference and critic once over all samples that have a reward and give credit (appendix B).
 
     The sampler's log-probabilities are the old ones, unless it samples `elsewhere` (a server): then the
-    trainer computes them anew. `kl_coef` defaults to the settings'. `ppo.advantage_norm`: "rollout"
-    normalises each turn of the cohort by itself, "cohort" all that one update sees. JudgeFailed: no sample
-    has a reward. InputError: a sample has no token ids.
+    trainer computes them anew. `kl_coef` defaults to the settings'. JudgeFailed: no sample has a reward.
+    InputError: a sample has no token ids.
     """
     settings, last_turn = learner.cfg.ppo, learner.cfg.rollout.turns
     rewarded = [(g, i, s) for g in turn_groups for i, s in enumerate(g.samples) if s.reward is not None]
     samples = [s for _, _, s in rewarded]
     _check([s for g in turn_groups for s in g.samples], samples)
     across_turns = settings.turn_discount > 0
-    groups, starts = _token_groups(turn_groups, add_ends=across_turns)
+    groups = _token_groups(turn_groups, ends=(0,) if across_turns else ())  # 0 is a dummy, never learnt
     sampled, keep = _pad([s.completion.logprobs for s in samples], ends=across_turns)
-    seen = _run_frozen(learner, groups, starts, keep.shape, policy=elsewhere)
+    seen = _run_frozen(learner, groups, keep.shape, policy=elsewhere)
     old = seen["policy"] * keep if elsewhere else sampled
     kl = ppo.kl_estimate(old, seen["reference"], settings.kl_estimator)
     totals_S = torch.tensor([s.reward.total for s in samples])
@@ -81,7 +76,7 @@ def gather_experience(
         advantages = ppo.normalise_advantages(advantages, keep, blocks)
     cap = settings.importance_cap if elsewhere else None
     return Experience(
-        groups=groups, starts=starts, keep=keep, taught=given.taught_ST, old_logprobs=old,
+        groups=groups, keep=keep, taught=given.taught_ST, old_logprobs=old,
         reference=seen["reference"], values=seen["values"], advantages=advantages, returns=given.returns_ST,
         features=seen.get("features"), weights=ppo.truncated_importance(old, sampled, cap) if cap else None,
         gap=ppo.sampler_gap(old, sampled, keep) if elsewhere else None,
@@ -102,33 +97,30 @@ def _check(samples: Sequence[Sample], rewarded: Sequence[Sample]) -> None:
         )
 
 
-def _token_groups(turn_groups: Sequence[TurnGroup], add_ends: bool) -> tuple[list[Group], list[int]]:
-    """Token ids of the samples with a reward, and the index of each group's first one."""
-    groups, starts, n_samples = [], [], 0
-    for g in turn_groups:
-        completions = tuple(s.completion.token_ids for s in g.samples if s.reward is not None)
-        if completions:
-            groups.append((g.prompt_ids, completions))
-            starts.append(n_samples)
-            n_samples += len(completions)
-    return [add_end(g) for g in groups] if add_ends else groups, starts
+def _token_groups(turn_groups: Sequence[TurnGroup], ends: tuple[int, ...]) -> list[Group]:
+    """Token ids of the samples with a reward, each with `ends` behind it."""
+    of_groups = [
+        (g.prompt_ids, tuple((*s.completion.token_ids, *ends) for s in g.samples if s.reward is not None))
+        for g in turn_groups
+    ]
+    return [group for group in of_groups if group[1]]
 
 
-def _sample_indices(groups: list[Group], starts: list[int], group_indices: Sequence[int]) -> list[int]:
-    return [starts[g] + i for g in group_indices for i in range(len(groups[g][1]))]
+def sample_indices(groups: Sequence[Group], indices: Sequence[int]) -> list[int]:
+    """Indices of these groups' samples, in the order in which `pack_groups` puts them."""
+    starts = [0, *itertools.accumulate(len(completions) for _, completions in groups)]
+    return [sample for g in indices for sample in range(starts[g], starts[g + 1])]
 
 
 @torch.no_grad()
-def _run_frozen(
-    learner: Learner, groups: list[Group], starts: list[int], shape: torch.Size, policy: bool
-) -> dict[str, Tensor]:
+def _run_frozen(learner: Learner, groups: list[Group], shape: torch.Size, policy: bool) -> dict[str, Tensor]:
     """What the networks say about every sample before the update, [S, T] on the CPU: log-probabilities of
     `reference` and if asked `policy`, `values`, and for the critic's head `features` [S, T, F]."""
     learner.network.eval()
     with_features = learner.cfg.ppo.critic == "head"
     seen = {name: torch.zeros(shape) for name in ("reference", "values", *(["policy"] if policy else []))}
     if with_features:
-        seen["features"] = torch.zeros(*shape, learner.head.width)
+        seen["features"] = torch.zeros(*shape, learner.network.head.width)
     for part, idle in share_passes(learner, plan_passes(learner, groups, range(len(groups)))):
         packed = learner.pack([groups[g] for g in part])
         run = learner.run(packed, REFERENCE, features=with_features)
@@ -137,19 +129,31 @@ def _run_frozen(
             found["features"] = run.features_STF.float()
         if policy:
             found["policy"] = learner.run(packed, POLICY).logprobs_ST
-        where, longest = _sample_indices(groups, starts, part), packed.keep_ST.shape[1]
+        where, longest = sample_indices(groups, part), packed.keep_ST.shape[1]
         for name, tensor in found.items() if not idle else ():
             seen[name][where, :longest] = tensor.cpu()
     learner.processes.add_up(seen.values())  # each process has filled in its own rows and left 0 elsewhere
     return seen
 
 
+def data_metrics(data: Experience) -> dict[str, float]:
+    """KL to the reference (k1 and k3 in nats a token, k1 in nats a reply), return, explained variance."""
+    apart, k3 = (ppo.kl_estimate(data.old_logprobs, data.reference, name) for name in ("k1", "k3"))
+    return {
+        "kl": float(ppo.masked_mean(apart, data.keep)),
+        "kl_reply": float((apart * data.keep).sum() / len(data.keep)),
+        "kl_k3": float(ppo.masked_mean(k3, data.keep)),
+        "return": float(ppo.masked_mean(data.returns, data.keep)),
+        "explained_variance": ppo.explained_variance(data.values, data.returns, data.keep),
+    }
+
+
 def update(learner: Learner, data: Experience, *, seed: int, scales: Sequence[float]) -> dict[str, float]:
     """`ppo.epochs` passes of minibatch steps, each at its entry of `scales` (shares of the learning rates).
 
-    Returns means over the steps; `sampler_gap` is the mean |difference| between the trainer's
-    log-probabilities and the sampler's: that of the first step, or the one that `data` brings. Steps beyond
-    the length of `scales` use its last entry.
+    Returns means over the steps; `sampler_gap`, the mean |difference| of the trainer's and the sampler's
+    log-probabilities, is the first step's or what `data` brings. The last scale holds for steps beyond the
+    list.
     """
     learner.network.train()
     rank = learner.processes.rank
@@ -170,7 +174,7 @@ def update(learner: Learner, data: Experience, *, seed: int, scales: Sequence[fl
 
 def accumulate_minibatch(learner: Learner, data: Experience, minibatch: list[int]) -> dict[str, float]:
     """Add the gradients of these groups, in as many passes as micro-batches ask for; numbers for the log."""
-    samples = data.samples(minibatch)
+    samples = sample_indices(data.groups, minibatch)
     totals = float(data.keep[samples].sum()), float(data.taught[samples].sum())
     logged: dict[str, float] = {}
     for part, idle in share_passes(learner, plan_passes(learner, data.groups, minibatch)):
@@ -210,6 +214,6 @@ def token_batch(
     learner: Learner, data: Experience, part: list[int], packed: Packed
 ) -> dict[str, Tensor | None]:
     """The data's per-token tensors for these groups, cut to the packed length, on the learner's device."""
-    where, longest = data.samples(part), packed.keep_ST.shape[1]
+    where, longest = sample_indices(data.groups, part), packed.keep_ST.shape[1]
     tensors = {name: getattr(data, name) for name in PER_TOKEN}
     return {name: None if x is None else x[where, :longest].to(learner.device) for name, x in tensors.items()}

@@ -33,11 +33,12 @@ class Learner:
     """
 
     def __init__(self, model, cfg: Config, *, seed: int, accelerator: Accelerator | None = None):
-        self.cfg, self.seed = cfg, seed
+        self.cfg = cfg
         accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
         self.processes = Processes(accelerator)
         torch.manual_seed(derive_seed(seed, "adapters"))
         self.network = Backbone(model, cfg)
+        self.model = self.network.model  # the policy as transformers or PEFT know it, to sample and save
         self.device, self.dtype = accelerator.device, model.dtype
         self.network.to(self.device)
         self.sharded = self.processes.world > 1 and _asks_for_shards(accelerator)
@@ -49,16 +50,6 @@ class Learner:
             role: torch.optim.AdamW(self.parameters(role).values(), lr=rate, betas=betas, weight_decay=0.0)
             for role, rate in self.rates.items()
         }
-
-    @property
-    def model(self):
-        """The policy as a model of transformers or PEFT, for sampling and saving."""
-        return self.network.model
-
-    @property
-    def head(self) -> nn.Module:
-        """The critic's value head."""
-        return self.network.head
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
         """Name -> trainable weights of the policy or of the critic."""
@@ -78,7 +69,12 @@ class Learner:
 
     def step(self, scale: float) -> dict[str, float]:
         """Clip each role's gradient to `ppo.grad_norm`, step at `scale` times the rates; return the norms."""
-        self._add_up_gradients()
+        if not self.sharded and self.processes.world > 1:  # FSDP adds up in the backward pass
+            weights = [p for role in ROLES for p in self.parameters(role).values()]
+            for weight in weights:
+                if weight.grad is None:  # this process had no part in the minibatch
+                    weight.grad = torch.zeros_like(weight)
+            self.processes.add_up(weight.grad for weight in weights)
         norms = {}
         for role, optimizer in self.optimizers.items():
             norm = nn.utils.clip_grad_norm_(list(self.parameters(role).values()), self.cfg.ppo.grad_norm)
@@ -102,15 +98,6 @@ class Learner:
             for module in parts:
                 module.reshard()
                 module.set_reshard_after_forward(module is not self.network, recurse=False)
-
-    def _add_up_gradients(self) -> None:
-        if self.processes.world == 1 or self.sharded:  # FSDP adds up in the backward pass
-            return
-        weights = [p for role in ROLES for p in self.parameters(role).values()]
-        for weight in weights:
-            if weight.grad is None:  # this process had no part in the minibatch
-                weight.grad = torch.zeros_like(weight)
-        self.processes.add_up(weight.grad for weight in weights)
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:

@@ -58,11 +58,11 @@ class ValueHead(nn.Module):
 class Backbone(nn.Module):
     """The networks of a training run.
 
-    `policy.tuning: lora`: policy and critic are adapters on one frozen backbone; the reference is the
-    backbone alone, or the warm-start adapter `policy.adapter` on it. No weight of the backbone exists twice.
-    `full`: all weights are trained, in fp32 (a rate of 5e-7 would round away in bf16), and the reference,
-    which must keep the starting weights, is a frozen copy of them; it also carries the critic. The critic is
-    a head on features of the reference's pass (`ppo.critic: head`) or has an adapter of its own (`lora`).
+    `policy.tuning: lora`: policy and critic are adapters on one frozen backbone; the reference is that
+    backbone, with the warm-start adapter `policy.adapter` if there is one. `full`: all weights are trained,
+    in fp32 (a rate of 5e-7 would round away in bf16), beside a frozen copy of the start for reference and
+    critic. The critic is a head on features of the reference's pass (`ppo.critic: head`) or has an adapter of
+    its own (`lora`).
     """
 
     def __init__(self, model, cfg: Config):
@@ -103,24 +103,31 @@ class Backbone(nn.Module):
     def forward(
         self, packed: Packed, role: str, features: bool | Tensor | None = False
     ) -> tuple[Tensor, ...] | Tensor:
-        """Every pass goes through here, since sharding hooks into `forward`.
+        """POLICY and REFERENCE give the parts of a `Pass`, CRITIC and HEAD values [S, T]; FSDP needs one entry.
 
-        POLICY and REFERENCE give the parts of a `Pass`; CRITIC values [S, T] from its adapter, HEAD values
-        from the `features` given. Log-probabilities are those at the sampling temperature; the output layer
-        runs on completion tokens only. `features` true adds the last and the middle hidden state of each
-        predicting token.
+        `features`: true asks for the last and the middle hidden state of each predicting token, which HEAD
+        then takes. Log-probabilities are those at the sampling temperature; only completion tokens pass
+        through the output layer.
         """
         keep = packed.keep_ST
         if role == HEAD:
             return self.head(features) * keep
         where = packed.rows_ST[keep], packed.places_ST[keep]
         with self._activate(role) as network, self._precision(role):
-            hidden, middle = _run_decoder(network, packed, middle=features is True)
+            out = network.get_decoder()(
+                input_ids=packed.input_ids_BL,
+                position_ids=None if packed.mask_B1LL is None else packed.position_ids_BL,
+                attention_mask=packed.mask_B1LL, use_cache=False, output_hidden_states=features is True,
+            )  # fmt: skip
+            last = out.last_hidden_state[where]
             if role == CRITIC:
-                return spread(self.head(hidden[where]), keep)
+                return spread(self.head(last), keep)
             output, targets = network.get_output_embeddings(), packed.targets_ST[keep]
-            logprobs, entropy = _score_tokens(output, hidden[where], targets, self.temperature)
-        made = spread(torch.cat([hidden[where], middle[where]], -1), keep) if features else None
+            logprobs, entropy = _score_tokens(output, last, targets, self.temperature)
+        made = None
+        if features:
+            middle = out.hidden_states[len(out.hidden_states) // 2][where]
+            made = spread(torch.cat([last, middle], -1), keep)
         return spread(logprobs, keep), spread(entropy, keep), made
 
     @contextmanager
@@ -158,18 +165,6 @@ class Backbone(nn.Module):
         if not self.full or role != POLICY or self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(next(self.model.parameters()).device.type, dtype=self.dtype)
-
-
-def _run_decoder(network, packed: Packed, middle: bool) -> tuple[Tensor, Tensor | None]:
-    """The last hidden states, and if asked for those in the middle of the network."""
-    out = network.get_decoder()(
-        input_ids=packed.input_ids_BL,
-        position_ids=None if packed.mask_B1LL is None else packed.position_ids_BL,
-        attention_mask=packed.mask_B1LL,
-        use_cache=False,
-        output_hidden_states=middle,
-    )
-    return out.last_hidden_state, out.hidden_states[len(out.hidden_states) // 2] if middle else None
 
 
 def _score_tokens(output, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -57,12 +57,6 @@ def pack_groups(
     return Packed(**{name: None if x is None else x.to(device) for name, x in tensors.items()})
 
 
-def add_end(group: Group) -> Group:
-    """The group with one more place a sample, the state after its last token; its target is a dummy (0)."""
-    prompt, completions = group
-    return prompt, tuple((*completion, 0) for completion in completions)
-
-
 def _lay_out(prompt: Sequence[int], completions: Sequence[Sequence[int]]):
     """Ids, positions, segments (0 prompt, 1.. samples) of a packed row; per sample the predicting places."""
     ids, positions, segments = list(prompt), list(range(len(prompt))), [0] * len(prompt)

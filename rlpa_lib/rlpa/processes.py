@@ -30,17 +30,12 @@ class MainFailed(RuntimeError):
 class Processes:
     """This process among the W of a run. The main one (rank 0) talks to users, judges, servers and the disk.
 
-    Alone (W = 1) nothing travels. ProcessLost: another process is gone.
+    Alone (W = 1) nothing travels. A process that is gone is noticed within `watched`.
     """
 
     def __init__(self, accelerator: Accelerator):
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.device = accelerator.device
-
-    @property
-    def main(self) -> bool:
-        """Whether this is the process that writes."""
-        return self.rank == 0
+        self.main, self.device = self.rank == 0, accelerator.device
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """This process's part of a list: every W-th item, from its own rank on."""
@@ -57,8 +52,7 @@ class Processes:
             except Exception as error:  # the others wait: tell them before it is raised
                 failure = error
         told = [value, failure and f"{type(failure).__name__}: {failure}"]
-        with self._talking():
-            value, reason = broadcast_object_list(told)
+        value, reason = broadcast_object_list(told)
         if failure is not None:
             raise failure
         if reason is not None:
@@ -67,8 +61,7 @@ class Processes:
 
     def gather(self, value: Item) -> list[Item]:
         """One value from each process, by rank."""
-        with self._talking():
-            return gather_object([value])
+        return gather_object([value])
 
     def add_up(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace each tensor by its sum over the processes, in place; all are sent as one."""
@@ -76,8 +69,7 @@ class Processes:
         if self.world == 1 or not tensors:
             return
         flat = torch.cat([tensor.to(self.device).flatten() for tensor in tensors])
-        with self._talking():
-            distributed.all_reduce(flat)
+        distributed.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -94,8 +86,7 @@ class Processes:
         if self.world == 1:
             return tensor
         there = tensor.to(self.device)
-        with self._talking():
-            distributed.broadcast(there, 0)
+        distributed.broadcast(there, 0)
         return there.to(tensor.device)
 
     def wait(self) -> None:
@@ -104,8 +95,8 @@ class Processes:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Within the context the end of another process is ProcessLost, also in communication that is torch's
-        own (FSDP), and when the launcher is the first to notice: it then sends SIGTERM to those that are
+        """Within the context the end of another process is ProcessLost: when communication breaks, ours or
+        torch's own (FSDP), or when the launcher is the first to notice, which sends SIGTERM to those that are
         left."""
         if self.world == 1:
             yield
@@ -123,21 +114,9 @@ class Processes:
             ours = isinstance(error, (ProcessLost, MainFailed)) or not isinstance(error, RuntimeError)
             if ours or not any(sign in str(error).lower() for sign in NETWORK_SIGNS):
                 raise
-            raise self._lost(error) from error
+            who, reason = f"process {self.rank} of {self.world}", str(error).strip().splitlines()[0]
+            raise ProcessLost(f"{who} lost touch with the others ({reason}); {RESUME}") from error
         signal.signal(signal.SIGTERM, before)
-
-    def _lost(self, error: RuntimeError) -> ProcessLost:
-        who, reason = f"process {self.rank} of {self.world}", str(error).strip().splitlines()[0]
-        return ProcessLost(f"{who} lost touch with the others ({reason}); {RESUME}")
-
-    @contextmanager
-    def _talking(self) -> Iterator[None]:
-        try:
-            yield
-        except ProcessLost:  # told to stop while talking
-            raise
-        except RuntimeError as error:
-            raise self._lost(error) from error
 
 
 class MainOnly:

@@ -18,10 +18,7 @@ ABLATED = ("format", *(f"PRR-{name}" for name in REWARD_CRITERIA))
 
 
 def precision_recall(n_inferred: int, n_true: int, n_matched: int) -> tuple[float, float]:
-    """Precision and recall in [0, 1] from item counts (eq. 2); 0 where the denominator is 0.
-
-    ValueError: a negative count, or more matches than either side has items.
-    """
+    """Precision and recall in [0, 1] from item counts (eq. 2); 0 where there are no items."""
     _check_counts(n_inferred, n_true, n_matched)
     precision = n_matched / n_inferred if n_inferred else 0.0
     recall = n_matched / n_true if n_true else 0.0
@@ -29,10 +26,7 @@ def precision_recall(n_inferred: int, n_true: int, n_matched: int) -> tuple[floa
 
 
 def profile_f1(n_inferred: int, n_true: int, n_matched: int) -> float:
-    """Profile reward in [0, 1]: 2 matched / (inferred + true) (eq. 3); 0 when nothing is matched.
-
-    ValueError: a negative count, or more matches than either side has items.
-    """
+    """Profile reward in [0, 1]: 2 matched / (inferred + true) (eq. 3); 0 without a match."""
     _check_counts(n_inferred, n_true, n_matched)
     if n_matched == 0:
         return 0.0
@@ -40,6 +34,7 @@ def profile_f1(n_inferred: int, n_true: int, n_matched: int) -> float:
 
 
 def _check_counts(n_inferred: int, n_true: int, n_matched: int) -> None:
+    """ValueError: a negative count, or more matches than either side has items."""
     if min(n_inferred, n_true, n_matched) < 0:
         raise ValueError(f"negative count: inferred {n_inferred}, true {n_true}, matched {n_matched}")
     if n_matched > min(n_inferred, n_true):

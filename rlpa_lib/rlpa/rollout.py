@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, Literal
 
 from rlpa_lib.dialogue.dialogue import Dialogue, policy_view
-from rlpa_lib.dialogue.judging import Judge
+from rlpa_lib.dialogue.judging import DIMENSIONS, Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Reply, parse_reply
 from rlpa_lib.dialogue.protocols import Completion, Policy, SimulatedUser
@@ -16,6 +17,7 @@ from rlpa_lib.dialogue.turns import play_turn
 from rlpa_lib.rlpa.rewards import Reward, score_replies
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
 Continuation = Literal["best", "random", "independent"]
 CONTINUATIONS = ("best", "random", "independent")
@@ -165,3 +167,42 @@ def rollout(
         done, cohort = advance(cohort, policy, user, judge, options, seed=seed)
         groups += done
     return groups
+
+
+def reward_metrics(groups: Sequence[TurnGroup]) -> dict[str, float]:
+    """Means over samples of every reward part, and what samples look like; shares 0..1, lengths in tokens."""
+    samples = [s for g in groups for s in g.samples]
+    rewards = [s.reward for s in samples if s.reward is not None]
+    chosen = [r for g in groups if (r := g.samples[g.chosen].reward) is not None]
+    guesses, inferred = sum(r.n_unrevealed_guesses for r in rewards), sum(r.n_inferred for r in rewards)
+    matched, marked = sum(r.n_unrevealed_matched for r in rewards), [r for r in rewards if r.dimensions]
+    return {
+        "reward_total": fmean(r.total for r in rewards),
+        "reward_profile": fmean(r.profile for r in rewards),
+        "reward_response": fmean(r.response for r in rewards),
+        "precision": fmean(r.precision for r in rewards),
+        "recall": fmean(r.recall for r in rewards),
+        "reward_total_chosen": fmean(r.total for r in chosen) if chosen else float("nan"),
+        **{name: fmean(r.criteria[name] for r in rewards) for name in REWARD_CRITERIA},
+        **{name: fmean(r.dimensions[name] for r in marked) for name in DIMENSIONS if marked},
+        "format_rate": fmean(r.format_ok for r in rewards),
+        "unjudged_share": 1 - len(rewards) / len(samples),
+        "unrevealed_share": guesses / inferred if inferred else 0.0,
+        "unrevealed_precision": matched / guesses if guesses else float("nan"),
+        "profile_items": inferred / len(rewards),
+        "distinct_responses": len({s.reply.response for s in samples}) / len(samples),
+        "finished_share": fmean(s.completion.finished for s in samples),
+        "completions_cut": sum(not s.completion.finished for s in samples),
+        "prompt_tokens": fmean(len(g.prompt_ids) for g in groups),
+        "completion_tokens": fmean(len(s.completion.token_ids) for s in samples),
+    }
+
+
+def sample_rows(groups: Sequence[TurnGroup]) -> list[dict]:
+    """One row a sample for dialogues/: where it belongs, its text and its reward."""
+    return [
+        {"dialogue": g.dialogue_id, "turn": g.turn, "sample": i, "chosen": i == g.chosen,
+         "completion": s.completion.text, "reward": None if s.reward is None else vars(s.reward)}
+        for g in groups
+        for i, s in enumerate(g.samples)
+    ]  # fmt: skip

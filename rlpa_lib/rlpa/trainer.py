@@ -18,8 +18,7 @@ from rlpa_lib.dialogue.protocols import Policy, SimulatedUser
 from rlpa_lib.rlpa import checkpoints, experience, ppo
 from rlpa_lib.rlpa.learner import Learner
 from rlpa_lib.rlpa.processes import MainOnly, SharedPolicy
-from rlpa_lib.rlpa.rollout import Cohort, Sampling, TurnGroup, advance, start
-from rlpa_lib.rlpa.training_metrics import data_metrics, progress_line, reward_metrics, sample_rows
+from rlpa_lib.rlpa.rollout import Cohort, Sampling, TurnGroup, advance, reward_metrics, sample_rows, start
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import Config, InputError
@@ -57,18 +56,15 @@ def count_updates(cfg: Config, iterations: int | None = None) -> int:
 
 
 class Trainer:
-    """PPO on simulated dialogues (section 3.4, appendix B). One iteration takes `rollout.users` new users
-    through all turns.
+    """PPO on simulated dialogues (section 3.4, appendix B): each iteration takes `rollout.users` new users.
 
     `ppo.update_every: turn` updates after each turn, so weights change within a dialogue (released code);
-    `dialogue` once at the cohort's end. `ppo.turn_discount` chooses the credit scheme (`credit`). A policy
-    that samples on servers has `refresh(folder, version)` or `load_adapter(folder, version)`: it is called
-    with the adapter before the first rollout and after each update, and the trainer then computes the old
-    log-probabilities itself. Leaves metrics/<name>.jsonl, dialogues/<name>/, checkpoints/<name>/ and
-    adapters/<name>/ (models/<name>/ after full tuning) in the run, of `ppo` also the adapter at which
-    ablations are compared (adapters/ablation-PRR), and goes on from its checkpoint when there is one; every
-    random choice follows from (seed, update). Of several processes only the main one needs user, judge and a
-    policy on servers, and only it writes.
+    `dialogue` once at the cohort's end. A policy on servers has `refresh` or `load_adapter` (folder,
+    version): it gets the adapter before the first rollout and after each update, and the trainer computes the
+    old log-probabilities itself. Leaves metrics/<name>.jsonl, dialogues/<name>/, checkpoints/<name>/ and
+    adapters/<name>/ (models/<name>/ after full tuning), of `ppo` also the adapter at which ablations are
+    compared, and goes on from its checkpoint; every random choice follows from (seed, update). Of several
+    processes only the main one needs user, judge and servers.
     """
 
     def __init__(
@@ -168,7 +164,7 @@ class Trainer:
         update_seed = derive_seed(seed, "update", before.updates)
         learned = experience.update(self.learner, data, seed=update_seed, scales=self._scales())
         clock.append(time.perf_counter())
-        done, measured = cohort.turn >= self.cfg.rollout.turns, data_metrics(data)
+        done, measured = cohort.turn >= self.cfg.rollout.turns, experience.data_metrics(data)
         self.progress = Progress(
             updates=before.updates + 1,
             optimizer_steps=before.optimizer_steps + learned.pop("optimizer_steps"),
@@ -230,3 +226,12 @@ class Trainer:
         kept = [row for row in rows if row["update"] <= self.progress.updates]
         if len(kept) < len(rows):
             self.run.write_jsonl(f"metrics/{self.name}.jsonl", kept)
+
+
+def progress_line(metrics: dict, total: int) -> str:
+    """One line for the screen."""
+    return (
+        f"update {metrics['update']}/{total} turn {metrics['turn']}: reward {metrics['reward_total']:.3f} "
+        f"(profile {metrics['reward_profile']:.3f}, response {metrics['reward_response']:.3f}) "
+        f"format {metrics['format_rate']:.2f} KL {metrics['kl']:.4f}"
+    )

@@ -36,7 +36,11 @@ def make_adapter(
 
     The loss (nats a token of the replies) of every step goes to metrics/warmup.jsonl.
     """
-    cfg = _change_settings(run.cfg)
+    cfg = run.cfg  # the learner gets the warm-up's settings in the places of PPO's
+    steps = {"lr": cfg.policy.warm_up_lr, "minibatch": BATCH, "micro_batch": cfg.sft.micro_batch}
+    settings = cfg.ppo.model_copy(update={**steps, "packing": "rows", "critic": "head"})
+    policy = cfg.policy.model_copy(update={"adapter": None, "tuning": "lora"})
+    cfg = cfg.model_copy(update={"ppo": settings, "policy": policy})
     model, tokenizer = parties.load_model(cfg)
     learner = Learner(model, cfg, seed=run.seed, accelerator=accelerator)
     folder, processes = run.path(f"adapters/{NAME}"), learner.processes
@@ -76,14 +80,6 @@ def make_replies(cfg: Config, tokenizer, people: Sequence[Persona], seed: int) -
         if len(made) >= cfg.policy.warm_up:
             break
     return made[: cfg.policy.warm_up]
-
-
-def _change_settings(cfg: Config) -> Config:
-    """The run's settings with the warm-up's in the learner's places."""
-    steps = {"lr": cfg.policy.warm_up_lr, "minibatch": BATCH, "micro_batch": cfg.sft.micro_batch}
-    settings = cfg.ppo.model_copy(update={**steps, "packing": "rows", "critic": "head"})
-    policy = cfg.policy.model_copy(update={"adapter": None, "tuning": "lora"})
-    return cfg.model_copy(update={"ppo": settings, "policy": policy})
 
 
 def _accumulate(learner: Learner, groups: list[Group], batch: list[int]) -> float:
