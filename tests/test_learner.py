@@ -105,7 +105,8 @@ def test_tree_and_rows_give_the_same_losses_and_gradients(tiny_random_model, cri
         learner = make(tiny_random_model[0], critic=critic, packing=packing)
         data = gather_experience(learner, turn_groups())
         packed = learner.pack(data.groups)
-        logged = accumulate(learner, packed, token_batch(learner, data, [0, 1], packed), float(data.keep.sum()))
+        batch, total = token_batch(learner, data, [0, 1], packed), float(data.keep.sum())
+        logged = accumulate(learner, packed, batch, total, total)
         gradients = {n: p.grad for role in (POLICY, CRITIC) for n, p in learner.parameters(role).items()}
         found.append((logged, gradients))
     (rows, row_gradients), (tree, tree_gradients) = found

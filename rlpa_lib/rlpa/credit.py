@@ -20,8 +20,7 @@ from rlpa_lib.settings.schema import PPO
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample stands: its dialogue, its turn (from 1), whether the dialogue went on with it, and
-    whether the turn limit came after it."""
+    """Where a sample stands: dialogue, turn (from 1), whether the dialogue went on with it or ended there."""
 
     dialogue: str
     turn: int
@@ -31,8 +30,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Credit:
-    """Advantages and value targets [S, T]; `taught_ST` marks the values that have a target (all tokens;
-    across turns also the states after which the dialogue went on)."""
+    """Advantages and value targets [S, T]; `taught_ST` marks tokens and states after a turn with a target."""
 
     advantages_ST: Tensor
     returns_ST: Tensor

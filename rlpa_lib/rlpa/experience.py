@@ -15,7 +15,7 @@ from rlpa_lib.rlpa import ppo
 from rlpa_lib.rlpa.credit import Place, assign_credit
 from rlpa_lib.rlpa.learner import Learner, accumulate
 from rlpa_lib.rlpa.networks import POLICY, REFERENCE
-from rlpa_lib.rlpa.packing import Group, Packed
+from rlpa_lib.rlpa.packing import Group, Packed, pad_rows
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
@@ -60,9 +60,10 @@ def gather_experience(
     rewarded = [(g, i, s) for g in turn_groups for i, s in enumerate(g.samples) if s.reward is not None]
     samples = [s for _, _, s in rewarded]
     _check([s for g in turn_groups for s in g.samples], samples)
-    across_turns = settings.turn_discount > 0
-    groups = _token_groups(turn_groups, ends=(0,) if across_turns else ())  # 0 is a dummy, never learnt
-    sampled, keep = _pad([s.completion.logprobs for s in samples], ends=across_turns)
+    ends = (0,) if settings.turn_discount > 0 else ()  # a dummy for the state after a turn, never learnt
+    groups = _token_groups(turn_groups, ends)
+    sampled = pad_rows([(*s.completion.logprobs, *ends) for s in samples])
+    keep = pad_rows([(*[True] * len(s.completion.logprobs), *ends) for s in samples]).bool()
     seen = _run_frozen(learner, groups, keep.shape, policy=elsewhere)
     old = seen["policy"] * keep if elsewhere else sampled
     kl = ppo.kl_estimate(old, seen["reference"], settings.kl_estimator)
@@ -121,7 +122,7 @@ def _run_frozen(learner: Learner, groups: list[Group], shape: torch.Size, policy
     seen = {name: torch.zeros(shape) for name in ("reference", "values", *(["policy"] if policy else []))}
     if with_features:
         seen["features"] = torch.zeros(*shape, learner.network.head.width)
-    for part, idle in share_passes(learner, plan_passes(learner, groups, range(len(groups)))):
+    for part, idle in plan_passes(learner, groups, range(len(groups))):
         packed = learner.pack([groups[g] for g in part])
         run = learner.run(packed, REFERENCE, features=with_features)
         found = {"reference": run.logprobs_ST, "values": learner.values(packed, run.features_STF)}
@@ -177,7 +178,7 @@ def accumulate_minibatch(learner: Learner, data: Experience, minibatch: list[int
     samples = sample_indices(data.groups, minibatch)
     totals = float(data.keep[samples].sum()), float(data.taught[samples].sum())
     logged: dict[str, float] = {}
-    for part, idle in share_passes(learner, plan_passes(learner, data.groups, minibatch)):
+    for part, idle in plan_passes(learner, data.groups, minibatch):
         packed = learner.pack([data.groups[g] for g in part])
         batch = token_batch(learner, data, part, packed)
         numbers = accumulate(learner, packed, batch, *((math.inf, math.inf) if idle else totals))
@@ -185,29 +186,21 @@ def accumulate_minibatch(learner: Learner, data: Experience, minibatch: list[int
     return learner.processes.add_up_numbers(logged)
 
 
-def plan_passes(learner: Learner, groups: list[Group], indices: Sequence[int]) -> list[list[int]]:
-    """The groups at `indices` in forward passes of at most `ppo.micro_batch` samples, short ones together,
-    and at least one for each process where there are enough."""
-    settings, world = learner.cfg.ppo, learner.processes.world
+def plan_passes(
+    learner: Learner, groups: list[Group], indices: Sequence[int]
+) -> list[tuple[list[int], bool]]:
+    """This process's forward passes over the groups at `indices`, and whether each is idle.
+
+    A pass has at most `ppo.micro_batch` samples, short ones together. Where weights are sharded all processes
+    must make equally many passes, so those that have fewer repeat one whose outcome counts for nothing.
+    """
+    settings, processes = learner.cfg.ppo, learner.processes
     order = sorted(indices, key=lambda g: (len(groups[g][0]) + sum(map(len, groups[g][1])), g))
-    limit = min(settings.micro_batch or settings.minibatch, -(-settings.minibatch // world))
-    return ppo.split_groups([len(c) for _, c in groups], limit, order)
-
-
-def share_passes(learner: Learner, parts: list[list[int]]) -> list[tuple[list[int], bool]]:
-    """This process's passes, each with whether it is idle: where weights are sharded all processes must make
-    equally many passes, so those that have fewer repeat one whose outcome counts for nothing."""
-    own = [(part, False) for part in learner.processes.share(parts)]
-    wanted = -(-len(parts) // learner.processes.world) if learner.sharded else len(own)
+    limit = min(settings.micro_batch or settings.minibatch, -(-settings.minibatch // processes.world))
+    parts = ppo.split_groups([len(completions) for _, completions in groups], limit, order)
+    own = [(part, False) for part in processes.share(parts)]
+    wanted = -(-len(parts) // processes.world) if learner.sharded else len(own)
     return own + [(parts[0], True)] * (wanted - len(own))
-
-
-def _pad(rows: Sequence[Sequence[float]], ends: bool) -> tuple[Tensor, Tensor]:
-    """Rows padded with zeros on the right, [S, T], and which entries are real; `ends` adds a place."""
-    longest = max(map(len, rows)) + ends
-    padded = torch.tensor([[*row, *[0.0] * (longest - len(row))] for row in rows])
-    keep = torch.arange(longest)[None, :] < torch.tensor([len(row) for row in rows])[:, None]
-    return padded, keep
 
 
 def token_batch(

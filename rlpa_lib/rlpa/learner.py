@@ -27,9 +27,9 @@ REPLICATED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MUL
 class Learner:
     """Policy, reference and critic (`Backbone`) with one AdamW for the policy and one for the critic.
 
-    Under `accelerate launch` each process computes its share of every gradient, and the shares are added up
-    before the step, so that all take the same one. Each holds all weights or, with an FSDP configuration, a
-    part of every layer's (torch's fully_shard).
+    Under `accelerate launch` each process computes its share of every gradient, and all take the same step
+    with the sum. Each holds all weights or, with an FSDP configuration, a part of every layer's (torch's
+    fully_shard).
     """
 
     def __init__(self, model, cfg: Config, *, seed: int, accelerator: Accelerator | None = None):
@@ -133,9 +133,8 @@ def _shard(network: Backbone) -> None:
 
 
 def accumulate(
-    learner: Learner, packed: Packed, batch: dict[str, Tensor | None], total: float,
-    value_total: float | None = None,
-) -> dict[str, float]:  # fmt: skip
+    learner: Learner, packed: Packed, batch: dict[str, Tensor | None], total: float, value_total: float
+) -> dict[str, float]:
     """Add one pass's gradients of policy and value loss, means over `total` tokens and `value_total` values.
 
     `batch` holds keep, taught, old_logprobs, advantages, values, returns [S, T], weights [S, T] or None and
@@ -148,7 +147,6 @@ def accumulate(
     )
     loss.backward()
     values = learner.values(packed, batch["features"])
-    value_total = total if value_total is None else value_total
     error = ppo.value_loss(
         values, batch["values"], batch["returns"], batch["taught"], settings.value_clip, value_total
     )

@@ -103,7 +103,7 @@ class Backbone(nn.Module):
     def forward(
         self, packed: Packed, role: str, features: bool | Tensor | None = False
     ) -> tuple[Tensor, ...] | Tensor:
-        """POLICY and REFERENCE give the parts of a `Pass`, CRITIC and HEAD values [S, T] (one entry for FSDP).
+        """POLICY and REFERENCE give the parts of a `Pass`, CRITIC and HEAD values [S, T]; FSDP hooks in here.
 
         `features`: true asks for the last and the middle hidden state of each predicting token, which HEAD
         then takes. Log-probabilities are those at the sampling temperature; only completion tokens pass

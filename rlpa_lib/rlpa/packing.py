@@ -46,13 +46,13 @@ def pack_groups(
     ]
     in_rows, places, completions = zip(*samples, strict=True)
     tensors = {
-        "input_ids_BL": _pad(ids),
-        "position_ids_BL": _pad(positions),
-        "mask_B1LL": tree_mask(_pad(segments, -1), dtype) if packing == "tree" else None,
+        "input_ids_BL": pad_rows(ids),
+        "position_ids_BL": pad_rows(positions),
+        "mask_B1LL": tree_mask(pad_rows(segments, -1), dtype) if packing == "tree" else None,
         "rows_ST": torch.tensor(in_rows)[:, None].expand(-1, max(map(len, completions))),
-        "places_ST": _pad(places),
-        "targets_ST": _pad(completions),
-        "keep_ST": _pad([[1] * len(c) for c in completions]).bool(),
+        "places_ST": pad_rows(places),
+        "targets_ST": pad_rows(completions),
+        "keep_ST": pad_rows([[1] * len(c) for c in completions]).bool(),
     }
     return Packed(**{name: None if x is None else x.to(device) for name, x in tensors.items()})
 
@@ -80,6 +80,7 @@ def tree_mask(segments_BL: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, -torch.inf)[:, None]
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
+def pad_rows(rows: Sequence[Sequence[float]], value: int = 0) -> Tensor:
+    """Rows of numbers as one tensor, filled up on the right."""
     length = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])

@@ -95,9 +95,8 @@ class Processes:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Within the context the end of another process is ProcessLost: when communication breaks, ours or
-        torch's own (FSDP), or when the launcher is the first to notice, which sends SIGTERM to those that are
-        left."""
+        """Within the context the end of another process is ProcessLost: when communication breaks, or when
+        the launcher, if first to notice, sends SIGTERM to those that are left."""
         if self.world == 1:
             yield
             return

@@ -85,7 +85,7 @@ def make_replies(cfg: Config, tokenizer, people: Sequence[Persona], seed: int) -
 def _accumulate(learner: Learner, groups: list[Group], batch: list[int]) -> float:
     """Add the gradients of the mean negative log-likelihood of these replies; the loss."""
     total, loss = sum(len(groups[i][1][0]) for i in batch), 0.0
-    for part, idle in experience.share_passes(learner, experience.plan_passes(learner, groups, batch)):
+    for part, idle in experience.plan_passes(learner, groups, batch):
         packed = learner.pack([groups[i] for i in part])
         error = -(learner.run(packed, POLICY).logprobs_ST * packed.keep_ST).sum() / total
         (error * 0 if idle else error).backward()
