@@ -122,7 +122,7 @@ def work():
         whole = weights(trainer)
         if accelerator.is_main_process:
             save_file(whole, folder / "weights.safetensors")
-        Processes(accelerator).wait()
+        accelerator.wait_for_everyone()
     accelerator.end_training()
 
 

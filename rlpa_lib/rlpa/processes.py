@@ -89,10 +89,6 @@ class Processes:
         distributed.broadcast(there, 0)
         return there.to(tensor.device)
 
-    def wait(self) -> None:
-        """Go on when all have come here."""
-        self.gather(None)
-
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Within the context the end of another process is ProcessLost: when communication breaks, or when

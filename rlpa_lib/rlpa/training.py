@@ -42,20 +42,18 @@ def train(
     `changes` are settings of this training alone (an ablation's); `until` stops after that many updates.
     """
     if run.cfg.run.accelerate is None:
-        return prepare(apply_changes(run, changes), name=name, say=say).train(until=until, say=say)
+        return prepare(run, name=name, changes=changes, say=say).train(until=until, say=say)
     launch(run, params, overrides, name=name, changes=changes, until=until, say=say)
     return run.read_metrics(name)
 
 
-def apply_changes(run: Run, changes: Sequence[str]) -> Run:
-    """The run with settings of one training; its record keeps the run's own."""
-    return replace(run, cfg=config.change_config(run.cfg, changes, "--change")) if changes else run
-
-
 def prepare(
-    run: Run, *, name: str = "ppo", accelerator: Accelerator | None = None, say: Callable[[str], None] = print
-) -> Trainer:
+    run: Run, *, name: str = "ppo", changes: Sequence[str] = (), accelerator: Accelerator | None = None,
+    say: Callable[[str], None] = print,
+) -> Trainer:  # fmt: skip
     """The trainer of a run with all its parties, after the warm-up if there is one, noted in the record."""
+    if changes:  # settings of this training alone; the record keeps the run's own
+        run = replace(run, cfg=config.change_config(run.cfg, changes, "--change"))
     cfg = run.cfg
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     processes = Processes(accelerator)
@@ -129,8 +127,8 @@ def work(
             run = Run(cfg, seed, (record.REPOSITORY / run_dir.expanduser()).resolve())
             runs.set_threads(cfg.run.threads)
             runs.set_seed(seed)
-        run = apply_changes(run, changes)
-        prepare(run, name=name, accelerator=accelerator, say=say).train(until=until, say=say)
-        processes.wait()
+        trainer = prepare(run, name=name, changes=changes, accelerator=accelerator, say=say)
+        trainer.train(until=until, say=say)
+        accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
