@@ -120,14 +120,13 @@ class Backbone(nn.Module):
                 attention_mask=packed.mask_B1LL, use_cache=False, output_hidden_states=features is True,
             )  # fmt: skip
             last = out.last_hidden_state[where]
+            middle = out.hidden_states[len(out.hidden_states) // 2][where] if features is True else None
+            del out  # the other layers' states are in the way of the logits
             if role == CRITIC:
                 return spread(self.head(last), keep)
             output, targets = network.get_output_embeddings(), packed.targets_ST[keep]
             logprobs, entropy = _score_tokens(output, last, targets, self.temperature)
-        made = None
-        if features:
-            middle = out.hidden_states[len(out.hidden_states) // 2][where]
-            made = spread(torch.cat([last, middle], -1), keep)
+        made = None if middle is None else spread(torch.cat([last, middle], -1), keep)
         return spread(logprobs, keep), spread(entropy, keep), made
 
     @contextmanager

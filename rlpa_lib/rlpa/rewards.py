@@ -18,7 +18,7 @@ ABLATED = ("format", *(f"PRR-{name}" for name in REWARD_CRITERIA))
 
 
 def precision_recall(n_inferred: int, n_true: int, n_matched: int) -> tuple[float, float]:
-    """Precision and recall in [0, 1] from item counts (eq. 2); 0 where there are no items."""
+    """Precision and recall, 0 to 1, from item counts (eq. 2); 0 of nothing. ValueError: impossible counts."""
     _check_counts(n_inferred, n_true, n_matched)
     precision = n_matched / n_inferred if n_inferred else 0.0
     recall = n_matched / n_true if n_true else 0.0
@@ -26,7 +26,7 @@ def precision_recall(n_inferred: int, n_true: int, n_matched: int) -> tuple[floa
 
 
 def profile_f1(n_inferred: int, n_true: int, n_matched: int) -> float:
-    """Profile reward in [0, 1]: 2 matched / (inferred + true) (eq. 3); 0 without a match."""
+    """2 matched / (inferred + true), 0 to 1 (eq. 3); 0 without a match. ValueError: impossible counts."""
     _check_counts(n_inferred, n_true, n_matched)
     if n_matched == 0:
         return 0.0
@@ -49,8 +49,7 @@ def response_reward(criteria: Mapping[str, int], left_out: str = "") -> float:
 def total_reward(profile: float, criteria: Mapping[str, int], parts: str = "PRR") -> float:
     """Reward of a well-formed reply: profile reward plus response reward (eq. 5), or the parts that count.
 
-    `parts`: PRR both, PR the profile's alone, RR the response's; ABLATED has the others. InputError: none of
-    these.
+    `parts`: PRR both, PR the profile's alone, RR the response's; ABLATED has the others. InputError: no such.
     """
     if parts not in (*PARTS, *ABLATED):
         raise InputError(f"ppo.reward_parts: {parts!r} is not one of {', '.join((*PARTS, *ABLATED))}")

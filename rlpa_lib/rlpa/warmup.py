@@ -1,4 +1,4 @@
-"""Warm-up: a pretrained model learns the reply format from scripted replies: PPO rewards nothing without it.
+"""Warm-up: scripted replies teach a pretrained model the reply format before PPO, which rewards no other.
 
 The adapter is where PPO begins, and PPO's reference.
 """
