@@ -98,7 +98,7 @@ def _train(options: argparse.Namespace) -> int:
 
     run_dir = options.run_dir or Path("runs") / f"{Path(options.scale).stem}-{options.seed}"
     try:
-        return training.worker(options.scale, options.seed, run_dir, options.set, options.name, options.change, options.until)
+        return training.work(options.scale, options.seed, run_dir, options.set, options.name, options.change, options.until)
     except (MainFailed, ProcessLost) as error:
         print(f"rlpa_lib: {error}", file=sys.stderr, flush=True)
         return 1

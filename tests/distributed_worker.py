@@ -14,8 +14,9 @@ from test_trainer import PERSONAS, EchoUser, VowelJudge, config
 
 from rlpa_lib import runs
 from rlpa_lib.dialogue.profile import Profile, Reply
-from rlpa_lib.rlpa import checkpoints, rollout
-from rlpa_lib.rlpa.learner import ROLES, Learner
+from rlpa_lib.rlpa import rollout
+from rlpa_lib.rlpa.learner import Learner, gather_tensor
+from rlpa_lib.rlpa.networks import ROLES
 from rlpa_lib.rlpa.processes import Processes
 from rlpa_lib.rlpa.trainer import Trainer
 from rlpa_lib.runs.run import Run
@@ -74,7 +75,7 @@ def trained(folder, mode, accelerator=None, kill_at=None):
 def weights(trainer):
     """Every trained weight, whole."""
     learner = trainer.learner
-    return {f"{role}|{n}": checkpoints.whole(learner, p) for role in ROLES for n, p in learner.parameters(role).items()}
+    return {f"{role}|{n}": gather_tensor(p) for role in ROLES for n, p in learner.parameters(role).items()}
 
 
 def talk(folder, accelerator):
@@ -82,8 +83,7 @@ def talk(folder, accelerator):
     processes = Processes(accelerator)
     tensor = torch.full((2, 2), float(processes.rank + 1))
     processes.add_up([tensor])
-    copied = torch.full((3,), float(processes.rank + 5))
-    processes.from_main([copied])
+    copied = processes.from_main(torch.full((3,), float(processes.rank + 5)))
     found = {
         "share": processes.share(range(5)),
         "gather": processes.gather({"rank": processes.rank, "text": "é" * (1 + 40 * processes.rank)}),
@@ -122,7 +122,7 @@ def work():
         whole = weights(trainer)
         if accelerator.is_main_process:
             save_file(whole, folder / "weights.safetensors")
-        Processes(accelerator).wait()
+        accelerator.wait_for_everyone()
     accelerator.end_training()
 
 

@@ -16,7 +16,7 @@ from rlpa_lib.evaluation import ablations
 from rlpa_lib.evaluation.paper_tables import PAPER_TABLES
 from rlpa_lib.figures import ablation
 from rlpa_lib.rlpa.rewards import ABLATED, score
-from rlpa_lib.rlpa.trainer import updates_until
+from rlpa_lib.rlpa.trainer import count_updates
 from rlpa_lib.settings import config as settings
 from rlpa_lib.settings.base import Ablation
 from rlpa_lib.settings.config import InputError
@@ -44,7 +44,7 @@ def test_every_variant_works_at_every_scale_with_as_many_steps(scale):
         now = settings.change_config(cfg, ablations.list_changes(cfg, variant), variant)
         assert now.rollout.users * now.rollout.samples / now.ppo.minibatch == steps, variant
         cohorts = cfg.ablations.iterations or cfg.ppo.iterations
-        assert updates_until(now) == cohorts * (1 if variant == "mdp" else cfg.rollout.turns)
+        assert count_updates(now) == cohorts * (1 if variant == "mdp" else cfg.rollout.turns)
 
 
 def test_what_changes_nothing_or_cannot_be_is_refused(tmp_path):
@@ -78,7 +78,7 @@ def test_ppo_keeps_the_adapter_at_which_ablations_are_compared(tmp_path):
     cfg = config(ppo={"iterations": 3}, ablations={"iterations": 2})
     whole = trainer(tmp_path / "whole", cfg)
     whole.train(say=quiet)
-    assert updates_until(cfg) == 4
+    assert count_updates(cfg) == 4
     halted = trainer(tmp_path / "halted", cfg)
     halted.train(until=4, say=quiet)  # what an ablation of its own does
     kept, own, last = weights(tmp_path / "whole", "ablation-PRR"), weights(tmp_path / "halted", "ppo"), weights(tmp_path / "whole", "ppo")

@@ -26,37 +26,37 @@ def test_turn_level_gae_by_hand():
     # three turns, discount and lambda .5. The last leads to .5 * .8 = .4, so A3 = 2 + .4 - .4 = 2
     # turn 2 leads to .5 (.4 + .5*2) = .7, A2 = 0 + .7 - .6 = .1; turn 1 to .5 (.6 + .5*.1) = .325, A1 = 1 + .325 - .5
     places = [Place("d", t, True, at_limit=t == 3) for t in (1, 2, 3)]
-    outlook = look(places, [1.0, 0.0, 2.0], [0.5, 0.6, 0.4], [9.0, 9.0, 0.8])
-    assert outlook.futures_S == near([0.325, 0.7, 0.4])
-    assert outlook.worths_S[:2] == near([0.65, 1.4]) and outlook.worths_S[2] is None
+    futures, worths = look(places, [1.0, 0.0, 2.0], [0.5, 0.6, 0.4], [9.0, 9.0, 0.8])
+    assert futures == near([0.325, 0.7, 0.4])
+    assert worths[:2] == near([0.65, 1.4]) and worths[2] is None
     # and as generalised advantages of a whole episode: A1 = .825 is GAE over the turns with the last reward 2 + .4
     assert ppo.gae([1, 0, 2.4], [0.5, 0.6, 0.4], 0.5, 0.5) == near([0.825, 0.1, 2.0])
 
 
 def test_nothing_follows_the_last_turn_when_the_limit_ends_the_dialogue():
     places = [Place("d", 1, True), Place("d", 2, True, at_limit=True)]
-    outlook = look(places, [1.0, 2.0], [0.0, 0.0], [9.0, 9.0], turn_limit="end", turn_lam=1.0, turn_discount=0.9)
-    assert outlook.futures_S == near([1.8, 0.0])  # eq. 1: 1 + .9 * 2
+    futures, worths = look(places, [1.0, 2.0], [0.0, 0.0], [9.0, 9.0], turn_limit="end", turn_lam=1.0, turn_discount=0.9)
+    assert futures == near([1.8, 0.0])  # eq. 1: 1 + .9 * 2
 
 
 def test_order_of_samples_does_not_matter():
     places = [Place("b", 2, True), Place("a", 1, True), Place("b", 1, True), Place("a", 2, True)]
-    outlook = look(places, [3.0, 0.0, 0.0, 1.0], [0.0] * 4, [0.0] * 4, turn_lam=1.0)
-    assert outlook.futures_S == near([0.0, 0.5, 1.5, 0.0])
+    futures, worths = look(places, [3.0, 0.0, 0.0, 1.0], [0.0] * 4, [0.0] * 4, turn_lam=1.0)
+    assert futures == near([0.0, 0.5, 1.5, 0.0])
 
 
 def test_dialogues_are_linked_by_id_never_by_position():
     places = [Place("a", 1, True), Place("b", 2, True), Place("a", 3, True)]
-    outlook = look(places, [0.0, 5.0, 7.0], [0.0] * 3, [0.1, 0.2, 0.3])
-    assert outlook.futures_S == near([0.05, 0.1, 0.15]) and outlook.worths_S == [None] * 3
+    futures, worths = look(places, [0.0, 5.0, 7.0], [0.0] * 3, [0.1, 0.2, 0.3])
+    assert futures == near([0.05, 0.1, 0.15]) and worths == [None] * 3
 
 
 def test_a_sample_that_did_not_go_on_leads_to_the_value_after_it():
     places = [Place("d", 1, False), Place("d", 1, True), Place("d", 2, True, True), Place("d", 2, False, True)]
-    outlook = look(places, [0.0, 0.0, 1.0, 0.0], [0.2, 0.2, 0.4, 0.4], [0.6, 99.0, 0.0, 0.8])
+    futures, worths = look(places, [0.0, 0.0, 1.0, 0.0], [0.2, 0.2, 0.4, 0.4], [0.6, 99.0, 0.0, 0.8])
     # A of the continued turn 2: 1 + 0 - .4 = .6; turn 1 leads to .5 (.4 + .5*.6); its sibling to .5 * .6
-    assert outlook.futures_S == near([0.3, 0.35, 0.0, 0.4])
-    assert outlook.worths_S == [None, near(0.7), None, None]
+    assert futures == near([0.3, 0.35, 0.0, 0.4])
+    assert worths == [None, near(0.7), None, None]
 
 
 def test_two_continuations_of_one_turn_are_refused():
@@ -75,7 +75,7 @@ def test_tokens_and_turns_by_hand():
     rewards = padded([0.1, 1.0], [0.0, 0.0, 2.0, 0.0])
     keep = torch.tensor([[True, True, False, False], [True, True, True, False]])
     places = [Place("d", 1, True), Place("d", 2, True, True)]
-    done = credit.discounted(rewards, values, keep, places, settings(gamma=0.5, lam=0.5, turn_discount=0.8, turn_lam=0.5))
+    done = credit.credit_across_turns(rewards, values, keep, places, settings(gamma=0.5, lam=0.5, turn_discount=0.8, turn_lam=0.5))
     # turn 2 leads to .8 * .8 = .64. Seen from its first token: A2 = .25 * 2 + .25 * .64 - .4 = .26
     # turn 1 leads to .8 (.4 + .5 * .26) = .424, worth .53
     # tokens of turn 2, last to first: 2 + .64 - .2 = 2.44; .5*.2 - .3 + .25*2.44 = .41; .5*.3 - .4 + .25*.41 = -.1475
@@ -90,7 +90,7 @@ def test_tokens_and_turns_by_hand():
 def test_with_all_lambdas_one_the_first_token_gets_eq_1():
     rewards, values = padded([0.0, 1.0, 0.0], [0.5, 0.0]), torch.zeros(2, 3)
     keep = torch.tensor([[True, True, False], [True, False, False]])
-    done = credit.discounted(
+    done = credit.credit_across_turns(
         rewards, values, keep, [Place("d", 1, True), Place("d", 2, True, True)], settings(turn_lam=1.0, turn_discount=0.9)
     )
     assert done.returns_ST[:, 0].tolist() == near([1 + 0.9 * 0.5, 0.5])
@@ -101,7 +101,7 @@ def test_token_level_and_turn_level_advantages_agree_at_the_first_token():
     rewards, values = torch.randn(4, 6), torch.randn(4, 6)
     keep = torch.arange(6) < torch.tensor([5, 2, 4, 1])[:, None]
     places = [Place("d", t, True, t == 4) for t in (1, 2, 3, 4)]
-    done = credit.discounted(rewards, values, keep, places, settings(turn_discount=0.7, turn_lam=0.3))
+    done = credit.credit_across_turns(rewards, values, keep, places, settings(turn_discount=0.7, turn_lam=0.3))
     R = [float((rewards[i] * keep[i]).sum()) for i in range(4)]
     R[3] += 0.7 * float(values[3, 1])
     assert done.advantages_ST[:, 0].tolist() == near(ppo.gae(R, values[:, 0], 0.7, 0.3).tolist())
@@ -111,9 +111,9 @@ def test_the_bandit_ignores_what_comes_later():
     torch.manual_seed(1)
     rewards, values, keep = torch.randn(2, 3), torch.randn(2, 3), torch.ones(2, 3).bool()
     places = [Place("d", 1, True), Place("d", 2, True)]
-    alone = credit.assign(rewards, values, keep, places, settings(turn_discount=0.0, lam=0.9))
+    alone = credit.assign_credit(rewards, values, keep, places, settings(turn_discount=0.0, lam=0.9))
     rewards[1] += 100
-    again = credit.assign(rewards, values, keep, places, settings(turn_discount=0.0, lam=0.9))
+    again = credit.assign_credit(rewards, values, keep, places, settings(turn_discount=0.0, lam=0.9))
     assert torch.equal(alone.advantages_ST[0], again.advantages_ST[0])
     assert alone.advantages_ST[0].tolist() == near(ppo.gae(rewards[0], values[0], 1.0, 0.9).tolist())
     assert torch.equal(alone.returns_ST, alone.advantages_ST + values)
@@ -125,6 +125,6 @@ def test_a_vanishing_discount_is_the_bandit():
     keep = torch.arange(5) < torch.tensor([4, 2, 3])[:, None]
     rewards = torch.nn.functional.pad(rewards, (0, 1))
     places = [Place("d", t, True) for t in (1, 2, 3)]
-    linked = credit.discounted(rewards, values, keep, places, settings(turn_discount=0.0, lam=0.9))
-    single = credit.bandit(rewards, values * keep, keep, places, settings(lam=0.9))
+    linked = credit.credit_across_turns(rewards, values, keep, places, settings(turn_discount=0.0, lam=0.9))
+    single = credit.credit_within_turns(rewards, values * keep, keep, settings(lam=0.9))
     assert torch.equal(linked.advantages_ST, single.advantages_ST)

@@ -14,10 +14,10 @@ from rlpa_lib.dialogue.judging import JudgeFailed
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.protocols import Completion
 from rlpa_lib.rlpa import checkpoints, ppo
-from rlpa_lib.rlpa.experience import gather_experience, token_batch, update
+from rlpa_lib.rlpa.experience import gather_experience, sample_indices, token_batch, update
 from rlpa_lib.rlpa.learner import Learner, accumulate
 from rlpa_lib.rlpa.networks import CRITIC, POLICY
-from rlpa_lib.rlpa.packing import pack, tree_mask
+from rlpa_lib.rlpa.packing import pack_groups, tree_mask
 from rlpa_lib.rlpa.rewards import Reward
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.settings.config import Config, InputError
@@ -50,7 +50,7 @@ def turn_groups(groups=GROUPS):
     for number, (prompt, completions) in enumerate(groups):
         samples = []
         for i, tokens in enumerate(completions):
-            reward = Reward(True, 0.0, 0.0, 0.0, {}, 0.0, 0.5 * i, 0, 0)
+            reward = Reward(format_ok=True, total=0.5 * i)
             completion = Completion(prompt, tokens, tuple(-2.0 - 0.1 * t for t in range(len(tokens))), "", True)
             samples.append(Sample(completion, Reply(Profile(), "x", True), reward))
         made.append(TurnGroup(f"d{number}", 1, prompt, tuple(samples), 0))
@@ -58,7 +58,7 @@ def turn_groups(groups=GROUPS):
 
 
 def test_tree_packing_by_hand():
-    packed = pack([((5, 6), ((7, 8, 2), (9, 2)))], "tree", torch.float32)
+    packed = pack_groups([((5, 6), ((7, 8, 2), (9, 2)))], "tree", torch.float32)
     assert packed.input_ids_BL.tolist() == [[5, 6, 7, 8, 9]]  # the last token of a completion is only predicted
     assert packed.position_ids_BL.tolist() == [[0, 1, 2, 3, 2]]
     assert packed.places_ST.tolist() == [[1, 2, 3], [1, 4, 0]]
@@ -74,7 +74,7 @@ def test_padding_sees_itself_alone():
 
 
 def test_row_packing_by_hand():
-    packed = pack([((5, 6), ((7, 8, 2), (9, 2)))], "rows", torch.float32)
+    packed = pack_groups([((5, 6), ((7, 8, 2), (9, 2)))], "rows", torch.float32)
     assert packed.input_ids_BL.tolist() == [[5, 6, 7, 8], [5, 6, 9, 0]] and packed.mask_B1LL is None
     assert packed.rows_ST.tolist() == [[0, 0, 0], [1, 1, 1]]
     assert packed.places_ST.tolist() == [[1, 2, 3], [1, 2, 0]]
@@ -83,7 +83,7 @@ def test_row_packing_by_hand():
 def test_policy_logprobs_are_those_of_a_plain_forward_pass(tiny_random_model):
     learner = make(tiny_random_model[0])
     for packing in ("tree", "rows"):
-        packed = pack(GROUPS, packing, torch.float32)
+        packed = pack_groups(GROUPS, packing, torch.float32)
         with torch.no_grad():
             logprobs = learner.run(packed, POLICY).logprobs_ST
         row = 0
@@ -105,7 +105,8 @@ def test_tree_and_rows_give_the_same_losses_and_gradients(tiny_random_model, cri
         learner = make(tiny_random_model[0], critic=critic, packing=packing)
         data = gather_experience(learner, turn_groups())
         packed = learner.pack(data.groups)
-        logged = accumulate(learner, packed, token_batch(learner, data, [0, 1], packed), float(data.keep.sum()))
+        batch, total = token_batch(learner, data, [0, 1], packed), float(data.keep.sum())
+        logged = accumulate(learner, packed, batch, total, total)
         gradients = {n: p.grad for role in (POLICY, CRITIC) for n, p in learner.parameters(role).items()}
         found.append((logged, gradients))
     (rows, row_gradients), (tree, tree_gradients) = found
@@ -120,7 +121,7 @@ def test_reference_is_the_model_as_it_came(tiny_random_model):
     model, _ = tiny_random_model
     untouched = copy.deepcopy(model)
     learner = make(model, critic="lora")
-    packed = pack(GROUPS, "tree", torch.float32)
+    packed = pack_groups(GROUPS, "tree", torch.float32)
     with torch.no_grad():
         reference, policy = learner.run(packed, "reference"), learner.run(packed, POLICY)
         ids = torch.tensor([[*GROUPS[0][0], *GROUPS[0][1][0]]])
@@ -139,11 +140,11 @@ def test_there_is_one_backbone(tiny_random_model, critic):
     own = {p.data_ptr(): p.numel() for p in model.parameters()}
     learner = Learner(model, settings(critic=critic), seed=0)
     roles = {p.data_ptr() for role in (POLICY, CRITIC) for p in learner.parameters(role).values()}
-    everything = {p.data_ptr(): p.numel() for p in [*learner.model.parameters(), *learner.head.parameters()]}
+    everything = {p.data_ptr(): p.numel() for p in [*learner.model.parameters(), *learner.network.head.parameters()]}
     assert everything.keys() - roles == own.keys(), "every weight is the backbone's, an adapter's or the head's"
     adapter = sum(p.numel() for n, p in learner.parameters(POLICY).items())
     copies = 2 if critic == "lora" else 1
-    assert sum(everything.values()) == sum(own.values()) + copies * adapter + sum(p.numel() for p in learner.head.parameters())
+    assert sum(everything.values()) == sum(own.values()) + copies * adapter + sum(p.numel() for p in learner.network.head.parameters())
     assert roles.isdisjoint(own) and not any(p.requires_grad for p in model.parameters() if p.data_ptr() in own)
 
 
@@ -160,7 +161,7 @@ def test_an_update_trains_both_and_neither_the_other(tiny_random_model, critic):
 def test_experience_by_the_functions_it_is_made_of(tiny_random_model):
     learner = make(tiny_random_model[0], kl_coef=0.1, lam=0.9, gamma=0.8, advantage_norm="none")
     data = gather_experience(learner, turn_groups())
-    assert data.groups == GROUPS and data.starts == [0, 3]
+    assert data.groups == GROUPS and sample_indices(GROUPS, [1]) == [3, 4, 5]
     size = len(GROUPS[0][1][2])  # third sample of the first group: reward 1.0
     rewards = -0.1 * (data.old_logprobs[2, :size] - data.reference[2, :size])
     rewards[-1] += 1.0

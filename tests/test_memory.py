@@ -41,7 +41,7 @@ def talk(n):
     prompt = tuple(range(PROMPT))
     samples = [
         Sample(Completion(prompt, (i,) * COMPLETION, (-1.0,) * COMPLETION, "", True), Reply(Profile(), "x", True),
-               Reward(True, 0.0, 0.0, 0.0, {}, 0.0, float(i), 0, 0))
+               Reward(format_ok=True, total=float(i)))
         for i in range(n)
     ]  # fmt: skip
     return [TurnGroup(dialogue, 1, prompt, tuple(samples), 0) for dialogue in "ab"]

@@ -59,7 +59,7 @@ def groups(logprobs):
         rows = []
         for tokens, total in samples:
             completion = Completion(prompt, tokens, tuple(next(given)), "", True)
-            reward = None if total is None else Reward(True, 0.0, 0.0, 0.0, {}, 0.0, total, 0, 0)
+            reward = None if total is None else Reward(format_ok=True, total=total)
             rows.append(Sample(completion, Reply(Profile(), "x", True), reward))
         made.append(TurnGroup(dialogue, turn, prompt, tuple(rows), chosen))
     return made
@@ -203,7 +203,7 @@ def test_gradients_of_one_update(scheme, tuning, critic, packing, limit):
     disturbed(learner, 0.02, seed=8)
     want = plain_gradients(Plain(learner, start, tuning), before, scheme, limit)
     learner.network.train()
-    logged = experience._minibatch(learner, data, list(range(len(TALK))))
+    logged = experience.accumulate_minibatch(learner, data, list(range(len(TALK))))
     assert 0 < logged["clip_fraction"] < 1, "some ratios are cut, some are not"
     for role in (POLICY, CRITIC):
         found = {n: p.grad for n, p in learner.parameters(role).items()}

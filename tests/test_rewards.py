@@ -3,21 +3,21 @@
 import pytest
 
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
-from rlpa_lib.dialogue.judging import CRITERIA, DIMENSIONS, Verdict
+from rlpa_lib.dialogue.judging import DIMENSIONS, Verdict
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, parse_reply, render_reply
 from rlpa_lib.dialogue.protocols import Completion
 from rlpa_lib.rlpa.rewards import broken_format_reward, score, score_replies
-from rlpa_lib.rlpa.rollout import Sample, TurnGroup
-from rlpa_lib.rlpa.training_metrics import reward_metrics, sample_rows
+from rlpa_lib.rlpa.rollout import Sample, TurnGroup, reward_metrics, sample_rows
 from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
 TRUE = Profile((("Age", "31"), ("Occupation", "baker"), ("Location", "Oslo"), ("Interests", "chess")))
 GUESS = Profile((("Age", "31"), ("Occupation", "nurse"), ("Location", "Oslo")))
 
 
 def verdict(**marks):
-    return Verdict({name: marks.get(name, True) for name in CRITERIA}, dict.fromkeys(CRITERIA, ""))
+    return Verdict({name: marks.get(name, True) for name in REWARD_CRITERIA}, dict.fromkeys(REWARD_CRITERIA, ""))
 
 
 def reply(profile=GUESS, response="Good evening."):
@@ -46,7 +46,7 @@ def test_every_part_by_hand():
     assert reward.profile == pytest.approx(4 / 7) and reward.response == 1.0
     assert reward.total == pytest.approx(4 / 7 + 1)
     assert (reward.n_inferred, reward.n_unrevealed_guesses, reward.n_unrevealed_matched) == (3, 2, 1)
-    assert reward.criteria == dict.fromkeys(CRITERIA, 1)
+    assert reward.criteria == dict.fromkeys(REWARD_CRITERIA, 1)
 
 
 def test_the_four_dimensions_are_kept_and_earn_nothing():
@@ -83,7 +83,7 @@ def test_broken_format_is_zero_even_with_matches():
     assert score(broken, TRUE, frozenset(), (), verdict()) == broken_format_reward()
     zero = broken_format_reward()
     assert not zero.format_ok and zero.total == zero.profile == zero.response == zero.n_inferred == 0
-    assert zero.criteria == dict.fromkeys(CRITERIA, 0)
+    assert zero.criteria == dict.fromkeys(REWARD_CRITERIA, 0)
 
 
 def test_an_empty_profile_earns_the_response_reward_alone():

@@ -3,12 +3,13 @@
 import pytest
 
 from rlpa_lib.dialogue.dialogue import Utterance
-from rlpa_lib.dialogue.judging import CRITERIA, Verdict
+from rlpa_lib.dialogue.judging import Verdict
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, render_reply
 from rlpa_lib.dialogue.protocols import Completion
 from rlpa_lib.rlpa.rollout import Sample, Sampling, advance, choose, rollout, start
 from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
 FACTS = (("Age", "40"), ("Location", "Rome"), ("Interests", "opera"))
 PERSONAS = [Persona(f"p{i}", "secret description", "secret personality", Profile(FACTS)) for i in range(3)]
@@ -55,7 +56,7 @@ class EqualityJudge:
 
     def responses(self, cases):
         assert all(d.pending is not None for d, _ in cases)
-        return [Verdict(dict.fromkeys(CRITERIA, True), dict.fromkeys(CRITERIA, "")) for _ in cases]
+        return [Verdict(dict.fromkeys(REWARD_CRITERIA, True), dict.fromkeys(REWARD_CRITERIA, "")) for _ in cases]
 
 
 def run(continuation, samples=3, turns=3, seed=0, policy=None, user=None):

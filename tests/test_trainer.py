@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 from rlpa_lib import runs
 from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.dialogue.dialogue import Utterance
-from rlpa_lib.dialogue.judging import CRITERIA, Verdict
+from rlpa_lib.dialogue.judging import Verdict
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply, parse_reply
-from rlpa_lib.rlpa import checkpoints, unfinished
+from rlpa_lib.rlpa import checkpoints
 from rlpa_lib.rlpa.experience import gather_experience
 from rlpa_lib.rlpa.learner import Learner
-from rlpa_lib.rlpa.trainer import Trainer, cohort_personas
+from rlpa_lib.rlpa.trainer import Trainer, draw_cohort
 from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
 PERSONAS = [Persona(f"p{i}", "", "", Profile((("Age", str(20 + i)), ("Location", "Rome")))) for i in range(7)]
 
@@ -41,8 +42,8 @@ class VowelJudge:
         return [() for _ in pairs]
 
     def responses(self, cases):
-        marks = [{c: len(r.response) % 2 == 0 for c in CRITERIA} for _, r in cases]
-        return [Verdict(m, dict.fromkeys(CRITERIA, "")) for m in marks]
+        marks = [{c: len(r.response) % 2 == 0 for c in REWARD_CRITERIA} for _, r in cases]
+        return [Verdict(m, dict.fromkeys(REWARD_CRITERIA, "")) for m in marks]
 
 
 def config(**changes):
@@ -143,7 +144,7 @@ def test_metrics_ahead_of_the_checkpoint_are_done_again(tmp_path):
 def test_what_a_run_leaves_behind(tmp_path):
     made = trainer(tmp_path, config(run={"tensorboard": True}, ppo={"iterations": 1}))
     rows = made.train(say=quiet)
-    wanted = {"reward_total", "reward_profile", "reward_response", *CRITERIA, "format_rate", "kl", "entropy", "clip_fraction",
+    wanted = {"reward_total", "reward_profile", "reward_response", *REWARD_CRITERIA, "format_rate", "kl", "entropy", "clip_fraction",
               "value_loss", "explained_variance", "completion_tokens", "prompt_tokens", "distinct_responses", "unrevealed_share",
               "unrevealed_precision", "seconds_rollout", "seconds_update", "prompts_cut", "sampler_gap"}
     assert wanted <= rows[0].keys()
@@ -193,10 +194,10 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 
 def test_cohorts_pass_over_all_users_before_one_comes_again():
-    drawn = [p.id for c in range(7) for p in cohort_personas(PERSONAS, 3, c, seed=1)]
+    drawn = [p.id for c in range(7) for p in draw_cohort(PERSONAS, 3, c, seed=1)]
     assert [sorted(drawn[i : i + 7]) for i in (0, 7, 14)] == [sorted(p.id for p in PERSONAS)] * 3
     assert drawn[:7] != drawn[7:14]
-    assert [p.id for p in cohort_personas(PERSONAS, 3, 2, seed=1)] == drawn[6:9]
+    assert [p.id for p in draw_cohort(PERSONAS, 3, 2, seed=1)] == drawn[6:9]
 
 
 def test_sampling_that_cannot_train_is_refused(tmp_path):
@@ -355,7 +356,7 @@ def test_turns_of_another_update_are_not_taken_for_this_one(tmp_path):
     cfg = config(rollout={"continuation": "random"}, ppo=MDP)
     made = trainer(tmp_path, cfg)
     groups, cohort, _ = made._rollout(0, seed=1)
-    kept = unfinished.read(made.waiting, 0)
-    assert [unfinished.parse_turn(rows).groups for rows in kept] == [groups[:3], groups[3:]]
-    assert unfinished.parse_turn(kept[1]).dialogues == cohort.dialogues
-    assert unfinished.read(made.waiting, 1) == [] and not made.waiting.exists()
+    kept = checkpoints.load_turns(made.waiting, 0)
+    assert [turn.groups for turn in kept] == [groups[:3], groups[3:]]
+    assert kept[1].dialogues == cohort.dialogues
+    assert checkpoints.load_turns(made.waiting, 1) == [] and not made.waiting.exists()

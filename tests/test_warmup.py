@@ -47,10 +47,10 @@ def test_the_first_loss_is_that_of_the_replies(cold_run):
     cfg = cold_run.cfg
     people = parties.load_people(cfg, "train", None, 0, cold_run)
     model, tokenizer = parties.load_model(cfg)
-    groups = warmup.replies(cfg, tokenizer, people, 0)
-    assert len(groups) == 20 and groups == warmup.replies(cfg, tokenizer, people, 0)
+    groups = warmup.make_replies(cfg, tokenizer, people, 0)
+    assert len(groups) == 20 and groups == warmup.make_replies(cfg, tokenizer, people, 0)
     assert all(parse_reply(tokenizer.decode(reply[:-1])).format_ok and reply[-1] == 2 for _, (reply,) in groups)
-    warmup.adapter(cold_run, people, Accelerator(cpu=True), lambda line: None)
+    warmup.make_adapter(cold_run, people, Accelerator(cpu=True), lambda line: None)
     lost, n = 0.0, 0
     for prompt, (reply,) in groups[:8]:
         with torch.no_grad():

@@ -18,7 +18,7 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.evaluation import intervals, rows, scoring, seeds, tables
 from rlpa_lib.rlpa import training
-from rlpa_lib.rlpa.trainer import updates_until
+from rlpa_lib.rlpa.trainer import count_updates
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
@@ -70,7 +70,7 @@ def apply_variant(run: Run, variant: str) -> Run:
 def find_training(run: Run, variant: str) -> Training | None:
     """A training that this run directory holds up to the comparison, else None."""
     own = apply_variant(run, variant)
-    until, names = updates_until(own.cfg), [adapter(variant), *(["ppo"] if own.cfg == run.cfg else [])]
+    until, names = count_updates(own.cfg), [adapter(variant), *(["ppo"] if own.cfg == run.cfg else [])]
     if not (run.dir / "adapters" / adapter(variant) / "adapter_config.json").is_file():
         return None
     for name in names:
@@ -88,7 +88,7 @@ def train_variant(
     known = find_training(run, variant)
     if known is None:
         extra = list_changes(run.cfg, variant)
-        until = updates_until(apply_variant(run, variant).cfg)
+        until = count_updates(apply_variant(run, variant).cfg)
         training.train(run, params, overrides, name=adapter(variant), changes=extra, until=until, say=say)
         known = find_training(run, variant)
     assert known is not None, variant

@@ -36,7 +36,7 @@ from rlpa_lib.methods.plain_state import PlainState, load_optimizer, load_weight
 from rlpa_lib.methods.training_data import fitted
 from rlpa_lib.rlpa.rewards import Reward, score_replies
 from rlpa_lib.rlpa.rollout import Sampling
-from rlpa_lib.rlpa.trainer import cohort_personas
+from rlpa_lib.rlpa.trainer import draw_cohort
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
@@ -172,7 +172,7 @@ def _round(run: Run, model, tokenizer, user, judge, personas, number: int, folde
     sampling = Sampling(1, "independent", system, cfg.ppo.history_profiles, cfg.ppo.reward_parts, cfg.rollout.temperature, cfg.rollout.max_new_tokens,
                         cfg.rollout.fallback)  # fmt: skip
     policy = parties.make_local_policy(model, tokenizer, cfg)
-    cohort = cohort_personas(personas, settings.users, number, run.seed)
+    cohort = draw_cohort(personas, settings.users, number, run.seed)
     moments = collect_moments(policy, user, cohort, cfg.rollout.turns, sampling, seed)
     size = settings.batch * settings.samples
     args = GRPOConfig(

@@ -26,6 +26,7 @@ from rlpa_lib.methods import training_data
 from rlpa_lib.methods.plain_state import MetricsLog, PlainState, newest
 from rlpa_lib.methods.preferences import Conversation
 from rlpa_lib.methods.training_data import ALOE_BATCH, ALOE_DPO_BETA, ALOE_DPO_LR, PAPER_BATCH, PAPER_DPO_LR
+from rlpa_lib.rlpa.networks import lora_config
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
@@ -191,14 +192,7 @@ def quietly(make: Callable, **arguments):
 
 def adapter_config(cfg: Config) -> LoraConfig:
     """LoRA as `policy.lora_*` says, whatever `policy.tuning` is: rows of the tables load adapters."""
-    targets = cfg.policy.lora_targets
-    return LoraConfig(
-        r=cfg.policy.lora_rank,
-        lora_alpha=cfg.policy.lora_alpha,
-        lora_dropout=cfg.policy.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-    )
+    return lora_config(cfg)
 
 
 def _continued(model, folder: Path) -> PeftModel:

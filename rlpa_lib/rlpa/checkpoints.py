@@ -1,83 +1,73 @@
-"""Training state on disk, without pickles: adapters and optimiser moments as safetensors, the rest as JSON."""
+"""Training state on disk, without pickles: weights and optimiser moments as safetensors, the rest as JSON."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rlpa_lib.rlpa.learner import ROLES, Learner
-from rlpa_lib.rlpa.networks import POLICY
+from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.rlpa.learner import Learner, gather_tensor
+from rlpa_lib.rlpa.networks import POLICY, ROLES
+from rlpa_lib.rlpa.rollout import TurnGroup
 from rlpa_lib.runs import storage
 from rlpa_lib.settings.config import InputError
 
 STATE, PROGRESS = "state.safetensors", "progress.json"
 
 
-def whole(learner: Learner, tensor: torch.Tensor) -> torch.Tensor:
-    """A weight's or moment's full value, also where processes hold parts of it."""
-    if learner.zero3 and isinstance(tensor, torch.nn.Parameter):
-        tensor = learner.zero3.weight(tensor)
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().contiguous()
-
-
-def _moments(learner: Learner, role: str, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-    state = learner.zero3.moments(parameter) if learner.zero3 else learner.optimizers[role].state[parameter]
-    return {key: whole(learner, value) for key, value in state.items()}
-
-
 def save_adapter(learner: Learner, folder: Path, role: str = POLICY) -> Path:
-    """Write one adapter in PEFT format (adapter_config.json, adapter_model.safetensors) to `folder`, replacing it in one step."""
-    weights = {name: whole(learner, p) for name, p in learner.model.named_parameters() if f".{role}." in name}
+    """Write one adapter in PEFT format to `folder`, replacing it in one step."""
+    weights = {n: gather_tensor(p) for n, p in learner.model.named_parameters() if f".{role}." in n}
     if learner.processes.main:
-        staged = _staging(folder)
         # the backbone's embeddings are never trained; "auto" would ask the hub about them
-        learner.model.save_pretrained(staged, selected_adapters=[role], save_embedding_layers=False, state_dict=weights)
-        _swap(staged / role, folder)
-        shutil.rmtree(staged)
+        options = {"save_embedding_layers": False, "state_dict": weights}
+        with _replace(folder, inside=role) as staged:
+            learner.model.save_pretrained(staged, selected_adapters=[role], **options)
     return folder
 
 
 def save_model(learner: Learner, tokenizer, folder: Path) -> Path:
-    """Write a fully tuned policy and its tokenizer to `folder` in transformers' format, replacing it in one step; `policy.model` may name it."""
-    weights = {name: whole(learner, p) for name, p in learner.model.named_parameters()}
+    """Write a fully tuned policy and its tokenizer to `folder`, for `policy.model` to name, in one step."""
+    weights = {name: gather_tensor(p) for name, p in learner.model.named_parameters()}
     if learner.processes.main:
-        staged = _staging(folder)
-        learner.model.save_pretrained(staged, state_dict=weights)
-        tokenizer.save_pretrained(staged)
-        _swap(staged, folder)
+        with _replace(folder) as staged:
+            learner.model.save_pretrained(staged, state_dict=weights)
+            tokenizer.save_pretrained(staged)
     return folder
 
 
-def save(learner: Learner, folder: Path, progress: dict[str, Any]) -> Path:
-    """Write weights and optimiser state of policy and critic, and `progress` (JSON types), replacing `folder` in one step."""
+def save(learner: Learner, folder: Path, progress: Any) -> Path:
+    """Write weights, optimiser state and `progress` (plain data), replacing `folder` in one step."""
     tensors = {}
     for role in ROLES:
         for name, parameter in learner.parameters(role).items():
-            tensors[f"{role}|{name}|weight"] = whole(learner, parameter)
-            tensors |= {f"{role}|{name}|{key}": value for key, value in _moments(learner, role, parameter).items()}
+            kept = {"weight": parameter, **learner.optimizers[role].state[parameter]}
+            tensors |= {f"{role}|{name}|{kind}": gather_tensor(tensor) for kind, tensor in kept.items()}
     if learner.processes.main:
-        staged = _staging(folder)
-        staged.mkdir(parents=True)
-        save_file(tensors, staged / STATE)
-        storage.write_json(staged / PROGRESS, progress)
-        _swap(staged, folder)
+        with _replace(folder) as staged:
+            save_file(tensors, staged / STATE)
+            storage.write_json(staged / PROGRESS, progress)
     return folder
 
 
 def load(learner: Learner, folder: Path) -> dict[str, Any] | None:
-    """Put a saved state back into the learner and return its `progress`; None when there is none. InputError when it does not fit.
+    """Put a saved state back into the learner and return its `progress`; None where there is none.
 
-    Only the main process reads; the others need not see the folder.
+    Only the main process reads; the others need not see the folder. InputError: another model's state.
     """
     tensors: dict[str, torch.Tensor] = {}
 
-    def read() -> dict[str, Any] | None:
+    def read() -> tuple[dict[str, Any], dict[str, tuple]] | None:
         previous = _previous(folder)
         if not folder.exists() and previous.exists():
             previous.rename(folder)  # a crash came between the two renames of a swap
@@ -85,63 +75,81 @@ def load(learner: Learner, folder: Path) -> dict[str, Any] | None:
             return None
         tensors.update(load_file(folder / STATE))
         _check(learner, tensors, folder / STATE)
-        shapes = {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in tensors.items()}
-        return {"progress": json.loads((folder / PROGRESS).read_text(encoding="utf-8")), "shapes": shapes}
+        progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        return progress, {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
     found = learner.processes.on_main(read)
     if found is None:
         return None
+    progress, shapes = found
     for optimizer in learner.optimizers.values():
         optimizer.state.clear()
-    for name, (shape, dtype) in found["shapes"].items():
-        tensor = tensors[name] if learner.processes.main else torch.empty(shape, dtype=getattr(torch, dtype))
-        learner.processes.from_main([tensor])
-        _put(learner, *name.split("|"), tensor)
-    return found["progress"]
+    for name, (shape, dtype) in shapes.items():
+        own = tensors[name] if learner.processes.main else torch.empty(shape, dtype=dtype)
+        _put(learner, *name.split("|"), learner.processes.from_main(own))
+    return progress
 
 
 def _check(learner: Learner, tensors: dict[str, torch.Tensor], file: Path) -> None:
     """InputError when the file's weights are not this model's."""
-    own = {f"{role}|{name}|weight": getattr(p, "ds_shape", p.shape) for role in ROLES for name, p in learner.parameters(role).items()}
-    for name, shape in own.items():
-        if name not in tensors or tensors[name].shape != shape:
-            raise InputError(f"{file}: {name} is missing or has another shape than this model's")
-    for name in tensors:
-        if f"{name.rpartition('|')[0]}|weight" not in own:
-            raise InputError(f"{file}: holds {name}, which this model does not have")
+    own = {f"{role}|{name}|weight": p.shape for role in ROLES for name, p in learner.parameters(role).items()}
+    saved = {name: tensor.shape for name, tensor in tensors.items() if name.endswith("|weight")}
+    for name in sorted(own.keys() | saved.keys()):
+        if own.get(name) != saved.get(name):
+            raise InputError(f"{file}: {name} is missing, or has another shape, here or in this model")
 
 
 def _put(learner: Learner, role: str, name: str, kind: str, value: torch.Tensor) -> None:
     """Set one weight, or one entry of its optimiser state, on this process."""
     parameter = learner.parameters(role)[name]
-    if learner.zero3:
-        learner.zero3.put(parameter, kind, value)
-        return
     if value.ndim and isinstance(parameter, DTensor):
         value = distribute_tensor(value.to(learner.device), parameter.device_mesh, parameter.placements)
     if kind == "weight":
         with torch.no_grad():
             parameter.copy_(value)
     else:  # AdamW keeps its step counters on the CPU
-        learner.optimizers[role].state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
-
-
-def _staging(folder: Path) -> Path:
-    staged = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return staged
+        value = value if kind == "step" else value.to(parameter.device)
+        learner.optimizers[role].state[parameter][kind] = value
 
 
 def _previous(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`; at every moment the old or the new one is there whole."""
-    previous = _previous(folder)
+@contextmanager
+def _replace(folder: Path, inside: str = "") -> Iterator[Path]:
+    """A new folder to write into, which then (or what is `inside` it) takes the place of `folder`; at every
+    moment the old or the new one is there whole."""
+    staged, previous = folder.with_name(f".{folder.name}.new"), _previous(folder)
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    yield staged
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():
         folder.rename(previous)
-    new.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    (staged / inside).rename(folder)
+    for left in (staged, previous):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class KeptTurn:
+    """One turn of a cohort that waits for its update: groups, dialogues after it, number of prompts cut."""
+
+    groups: list[TurnGroup]
+    dialogues: tuple[Dialogue, ...]
+    prompts_cut: int
+
+
+def save_turn(folder: Path, update: int, turn: KeptTurn) -> None:
+    """Keep a turn that update `update` (from 0) will learn from: it is not to be sampled and judged twice."""
+    storage.write_jsonl(folder / f"turn-{turn.groups[0].turn:03d}.jsonl", [{"update": update, **vars(turn)}])
+
+
+def load_turns(folder: Path, update: int) -> list[KeptTurn]:
+    """The turns kept for this update, in order. Those of another are deleted: their weights are no more."""
+    rows = [storage.read_jsonl(file)[0] for file in sorted(folder.glob("turn-*.jsonl"))]
+    if any(row.pop("update", None) != update for row in rows):
+        shutil.rmtree(folder)
+        return []
+    return TypeAdapter(list[KeptTurn]).validate_python(rows)

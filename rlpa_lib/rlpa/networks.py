@@ -1,4 +1,4 @@
-"""Policy, reference and critic behind one forward pass: LoRA adapters on one frozen backbone, or full tuning beside its frozen start."""
+"""Policy, reference and critic behind one forward pass: adapters on one frozen backbone, or full tuning."""
 
 from __future__ import annotations
 
@@ -11,23 +11,33 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 
 from rlpa_lib.rlpa.packing import Packed
 from rlpa_lib.settings.config import Config, InputError
 
 POLICY, REFERENCE, CRITIC, HEAD = "policy", "reference", "critic", "head"
+ROLES = (POLICY, CRITIC)  # those that are trained
 ADAPTER_FILE = "adapter_config.json"
 ROWS = 64  # tokens that go through the output layer at once
 
 
+def lora_config(cfg: Config) -> LoraConfig:
+    """LoRA as `policy.lora_*` says, whatever `policy.tuning` is: critic and baselines are adapters too."""
+    targets = cfg.policy.lora_targets
+    return LoraConfig(
+        r=cfg.policy.lora_rank, lora_alpha=cfg.policy.lora_alpha, lora_dropout=cfg.policy.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets), task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Pass:
-    """What a forward pass says about each completion token, [S, T]; `features_STF` only for the critic's head."""
+    """What a forward pass says about completion tokens, [S, T]; `features_STF` only for the critic's head."""
 
-    logprobs_ST: torch.Tensor
-    entropy_ST: torch.Tensor
-    features_STF: torch.Tensor | None
+    logprobs_ST: Tensor
+    entropy_ST: Tensor
+    features_STF: Tensor | None
 
 
 class ValueHead(nn.Module):
@@ -36,21 +46,23 @@ class ValueHead(nn.Module):
     def __init__(self, width: int, hidden: int = 256):
         super().__init__()
         self.width = width
-        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
+        layers = nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1)
+        self.layers = nn.Sequential(*layers)
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         return self.layers(features.float())[..., 0]
 
 
 class Backbone(nn.Module):
     """The networks of a training run.
 
-    `policy.tuning: lora`: policy and critic are adapters on one frozen backbone; the reference is the backbone alone, or the warm-start
-    adapter `policy.adapter` on it. No weight of the backbone exists twice. `full`: all weights are trained, in fp32 (a rate of 5e-7
-    would round away in bf16), and the reference, which must keep the starting weights, is a frozen copy of them; it also carries
-    the critic. The critic is a head on features of the reference's pass (`ppo.critic: head`) or has an adapter of its own (`lora`).
+    `policy.tuning: lora`: policy and critic are adapters on one frozen backbone; the reference is that
+    backbone, with the warm-start adapter `policy.adapter` if there is one. `full`: all weights are trained,
+    in fp32 (a rate of 5e-7 would round away in bf16), beside a frozen copy of the start for reference and
+    critic. The critic is a head on features of the reference's pass (`ppo.critic: head`) or has an adapter of
+    its own (`lora`).
     """
 
     def __init__(self, model, cfg: Config):
@@ -58,20 +70,20 @@ class Backbone(nn.Module):
         self.full, self.own_critic = cfg.policy.tuning == "full", cfg.ppo.critic == "lora"
         self.temperature, self.dtype = cfg.rollout.temperature or 1.0, model.dtype
         self.warm = cfg.policy.adapter is not None and not self.full
-        adapter = _checked_adapter(cfg) if cfg.policy.adapter else None
+        adapter = _check_adapter(cfg) if cfg.policy.adapter else None
         model.requires_grad_(False)
         if self.full:
             started = PeftModel.from_pretrained(model, adapter).merge_and_unload() if adapter else model
             frozen = copy.deepcopy(started)
-            self.start = get_peft_model(frozen, _lora(cfg), adapter_name=CRITIC) if self.own_critic else frozen
+            self.start = get_peft_model(frozen, lora_config(cfg), CRITIC) if self.own_critic else frozen
             self.model = started.float().requires_grad_(True)
         else:
-            self.model = _with_policy(model, cfg, adapter)
+            self.model = _add_policy(model, cfg, adapter)
             if self.own_critic:
-                self.model.add_adapter(CRITIC, _lora(cfg))
+                self.model.add_adapter(CRITIC, lora_config(cfg))
         width = model.config.hidden_size
         self.head = ValueHead(width if self.own_critic else 2 * width)
-        self.release()
+        self.make_trainable()
 
     @property
     def frozen(self):
@@ -79,34 +91,46 @@ class Backbone(nn.Module):
         return self.start if self.full else self.model
 
     def parameters_of(self, role: str) -> dict[str, nn.Parameter]:
-        """Name -> trainable weights of the policy, or of the critic (its head, and its adapter if there is one)."""
+        """Name -> trainable weights of the policy, or of the critic (its head, and its adapter if any)."""
         if role == POLICY and self.full:
             return dict(self.model.named_parameters())
-        named = {name: p for name, p in (self.frozen if role == CRITIC else self.model).named_parameters() if f".{role}." in name}
+        host = self.frozen if role == CRITIC else self.model
+        named = {name: p for name, p in host.named_parameters() if f".{role}." in name}
         if role == CRITIC:
             named |= {f"head.{name}": p for name, p in self.head.named_parameters()}
         return named
 
-    def forward(self, packed: Packed, role: str, features: bool | torch.Tensor | None = False) -> tuple[torch.Tensor, ...] | torch.Tensor:
-        """POLICY and REFERENCE give the parts of a `Pass`; CRITIC values [S, T] from its adapter, HEAD values from the features given.
+    def forward(
+        self, packed: Packed, role: str, features: bool | Tensor | None = False
+    ) -> tuple[Tensor, ...] | Tensor:
+        """POLICY and REFERENCE give the parts of a `Pass`, CRITIC and HEAD values [S, T]; FSDP hooks in here.
 
-        Log-probabilities are those at the sampling temperature; the output layer runs on completion tokens only. `features` true
-        adds the last and the middle hidden state of each predicting token.
+        `features`: true asks for the last and the middle hidden state of each predicting token, which HEAD
+        then takes. Log-probabilities are those at the sampling temperature; only completion tokens pass
+        through the output layer.
         """
         keep = packed.keep_ST
         if role == HEAD:
             return self.head(features) * keep
         where = packed.rows_ST[keep], packed.places_ST[keep]
-        with self._playing(role) as network, self._precision(role):
-            hidden, middle = _hidden(network, packed, middle=features is True)
+        with self._activate(role) as network, self._precision(role):
+            out = network.get_decoder()(
+                input_ids=packed.input_ids_BL,
+                position_ids=None if packed.mask_B1LL is None else packed.position_ids_BL,
+                attention_mask=packed.mask_B1LL, use_cache=False, output_hidden_states=features is True,
+            )  # fmt: skip
+            last = out.last_hidden_state[where]
+            middle = out.hidden_states[len(out.hidden_states) // 2][where] if features is True else None
+            del out  # the other layers' states are in the way of the logits
             if role == CRITIC:
-                return spread(self.head(hidden[where]), keep)
-            chosen, entropy = _said(network.get_output_embeddings(), hidden[where], packed.targets_ST[keep], self.temperature)
-        made = spread(torch.cat([hidden[where], middle[where]], -1), keep) if features else None
-        return spread(chosen, keep), spread(entropy, keep), made
+                return spread(self.head(last), keep)
+            output, targets = network.get_output_embeddings(), packed.targets_ST[keep]
+            logprobs, entropy = _score_tokens(output, last, targets, self.temperature)
+        made = None if middle is None else spread(torch.cat([last, middle], -1), keep)
+        return spread(logprobs, keep), spread(entropy, keep), made
 
     @contextmanager
-    def _playing(self, role: str) -> Iterator[nn.Module]:
+    def _activate(self, role: str) -> Iterator[nn.Module]:
         """The causal language model of a role, with that role's adapter active."""
         host = self.model if role == POLICY else self.frozen
         if not isinstance(host, PeftModel):
@@ -115,7 +139,7 @@ class Backbone(nn.Module):
         off = role == REFERENCE and not self.warm
         if not off and host.active_adapter != role:
             host.set_adapter(role)
-            self.release()
+            self.make_trainable()
         try:
             with host.disable_adapter() if off else nullcontext():
                 yield host.get_base_model()
@@ -123,12 +147,12 @@ class Backbone(nn.Module):
             if host.active_adapter != POLICY and not self.full:
                 host.set_adapter(POLICY)
             if role != POLICY:
-                self.release()
+                self.make_trainable()
 
-    def release(self) -> None:
-        """Make the trained weights trainable: PEFT freezes adapters that are not active, which would lose the gradients of a graph
-        that has still to be run back."""
-        for role in (POLICY, CRITIC):
+    def make_trainable(self) -> None:
+        """Let trained weights have gradients: PEFT freezes adapters that are not active, and a graph that has
+        still to be run back would lose theirs."""
+        for role in ROLES:
             for parameter in self.parameters_of(role).values():
                 parameter.requires_grad_(True)
         if self.warm:
@@ -137,29 +161,20 @@ class Backbone(nn.Module):
                     parameter.requires_grad_(False)
 
     def _precision(self, role: str):
-        mixed = self.full and role == POLICY and self.dtype != torch.float32
-        return torch.autocast(next(self.model.parameters()).device.type, dtype=self.dtype) if mixed else nullcontext()
+        if not self.full or role != POLICY or self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(next(self.model.parameters()).device.type, dtype=self.dtype)
 
 
-def _hidden(network, packed: Packed, middle: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    tree = packed.mask_B1LL is not None
-    out = network.get_decoder()(
-        input_ids=packed.input_ids_BL,
-        position_ids=packed.position_ids_BL if tree else None,
-        attention_mask=packed.mask_B1LL,
-        use_cache=False,
-        output_hidden_states=middle,
-    )
-    states = out.hidden_states
-    return out.last_hidden_state, states[len(states) // 2] if middle else None
+def _score_tokens(output, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and the entropy of what it was drawn from, [N].
 
-
-def _said(head: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target and the entropy it was drawn from, [N]. The vocabulary is by far the largest dimension, so a few
-    tokens at a time go through it: a CPU then finds them in its cache, and the backward pass needs no second tensor of that size."""
+    The vocabulary is by far the largest dimension, so a few tokens at a time go through it: a CPU then finds
+    them in its cache, and the backward pass needs no second tensor of that size.
+    """
     chosen, entropies = [], []
     for hidden, targets in zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True):
-        logits = head(hidden).float()
+        logits = output(hidden).float()
         logprobs = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
         chosen.append(logprobs.gather(-1, targets[:, None])[:, 0])
         with torch.no_grad():
@@ -167,41 +182,30 @@ def _said(head: nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor, tem
     return torch.cat(chosen), torch.cat(entropies)
 
 
-def spread(flat: torch.Tensor, keep_ST: torch.Tensor) -> torch.Tensor:
+def spread(flat: Tensor, keep_ST: Tensor) -> Tensor:
     """Kept tokens back in their places [S, T, ...], zero elsewhere."""
     made = flat.new_zeros(*keep_ST.shape, *flat.shape[1:])
     return made.masked_scatter(keep_ST.view(*keep_ST.shape, *[1] * (flat.ndim - 1)), flat)
 
 
-def _lora(cfg: Config) -> LoraConfig:
-    targets = cfg.policy.lora_targets
-    return LoraConfig(
-        r=cfg.policy.lora_rank,
-        lora_alpha=cfg.policy.lora_alpha,
-        lora_dropout=cfg.policy.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-    )
-
-
-def _with_policy(model, cfg: Config, adapter: str | None) -> PeftModel:
-    """The backbone with a fresh policy adapter, or with the warm-start adapter twice: once to be trained, once as the reference."""
+def _add_policy(model, cfg: Config, adapter: str | None) -> PeftModel:
+    """The backbone with a fresh adapter, or with the warm-start adapter twice: as policy and as reference."""
     if adapter is None:
-        return get_peft_model(model, _lora(cfg), adapter_name=POLICY)
+        return get_peft_model(model, lora_config(cfg), adapter_name=POLICY)
     made = PeftModel.from_pretrained(model, adapter, adapter_name=POLICY, is_trainable=True)
     made.load_adapter(adapter, adapter_name=REFERENCE, is_trainable=False)
     made.set_adapter(POLICY)
     return made
 
 
-def _checked_adapter(cfg: Config) -> str:
-    """The folder `policy.adapter`. InputError: no LoRA adapter is there, or (LoRA tuning) it has another rank or alpha than the settings."""
+def _check_adapter(cfg: Config) -> str:
+    """The folder `policy.adapter`. InputError: no adapter, or (LoRA tuning) one of another rank or alpha."""
     folder = Path(cfg.policy.adapter)
     if not (folder / ADAPTER_FILE).is_file():
         raise InputError(f"policy.adapter: {folder} holds no {ADAPTER_FILE}")
     found = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
     for key, name in (("r", "lora_rank"), ("lora_alpha", "lora_alpha")):
-        wanted = getattr(cfg.policy, name)
-        if cfg.policy.tuning == "lora" and found.get(key) != wanted:
-            raise InputError(f"policy.adapter: {folder} has {key} {found.get(key)}, but policy.{name} is {wanted}")
+        is_now, wanted = found.get(key), getattr(cfg.policy, name)
+        if cfg.policy.tuning == "lora" and is_now != wanted:
+            raise InputError(f"policy.adapter: {folder} has {key} {is_now}, but policy.{name} is {wanted}")
     return str(folder)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from statistics import fmean
+from typing import Any, Literal
 
 from rlpa_lib.dialogue.dialogue import Dialogue, policy_view
-from rlpa_lib.dialogue.judging import Judge
+from rlpa_lib.dialogue.judging import DIMENSIONS, Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Reply, parse_reply
 from rlpa_lib.dialogue.protocols import Completion, Policy, SimulatedUser
+from rlpa_lib.dialogue.turns import play_turn
 from rlpa_lib.rlpa.rewards import Reward, score_replies
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
 Continuation = Literal["best", "random", "independent"]
 CONTINUATIONS = ("best", "random", "independent")
@@ -22,7 +25,7 @@ CONTINUATIONS = ("best", "random", "independent")
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion of a prompt; `reward` is None when the judge gave no readable answer (then it does not train)."""
+    """One completion of a prompt; `reward` is None where the judge gave no readable answer (no training)."""
 
     completion: Completion
     reply: Reply
@@ -31,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TurnGroup:
-    """The N samples of one prompt: turn `turn` (from 1) of a dialogue; `chosen` is the sample that continued it."""
+    """The N samples of a prompt at turn `turn` (from 1) of a dialogue, which sample `chosen` continued."""
 
     dialogue_id: str
     turn: int
@@ -39,20 +42,37 @@ class TurnGroup:
     samples: tuple[Sample, ...]
     chosen: int
 
+    @property
+    def completion(self) -> str:
+        """Text of the chosen sample."""
+        return self.samples[self.chosen].completion.text
+
+    @property
+    def reply(self) -> Reply:
+        """Reply of the chosen sample."""
+        return self.samples[self.chosen].reply
+
 
 @dataclass(frozen=True)
 class Cohort:
-    """Dialogues that advance together, each with its persona; `turn` counts the turns already taken."""
+    """Dialogues that advance together, each with its persona."""
 
     personas: tuple[Persona, ...]
     dialogues: tuple[Dialogue, ...]
-    turn: int = 0
+
+    @property
+    def turn(self) -> int:
+        """How many turns the dialogues have."""
+        return len(self.dialogues[0].turns)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a rollout samples: N per prompt, which of them continues, temperature, longest completion, what the policy sees, also of a
-    reply whose format is broken (`Dialogue.answer`)."""
+    """How a rollout samples: N per prompt, which of them continues, what the policy sees, what is rewarded.
+
+    `max_new_tokens` is the longest completion; `fallback` stands for a reply of broken format
+    (`Dialogue.answer`). InputError: an unknown continuation, or no sample at all.
+    """
 
     samples: int
     continuation: Continuation
@@ -65,14 +85,20 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.continuation not in CONTINUATIONS:
-            raise InputError(f"rollout.continuation: {self.continuation!r} is not one of {', '.join(CONTINUATIONS)}")
+            known = ", ".join(CONTINUATIONS)
+            raise InputError(f"rollout.continuation: {self.continuation!r} is not one of {known}")
         if self.samples < 1:
             raise InputError(f"rollout.samples: {self.samples} is less than 1")
 
+    @property
+    def per_dialogue(self) -> int:
+        """Samples of a prompt: N, or with "independent" the one that each dialogue takes."""
+        return 1 if self.continuation == "independent" else self.samples
+
 
 def start(personas: Sequence[Persona], sampling: Sampling) -> Cohort:
-    """Empty dialogues, one a persona; "independent" starts `samples` of them, which go their own ways from turn 1 on."""
-    copies = sampling.samples if sampling.continuation == "independent" else 1
+    """Empty dialogues, one a persona; "independent" starts `samples` of them, which go their own ways."""
+    copies = sampling.samples // sampling.per_dialogue
     pairs = [
         (persona, Dialogue(f"{index:04d}-{persona.id}" + (f"-{copy}" if copies > 1 else ""), persona.id))
         for index, persona in enumerate(personas)
@@ -84,43 +110,40 @@ def start(personas: Sequence[Persona], sampling: Sampling) -> Cohort:
 def advance(
     cohort: Cohort, policy: Policy, user: SimulatedUser, judge: Judge, sampling: Sampling, *, seed: int
 ) -> tuple[list[TurnGroup], Cohort]:
-    """One turn of every dialogue: the user speaks, the policy is sampled, the judge scores, one sample continues.
+    """One turn of every dialogue: the user speaks, the policy samples, the judge scores, one sample stays."""
+    turn = cohort.turn
 
-    With "independent" each group holds the one sample that its dialogue took.
-    """
-    dialogues = _heard(cohort, user)
-    n = 1 if sampling.continuation == "independent" else sampling.samples
-    views = [policy_view(d, sampling.system_prompt, sampling.history_profiles) for d in dialogues]
-    completions = policy.generate(
-        views,
-        n,
-        seed=derive_seed(seed, "turn", cohort.turn),
-        temperature=sampling.temperature,
-        max_new_tokens=sampling.max_new_tokens,
+    def sample(_, dialogues: Sequence[Dialogue]) -> list[list[Completion]]:
+        views = [policy_view(d, sampling.system_prompt, sampling.history_profiles) for d in dialogues]
+        return policy.generate(
+            views, sampling.per_dialogue, seed=derive_seed(seed, "turn", turn),
+            temperature=sampling.temperature, max_new_tokens=sampling.max_new_tokens,
+        )  # fmt: skip
+
+    def score_and_choose(personas, dialogues, completions) -> list[TurnGroup]:
+        flat = [(i, completion) for i, group in enumerate(completions) for completion in group]
+        replies = [parse_reply(completion.text) for _, completion in flat]
+        rewards = score_replies(
+            judge, [personas[i] for i, _ in flat], [dialogues[i] for i, _ in flat], replies, sampling.parts
+        )
+        samples: list[list[Sample]] = [[] for _ in dialogues]
+        for (i, completion), reply, reward in zip(flat, replies, rewards, strict=True):
+            samples[i].append(Sample(completion, reply, reward))
+        groups = []
+        for dialogue, of_one in zip(dialogues, samples, strict=True):
+            prompt_ids = of_one[0].completion.prompt_ids
+            chosen = choose(of_one, sampling.continuation, derive_seed(seed, "continue", dialogue.id, turn))
+            groups.append(TurnGroup(dialogue.id, turn + 1, prompt_ids, tuple(of_one), chosen))
+        return groups
+
+    played = play_turn(
+        cohort.personas, cohort.dialogues, user, sample, score_and_choose, fallback=sampling.fallback
     )
-    flat = [c for group in completions for c in group]
-    replies = [parse_reply(c.text) for c in flat]
-    repeated = [i for i, group in enumerate(completions) for _ in group]
-    rewards = score_replies(
-        judge, [cohort.personas[i] for i in repeated], [dialogues[i] for i in repeated], replies, sampling.parts
-    )
-    scored = [Sample(*parts) for parts in zip(flat, replies, rewards, strict=True)]
-    groups, answered = [], []
-    for i, dialogue in enumerate(dialogues):
-        samples = tuple(scored[i * n : (i + 1) * n])
-        chosen = choose(samples, sampling.continuation, derive_seed(seed, "continue", dialogue.id, cohort.turn))
-        groups.append(TurnGroup(dialogue.id, cohort.turn + 1, samples[0].completion.prompt_ids, samples, chosen))
-        answered.append(dialogue.answer(samples[chosen].completion.text, samples[chosen].reply, sampling.fallback))
-    return groups, replace(cohort, dialogues=tuple(answered), turn=cohort.turn + 1)
-
-
-def _heard(cohort: Cohort, user: SimulatedUser) -> list[Dialogue]:
-    utterances = user.reply(cohort.personas, cohort.dialogues)
-    return [d.hear(u) for d, u in zip(cohort.dialogues, utterances, strict=True)]
+    return list(played.judgements), replace(cohort, dialogues=tuple(played.dialogues))
 
 
 def choose(samples: Sequence[Sample], continuation: str, seed: int) -> int:
-    """Index of the sample that goes on: "best" takes the highest total (the first of equals), "random" a seeded one.
+    """Index of the sample that goes on: "best" has the highest total (first of equals), "random" is seeded.
 
     A sample without reward goes on only when no sample has one.
     """
@@ -131,25 +154,55 @@ def choose(samples: Sequence[Sample], continuation: str, seed: int) -> int:
 
 
 def rollout(
-    policy: Policy,
-    user: SimulatedUser,
-    judge: Judge,
-    personas: Sequence[Persona],
-    *,
-    turns: int,
-    samples: int,
-    continuation: Continuation = "best",
-    system_prompt: str,
-    history_profiles: str = "latest",
-    parts: str = "PRR",
-    seed: int,
-    temperature: float = 1.0,
-    max_new_tokens: int = 128,
-) -> list[TurnGroup]:
-    """Groups of whole dialogues under fixed weights: E dialogues x K turns, ordered by turn, then dialogue."""
-    sampling = Sampling(samples, continuation, system_prompt, history_profiles, parts, temperature, max_new_tokens)
-    cohort, groups = start(personas, sampling), []
+    policy: Policy, user: SimulatedUser, judge: Judge, personas: Sequence[Persona], *, turns: int, seed: int,
+    **sampling: Any,
+) -> list[TurnGroup]:  # fmt: skip
+    """Groups of whole dialogues under fixed weights: E dialogues x K turns, ordered by turn, then dialogue.
+
+    `sampling` are fields of `Sampling`; by default the best sample continues.
+    """
+    options = Sampling(**{"continuation": "best", **sampling})
+    cohort, groups = start(personas, options), []
     for _ in range(turns):
-        done, cohort = advance(cohort, policy, user, judge, sampling, seed=seed)
+        done, cohort = advance(cohort, policy, user, judge, options, seed=seed)
         groups += done
     return groups
+
+
+def reward_metrics(groups: Sequence[TurnGroup]) -> dict[str, float]:
+    """Means over samples of every reward part, and what samples look like; shares 0..1, lengths in tokens."""
+    samples = [s for g in groups for s in g.samples]
+    rewards = [s.reward for s in samples if s.reward is not None]
+    chosen = [r for g in groups if (r := g.samples[g.chosen].reward) is not None]
+    guesses, inferred = sum(r.n_unrevealed_guesses for r in rewards), sum(r.n_inferred for r in rewards)
+    matched, marked = sum(r.n_unrevealed_matched for r in rewards), [r for r in rewards if r.dimensions]
+    return {
+        "reward_total": fmean(r.total for r in rewards),
+        "reward_profile": fmean(r.profile for r in rewards),
+        "reward_response": fmean(r.response for r in rewards),
+        "precision": fmean(r.precision for r in rewards),
+        "recall": fmean(r.recall for r in rewards),
+        "reward_total_chosen": fmean(r.total for r in chosen) if chosen else float("nan"),
+        **{name: fmean(r.criteria[name] for r in rewards) for name in REWARD_CRITERIA},
+        **{name: fmean(r.dimensions[name] for r in marked) for name in DIMENSIONS if marked},
+        "format_rate": fmean(r.format_ok for r in rewards),
+        "unjudged_share": 1 - len(rewards) / len(samples),
+        "unrevealed_share": guesses / inferred if inferred else 0.0,
+        "unrevealed_precision": matched / guesses if guesses else float("nan"),
+        "profile_items": inferred / len(rewards),
+        "distinct_responses": len({s.reply.response for s in samples}) / len(samples),
+        "finished_share": fmean(s.completion.finished for s in samples),
+        "completions_cut": sum(not s.completion.finished for s in samples),
+        "prompt_tokens": fmean(len(g.prompt_ids) for g in groups),
+        "completion_tokens": fmean(len(s.completion.token_ids) for s in samples),
+    }
+
+
+def sample_rows(groups: Sequence[TurnGroup]) -> list[dict]:
+    """One row a sample for dialogues/: where it belongs, its text and its reward."""
+    return [
+        {"dialogue": g.dialogue_id, "turn": g.turn, "sample": i, "chosen": i == g.chosen,
+         "completion": s.completion.text, "reward": None if s.reward is None else vars(s.reward)}
+        for g in groups
+        for i, s in enumerate(g.samples)
+    ]  # fmt: skip
