@@ -20,7 +20,7 @@ from rlpa_lib.study.rewrites import ItemPair, Rewrite
 PEOPLE = builtin_personas("vanilla", 40, 0)
 
 
-@pytest.mark.parametrize("paraphrase", [rewrites.lexicon_paraphrase, rewrites.free_paraphrase])
+@pytest.mark.parametrize("paraphrase", [rewrites.paraphrase_by_lexicon, rewrites.paraphrase_freely])
 def test_items_are_paraphrased_or_altered_and_never_both(paraphrase):
     made = rewrites.rewrite_set(PEOPLE, 3, paraphrase)
     assert made == rewrites.rewrite_set(PEOPLE, 3, paraphrase) != rewrites.rewrite_set(PEOPLE, 4, paraphrase)
@@ -37,7 +37,7 @@ def test_items_are_paraphrased_or_altered_and_never_both(paraphrase):
 
 
 def test_free_paraphrases_are_in_no_lexicon_and_belong_to_test_users():
-    for (slot, value), others in rewrites._free().items():
+    for (slot, value), others in rewrites._load_paraphrases().items():
         own = lex.lexicon().find(value, slot)
         assert own.canonical == value and own.split == "test"
         assert all(lex.lexicon().find(other) is None for other in others)
@@ -45,7 +45,7 @@ def test_free_paraphrases_are_in_no_lexicon_and_belong_to_test_users():
 
 def test_an_altered_age_is_another_age():
     for seed in range(50):
-        assert abs(int(rewrites.lexicon_alteration("Age", "34", random.Random(seed))) - 34) >= 2
+        assert abs(int(rewrites.alter_by_lexicon("Age", "34", random.Random(seed))) - 34) >= 2
 
 
 def test_a_persona_from_elsewhere_is_refused():
@@ -66,8 +66,8 @@ CASES = [
 
 
 def test_counting_by_hand():
-    judges = {"rule": rewrites.counter(RuleJudge()), "same text": rewrites.same_text, "shared slots": rewrites.shared_slots}
-    found = rewrites.counts(CASES, judges).pivot(index="case", columns="judge", values="predicted")
+    judges = {"rule": rewrites.count_with(RuleJudge()), "same text": rewrites.count_same_text, "shared slots": rewrites.count_shared_slots}
+    found = rewrites.count_overlaps(CASES, judges).pivot(index="case", columns="judge", values="predicted")
     assert found.loc["one", ["rule", "same text", "shared slots"]].tolist() == [1, 0, 2]
     assert found.loc["two", ["rule", "same text", "shared slots"]].tolist() == [2, 1, 3]
 
@@ -86,7 +86,7 @@ def test_table_8_by_hand_with_a_judge_that_fell_silent():
 
 def test_pairs_for_people_are_half_same_and_hide_the_label():
     made = rewrites.rewrite_set(PEOPLE, 0)
-    items = rewrites.annotation_items(made, 40, 0)
+    items = rewrites.make_items(made, 40, 0)
     assert [item.hidden["system"] for item in items].count("same") == 20 and len({item.id for item in items}) == 40
     assert all("same" not in str(item.blocks) or "same" in str(item.blocks[0][1]) for item in items)
 
@@ -97,10 +97,10 @@ def test_training_users_fill_up_where_there_are_fewer_test_users(tmp_path):
     (tmp_path / "personality.jsonl").write_text('"A calm person."\n')
     sizes = ["study.profiles=7", "evaluation.users=2", "rollout.users=8", "personas.test_users=2", "personas.source=aloe"]
     sizes.append(f"personas.path={tmp_path}")
-    found = rewrites.references(Run(config.load_config("smoke", [*sizes, "user.kind=llm", "user.model=m"]), 0, tmp_path))
+    found = rewrites.load_references(Run(config.load_config("smoke", [*sizes, "user.kind=llm", "user.model=m"]), 0, tmp_path))
     assert len(found) == len({p.id for p in found}) == 7 and all(p.id.startswith("aloe") for p in found)
     without_a_model = Run(config.load_config("smoke", sizes), 0, tmp_path)
-    own = rewrites.references(without_a_model)
+    own = rewrites.load_references(without_a_model)
     assert len(own) == 7 and not any(p.id.startswith("aloe") for p in own), "nobody can rewrite other personas"
-    assert set(rewrites.sets(without_a_model, own)) == {"listed", "free"}
-    assert len(rewrites.references(Run(config.load_config("smoke", ["study.profiles=90"]), 0, tmp_path))) == 90
+    assert set(rewrites.make_sets(without_a_model, own)) == {"listed", "free"}
+    assert len(rewrites.load_references(Run(config.load_config("smoke", ["study.profiles=90"]), 0, tmp_path))) == 90

@@ -63,7 +63,7 @@ def test_table_7_from_its_counts():
         assert found.loc[label, ["total", "same", "different", "uncertain"]].tolist() == printed.loc[label].tolist()[:4]
     assert found["accuracy_pct"].round(1).tolist() == printed["accuracy_pct"].tolist() == [92.0, 89.3, 90.7]
     assert found.loc["overall", "total"] == 300 and found.loc["overall", "accuracy_pct_low"] < 90.7 < found.loc["overall", "accuracy_pct_high"]
-    pairs, group = study_tables.raters(pd.DataFrame(rows), "pairs")
+    pairs, group = study_tables.compare_raters(pd.DataFrame(rows), "pairs")
     assert len(pairs) == 3 and 0 < group["fleiss_kappa"] < 1 and "kappa_quadratic" not in pairs
 
 
@@ -80,7 +80,7 @@ def test_rmse_of_table_8_follows_from_its_mse():
 def test_table_10_from_table_9():
     counts, printed = paper("table9"), paper("table10").iloc[0]
     labels = [1] * 124 + [0] * 21 + [1] * 18 + [0] * 137
-    table9 = logged_points.confusion(labels, [1] * 145 + [0] * 155)
+    table9 = logged_points.table9(labels, [1] * 145 + [0] * 155)
     assert table9.to_numpy().tolist() == counts.to_numpy().tolist()
     found = logged_points.table10(table9)
     for column, value in found.items():
@@ -99,5 +99,5 @@ def test_response_labels_are_products_then_a_vote():
     marks = {"A": (1, 1, 1, 1, 1), "B": (1, 1, 1, 1, 1), "C": (1, 0, 1, 1, 1)}
     rows = [{"item": "x", "annotator": who, "verdict": 0, **dict(zip("NRLGF", five, strict=True))} for who, five in marks.items()]
     rows += [{**row, "item": "y", "verdict": 1} for row in rows[1:]]  # one for, one against: left out
-    found = study_tables.response_labels(pd.DataFrame(rows))
+    found = study_tables.vote_on_responses(pd.DataFrame(rows))
     assert found.to_dict("index") == {"x": {"label": 1, "verdict": 0}}

@@ -54,7 +54,7 @@ def shift_table(personas: Sequence[Persona], shifts: Mapping[str, Shift], at: in
     return pd.DataFrame([{"user": p.id, "turn": at, **vars(shifts[p.id])} for p in personas if p.id in shifts])
 
 
-def held(dialogues: Sequence[Dialogue], shifts: Mapping[str, Shift], judge: Judge) -> pd.DataFrame:
+def check_profiles(dialogues: Sequence[Dialogue], shifts: Mapping[str, Shift], judge: Judge) -> pd.DataFrame:
     """Whether each inferred profile holds the new and the old value: columns user, turn, holds_new, holds_old (1, 0, NaN where the judge
     failed), one row a user and turn. A value counts under its slot, as `judge` matches profiles."""
     keys, pairs = [], []
@@ -68,7 +68,7 @@ def held(dialogues: Sequence[Dialogue], shifts: Mapping[str, Shift], judge: Judg
     return pd.DataFrame(rows, columns=["user", "turn", "holds_new", "holds_old"])
 
 
-def recovery_times(table: pd.DataFrame, at: int) -> pd.Series:
+def measure_recovery(table: pd.DataFrame, at: int) -> pd.Series:
     """Turns after the change until the profile holds the new value and not the old one, by user: 0 when it does at the very turn of the change,
     inf when it never does in the turns that were played. What it does later does not count."""
     after = table[table["turn"] >= at]
@@ -77,14 +77,14 @@ def recovery_times(table: pd.DataFrame, at: int) -> pd.Series:
     return first.reindex(list(dict.fromkeys(table["user"])), fill_value=np.inf)
 
 
-def recovery_summary(table: pd.DataFrame, at: int) -> dict[str, float]:
+def summarize_recovery(table: pd.DataFrame, at: int) -> dict[str, float]:
     """Recovery in one row, 95 % intervals over users.
 
     knew_old: share of profiles that held the old value one turn before; recovered: share that came to hold the new value and not the old one;
     median_turns: median recovery time over all users, inf when most never recover; at_once: share with recovery time 0; stale: share of
     (user, turn from `at` on) at which the profile holds the old value; holds_new: the same for the new one.
     """
-    times = recovery_times(table, at)
+    times = measure_recovery(table, at)
     n = len(times)
     recovered = int(np.isfinite(times).sum())
     low, high = map(float, intervals.binomial_interval(recovered, n))
@@ -99,7 +99,7 @@ def recovery_summary(table: pd.DataFrame, at: int) -> dict[str, float]:
     return row
 
 
-def held_curves(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def profile_curves(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Share of profiles that hold the old and the new value, by method and turn, with exact 95 % intervals: columns method, value (old or new),
     turn, share, low, high, in [0, 1]."""
     rows = []
@@ -126,7 +126,7 @@ def alignment_curves(scores: Mapping[str, np.ndarray], calm: Mapping[str, np.nda
     return pd.DataFrame(rows, columns=["method", "users", "turn", "al", "low", "high"])
 
 
-def before_and_after(scores_EK: np.ndarray, at: int) -> dict[str, float]:
+def compare_before_after(scores_EK: np.ndarray, at: int) -> dict[str, float]:
     """Alignment in percent around the change: mean before (from turn 2 on: at turn 1 only "Hello" was said) and after, their paired difference
     over users, and the drop from turn at-1 to turn at, both with 95 % intervals and permutation p-values."""
     before, after = (np.nanmean(part, axis=1) for part in (scores_EK[:, 1 : at - 1], scores_EK[:, at - 1 :]))

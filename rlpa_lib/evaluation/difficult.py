@@ -16,7 +16,7 @@ from rlpa_lib.evaluation import intervals, tables
 Scores = Mapping[tuple[str, str], np.ndarray]  # (row key, manner) -> scores (E, K) in 0..1
 
 
-def asked(person: Persona, question: str) -> Dialogue:
+def ask_once(person: Persona, question: str) -> Dialogue:
     """A talk of one turn in which the assistant has asked something, to see how a user takes it."""
     return Dialogue("example", person.id).hear(Utterance(OPENING)).answer(question, Reply(Profile(), question, True))
 

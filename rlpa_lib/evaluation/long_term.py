@@ -18,12 +18,12 @@ from rlpa_lib.runs.run import Run
 NAME = "long_term"  # in file names, where a benchmark's name stands otherwise
 
 
-def checkpoints(turns: int, every: int) -> list[int]:
+def list_checkpoints(turns: int, every: int) -> list[int]:
     """The turns at which the profile is scored: 1, then every so many turns; the paper's are 1, 10, ..., 70."""
     return list(dict.fromkeys([1, *range(every, turns + 1, every)]))
 
 
-def windowed(run: Run) -> Run:
+def widen_window(run: Run) -> Run:
     """The same run with `long_term.max_prompt_tokens` as context window, where it is given."""
     limit = run.cfg.long_term.max_prompt_tokens or run.cfg.rollout.max_prompt_tokens
     rollout = run.cfg.rollout.model_copy(update={"max_prompt_tokens": limit})
@@ -51,7 +51,7 @@ def track_revealed(
     return pd.DataFrame(rows, columns=["user", "turn", "n_true", "by_ledger", "by_judge", "agree", "both", "told"])
 
 
-def agreement(table: pd.DataFrame) -> dict[str, float]:
+def compare_ledgers(table: pd.DataFrame) -> dict[str, float]:
     """Ledger and judge over all slots, users and checkpoints of `revealed`: share of slots on which they agree, Cohen's kappa, and the mean
     Theoretical Max by each. Cases without an answer are left out and counted."""
     known = table.dropna(subset="by_judge")
@@ -62,7 +62,7 @@ def agreement(table: pd.DataFrame) -> dict[str, float]:
             "max_by_judge": float((known["by_judge"] / known["n_true"]).mean()), "unjudged": int(table["by_judge"].isna().sum())}  # fmt: skip
 
 
-def progress(rows_by_method: Mapping[str, Sequence[dict]], told: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def progress_table(rows_by_method: Mapping[str, Sequence[dict]], told: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Figure 4b's data, in percent with 95 % bootstrap intervals over users: columns method, measure, turn, value, low, high.
 
     Measures: profile score (F1 of eq. 3), recall (matched / true), Theoretical Max (told / true, the most that recall can be without a
@@ -82,12 +82,12 @@ def progress(rows_by_method: Mapping[str, Sequence[dict]], told: Mapping[str, pd
     return pd.DataFrame(lines, columns=["method", "measure", "turn", "value", "low", "high"])
 
 
-def averages(data: pd.DataFrame) -> pd.DataFrame:
-    """The AVG line: mean over the checkpoints of each measure of `progress`, in percent: one row a method, one column a measure."""
+def average_table(data: pd.DataFrame) -> pd.DataFrame:
+    """The AVG line: mean over the checkpoints of each measure of `progress_table`, in percent: one row a method, one column a measure."""
     return data.groupby(["method", "measure"], sort=False)["value"].mean().unstack(sort=False).reset_index()
 
 
-def cut(rows_by_method: Mapping[str, Sequence[dict]], block: int) -> pd.DataFrame:
+def window_table(rows_by_method: Mapping[str, Sequence[dict]], block: int) -> pd.DataFrame:
     """What the context window cost, by method and block of `block` turns: mean and largest number of dropped turns a prompt, share of prompts that
     lost any, and `profiles_lost`, prompts that lost the latest profile block with all turns before (see `policies.window`)."""
     frame = pd.concat([pd.DataFrame(rows).assign(method=name) for name, rows in rows_by_method.items()])
@@ -99,7 +99,7 @@ def cut(rows_by_method: Mapping[str, Sequence[dict]], block: int) -> pd.DataFram
     return parts.agg(**facts).reset_index()
 
 
-def cost(lines: Sequence[dict], users: int, block: int) -> pd.DataFrame:
+def cost_table(lines: Sequence[dict], users: int, block: int) -> pd.DataFrame:
     """Milliseconds a user and turn by party, and memory at the end, by method and block of turns; from metrics/long_term.jsonl."""
     frame = pd.DataFrame(lines).drop_duplicates(["method", "turn"], keep="last").sort_values(["method", "turn"], kind="stable")
     frame["turns"] = _blocks(frame["turn"], block)
@@ -109,7 +109,7 @@ def cost(lines: Sequence[dict], users: int, block: int) -> pd.DataFrame:
     return frame.groupby(["method", "turns"], sort=False).agg(**columns, memory_mb=("memory_mb", "last")).reset_index()
 
 
-def growth(lines: Sequence[dict]) -> pd.DataFrame:
+def growth_table(lines: Sequence[dict]) -> pd.DataFrame:
     """How time and memory grow with the turn: one row a method and quantity.
 
     `times`: mean over the last third of the turns over that of the middle third; `linear`: the same ratio of the turn numbers, which is what

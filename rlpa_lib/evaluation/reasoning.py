@@ -19,7 +19,7 @@ from rlpa_lib.settings.kinds import WITH_PROFILE
 METHODS = ("rlpa", "rlpa_prompting", "cot", "self_critic", "base")  # rows of the figure beside the models of evaluation.comparators
 
 
-def reasoning_tokens(rows: Sequence[dict], dialogues: Sequence[Dialogue], count: Callable[[str], int]) -> np.ndarray:
+def count_reasoning(rows: Sequence[dict], dialogues: Sequence[Dialogue], count: Callable[[str], int]) -> np.ndarray:
     """(E, K) tokens that a method spent before what the user reads, from judgement rows and the dialogues that go with them.
 
     Hidden steps count what was generated for them, or `count` of their text where nobody counted. A method that writes profiles spends what
@@ -31,12 +31,12 @@ def reasoning_tokens(rows: Sequence[dict], dialogues: Sequence[Dialogue], count:
         spent = sum(step["n_tokens"] or (count(step["text"]) if step["kind"] in ("thought", "reasoning") else 0) for step in row["hidden"])
         turn = dialogues[users[row["user"]]].turns[row["turn"] - 1]
         if row["method"].partition("@")[0] in WITH_PROFILE:
-            spent += count(profile_part(turn.completion))
+            spent += count(cut_profile(turn.completion))
         table[users[row["user"]], row["turn"] - 1] = spent
     return table
 
 
-def counter(cfg: Config) -> Callable[[str], int]:
+def make_counter(cfg: Config) -> Callable[[str], int]:
     """Counts the tokens of a text with the policy's own tokenizer; behind an endpoint there is none, and tokens are estimated."""
     if cfg.policy.kind == "endpoint":
         return lambda text: quoting.estimated_tokens(text) if text else 0
@@ -44,15 +44,15 @@ def counter(cfg: Config) -> Callable[[str], int]:
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def profile_part(completion: str) -> str:
+def cut_profile(completion: str) -> str:
     """The part of a completion that notes the profile: all before the response block; "" where there is no profile tag."""
     before = completion.partition("<response>")[0]
     return before if "<profile>" in before else ""
 
 
-def empty_block(count: Callable[[str], int]) -> int:
+def count_empty_block(count: Callable[[str], int]) -> int:
     """Tokens of a profile block that holds nothing: what the format alone costs."""
-    return count(profile_part(render_reply(Profile(), "-")))
+    return count(cut_profile(render_reply(Profile(), "-")))
 
 
 def figure_table(scores: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarray], model: str) -> pd.DataFrame:

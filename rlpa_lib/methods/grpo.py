@@ -32,8 +32,8 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import parse_reply
 from rlpa_lib.dialogue.protocols import Policy, SimulatedUser
 from rlpa_lib.methods import trainers
-from rlpa_lib.methods.plain_state import PlainState, load_optimizer, load_weights, newest
-from rlpa_lib.methods.training_data import fitted
+from rlpa_lib.methods.plain_state import PlainState, load_optimizer, load_weights, find_newest
+from rlpa_lib.methods.training_data import fit_messages
 from rlpa_lib.rlpa.rewards import Reward, score_replies
 from rlpa_lib.rlpa.rollout import Sampling
 from rlpa_lib.rlpa.trainer import cohort_personas
@@ -82,7 +82,7 @@ def collect_moments(
     return moments
 
 
-def sampler(policy: Policy, samples: int, sampling: Sampling, seed: int) -> Callable:
+def make_sampler(policy: Policy, samples: int, sampling: Sampling, seed: int) -> Callable:
     """PPO's own sampler in the place of `model.generate` (TRL's `rollout_func`): faster, and the same at a step whatever came before it."""
 
     def sample(given: list, trainer: GRPOTrainer) -> dict[str, list]:
@@ -100,7 +100,7 @@ def sampler(policy: Policy, samples: int, sampling: Sampling, seed: int) -> Call
     return sample
 
 
-def reward_function(judge: Judge, moments: Sequence[Moment], parts: str, samples: int, max_failures: float) -> Callable:
+def make_reward_function(judge: Judge, moments: Sequence[Moment], parts: str, samples: int, max_failures: float) -> Callable:
     """The reward as GRPOTrainer asks for it: the dataset's column `moment` says which moment a completion answers.
 
     A completion that the judge could not read gets the mean of its group, and so no advantage; RuntimeError when more than the
@@ -118,12 +118,12 @@ def reward_function(judge: Judge, moments: Sequence[Moment], parts: str, samples
             raise JudgeFailed(f"the judge gave no readable answer to any of the {len(rewards)} samples of this step; look at judgements/")
         for name in ("profile", "response", "format_ok", "n_inferred"):
             log_metric(f"turn_{name}", fmean(float(getattr(r, name)) for r in judged))
-        return filled(rewards, samples)
+        return fill_rewards(rewards, samples)
 
     return turn_reward
 
 
-def filled(rewards: Sequence[Reward | None], samples: int) -> list[float]:
+def fill_rewards(rewards: Sequence[Reward | None], samples: int) -> list[float]:
     """Totals of groups of `samples` in a row; where there is none, the mean of its group (0 for a group without any)."""
     totals = []
     for start in range(0, len(rewards), samples):
@@ -152,12 +152,12 @@ def train_grpo(
     for number in range(run.cfg.grpo.rounds):
         last = number == run.cfg.grpo.rounds - 1
         folder, before = (_folder(run) / f"round-{n:03d}" for n in (number, number - 1))
-        if not last and newest(folder) == folder / f"checkpoint-{steps}":
+        if not last and find_newest(folder) == folder / f"checkpoint-{steps}":
             continue  # finished by an earlier process
         if number:
-            load_weights(model, newest(before))
+            load_weights(model, find_newest(before))
         trainer = _round(run, model, tokenizer, user, judge, personas, number, folder)
-        trainer.inherited = newest(before) if number else None
+        trainer.inherited = find_newest(before) if number else None
         given = run.cfg.grpo
         card = {"rounds": given.rounds, "users a round": given.users, "samples per prompt": given.samples, "prompts per step": given.batch,
                 "learning rate": given.lr, "beta": given.beta, "prompt": "policy (profile block and response)"}  # fmt: skip
@@ -176,7 +176,7 @@ def _round(run: Run, model, tokenizer, user, judge, personas, number: int, folde
     moments = collect_moments(policy, user, cohort, cfg.rollout.turns, sampling, seed)
     size = settings.batch * settings.samples
     args = GRPOConfig(
-        **{**trainers.trainer_arguments(run, NAME, settings, size, settings.micro_batch or size, seed % 2**32, ""), "output_dir": str(folder)},
+        **{**trainers.make_arguments(run, NAME, settings, size, settings.micro_batch or size, seed % 2**32, ""), "output_dir": str(folder)},
         **_sampling_arguments(cfg),
         learning_rate=settings.lr,
         lr_scheduler_type="constant",
@@ -188,13 +188,13 @@ def _round(run: Run, model, tokenizer, user, judge, personas, number: int, folde
         disable_dropout=True,
     )
     views = [policy_view(m.dialogue, system, sampling.history_profiles) for m in moments]
-    prompts_ = [fitted(tokenizer, view, cfg.rollout.max_prompt_tokens) for view in views]
+    prompts_ = [fit_messages(tokenizer, view, cfg.rollout.max_prompt_tokens) for view in views]
     data = datasets.Dataset.from_list([{"prompt": prompt, "moment": i} for i, prompt in enumerate(prompts_)])
-    reward = reward_function(judge, moments, cfg.ppo.reward_parts, settings.samples, cfg.run.max_judge_failure_rate)
-    draw = sampler(policy, settings.samples, sampling, seed)
+    reward = make_reward_function(judge, moments, cfg.ppo.reward_parts, settings.samples, cfg.run.max_judge_failure_rate)
+    draw = make_sampler(policy, settings.samples, sampling, seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
-        trainer = trainers.quietly(
+        trainer = trainers.make_quiet_trainer(
             PlainGRPO, model=model, reward_funcs=reward, args=args, train_dataset=data, processing_class=tokenizer, rollout_func=draw
         )
     if "ref" in model.peft_config:

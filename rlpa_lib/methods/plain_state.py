@@ -93,7 +93,7 @@ def load_optimizer(optimizer, checkpoint: Path) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": _progress(checkpoint)["param_groups"]})
 
 
-def newest(folder: Path) -> Path | None:
+def find_newest(folder: Path) -> Path | None:
     """The whole checkpoint with most steps among `checkpoint-<step>` of a folder; None when there is none."""
     steps = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if _is_whole(path)}
     return steps[max(steps)] if steps else None

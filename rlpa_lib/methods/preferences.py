@@ -43,7 +43,7 @@ class Exchange:
     @property
     def said(self) -> str:
         """The response that the user answered."""
-        return first(self.preferred if self.chosen == "preferred" else self.rejected)
+        return pick_first(self.preferred if self.chosen == "preferred" else self.rejected)
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class Conversation:
         return {"profile": self.profile, "personality": self.personality, "conversations": turns}
 
 
-def first(text: Text) -> str:
+def pick_first(text: Text) -> str:
     """The text itself, or the first of several."""
     return text if isinstance(text, str) else text[0]
 
 
-def history(conversation: Conversation, turn: int, system: str) -> list[dict[str, str]]:
+def build_history(conversation: Conversation, turn: int, system: str) -> list[dict[str, str]]:
     """Chat messages up to the user's message of `turn` (from 0), with the responses that were really given before it."""
     messages = [{"role": "system", "content": system}]
     for exchange in conversation.exchanges[:turn]:
@@ -117,15 +117,15 @@ def generate(personas: Sequence[Persona], user: SimulatedUser, turns: int, seed:
     return [Conversation(p.description, p.personality, tuple(tree)) for p, tree in zip(personas, trees, strict=True)]
 
 
-def conversations_file(cfg: Config) -> Path | None:
+def find_conversations(cfg: Config) -> Path | None:
     """`conversations.jsonl` beside the run's ALOE files, or None when there is none (or the personas are not ALOE's)."""
     file = Path(cfg.personas.path or ".") / FILE
     return file if cfg.personas.source == "aloe" and file.is_file() else None
 
 
-def check(cfg: Config) -> None:
+def check_conversations(cfg: Config) -> None:
     """Look for what `load_preferences` will need, before anything else is paid for. InputError as there."""
-    if (file := conversations_file(cfg)) is not None:
+    if (file := find_conversations(cfg)) is not None:
         read_conversations(file)
     elif cfg.user.kind != "agenda":
         raise InputError(f"personas.path: 11_sft and 12_dpo need ALOE's {FILE} in this folder when user.kind is {cfg.user.kind}")
@@ -140,8 +140,8 @@ def load_preferences(
     `run` is needed where a language model fills the personas' slots. InputError: a broken line, fewer conversations than asked for,
     or no file where the users are language models.
     """
-    if (file := conversations_file(cfg)) is None:
-        check(cfg)
+    if (file := find_conversations(cfg)) is None:
+        check_conversations(cfg)
         people = parties.load_people(cfg, "train", n or cfg.personas.train_users, seed, run)
         return generate(people, user, cfg.rollout.turns, seed)
     found = _without_test_users(read_conversations(file), cfg, seed)

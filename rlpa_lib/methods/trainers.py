@@ -23,7 +23,7 @@ from rlpa_lib.agents import parties
 from rlpa_lib.agents.prompt_tokens import prompt_ids
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.methods import training_data
-from rlpa_lib.methods.plain_state import MetricsLog, PlainState, newest
+from rlpa_lib.methods.plain_state import MetricsLog, PlainState, find_newest
 from rlpa_lib.methods.preferences import Conversation
 from rlpa_lib.methods.training_data import ALOE_BATCH, ALOE_DPO_BETA, ALOE_DPO_LR, PAPER_BATCH, PAPER_DPO_LR
 from rlpa_lib.runs import storage
@@ -40,7 +40,7 @@ class PlainDPO(PlainState, DPOTrainer):
     """TRL's DPOTrainer with checkpoints that are no pickles."""
 
 
-def row_name(method: str, variant: str) -> str:
+def name_row(method: str, variant: str) -> str:
     """Name of a table row and of its adapter: sft, dpo, or sft_aloe, dpo_aloe for the variant `aloe_scripts`."""
     return f"{method}_aloe" if variant == "aloe_scripts" else method
 
@@ -50,11 +50,11 @@ def train_sft(
 ) -> list[dict]:
     """Supervised fine-tuning on the preferred responses; adapters/sft (or sft_aloe), and the metrics of every step.
 
-    One sample is a trunk or a branch of a conversation (`training_data.branches`), and the loss is a mean over the tokens of a batch. The
+    One sample is a trunk or a branch of a conversation (`training_data.list_branches`), and the loss is a mean over the tokens of a batch. The
     model is changed in place: load a new one for the next training. A killed run goes on from its checkpoint and ends with the same adapter.
     """
-    trainer, card = sft_trainer(run, model, tokenizer, conversations, variant)
-    return fit(trainer, run, row_name("sft", variant), card, say)
+    trainer, card = make_sft_trainer(run, model, tokenizer, conversations, variant)
+    return fit(trainer, run, name_row("sft", variant), card, say)
 
 
 def train_dpo(
@@ -66,54 +66,54 @@ def train_dpo(
     frozen, as reference. The paper does not say which; ALOE's own script starts from the base model. Resume as in `train_sft`.
     InputError: the SFT adapter is not there.
     """
-    trainer, card = dpo_trainer(run, model, tokenizer, conversations, variant)
-    return fit(trainer, run, row_name("dpo", variant), card, say)
+    trainer, card = make_dpo_trainer(run, model, tokenizer, conversations, variant)
+    return fit(trainer, run, name_row("dpo", variant), card, say)
 
 
-def sft_trainer(run: Run, model, tokenizer, conversations: Sequence[Conversation], variant: str) -> tuple[PlainSFT, dict[str, Any]]:
+def make_sft_trainer(run: Run, model, tokenizer, conversations: Sequence[Conversation], variant: str) -> tuple[PlainSFT, dict[str, Any]]:
     """The trainer ready to go, and what its model card says."""
     cfg, settings, aloe = run.cfg, run.cfg.sft, variant == "aloe_scripts"
     longest, seed = cfg.rollout.max_prompt_tokens + cfg.rollout.max_new_tokens, _seed(run, "sft")
-    rows = training_data.sft_rows(conversations, tokenizer, _system(cfg), longest, variant, seed)
+    rows = training_data.make_sft_rows(conversations, tokenizer, _system(cfg), longest, variant, seed)
     batch = _aloe_batch(settings.batch) if aloe else settings.batch
     if not aloe:
-        rows = training_data.by_length(rows, [len(row["input_ids"]) for row in rows], batch)
+        rows = training_data.sort_by_length(rows, [len(row["input_ids"]) for row in rows], batch)
     micro = 1 if aloe else settings.micro_batch or batch
     args = SFTConfig(
-        **trainer_arguments(run, row_name("sft", variant), settings, batch, micro, seed, _digest(conversations)),
+        **make_arguments(run, name_row("sft", variant), settings, batch, micro, seed, _digest(conversations)),
         learning_rate=settings.lr,  # ALOE's script and the paper agree on 1e-5
         max_length=longest,
         packing=aloe,
         packing_strategy="wrapped",
         dataset_kwargs=None if aloe else {"skip_prepare_dataset": True},
     )
-    trainer = quietly(PlainSFT, model=model, args=args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer,
+    trainer = make_quiet_trainer(PlainSFT, model=model, args=args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer,
                      peft_config=adapter_config(cfg))  # fmt: skip
     facts = {"variant": variant, "samples": len(trainer.train_dataset), "batch": batch, "learning rate": settings.lr}
     return trainer, {**facts, "conversations": len(conversations), "data": _digest(conversations), "epochs": settings.epochs}
 
 
-def dpo_trainer(run: Run, model, tokenizer, conversations: Sequence[Conversation], variant: str) -> tuple[PlainDPO, dict[str, Any]]:
+def make_dpo_trainer(run: Run, model, tokenizer, conversations: Sequence[Conversation], variant: str) -> tuple[PlainDPO, dict[str, Any]]:
     """The trainer ready to go, and what its model card says."""
     cfg, settings, aloe = run.cfg, run.cfg.dpo, variant == "aloe_scripts"
-    seed, name = _seed(run, "dpo"), row_name("dpo", variant)
-    rows = training_data.dpo_rows(conversations, tokenizer, _system(cfg), cfg.rollout.max_prompt_tokens, variant, seed)
+    seed, name = _seed(run, "dpo"), name_row("dpo", variant)
+    rows = training_data.make_dpo_rows(conversations, tokenizer, _system(cfg), cfg.rollout.max_prompt_tokens, variant, seed)
     batch = _aloe_batch(settings.batch) if aloe else settings.batch
-    rows = training_data.by_length(rows, [len(prompt_ids(tokenizer, row["prompt"])) for row in rows], batch)
+    rows = training_data.sort_by_length(rows, [len(prompt_ids(tokenizer, row["prompt"])) for row in rows], batch)
     rate = settings.lr * (ALOE_DPO_LR / PAPER_DPO_LR if aloe else 1)
     beta = ALOE_DPO_BETA if aloe else settings.beta
     start = {"peft_config": adapter_config(cfg)} if settings.start == "base" else {}
     made_from = _digest(conversations)
     if settings.start == "sft":
-        folder = run.path(f"adapters/{row_name('sft', variant)}")
+        folder = run.path(f"adapters/{name_row('sft', variant)}")
         model, made_from = _continued(model, folder), made_from + parties.hash_adapter(folder)
     args = DPOConfig(
-        **trainer_arguments(run, name, settings, batch, math.gcd(batch, settings.micro_batch or batch), seed, made_from),
+        **make_arguments(run, name, settings, batch, math.gcd(batch, settings.micro_batch or batch), seed, made_from),
         learning_rate=rate,
         beta=beta,
         max_length=None,  # prompts are fitted already
     )
-    trainer = quietly(PlainDPO, model=model, args=args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer, **start)
+    trainer = make_quiet_trainer(PlainDPO, model=model, args=args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer, **start)
     facts = {"variant": variant, "pairs": len(rows), "batch": batch, "learning rate": rate, "beta": beta, "start": settings.start}
     return trainer, {**facts, "conversations": len(conversations), "data": _digest(conversations), "epochs": settings.epochs}
 
@@ -122,7 +122,7 @@ def fit(trainer, run: Run, name: str, card: dict[str, Any], say: Callable[[str],
     """Train from the newest whole checkpoint, or from the start; save adapter and card; the metrics of all steps."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(MetricsLog(run, name, say, offset))
-    checkpoint = newest(Path(trainer.args.output_dir))
+    checkpoint = find_newest(Path(trainer.args.output_dir))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_adapter(trainer.model, run.path(f"adapters/{name}"), lambda folder: write_card(folder, name, run, card))
     return run.read_metrics(name)
@@ -153,7 +153,7 @@ def write_card(folder: Path, name: str, run: Run, facts: dict[str, Any]) -> None
     storage.write_bytes(folder / "README.md", ("\n".join(lines) + "\n").encode())
 
 
-def trainer_arguments(run: Run, name: str, settings, batch: int, micro: int, seed: int, made_from: str) -> dict[str, Any]:
+def make_arguments(run: Run, name: str, settings, batch: int, micro: int, seed: int, made_from: str) -> dict[str, Any]:
     """What SFT, DPO and GRPO have in common. Checkpoints of other settings, data or code lie in other folders, so none is taken up by mistake."""
     fingerprint = run.fingerprint(name, made_from)[:12]
     return {
@@ -178,7 +178,7 @@ def trainer_arguments(run: Run, name: str, settings, batch: int, micro: int, see
     }
 
 
-def quietly(make: Callable, **arguments):
+def make_quiet_trainer(make: Callable, **arguments):
     """A trainer made without the progress bars of its data preparation."""
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()

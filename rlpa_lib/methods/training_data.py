@@ -18,7 +18,7 @@ import random
 from collections.abc import Sequence
 
 from rlpa_lib.agents.prompt_tokens import fit_prompt, harmless, prompt_ids
-from rlpa_lib.methods.preferences import Conversation, first, history
+from rlpa_lib.methods.preferences import Conversation, pick_first, build_history
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
 
@@ -31,7 +31,7 @@ Messages = list[dict[str, str]]
 Row = dict[str, list[int]]
 
 
-def sft_rows(conversations: Sequence[Conversation], tokenizer, system: str, max_tokens: int, variant: str, seed: int) -> list[Row]:
+def make_sft_rows(conversations: Sequence[Conversation], tokenizer, system: str, max_tokens: int, variant: str, seed: int) -> list[Row]:
     """Rows of `input_ids` and `labels` for SFT, in training order (drawn from `seed`); `aloe_scripts` rows are not packed yet.
 
     Rows longer than `max_tokens` are cut at their end, and left out when nothing to learn remains. ValueError: an unknown variant.
@@ -39,17 +39,17 @@ def sft_rows(conversations: Sequence[Conversation], tokenizer, system: str, max_
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {VARIANTS}, not {variant!r}")
     if variant == "aloe_scripts":
-        texts = [text for c in conversations for text in growing(c, system)]
-        texts += mixed(int(MIXED_SHARE * len(texts)), system, seed)
-        rows = [every_token(tokenizer, text) for text in texts]
+        texts = [text for c in conversations for text in grow_texts(c, system)]
+        texts += make_unrelated_chats(int(MIXED_SHARE * len(texts)), system, seed)
+        rows = [label_all_tokens(tokenizer, text) for text in texts]
     else:
-        rows = [learned(tokenizer, text, answers) for c in conversations for text, answers in branches(c, system)]
+        rows = [label_answers(tokenizer, text, answers) for c in conversations for text, answers in list_branches(c, system)]
     rows = [{key: ids[:max_tokens] for key, ids in row.items()} for row in rows]
     rows = [row for row in rows if any(label != IGNORED for label in row["labels"])]
     return random.Random(derive_seed(seed, "sft rows")).sample(rows, len(rows))
 
 
-def branches(conversation: Conversation, system: str) -> list[tuple[Messages, tuple[int, ...]]]:
+def list_branches(conversation: Conversation, system: str) -> list[tuple[Messages, tuple[int, ...]]]:
     """The tree as (messages, places of the assistant messages to learn), each preferred response exactly once.
 
     The trunk is what was really said; its preferred responses are learned where they stand. Where the rejected response
@@ -60,22 +60,22 @@ def branches(conversation: Conversation, system: str) -> list[tuple[Messages, tu
     ends += [(k, [k]) for k in range(len(conversation.exchanges)) if k not in trunk]
     found = []
     for end, turns in ends:
-        answer = _assistant(first(conversation.exchanges[end].preferred))
-        found.append(([*history(conversation, end, system), *answer], tuple(2 * k + 2 for k in turns)))
+        answer = _assistant(pick_first(conversation.exchanges[end].preferred))
+        found.append(([*build_history(conversation, end, system), *answer], tuple(2 * k + 2 for k in turns)))
     return found
 
 
-def growing(conversation: Conversation, system: str) -> list[Messages]:
+def grow_texts(conversation: Conversation, system: str) -> list[Messages]:
     """ALOE's texts, defects 1 and 2: the first k turns for k = 1 to K, all of them with the user's first message."""
     opening = {"role": "user", "content": conversation.exchanges[0].user}
     messages, texts = [{"role": "system", "content": system}], []
     for exchange in conversation.exchanges:
-        messages = [*messages, opening, {"role": "assistant", "content": first(exchange.preferred)}]
+        messages = [*messages, opening, {"role": "assistant", "content": pick_first(exchange.preferred)}]
         texts.append(messages)
     return texts
 
 
-def learned(tokenizer, messages: Messages, answers: Sequence[int]) -> Row:
+def label_answers(tokenizer, messages: Messages, answers: Sequence[int]) -> Row:
     """Token ids of a whole chat; labels on the assistant messages at `answers` and their end tokens, `IGNORED` elsewhere.
 
     InputError: the chat template writes a message differently when others follow it, so that its tokens cannot be told.
@@ -93,13 +93,13 @@ def learned(tokenizer, messages: Messages, answers: Sequence[int]) -> Row:
     return {"input_ids": ids, "labels": labels}
 
 
-def every_token(tokenizer, messages: Messages) -> Row:
+def label_all_tokens(tokenizer, messages: Messages) -> Row:
     """Defect 3: labels on all tokens."""
     ids = _chat_ids(tokenizer, messages)
     return {"input_ids": ids, "labels": list(ids)}
 
 
-def dpo_rows(conversations: Sequence[Conversation], tokenizer, system: str, max_prompt_tokens: int, variant: str, seed: int) -> list[dict]:
+def make_dpo_rows(conversations: Sequence[Conversation], tokenizer, system: str, max_prompt_tokens: int, variant: str, seed: int) -> list[dict]:
     """Rows of `prompt`, `chosen`, `rejected` (chat messages), one a turn, in training order (drawn from `seed`).
 
     Prompts lose their oldest turns where they are too long, as when the policy is used. A turn whose two responses are equal says nothing
@@ -114,14 +114,14 @@ def dpo_rows(conversations: Sequence[Conversation], tokenizer, system: str, max_
             if variant == "fixed" and isinstance(rejected, str):
                 rejected = (rejected,)
             answer = rng.choice(rejected)  # defect 6: of a plain text this is one character
-            if answer != first(exchange.preferred):
-                prompt = fitted(tokenizer, history(conversation, turn, system), max_prompt_tokens)
-                sides = {"prompt": prompt, "chosen": _assistant(first(exchange.preferred)), "rejected": _assistant(answer)}
+            if answer != pick_first(exchange.preferred):
+                prompt = fit_messages(tokenizer, build_history(conversation, turn, system), max_prompt_tokens)
+                sides = {"prompt": prompt, "chosen": _assistant(pick_first(exchange.preferred)), "rejected": _assistant(answer)}
                 rows.append({name: harmless(tokenizer, side) for name, side in sides.items()})  # TRL tokenises them
     return random.Random(derive_seed(seed, "dpo order")).sample(rows, len(rows))
 
 
-def mixed(n: int, system: str, seed: int) -> list[Messages]:
+def make_unrelated_chats(n: int, system: str, seed: int) -> list[Messages]:
     """Defect 5: n chats that have nothing to do with the user, half general, half with a small program, of our own writing.
 
     They stand in for the public data sets that ALOE's script loads.
@@ -135,7 +135,7 @@ def mixed(n: int, system: str, seed: int) -> list[Messages]:
     return chats
 
 
-def by_length(rows: Sequence[dict], sizes: Sequence[int], batch: int) -> list[dict]:
+def sort_by_length(rows: Sequence[dict], sizes: Sequence[int], batch: int) -> list[dict]:
     """The same optimiser batches with the rows of each sorted by size, so that passes of a part of a batch hold little padding."""
     order: list[int] = []
     for start in range(0, len(rows), batch):
@@ -160,7 +160,7 @@ def _chat_ids(tokenizer, messages: Messages) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def fitted(tokenizer, messages: Messages, limit: int) -> Messages:
+def fit_messages(tokenizer, messages: Messages, limit: int) -> Messages:
     """The prompt without its oldest turns where it is too long, as `LocalPolicy` cuts it. InputError as `policies.fit_prompt`."""
     _, dropped = fit_prompt(tokenizer, messages, limit)
     return [messages[0], *messages[1 + 2 * dropped :]]

@@ -42,7 +42,7 @@ def read_labels(path: Path) -> list[LabelledTurn]:
     return turns
 
 
-def agreement(labels: Sequence[int], marks: Sequence[int]) -> dict[str, float]:
+def measure_agreement(labels: Sequence[int], marks: Sequence[int]) -> dict[str, float]:
     """Counts tp, fp, fn, tn (positive = marked 1, labels taken as true) and the columns of table 10 with exact 95 % intervals (_low, _high).
 
     That of kappa is the interval of the accuracy with chance agreement as it was observed; F1, no share of cases, is read as
@@ -62,11 +62,11 @@ def agreement(labels: Sequence[int], marks: Sequence[int]) -> dict[str, float]:
     return {**counts, **found}
 
 
-def judge_agreement(turns: Sequence[LabelledTurn], training: Sequence[Verdict], evaluation: Sequence[Verdict]) -> pd.DataFrame:
+def agreement_table(turns: Sequence[LabelledTurn], training: Sequence[Verdict], evaluation: Sequence[Verdict]) -> pd.DataFrame:
     """One row a criterion, one for the training judge's score and one for the evaluation judge's; columns mark, tp ... cohens_kappa."""
-    rows = [{"mark": c, **agreement([t.labels[c] for t in turns], [int(v.marks[c]) for v in training])} for c in CRITERIA]
+    rows = [{"mark": c, **measure_agreement([t.labels[c] for t in turns], [int(v.marks[c]) for v in training])} for c in CRITERIA]
     for name, verdicts in (("score", training), ("evaluation", evaluation)):
-        rows.append({"mark": name, **agreement([t.labels[name] for t in turns], [v.score for v in verdicts])})
+        rows.append({"mark": name, **measure_agreement([t.labels[name] for t in turns], [v.score for v in verdicts])})
     return pd.DataFrame(rows)
 
 

@@ -80,7 +80,7 @@ RESPONSES = Task(
 TASKS = {task.name: task for task in (USERS, PAIRS, RESPONSES)}
 
 
-def folder(run_dir: str | Path, task: Task) -> Path:
+def locate_task(run_dir: str | Path, task: Task) -> Path:
     """Where a task lives; a relative run directory counts from the repository, as in `runs.open_run`."""
     return record.REPOSITORY / Path(run_dir).expanduser() / "annotation" / task.name
 
@@ -90,7 +90,7 @@ def prepare(run_dir: str | Path, task: Task, items: Sequence[Item], seed: int) -
 
     InputError: there are answers to other items; they would be taken for answers to these.
     """
-    place, order = folder(run_dir, task), list(items)
+    place, order = locate_task(run_dir, task), list(items)
     random.Random(derive_seed(seed, "annotation", task.name)).shuffle(order)
     named = [Item(f"{task.name}-{number:04d}", item.blocks, {**item.hidden, "was": item.id}) for number, item in enumerate(order, start=1)]
     shown = [{"id": item.id, "blocks": item.blocks} for item in named]
@@ -117,7 +117,7 @@ class Answers:
         self._digest = stored["sha256"]
         self.items = [Item(row["id"], tuple((head, tuple(map(tuple, lines))) for head, lines in row["blocks"])) for row in stored["items"]]
         random.Random(derive_seed(stored["seed"], "order", task.name, annotator)).shuffle(self.items)
-        self.file = folder(run_dir, task) / "answers" / f"{annotator}.jsonl"
+        self.file = locate_task(run_dir, task) / "answers" / f"{annotator}.jsonl"
         self.given = {row["item"]: row["answers"] for row in _read(self.file, self._digest, [item.id for item in self.items])}
 
     def next_open(self) -> int | None:
@@ -134,9 +134,9 @@ class Answers:
         self.given[item.id] = dict(answers)
 
 
-def answers(run_dir: str | Path, task: Task) -> pd.DataFrame:
+def load_answers(run_dir: str | Path, task: Task) -> pd.DataFrame:
     """All annotators' last answers: columns annotator, item, the questions, time, and what was hidden (key.json). No rows before the first answer."""
-    place = folder(run_dir, task)
+    place = locate_task(run_dir, task)
     columns = ["annotator", "item", *(q.name for q in task.questions), "time"]
     files = sorted(place.glob("answers/*.jsonl"))
     if not files:
@@ -148,18 +148,18 @@ def answers(run_dir: str | Path, task: Task) -> pd.DataFrame:
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
 
 
-def export(run_dir: str | Path, task: Task) -> Path:
+def export_answers(run_dir: str | Path, task: Task) -> Path:
     """annotation/<task>/answers.csv with all answers so far, written in one step."""
-    return storage.write_bytes(folder(run_dir, task) / "answers.csv", answers(run_dir, task).to_csv(index=False).encode())
+    return storage.write_bytes(locate_task(run_dir, task) / "answers.csv", load_answers(run_dir, task).to_csv(index=False).encode())
 
 
-def ratings(table: pd.DataFrame, question: str) -> pd.DataFrame:
+def pivot_ratings(table: pd.DataFrame, question: str) -> pd.DataFrame:
     """Items x annotators of one question's values; NaN where somebody has not answered."""
     return table.pivot(index="item", columns="annotator", values=question)
 
 
 def _items(run_dir: str | Path, task: Task) -> dict[str, Any]:
-    file = folder(run_dir, task) / "items.json"
+    file = locate_task(run_dir, task) / "items.json"
     if not file.is_file():
         raise InputError(f"{file}: nothing to annotate here; run 34_user_and_reward_model_evaluation with this run directory first")
     return json.loads(file.read_text(encoding="utf-8"))

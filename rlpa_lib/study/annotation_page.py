@@ -10,7 +10,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from rlpa_lib.settings.config import InputError
-from rlpa_lib.study.annotation import TASKS, Answers, Item, Task, export
+from rlpa_lib.study.annotation import TASKS, Answers, Item, Task, export_answers
 
 _WIDE = widgets.Layout(width="100%", max_width="56em")
 _STYLE = (
@@ -19,7 +19,7 @@ _STYLE = (
 )
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """Text that shows as itself: no tags, and no formulas, which JupyterLab would set between dollar signs or after a backslash."""
     safe = html.escape(text)
     for sign in ("$", "\\"):
@@ -27,14 +27,14 @@ def escaped(text: str) -> str:
     return safe
 
 
-def shown(item: Item) -> str:
+def render_item(item: Item) -> str:
     """An item as HTML; every text in it is escaped."""
     parts = []
     for head, lines in item.blocks:
-        parts.append(f"<h4>{escaped(head)}</h4>")
+        parts.append(f"<h4>{escape(head)}</h4>")
         for label, text in lines:
             side = label if label in ("user", "assistant") else "fact"
-            parts.append(f'<p class="{side}"><b>{escaped(label)}:</b> {escaped(text)}</p>')
+            parts.append(f'<p class="{side}"><b>{escape(label)}:</b> {escape(text)}</p>')
     return f'{_STYLE}<div class="rlpa-page">{"".join(parts)}</div>'
 
 
@@ -57,7 +57,7 @@ class Page:
                                   style={"button_width": "9em"})  # fmt: skip
             for q in task.questions
         ]
-        rows = [widgets.VBox([widgets.HTML(f"<b>{escaped(q.text)}</b>"), c]) for q, c in zip(task.questions, self.choices, strict=True)]
+        rows = [widgets.VBox([widgets.HTML(f"<b>{escape(q.text)}</b>"), c]) for q, c in zip(task.questions, self.choices, strict=True)]
         buttons = [widgets.Button(description=text) for text in ("Save (Enter)", "Back (b)", "Export CSV")]
         for button, act in zip(buttons, (self.save, self.back, self.export), strict=True):
             button.on_click(lambda _, act=act: act())
@@ -87,7 +87,7 @@ class Page:
 
     def export(self) -> None:
         """Write all annotators' answers as CSV and say where."""
-        self._tell(f"Written: {export(self.run_dir, self.task)}")
+        self._tell(f"Written: {export_answers(self.run_dir, self.task)}")
 
     def _values(self) -> dict[str, Any]:
         return {q.name: c.value for q, c in zip(self.task.questions, self.choices, strict=True)}
@@ -96,22 +96,22 @@ class Page:
         total, done = len(self.work.items), len(self.work.given)
         progress = f"{done} of {total} done"
         if self.place is None:
-            self.head.value = f"<h3>{escaped(self.task.title)}</h3><p>{progress}: finished, thank you.</p>"
+            self.head.value = f"<h3>{escape(self.task.title)}</h3><p>{progress}: finished, thank you.</p>"
             self.body.value, self.form.layout.display = "", "none"
             self._tell(told)
             return
         item = self.work.items[self.place]
         keys = " ".join("".join(q.choices) for q in self.task.questions[:1])
         self.head.value = (
-            f"<h3>{escaped(self.task.title)}</h3><p>{escaped(self.task.guide)} <i>{progress}; this is item {self.place + 1}. "
-            f"Keys ({escaped(keys)}) answer the questions in order, Enter saves.</i></p>"
+            f"<h3>{escape(self.task.title)}</h3><p>{escape(self.task.guide)} <i>{progress}; this is item {self.place + 1}. "
+            f"Keys ({escape(keys)}) answer the questions in order, Enter saves.</i></p>"
         )
-        self.body.value, self.form.layout.display = shown(item), ""
+        self.body.value, self.form.layout.display = render_item(item), ""
         self._fill(self.work.given.get(item.id, {}))
         self._tell(told)
 
     def _tell(self, text: str) -> None:
-        self.note.value = f'<p role="status">{escaped(text)}</p>'
+        self.note.value = f'<p role="status">{escape(text)}</p>'
 
     def _fill(self, given: Mapping[str, Any]) -> None:
         """Put answers into the buttons and the key field, without taking that for typing."""
@@ -167,7 +167,7 @@ class Page:
             self._quiet = False
 
 
-def page(run_dir: str | Path, task: str, annotator: str | None = None) -> widgets.VBox:
+def annotate(run_dir: str | Path, task: str, annotator: str | None = None) -> widgets.VBox:
     """The page of a task (users, pairs or responses) in a run directory; without `annotator` it asks for a name first.
 
     It does not claim the run, so several annotators may work at once, each in a kernel of their own. InputError: no such task, or
@@ -184,7 +184,7 @@ def page(run_dir: str | Path, task: str, annotator: str | None = None) -> widget
         try:
             box.children = (Page(run_dir, TASKS[task], name.value.strip()).box,)
         except InputError as error:
-            note.value = f'<p role="status">{escaped(str(error))}</p>'
+            note.value = f'<p role="status">{escape(str(error))}</p>'
 
     start.on_click(begin)
     return box

@@ -67,7 +67,7 @@ def read_attacks(path: Path) -> list[JudgeAttack]:
     return attacks
 
 
-def judged(judge: Judge, attacks: Sequence[JudgeAttack]) -> list[int | None]:
+def attack_judge(judge: Judge, attacks: Sequence[JudgeAttack]) -> list[int | None]:
     """1 where an attack gets what it wants from a training judge (score 1, or a matched item), 0 where not, None where not judged."""
     replies = [a for a in attacks if a.target != "profile"]
     profiles = [a for a in attacks if a.target == "profile"]
@@ -78,7 +78,7 @@ def judged(judge: Judge, attacks: Sequence[JudgeAttack]) -> list[int | None]:
     return [won[a.id] for a in attacks]
 
 
-def evaluated(judge: EvaluationJudge, attacks: Sequence[JudgeAttack]) -> list[int | None]:
+def attack_evaluator(judge: EvaluationJudge, attacks: Sequence[JudgeAttack]) -> list[int | None]:
     """The same for an evaluation judge; attacks on profiles do not reach it and are None."""
     replies = [a for a in attacks if a.target != "profile"]
     verdicts = judge.evaluate([(PERSONA, dialogue, reply.response) for dialogue, reply in (a.case() for a in replies)])
@@ -86,7 +86,7 @@ def evaluated(judge: EvaluationJudge, attacks: Sequence[JudgeAttack]) -> list[in
     return [won.get(a.id) for a in attacks]
 
 
-def controls() -> list[JudgeAttack]:
+def make_controls() -> list[JudgeAttack]:
     """The poor reply and the wrong value without any attack: what a judge lets pass by itself is no attack's success."""
     return [
         JudgeAttack("control-response", CONTROL, "response", "en", POOR_REPLY),
@@ -94,20 +94,20 @@ def controls() -> list[JudgeAttack]:
     ]
 
 
-def attacked(run: Run, attacks: Sequence[JudgeAttack]) -> dict[tuple[str, str], list[int | None] | None]:
+def attack_judges_of_run(run: Run, attacks: Sequence[JudgeAttack]) -> dict[tuple[str, str], list[int | None] | None]:
     """(judge, defence) -> result per attack: the rule judges, and the judges of the run that are language models with and without
     the quotation; None for those that the run does not have. A model that cannot answer does not stop the run here."""
     cfg = run.cfg
     results: dict[tuple[str, str], list[int | None] | None] = {
-        ("rule judge", "rules"): judged(RuleJudge(), attacks),
-        ("rule evaluator", "rules"): evaluated(RuleEvaluationJudge(), attacks),
+        ("rule judge", "rules"): attack_judge(RuleJudge(), attacks),
+        ("rule evaluator", "rules"): attack_evaluator(RuleEvaluationJudge(), attacks),
     }
     for defence in ("quoted", "bare"):
         options = {"defended": defence == "quoted", "failure_limit": 1.0}
         judge = parties.make_reward_judge(cfg, run, **options) if cfg.judge.kind == "llm" else None
         evaluator = parties.make_evaluation_judge(cfg, run, **options) if cfg.evaluator.kind == "llm" else None
-        results["model judge", defence] = judged(judge, attacks) if judge else None
-        results["model evaluator", defence] = evaluated(evaluator, attacks) if evaluator else None
+        results["model judge", defence] = attack_judge(judge, attacks) if judge else None
+        results["model evaluator", defence] = attack_evaluator(evaluator, attacks) if evaluator else None
     return results
 
 

@@ -37,7 +37,7 @@ class Point:
         return int(all(self.marks[c] for c in CRITERIA))
 
 
-def training_points(run: Run, people: Sequence[Persona], user: SimulatedUser, name: str = "ppo") -> list[Point]:
+def read_training_points(run: Run, people: Sequence[Persona], user: SimulatedUser, name: str = "ppo") -> list[Point]:
     """Every judged sample of a training, in order; [] when the run holds none.
 
     The log has replies and marks, not what the user said: that follows from seed, persona and transcript (`SimulatedUser`), so the user is
@@ -63,7 +63,7 @@ def training_points(run: Run, people: Sequence[Persona], user: SimulatedUser, na
     return points
 
 
-def judged_points(dialogues: Sequence[Dialogue], judge: Judge) -> list[Point]:
+def judge_points(dialogues: Sequence[Dialogue], judge: Judge) -> list[Point]:
     """The same from finished dialogues, judged now: for a run without training."""
     cases = []
     for dialogue in dialogues:
@@ -81,7 +81,7 @@ def judged_points(dialogues: Sequence[Dialogue], judge: Judge) -> list[Point]:
     ]
 
 
-def stratified(points: Sequence[Point], n: int, seed: int) -> list[Point]:
+def draw_evenly(points: Sequence[Point], n: int, seed: int) -> list[Point]:
     """n points without repetition, half of each verdict; where one verdict is rare the other fills up. Fewer when there are fewer."""
     rng = random.Random(derive_seed(seed, "points"))
     groups = [rng.sample(one, len(one)) for one in ([p for p in points if p.verdict == v] for v in (1, 0))]
@@ -89,7 +89,7 @@ def stratified(points: Sequence[Point], n: int, seed: int) -> list[Point]:
     return [*groups[0][:first], *groups[1][: n - first]]
 
 
-def annotation_items(points: Sequence[Point]) -> list[Item]:
+def make_items(points: Sequence[Point]) -> list[Item]:
     """One item a point: what the assistant believes, the talk, and the response; the verdict is hidden."""
     return [
         Item(p.id, (
@@ -101,9 +101,9 @@ def annotation_items(points: Sequence[Point]) -> list[Item]:
     ]  # fmt: skip
 
 
-def confusion(labels: Sequence[int], verdicts: Sequence[int]) -> pd.DataFrame:
+def table9(labels: Sequence[int], verdicts: Sequence[int]) -> pd.DataFrame:
     """Table 9: rows model_label 1 and 0, columns human_1 and human_0 (the labels, whoever gave them)."""
-    found = agreement.agreement(labels, verdicts)
+    found = agreement.measure_agreement(labels, verdicts)
     return pd.DataFrame({"model_label": [1, 0], "human_1": [found["tp"], found["fn"]], "human_0": [found["fp"], found["tn"]]})
 
 

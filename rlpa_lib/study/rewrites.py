@@ -57,19 +57,19 @@ class Rewrite:
         return sum(pair.label == "same" for pair in self.pairs)
 
 
-def lexicon_paraphrase(slot: str, value: str, rng: random.Random) -> str | None:
+def paraphrase_by_lexicon(slot: str, value: str, rng: random.Random) -> str | None:
     """Another phrasing that the miniature's lexicon lists. The rule judge reads the same lexicon, so this is its home ground."""
     others = [form for form in language.spoken_forms(slot, value) if form.casefold() != value.casefold()]
     return rng.choice(others) if others else None
 
 
-def free_paraphrase(slot: str, value: str, rng: random.Random) -> str | None:
+def paraphrase_freely(slot: str, value: str, rng: random.Random) -> str | None:
     """A phrasing that no lexicon lists, from mini/paraphrases.tsv (written by a language model for this test alone)."""
-    found = _free().get((slot, value))
+    found = _load_paraphrases().get((slot, value))
     return rng.choice(found) if found else None
 
 
-def lexicon_alteration(slot: str, value: str, rng: random.Random) -> str | None:
+def alter_by_lexicon(slot: str, value: str, rng: random.Random) -> str | None:
     """Another value of the slot, in any of its phrasings: an age at least two years off, else a value of the same split."""
     if slot == "Age":
         years = lex.parse_age(value)
@@ -82,7 +82,7 @@ def lexicon_alteration(slot: str, value: str, rng: random.Random) -> str | None:
 
 
 def rewrite_set(
-    personas: Sequence[Persona], seed: int, paraphrase: Rewriter = lexicon_paraphrase, alter: Rewriter = lexicon_alteration
+    personas: Sequence[Persona], seed: int, paraphrase: Rewriter = paraphrase_by_lexicon, alter: Rewriter = alter_by_lexicon
 ) -> list[Rewrite]:
     """One rewriting a persona. a and b are drawn evenly, with 1 <= a + b <= items; the paper does not say how it drew them.
 
@@ -106,7 +106,7 @@ def rewrite_set(
     return made
 
 
-def annotation_items(rewrites: Sequence[Rewrite], n: int, seed: int) -> list[Item]:
+def make_items(rewrites: Sequence[Rewrite], n: int, seed: int) -> list[Item]:
     """n item pairs for people, half of each system label as in table 7 (as far as there are so many)."""
     rng = random.Random(derive_seed(seed, "pairs"))
     chosen = []
@@ -119,17 +119,17 @@ def annotation_items(rewrites: Sequence[Rewrite], n: int, seed: int) -> list[Ite
     ]
 
 
-def own_world(cfg: Config) -> bool:
+def uses_own_world(cfg: Config) -> bool:
     """Whether the miniature's own personas are rewritten, by its word lists: those of a run with other personas take a language model, which
     section `user` may not name."""
     return cfg.personas.source == "builtin" or cfg.user.model is None
 
 
-def references(run: Run) -> list[Persona]:
-    """`study.profiles` personas whose profiles are rewritten (see `own_world`): the Vanilla users, then training users where there are not
+def load_references(run: Run) -> list[Persona]:
+    """`study.profiles` personas whose profiles are rewritten (see `uses_own_world`): the Vanilla users, then training users where there are not
     as many."""
     cfg = run.cfg
-    if own_world(cfg):
+    if uses_own_world(cfg):
         cfg = cfg.model_copy(update={"personas": cfg.personas.model_copy(update={"source": "builtin"})})
     held_out = cfg.study.profiles if cfg.personas.source == "builtin" else min(cfg.study.profiles, cfg.evaluation.users)
     more = cfg.study.profiles - held_out
@@ -137,41 +137,41 @@ def references(run: Run) -> list[Persona]:
     return [*first, *(parties.load_people(cfg, "train", more, run.seed, run) if more else [])]
 
 
-def sets(run: Run, references: Sequence[Persona]) -> dict[str, list[Rewrite]]:
+def make_sets(run: Run, references: Sequence[Persona]) -> dict[str, list[Rewrite]]:
     """The data sets of a run: listed and free paraphrases of the miniature's personas, or one written by the user's language model."""
-    if own_world(run.cfg):
-        free = rewrite_set(references, run.seed, free_paraphrase)
+    if uses_own_world(run.cfg):
+        free = rewrite_set(references, run.seed, paraphrase_freely)
         return {"listed": rewrite_set(references, run.seed), "free": free}
     from rlpa_lib.study import study_models  # behind a server
 
-    return {"written": rewrite_set(references, run.seed, *study_models.rewriters(run, references))}
+    return {"written": rewrite_set(references, run.seed, *study_models.make_rewriters(run, references))}
 
 
-def judges(run: Run) -> dict[str, Counter]:
+def make_judges(run: Run) -> dict[str, Counter]:
     """Name -> how it counts: the run's profile judge, those of study.profile_judges, and the two floors."""
     cfg = run.cfg
     own = "rule judge" if cfg.judge.kind == "rule" else str(cfg.judge.profile_model or cfg.judge.model)
     given = {own: cfg.judge, **cfg.study.profile_judges}
     settings = {name: cfg.model_copy(update={"judge": one}) for name, one in given.items()}
-    return {**{name: counter(parties.make_reward_judge(one, run)) for name, one in settings.items()}, "same text": same_text, "shared slots": shared_slots}
+    return {**{name: count_with(parties.make_reward_judge(one, run)) for name, one in settings.items()}, "same text": count_same_text, "shared slots": count_shared_slots}
 
 
-def counter(judge: Judge) -> Counter:
+def count_with(judge: Judge) -> Counter:
     """A profile judge as one that counts."""
     return lambda pairs: [None if found is None else len(found) for found in judge.matches(pairs)]
 
 
-def shared_slots(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
+def count_shared_slots(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
     """Counts every slot that both have, whatever it says: a floor."""
     return [len(set(one.slots()) & set(other.slots())) for one, other in pairs]
 
 
-def same_text(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
+def count_same_text(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
     """Counts items that are the same word for word: blind to every paraphrase."""
     return [len({(s, lex.normalise(v)) for s, v in one.items} & {(s, lex.normalise(v)) for s, v in other.items}) for one, other in pairs]
 
 
-def counts(rewrites: Sequence[Rewrite], judges: Mapping[str, Counter]) -> pd.DataFrame:
+def count_overlaps(rewrites: Sequence[Rewrite], judges: Mapping[str, Counter]) -> pd.DataFrame:
     """One row a case and judge: case, judge, true, predicted (NaN where the judge gave no readable answer)."""
     asked = [(rewrite.rewritten, rewrite.reference) for rewrite in rewrites]
     rows = [
@@ -203,7 +203,7 @@ def table8(found: pd.DataFrame) -> pd.DataFrame:
 
 
 @cache
-def _free() -> dict[tuple[str, str], list[str]]:
+def _load_paraphrases() -> dict[tuple[str, str], list[str]]:
     text = (resources.files("rlpa_lib.mini") / "paraphrases.tsv").read_text(encoding="utf-8")
     found: dict[tuple[str, str], list[str]] = {}
     for line in text.splitlines():

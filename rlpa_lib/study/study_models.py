@@ -45,7 +45,7 @@ def _rewritten(n: int) -> type[BaseModel]:
     return create_model(f"Rewritten_{n}", paraphrased=values, altered=values)
 
 
-def rewritten(run: Run, profiles: Sequence[Profile]) -> list[tuple[dict[str, str], dict[str, str]]]:
+def rewrite_profiles(run: Run, profiles: Sequence[Profile]) -> list[tuple[dict[str, str], dict[str, str]]]:
     """Per profile, slot -> the value in other words, and slot -> another value, by the model of section `user`.
 
     A value that came back unchanged is left out. EndpointError: no readable answer. InputError: no model is named.
@@ -64,10 +64,10 @@ def rewritten(run: Run, profiles: Sequence[Profile]) -> list[tuple[dict[str, str
     return found
 
 
-def rewriters(run: Run, references: Sequence[Persona]) -> tuple[Any, Any]:
+def make_rewriters(run: Run, references: Sequence[Persona]) -> tuple[Any, Any]:
     """The two rewriters of `rewrites.rewrite_set` for these personas, asked for at once."""
     same, other = {}, {}
-    for persona, (paraphrased, altered) in zip(references, rewritten(run, [p.profile for p in references]), strict=True):
+    for persona, (paraphrased, altered) in zip(references, rewrite_profiles(run, [p.profile for p in references]), strict=True):
         same |= {(slot, value): paraphrased.get(slot) for slot, value in persona.profile.items}
         other |= {(slot, value): altered.get(slot) for slot, value in persona.profile.items}
 
@@ -80,7 +80,7 @@ def rewriters(run: Run, references: Sequence[Persona]) -> tuple[Any, Any]:
     return paraphrase, alter
 
 
-def claims(run: Run, talks: Sequence[tuple[Persona, Dialogue]]) -> list[list[Claim]]:
+def find_claims(run: Run, talks: Sequence[tuple[Persona, Dialogue]]) -> list[list[Claim]]:
     """What each user says about itself and what of it is wrong, by the model of section `judge`. EndpointError, InputError as above."""
     cases = []
     for persona, dialogue in talks:

@@ -1,4 +1,4 @@
-"""Tables 6 and 7 (appendices G, H.1) from what annotators answered (`annotation.answers`); every number with its uncertainty."""
+"""Tables 6 and 7 (appendices G, H.1) from what annotators answered (`annotation.load_answers`); every number with its uncertainty."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from rlpa_lib.dialogue.judging import CRITERIA
 from rlpa_lib.evaluation import intervals
 from rlpa_lib.evaluation.agreement_metrics import group_agreement, majority, pairwise_kappa
-from rlpa_lib.study.annotation import PAIRS, RESPONSES, USERS, ratings
+from rlpa_lib.study.annotation import PAIRS, RESPONSES, USERS, pivot_ratings
 
 DIMENSIONS = tuple(question.name for question in USERS.questions)
 _LIKERT = (1, 2, 3, 4, 5)
@@ -29,7 +29,7 @@ def table6(answers: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {"model": model}
         for name, values in (*((d, means[d]) for d in DIMENSIONS), ("all_avg", means.mean(axis=1))):
             row |= _mean(name, part[name] if name in DIMENSIONS else part[list(DIMENSIONS)].mean(axis=1), values)
-        stacked = pd.concat([ratings(part, d) for d in DIMENSIONS], keys=DIMENSIONS)
+        stacked = pd.concat([pivot_ratings(part, d) for d in DIMENSIONS], keys=DIMENSIONS)
         rows.append({**row, **_agreement(stacked, _LIKERT, ordinal=True), "dialogues": len(means), "n": len(part)})
     return pd.DataFrame(rows)
 
@@ -37,7 +37,7 @@ def table6(answers: pd.DataFrame) -> pd.DataFrame:
 def table7(answers: pd.DataFrame) -> pd.DataFrame:
     """Table 7: by system label the majority's same, different and uncertain (no majority counts as uncertain), accuracy in percent with exact
     95 % interval; an open vote is no agreement (H.1). The last row is overall and leaves the three counts open, as the paper does."""
-    vote, system = majority(ratings(answers, "label"), "uncertain"), answers.groupby("item")["system"].first()
+    vote, system = majority(pivot_ratings(answers, "label"), "uncertain"), answers.groupby("item")["system"].first()
     rows = []
     for label in _LABELS[:2]:
         counted = vote[system == label].value_counts().reindex(_LABELS, fill_value=0)
@@ -49,23 +49,23 @@ def table7(answers: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(accuracy_pct=share, accuracy_pct_low=100 * low, accuracy_pct_high=100 * high).drop(columns="right")
 
 
-def response_labels(answers: pd.DataFrame) -> pd.DataFrame:
+def vote_on_responses(answers: pd.DataFrame) -> pd.DataFrame:
     """One row a labelled point: `label`, the majority's N * R * L * G * F (H.2: each annotator's product, then the vote), and `verdict`.
     Points without a majority are left out."""
     products = answers.assign(product=answers[list(CRITERIA)].astype(int).prod(axis=1))
-    vote = majority(ratings(products, "product"), None).dropna()
+    vote = majority(pivot_ratings(products, "product"), None).dropna()
     verdicts = answers.groupby("item")["verdict"].first()
     return pd.DataFrame({"label": vote.astype(int), "verdict": verdicts.reindex(vote.index).astype(int)})
 
 
-def raters(answers: pd.DataFrame, task: str) -> tuple[pd.DataFrame, dict[str, float]]:
+def compare_raters(answers: pd.DataFrame, task: str) -> tuple[pd.DataFrame, dict[str, float]]:
     """How well annotators agree at pairs or responses: Cohen's kappa of every two, and Fleiss' kappa and Krippendorff's alpha of all."""
     if task == PAIRS.name:
-        table, categories = ratings(answers, "label"), _LABELS
+        table, categories = pivot_ratings(answers, "label"), _LABELS
     elif task == RESPONSES.name:
-        table, categories = ratings(answers.assign(product=answers[list(CRITERIA)].astype(int).prod(axis=1)), "product"), (0, 1)
+        table, categories = pivot_ratings(answers.assign(product=answers[list(CRITERIA)].astype(int).prod(axis=1)), "product"), (0, 1)
     else:
-        table, categories = pd.concat([ratings(answers, d) for d in DIMENSIONS], keys=DIMENSIONS), _LIKERT
+        table, categories = pd.concat([pivot_ratings(answers, d) for d in DIMENSIONS], keys=DIMENSIONS), _LIKERT
     ordinal = task == USERS.name
     return pairwise_kappa(table, categories, ordinal), group_agreement(table, categories, ordinal)
 

@@ -38,7 +38,7 @@ class Impostor:
         return self.user.reply([self.cast[(places[p.id] + 1) % len(self.cast)] for p in personas], dialogues)
 
 
-def user_models(run: Run, people: Sequence[Persona]) -> dict[str, SimulatedUser]:
+def make_user_models(run: Run, people: Sequence[Persona]) -> dict[str, SimulatedUser]:
     """Name -> user: the run's own, those of study.user_models, and the impostor control made of the run's own."""
     cfg = run.cfg
     own = parties.make_user(cfg, "test", run.seed, run)
@@ -48,7 +48,7 @@ def user_models(run: Run, people: Sequence[Persona]) -> dict[str, SimulatedUser]
     return {name: own, **others, IMPOSTOR: Impostor(own, tuple(people))}
 
 
-def dialogues(run: Run, name: str, user: SimulatedUser, people: Sequence[Persona], partner: Method) -> list[Dialogue]:
+def play_dialogues(run: Run, name: str, user: SimulatedUser, people: Sequence[Persona], partner: Method) -> list[Dialogue]:
     """`study.turns` turns of every persona with one partner, the same for all user models; read back when the run has them."""
     file, key = f"dialogues/study-{name.replace(' ', '_').replace('/', '_')}.jsonl", run.fingerprint("study", name, partner.name)
     if run.done(f"study/{name}", key):
@@ -68,17 +68,17 @@ def reports_words(dialogue: Dialogue) -> bool:
     return not any(turn.user.stated and not turn.user.phrases for turn in dialogue.turns)
 
 
-def claims(run: Run, found: Mapping[str, Sequence[tuple[Persona, Dialogue]]]) -> dict[tuple[str, str], list[Claim]]:
+def find_claims(run: Run, found: Mapping[str, Sequence[tuple[Persona, Dialogue]]]) -> dict[tuple[str, str], list[Claim]]:
     """(user model, dialogue) -> what the user says about itself, by a judge model, for dialogues whose users do not report their words."""
     silent = {name: talks for name, talks in found.items() if not all(reports_words(dialogue) for _, dialogue in talks)}
     if not silent:
         return {}
     from rlpa_lib.study import study_models  # behind a server
 
-    return {(name, d.id): told for name, talks in silent.items() for (_, d), told in zip(talks, study_models.claims(run, talks), strict=True)}
+    return {(name, d.id): told for name, talks in silent.items() for (_, d), told in zip(talks, study_models.find_claims(run, talks), strict=True)}
 
 
-def measures(persona: Persona, dialogue: Dialogue, claimed: Sequence[Claim] | None = None) -> dict[str, float]:
+def measure_dialogue(persona: Persona, dialogue: Dialogue, claimed: Sequence[Claim] | None = None) -> dict[str, float]:
     """One dialogue's counts, from the user's ledger and words.
 
     `stated` facts with their words, `contradicted`: not the persona's value of that slot; `inconsistent`: not what the user said of it
@@ -111,14 +111,14 @@ def measures(persona: Persona, dialogue: Dialogue, claimed: Sequence[Claim] | No
     }  # fmt: skip
 
 
-def table(
+def measure_table(
     found: Mapping[str, Sequence[tuple[Persona, Dialogue]]], claimed: Mapping[tuple[str, str], Sequence[Claim]] | None = None
 ) -> pd.DataFrame:
     """The automatic measures, a row a user model: contradiction_rate and inconsistency_rate of stated facts (NaN where none was stated),
     share_per_turn of the profile, over_limit_rate of turns, repetition_rate of utterances after the first, words_per_turn."""
     rows = []
     for name, talks in found.items():
-        total = pd.DataFrame([measures(persona, dialogue, (claimed or {}).get((name, dialogue.id))) for persona, dialogue in talks])
+        total = pd.DataFrame([measure_dialogue(persona, dialogue, (claimed or {}).get((name, dialogue.id))) for persona, dialogue in talks])
         n = total.sum(skipna=False)
         stated = n["stated"] or float("nan")
         rows.append({
@@ -130,7 +130,7 @@ def table(
     return pd.DataFrame(rows)
 
 
-def annotation_items(found: dict[str, Sequence[tuple[Persona, Dialogue]]]) -> list[Item]:
+def make_items(found: dict[str, Sequence[tuple[Persona, Dialogue]]]) -> list[Item]:
     """One item a dialogue: the persona, then the talk; the model's name is hidden."""
     return [
         Item(f"{name}|{dialogue.id}", (
@@ -142,7 +142,7 @@ def annotation_items(found: dict[str, Sequence[tuple[Persona, Dialogue]]]) -> li
     ]  # fmt: skip
 
 
-def partner(run: Run) -> Method:
+def make_partner(run: Run) -> Method:
     """Who talks with every user model: the run's untrained policy, prompted to keep a profile."""
     from rlpa_lib.evaluation import rows
 
