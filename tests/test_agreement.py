@@ -8,7 +8,7 @@ from rlpa_lib.dialogue.judging import CRITERIA
 from rlpa_lib.mini.attacks import GALLERY, PERSONA, TOLD, situation
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.settings.config import InputError
-from rlpa_lib.study.agreement import measure_agreement, agreement_table, read_labels
+from rlpa_lib.study.response_judge import agreement_table, measure_agreement, read_labels
 
 
 def row(response, **labels):

@@ -8,7 +8,7 @@ import pytest
 from rlpa_lib.settings.config import InputError
 from rlpa_lib.study import annotation
 from rlpa_lib.study.annotation import PAIRS, RESPONSES, USERS, Answers, Item
-from rlpa_lib.study.annotation_page import Page, escape, annotate, render_item
+from rlpa_lib.study.annotation_page import Page, annotate, escape, render_item
 
 DANGEROUS = "<img src=x onerror='window.hacked=1'> costs $5 or $x^2$, \\(y\\) & more"
 

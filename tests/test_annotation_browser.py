@@ -84,7 +84,7 @@ def rate(tab, keys, done):
 def test_three_are_rated_the_page_is_closed_and_opened_and_the_rest_is_done(tmp_path):
     run_dir = tmp_path / "run"
     annotation.prepare(run_dir, annotation.USERS, dialogue_items(5), seed=0)
-    cell = f"from rlpa_lib.study.annotation_page import page\npage({str(run_dir)!r}, 'users', 'ann')"
+    cell = f"from rlpa_lib.study.annotation_page import annotate\nannotate({str(run_dir)!r}, 'users', 'ann')"
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)], metadata=kernel), tmp_path / "rate.ipynb")
     file = annotation.locate_task(run_dir, annotation.USERS) / "answers" / "ann.jsonl"

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlpa_lib.methods import trainers, training_data
 from rlpa_lib.methods.preferences import Conversation, Exchange
-from rlpa_lib.methods.training_data import IGNORED, list_branches, make_dpo_rows, grow_texts, label_answers, make_sft_rows
+from rlpa_lib.methods.training_data import IGNORED, grow_texts, label_answers, list_branches, make_dpo_rows, make_sft_rows
 from rlpa_lib.mini.tiny import WEIGHTS
 from rlpa_lib.settings.config import InputError
 

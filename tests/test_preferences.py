@@ -8,7 +8,7 @@ from rlpa_lib.agents import parties
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.methods import preferences
-from rlpa_lib.methods.preferences import Conversation, Exchange, generate, build_history, load_preferences, read_conversations
+from rlpa_lib.methods.preferences import Conversation, Exchange, build_history, generate, load_preferences, read_conversations
 from rlpa_lib.mini.judge import RuleEvaluationJudge
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.personas.sources import load_personas

@@ -15,7 +15,7 @@ from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.rlpa.rewards import score_replies
 from rlpa_lib.runs.run import claim
 from rlpa_lib.settings.config import Config
-from rlpa_lib.study import logged_points, user_measures
+from rlpa_lib.study import response_judge, user_measures
 
 NOBODY = Reply(Profile(), "I see.", True)
 
@@ -95,7 +95,7 @@ def trained(tmp_path):
 
 def test_the_log_gives_back_what_the_judge_saw(trained):
     run, people, user, judge, seen = trained
-    points = logged_points.read_training_points(run, people, user)
+    points = response_judge.read_training_points(run, people, user)
     assert len(points) == 9  # three of the second turn's replies were of broken format
     for point in points:
         _, turn, sample = point.id.rsplit("-", 2)
@@ -104,12 +104,12 @@ def test_the_log_gives_back_what_the_judge_saw(trained):
         assert [t.reply.response for t in point.dialogue.turns] == [t.reply.response for t in then.turns]
         [verdict] = judge.responses([(point.dialogue, point.reply)])
         assert {c: int(verdict.marks[c]) for c in CRITERIA} == point.marks and point.verdict == verdict.score
-    assert logged_points.read_training_points(run, people, user, name="other") == []
+    assert response_judge.read_training_points(run, people, user, name="other") == []
 
 
 def test_points_are_drawn_evenly_by_verdict():
-    points = [logged_points.Point(str(i), Dialogue("d", "p"), NOBODY, dict.fromkeys(CRITERIA, int(i < 5))) for i in range(100)]
-    drawn = logged_points.draw_evenly(points, 20, 0)
+    points = [response_judge.Point(str(i), Dialogue("d", "p"), NOBODY, dict.fromkeys(CRITERIA, int(i < 5))) for i in range(100)]
+    drawn = response_judge.draw_evenly(points, 20, 0)
     assert len(drawn) == 20 == len({p.id for p in drawn}) and sum(p.verdict for p in drawn) == 5
-    assert sum(p.verdict for p in logged_points.draw_evenly(points, 8, 0)) == 4 and len(logged_points.draw_evenly(points, 300, 0)) == 100
-    assert drawn == logged_points.draw_evenly(points, 20, 0) != logged_points.draw_evenly(points, 20, 1)
+    assert sum(p.verdict for p in response_judge.draw_evenly(points, 8, 0)) == 4 and len(response_judge.draw_evenly(points, 300, 0)) == 100
+    assert drawn == response_judge.draw_evenly(points, 20, 0) != response_judge.draw_evenly(points, 20, 1)

@@ -32,7 +32,7 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import parse_reply
 from rlpa_lib.dialogue.protocols import Policy, SimulatedUser
 from rlpa_lib.methods import trainers
-from rlpa_lib.methods.plain_state import PlainState, load_optimizer, load_weights, find_newest
+from rlpa_lib.methods.plain_state import PlainState, find_newest, load_optimizer, load_weights
 from rlpa_lib.methods.training_data import fit_messages
 from rlpa_lib.rlpa.rewards import Reward, score_replies
 from rlpa_lib.rlpa.rollout import Sampling

@@ -18,7 +18,7 @@ import random
 from collections.abc import Sequence
 
 from rlpa_lib.agents.prompt_tokens import fit_prompt, harmless, prompt_ids
-from rlpa_lib.methods.preferences import Conversation, pick_first, build_history
+from rlpa_lib.methods.preferences import Conversation, build_history, pick_first
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
 

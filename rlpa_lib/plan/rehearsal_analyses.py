@@ -14,7 +14,7 @@ from rlpa_lib.plan.rehearsal import NoEncoder, StandIn, Tally, Typical
 from rlpa_lib.runs.storage import hash_json
 from rlpa_lib.settings.config import Config
 from rlpa_lib.settings.kinds import WITH_PROFILE
-from rlpa_lib.study import logged_points, rewrites, user_measures
+from rlpa_lib.study import response_judge, rewrites, user_measures
 
 CLAIMS = 2  # of a user about itself, an utterance after the first: as many as it may tell at once
 PROFILES = 100  # the most that are rewritten in a rehearsal; a and b are drawn for each, so two or three would not be typical
@@ -68,7 +68,7 @@ def play_users(run: StandIn, users: int) -> None:
     played = {name: user_measures.play_dialogues(fresh, name, user, people, partner) for name, user in models.items()}
     user_measures.find_claims(fresh, {name: list(zip(people, dialogues, strict=True)) for name, dialogues in played.items()})
     if cfg.policy.kind == "endpoint":
-        logged_points.judge_points(next(iter(played.values())), parties.make_reward_judge(cfg, fresh))
+        response_judge.judge_points(next(iter(played.values())), parties.make_reward_judge(cfg, fresh))
 
 
 def play_rewrites(run: StandIn, profiles: int) -> None:
