@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from urllib.parse import quote
 
 from rlpa_lib.runs import record, storage
+from rlpa_lib.runs.seeds import set_seed, set_threads
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
 
