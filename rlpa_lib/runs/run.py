@@ -6,7 +6,6 @@ import fcntl
 import io
 import json
 import os
-import random
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
