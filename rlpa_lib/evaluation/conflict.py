@@ -1,8 +1,6 @@
-"""A preference that changes in mid-dialogue (section 5.2): what changes, and how fast the inferred profile
-follows.
+"""A preference that changes in mid-dialogue (section 5.2): what changes, and how fast the profile follows.
 
-Axes: E users, K turns; the persona changes at turn `at` (from 1). The paper shows alignment alone; recovery
-time and stale values are ours.
+Axes: E users, K turns; the persona changes at turn `at` (from 1). Recovery time and stale values are ours.
 """
 
 from __future__ import annotations
@@ -32,8 +30,7 @@ NAME = "conflict"  # in file names, where a benchmark's name stands otherwise
 def draw_shifts(personas: Sequence[Persona], seed: int) -> dict[str, Shift]:
     """Persona id -> what changes: a slot, and another person's value of it that means something else.
 
-    Drawn by seed and person, whatever methods and dialogues. InputError: a persona has no slot that could
-    change.
+    Drawn by seed and person alone. InputError: a persona has no slot that could change.
     """
     return {p.id: _draw(p, personas, random.Random(derive_seed("shift", seed, p.id))) for p in personas}
 
@@ -61,11 +58,9 @@ def shift_table(personas: Sequence[Persona], shifts: Mapping[str, Shift], at: in
 
 
 def check_profiles(dialogues: Sequence[Dialogue], shifts: Mapping[str, Shift], judge: Judge) -> pd.DataFrame:
-    """Whether each inferred profile holds the new and the old value: columns user, turn, holds_new,
-    holds_old.
+    """Whether inferred profiles hold the new and the old value: columns user, turn, holds_new, holds_old.
 
-    1, 0, or NaN where the judge failed; one row a user and turn. A value counts under its slot, as `judge`
-    matches.
+    1, 0, or NaN where the judge failed. A value counts under its slot, as `judge` matches.
     """
     keys, pairs = [], []
     for dialogue in dialogues:

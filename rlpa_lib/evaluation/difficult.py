@@ -1,5 +1,4 @@
-"""Users who do not cooperate (beyond the paper): each method's alignment with them and with the paper's
-willing ones."""
+"""Users who do not cooperate (beyond the paper): alignment with them and with the paper's willing ones."""
 
 from __future__ import annotations
 
@@ -52,8 +51,7 @@ def alignment_table(scores: Scores, model: str) -> pd.DataFrame:
 
 
 def told_table(rows: Mapping[tuple[str, str], Sequence[dict]]) -> pd.DataFrame:
-    """Percent of their profiles that users have told by the last turn: one row a manner, one column a
-    method."""
+    """Percent of the profile that is told by the last turn: one row a manner, one column a method."""
     lines = []
     for (name, manner), judged in rows.items():
         last = max(r["turn"] for r in judged)

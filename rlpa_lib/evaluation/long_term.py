@@ -19,8 +19,7 @@ NAME = "long_term"  # in file names, where a benchmark's name stands otherwise
 
 
 def list_checkpoints(turns: int, every: int) -> list[int]:
-    """The turns at which the profile is scored: 1, then every so many turns; the paper's are 1, 10, ...,
-    70."""
+    """The turns at which the profile is scored; the paper's are 1, 10, ..., 70."""
     return list(dict.fromkeys([1, *range(every, turns + 1, every)]))
 
 
@@ -35,8 +34,7 @@ def track_revealed(
     personas: Sequence[Persona], dialogues: Sequence[Dialogue], turns: Sequence[int], judge: RevealJudge, *,
     by_judge: bool,
 ) -> pd.DataFrame:
-    """How much each user has revealed at each checkpoint, by its own ledger and by a judge that reads its
-    words.
+    """How much each user has revealed at each checkpoint, by its ledger and by a judge that reads its words.
 
     Columns user, turn, n_true, by_ledger, by_judge (counts of slots; NaN where the judge failed), agree
     (slots on which both agree), both (slots that both call told) and told, the count that the Theoretical Max
@@ -62,7 +60,7 @@ def compare_ledgers(table: pd.DataFrame) -> dict[str, float]:
     """Ledger and judge over all slots, users and checkpoints of `track_revealed`.
 
     Share of slots on which they agree, Cohen's kappa, and the mean Theoretical Max by each. Cases without an
-    answer are left out and counted.
+    answer are counted apart.
     """
     known = table.dropna(subset="by_judge")
     n, ledger, judge, both = (float(known[c].sum()) for c in ("n_true", "by_ledger", "by_judge", "both"))
@@ -79,8 +77,7 @@ def compare_ledgers(table: pd.DataFrame) -> dict[str, float]:
 def progress_table(
     rows_by_method: Mapping[str, Sequence[dict]], told: Mapping[str, pd.DataFrame]
 ) -> pd.DataFrame:
-    """Figure 4b's data, in percent with 95 % bootstrap intervals: columns method, measure, turn, value, low,
-    high.
+    """Figure 4b in percent with 95 % bootstrap intervals: columns method, measure, turn, value, low, high.
 
     Measures: profile score (F1 of eq. 3), recall (matched / true), Theoretical Max (told / true, the most
     that recall can be without a guess), best score (the F1 of a profile that holds what was told and nothing
@@ -104,8 +101,7 @@ def progress_table(
 
 
 def average_table(data: pd.DataFrame) -> pd.DataFrame:
-    """The AVG line: mean over the checkpoints in percent, one row a method, one column a measure of the
-    table."""
+    """The AVG line: mean over the checkpoints in percent, one row a method, one column a measure."""
     return data.groupby(["method", "measure"], sort=False)["value"].mean().unstack(sort=False).reset_index()
 
 
@@ -146,8 +142,7 @@ def growth_table(lines: Sequence[dict]) -> pd.DataFrame:
     """How time and memory grow with the turn: one row a method and quantity.
 
     `times`: mean over the last third of the turns over that of the middle third; `linear`: the same ratio of
-    the turn numbers, which is what linear growth gives. Quantities: seconds of method, user and judges, and
-    memory.
+    the turn numbers, which is what linear growth gives. Quantities: seconds by party, and memory.
     """
     frame = pd.DataFrame(lines).drop_duplicates(["method", "turn"], keep="last")
     rows = []

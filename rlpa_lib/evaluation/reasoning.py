@@ -50,8 +50,7 @@ def make_counter(cfg: Config) -> Callable[[str], int]:
 
 
 def cut_profile(completion: str) -> str:
-    """The part of a completion that notes the profile: all before the response block; "" where there is no
-    profile tag."""
+    """What a completion notes of the profile: all before the response; "" where there is no profile tag."""
     before = completion.partition("<response>")[0]
     return before if "<profile>" in before else ""
 

@@ -107,8 +107,7 @@ def make_sampler(policy: Policy, samples: int, sampling: Sampling, seed: int) ->
 def make_reward_function(
     judge: Judge, moments: Sequence[Moment], parts: str, samples: int, max_failures: float
 ) -> Callable:
-    """The reward as GRPOTrainer asks for it: the dataset's column `moment` says which moment a completion
-    answers.
+    """The reward as GRPOTrainer asks for it: column `moment` says which moment a completion answers.
 
     A completion that the judge could not read gets the mean of its group, and so no advantage; RuntimeError
     when more than the share `max_failures` of a batch is such, JudgeFailed when all are.
@@ -134,8 +133,7 @@ def make_reward_function(
 
 
 def fill_rewards(rewards: Sequence[Reward | None], samples: int) -> list[float]:
-    """Totals of groups of `samples` in a row; where there is none, its group's mean (0 for a group without
-    any)."""
+    """Totals of groups of `samples` in a row; where there is none, its group's mean, or 0."""
     totals = []
     for start in range(0, len(rewards), samples):
         group = [reward.total if reward else None for reward in rewards[start : start + samples]]

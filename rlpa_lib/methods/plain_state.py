@@ -1,5 +1,4 @@
-"""Checkpoints of TRL's trainers without pickles: weights, optimiser and random state as safetensors, the rest
-as JSON.
+"""Checkpoints of TRL's trainers without pickles: tensors as safetensors, the rest as JSON.
 
 transformers' Trainer (and accelerate's save_state) write optimiser, scheduler, random state and arguments
 with pickle. `PlainState` replaces those hooks, and only those: where to go on in the data is the Trainer's
@@ -77,8 +76,7 @@ class PlainState:
 
 
 def load_weights(model, checkpoint: Path) -> None:
-    """Put a checkpoint's trained weights into the model. InputError when they are not those that the model
-    trains."""
+    """Put a checkpoint's trained weights into the model. InputError: the model trains others."""
     saved, own = _load(checkpoint, "weight"), _list_trained(model)
     if {name: x.shape for name, x in saved.items()} != {name: p.shape for name, p in own.items()}:
         raise InputError(f"{checkpoint / STATE}: holds other weights than this model trains")
@@ -103,11 +101,9 @@ def find_newest(folder: Path) -> Path | None:
 
 
 class MetricsLog(TrainerCallback):
-    """Every logged step becomes a line of metrics/<name>.jsonl, a point on tensorboard, and a line on the
-    screen.
+    """Every logged step becomes a line of metrics/<name>.jsonl, a point on tensorboard, and is said.
 
-    Lines of steps that the checkpoint does not hold are dropped first: they are done again. `offset` counts
-    steps of earlier rounds.
+    Lines of steps behind the checkpoint are dropped first. `offset` counts the steps of earlier rounds.
     """
 
     def __init__(self, run: Run, name: str, say: Callable[[str], None], offset: int = 0):

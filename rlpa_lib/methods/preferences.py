@@ -75,8 +75,8 @@ def pick_first(text: Text) -> str:
 
 
 def build_history(conversation: Conversation, turn: int, system: str) -> list[dict[str, str]]:
-    """Chat messages up to the user's message of `turn` (from 0), with the responses that were really given
-    before it."""
+    """Chat messages up to the user's message of `turn` (from 0), with the responses that were really
+    given."""
     said = [("system", system)]
     for exchange in conversation.exchanges[:turn]:
         said += [("user", exchange.user), ("assistant", exchange.said)]
@@ -113,11 +113,10 @@ def read_conversations(path: str | Path) -> list[Conversation]:
 
 def generate(personas: Sequence[Persona], user: SimulatedUser, turns: int, seed: int) -> list[Conversation]:
     """E conversations of K turns: the preferred response is the careful assistant's, who uses what has been
-    told, the rejected one the generic assistant's, who does not; a fair coin decides which of them the user
-    answers, as in ALOE's generator.
+    told, the rejected one the generic assistant's, who does not; a fair coin decides which the user answers,
+    as in ALOE.
 
-    At turn 1 nothing has been told, so there the two differ in manner only. The same arguments give the same
-    conversations.
+    At turn 1 nothing has been told, so there the two differ in manner only.
     """
 
     def write(_: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Exchange]:
@@ -152,8 +151,8 @@ def load_preferences(
     cfg: Config, user: SimulatedUser | None, n: int | None, seed: int, run: Run | Path | None = None
 ) -> list[Conversation]:
     """`n` conversations (None = all) of a run: ALOE's own where the file is there, in an order drawn from
-    `seed` and without those about test users; else `generate` with `user`, which must be made of rules, and
-    the run's training personas.
+    `seed` and without those about test users; else `generate` with `user`, made of rules, and training
+    personas.
 
     `run` is needed where a language model fills the personas' slots. InputError: a broken line, fewer
     conversations than asked for, or no file where the users are language models.

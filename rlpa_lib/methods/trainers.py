@@ -1,5 +1,4 @@
-"""The offline-optimisation baselines SFT and DPO (appendices D.2, E.2) through TRL's trainers, with LoRA
-adapters.
+"""The offline-optimisation baselines SFT and DPO (appendices D.2, E.2) by TRL's trainers, with LoRA.
 
 Both rows answer like Base: they see the plain system prompt `base` and write no profile block, because that
 is what preference data teach. What the paper leaves open and we chose: linear decay of the learning rate
@@ -46,14 +45,13 @@ class PlainDPO(PlainState, DPOTrainer):
 
 
 def name_row(method: str, variant: str) -> str:
-    """Name of a table row and of its adapter: sft, dpo, or sft_aloe, dpo_aloe for the variant
-    `aloe_scripts`."""
+    """A table row and its adapter: sft, dpo, or sft_aloe, dpo_aloe for the variant `aloe_scripts`."""
     return f"{method}_aloe" if variant == "aloe_scripts" else method
 
 
 def train_sft(run: Run, model, tokenizer, talks: Talks, variant="fixed", say: Say = print) -> list[dict]:
-    """Supervised fine-tuning on the preferred responses; adapters/sft (or sft_aloe), and the metrics of every
-    step.
+    """Supervised fine-tuning on the preferred responses; adapters/sft (or sft_aloe), and every step's
+    metrics.
 
     One sample is a trunk or a branch of a conversation (`training_data.list_branches`), and the loss is a
     mean over the tokens of a batch. The model is changed in place: load a new one for the next training. A
@@ -64,8 +62,7 @@ def train_sft(run: Run, model, tokenizer, talks: Talks, variant="fixed", say: Sa
 
 
 def train_dpo(run: Run, model, tokenizer, talks: Talks, variant="fixed", say: Say = print) -> list[dict]:
-    """Direct preference optimisation on the two responses of a turn; adapters/dpo (or dpo_aloe), and the
-    metrics.
+    """Direct preference optimisation on the two responses of a turn; adapters/dpo (or dpo_aloe), and metrics.
 
     `dpo.start: base` trains a new adapter with the base model as reference, `sft` goes on with the run's SFT
     adapter and has that adapter, frozen, as reference. The paper does not say which; ALOE's own script starts
@@ -133,8 +130,7 @@ def make_dpo_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> 
 
 
 def fit(trainer, run: Run, name: str, facts: Facts, say: Say, offset: int = 0) -> list[dict]:
-    """Train from the newest whole checkpoint, or from the start; save adapter and card; the metrics of all
-    steps."""
+    """Train from the newest whole checkpoint, or from the start; save adapter and card; all metrics."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(MetricsLog(run, name, say, offset))
     checkpoint = find_newest(Path(trainer.args.output_dir))

@@ -25,8 +25,7 @@ Case = tuple[dict[str, Any], type[BaseModel]]  # what the prompt is filled with,
 
 
 class Claim(BaseModel):
-    """One thing that a user says about itself, with the number of the utterance; bounds are for the
-    server."""
+    """One thing that a user says about itself, and in which utterance; the bounds are for the server."""
 
     utterance: Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 99})]
     claim: Annotated[str, Field(json_schema_extra={"maxLength": 80})]
@@ -48,11 +47,9 @@ def _rewritten_schema(n: int) -> type[BaseModel]:
 
 
 def rewrite_profiles(run: Run, profiles: Sequence[Profile]) -> list[tuple[dict[str, str], dict[str, str]]]:
-    """Per profile, slot -> the value in other words, and slot -> another value, by the model of section
-    `user`.
+    """Per profile, slot -> the value in other words, and slot -> another value, by `user.model`.
 
-    A value that came back unchanged is left out. EndpointError: no readable answer. InputError: no model is
-    named.
+    Unchanged values are left out. EndpointError: no readable answer. InputError: no model is named.
     """
     cases = [({"items": _quote_items(profile)}, _rewritten_schema(len(profile))) for profile in profiles]
     found = []

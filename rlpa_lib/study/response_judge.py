@@ -60,8 +60,7 @@ def read_training_points(
     """Every judged sample of a training, in order; [] when the run holds none.
 
     The log has replies and marks, not what the user said: that follows from seed, persona and transcript, so
-    the user is asked again along the samples that went on; a model behind a server answers from the run's
-    cache.
+    the user is asked again along the samples that went on; a model answers from the run's cache.
     """
     by_id, points, talks = {persona.id: persona for persona in people}, [], {}
     for update in run.read_metrics(name):
@@ -136,8 +135,7 @@ def read_rows(path: Path, read: Callable[[dict[str, Any]], T]) -> list[T]:
 
 
 def read_labels(path: Path) -> list[LabelledTurn]:
-    """Labelled turns of a JSONL file. InputError: missing file, broken line, a missing or impossible
-    field."""
+    """Labelled turns of a JSONL file. InputError: missing file, broken line or field."""
     return read_rows(path, _read_turn)
 
 

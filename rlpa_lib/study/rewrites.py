@@ -1,5 +1,4 @@
-"""The test set of the profile judge (appendix H.1): of each reference profile a items paraphrased, b others
-altered."""
+"""The test set of the profile judge (appendix H.1): of each profile a items paraphrased, b others altered."""
 
 from __future__ import annotations
 
@@ -46,8 +45,7 @@ class ItemPair:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A reference profile and its rewriting, which holds the a + b rewritten items alone, in the order of the
-    reference."""
+    """A reference profile and its rewriting, which holds the a + b rewritten items alone, in their order."""
 
     id: str
     reference: Profile
@@ -64,22 +62,20 @@ class Rewrite:
 
 
 def paraphrase_by_lexicon(slot: str, value: str, rng: random.Random) -> str | None:
-    """Another phrasing that the miniature's lexicon lists. The rule judge reads the same lexicon, so this is
-    its home ground."""
+    """Another phrasing that the miniature's lexicon lists. The rule judge knows the same lexicon."""
     others = [form for form in language.spoken_forms(slot, value) if form.casefold() != value.casefold()]
     return rng.choice(others) if others else None
 
 
 def paraphrase_freely(slot: str, value: str, rng: random.Random) -> str | None:
-    """A phrasing that no lexicon lists, from mini/paraphrases.tsv (written by a language model for this test
-    alone)."""
+    """A phrasing that no lexicon lists, from mini/paraphrases.tsv (by a language model, for this test)."""
     found = _load_paraphrases().get((slot, value))
     return rng.choice(found) if found else None
 
 
 def alter_by_lexicon(slot: str, value: str, rng: random.Random) -> str | None:
-    """Another value of the slot, in any of its phrasings: an age at least two years off, else a value of the
-    same split."""
+    """Another value of the slot, however phrased: an age at least two years off, else a value of the same
+    split."""
     if slot == "Age":
         years = lex.parse_age(value)
         return None if years is None else str(rng.choice([n for n in range(18, 90) if abs(n - years) >= 2]))
@@ -94,8 +90,7 @@ def rewrite_set(
     personas: Sequence[Persona], seed: int, paraphrase: Rewriter = paraphrase_by_lexicon,
     alter: Rewriter = alter_by_lexicon,
 ) -> list[Rewrite]:
-    """One rewriting a persona: a and b are drawn evenly with 1 <= a + b <= items (the paper does not say
-    how).
+    """One rewriting a persona: a and b drawn evenly, 1 <= a + b <= items (the paper does not say how).
 
     InputError: an item can be neither paraphrased nor altered (its words are not the miniature's).
     """
@@ -143,8 +138,7 @@ def uses_own_world(cfg: Config) -> bool:
 
 
 def load_references(run: Run) -> list[Persona]:
-    """`study.profiles` personas to rewrite: the Vanilla users, then training users where there are not as
-    many."""
+    """`study.profiles` personas to rewrite: the Vanilla users, then training users if these are too few."""
     cfg, n = run.cfg, run.cfg.study.profiles
     if uses_own_world(cfg):
         cfg = cfg.model_copy(update={"personas": cfg.personas.model_copy(update={"source": "builtin"})})
@@ -156,8 +150,7 @@ def load_references(run: Run) -> list[Persona]:
 
 
 def make_sets(run: Run, references: Sequence[Persona]) -> dict[str, list[Rewrite]]:
-    """The data sets of a run: `listed` and `free` paraphrases of the miniature, or those `written` by the
-    user's model."""
+    """The data sets of a run: the miniature's `listed` and `free` paraphrases, or `written` by a model."""
     if uses_own_world(run.cfg):
         free = rewrite_set(references, run.seed, paraphrase_freely)
         return {"listed": rewrite_set(references, run.seed), "free": free}
@@ -192,8 +185,7 @@ def count_same_text(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None
 
 
 def count_overlaps(rewrites: Sequence[Rewrite], judges: Mapping[str, Counter]) -> pd.DataFrame:
-    """One row a case and judge: case, judge, true, predicted (NaN where the judge gave no readable
-    answer)."""
+    """One row a case and judge: case, judge, true, predicted (NaN: no readable answer)."""
     asked = [(rewrite.rewritten, rewrite.reference) for rewrite in rewrites]
     rows = [
         {"case": rewrite.id, "judge": name, "true": rewrite.overlap, "predicted": predicted}
@@ -204,11 +196,9 @@ def count_overlaps(rewrites: Sequence[Rewrite], judges: Mapping[str, Counter]) -
 
 
 def table8(found: pd.DataFrame) -> pd.DataFrame:
-    """Table 8, a row a judge: accuracies in percent with exact intervals, MSE and RMSE with bootstrap
-    intervals.
+    """Table 8, a row a judge: accuracies in percent with exact, MSE and RMSE with bootstrap intervals.
 
-    `mean_error` below 0: the judge counts too few. Cases without an answer are left out and counted
-    (`unanswered`).
+    `mean_error` below 0: it counts too few. Cases without an answer are left out and counted (`unanswered`).
     """
     rows = []
     for name, part in found.groupby("judge", sort=False):

@@ -19,8 +19,7 @@ NAN = float("nan")
 
 
 def table6(answers: pd.DataFrame) -> pd.DataFrame:
-    """Table 6: a row a user model with mean ratings, their mean (all_avg), intervals over dialogues, and
-    kappa.
+    """Table 6: a row a user model with mean ratings, their mean (all_avg), intervals and kappa.
 
     `kappa` is the mean of Cohen's kappas of all pairs of annotators over all four questions (the paper does
     not say which it printed); beside it the same with quadratic weights, Fleiss' kappa and Krippendorff's
@@ -65,8 +64,7 @@ def table7(answers: pd.DataFrame) -> pd.DataFrame:
 def vote_on_responses(answers: pd.DataFrame) -> pd.DataFrame:
     """One row a labelled point: `label`, the majority's product of marks (H.2), and the judge's `verdict`.
 
-    Each annotator's marks are multiplied, then the products are voted on. Points without a majority are left
-    out.
+    Each annotator's marks are multiplied, then voted on. Points without a majority are left out.
     """
     vote = majority(_pivot(_multiply(answers), "product"), None).dropna()
     verdicts = answers.groupby("item")["verdict"].first()
@@ -92,8 +90,7 @@ def table10(counts: pd.DataFrame, share: float | None = None) -> dict[str, Any]:
 
 
 def measure_agreement(labels: Sequence[int], marks: Sequence[int]) -> dict[str, float]:
-    """Counts tp, fp, fn, tn (positive = marked 1, labels taken as true) and table 10's columns with _low and
-    _high.
+    """Counts tp, fp, fn, tn (positive = marked 1, labels as truth), table 10's columns with _low and _high.
 
     The intervals are exact (95 %); that of kappa is the accuracy's with chance agreement as observed; F1,
     which is no share of cases, is read as one of tp + (fp + fn) / 2. ValueError: no case or unequal length.

@@ -1,5 +1,4 @@
-"""Simulated users under test (appendix G): short dialogues, and what can be measured in them without
-people."""
+"""Simulated users under test (appendix G): short dialogues, and what is measured in them without people."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ Claims = Mapping[tuple[str, str], Sequence[models.Claim]]  # by user model and d
 
 @dataclass(frozen=True)
 class Impostor:
-    """A control: everybody speaks as somebody else of `cast`, as fluent as ever but fitting the persona by
-    chance."""
+    """A control: everybody speaks as somebody else of `cast`, as fluent as ever, but fits by chance."""
 
     user: SimulatedUser
     cast: tuple[Persona, ...]
@@ -44,8 +42,7 @@ class Impostor:
 
 
 def make_user_models(run: Run, people: Sequence[Persona]) -> dict[str, SimulatedUser]:
-    """Name -> user: the run's own, those of study.user_models, and the impostor control made of the run's
-    own."""
+    """Name -> user: the run's own, those of study.user_models, and the run's own as impostor."""
     cfg = run.cfg
     own = parties.make_user(cfg, "test", run.seed, run)
     users = {USERS[cfg.user.kind].label or str(cfg.user.model): own}
@@ -80,8 +77,7 @@ def play_dialogues(
 
 
 def reports_words(dialogue: Dialogue) -> bool:
-    """Whether the user says in which words it tells its facts, as the miniature's users do and models do
-    not."""
+    """Whether the user says in which words it tells facts, as the miniature's users do and models do not."""
     return not any(turn.user.stated and not turn.user.phrases for turn in dialogue.turns)
 
 
@@ -103,8 +99,8 @@ def measure_dialogue(
     `stated` facts with their words, `contradicted`: not the persona's value of that slot; `inconsistent`: not
     what was said of it before; `told`: slots revealed; `over_limit`: turns after which more than 15 % a turn
     had been told (section 3.1); `repeated`: utterances nearly the same as an earlier one (letter triples);
-    `words`. Users who do not report their words are judged by the claims that a model found; without these
-    the first three are NaN.
+    `words`. Users who do not report their words are judged by what a model found; without it the first three
+    are NaN.
     """
     texts, n = [turn.user.text for turn in dialogue.turns], len(persona.profile)
     told_at = dialogue.ledger().values()
