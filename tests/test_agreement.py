@@ -8,7 +8,7 @@ from rlpa_lib.dialogue.judging import CRITERIA
 from rlpa_lib.mini.attacks import PERSONA, TOLD, load_gallery, situation
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.settings.config import InputError
-from rlpa_lib.study.agreement import agreement, judge_agreement, read_labels
+from rlpa_lib.study.response_judge import agreement_table, measure_agreement, read_labels
 
 
 def row(response, **labels):
@@ -25,12 +25,12 @@ def written(tmp_path, *rows):
 
 
 def test_agreement_by_hand():
-    found = agreement([1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 1])
+    found = measure_agreement([1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 1])
     assert [found[k] for k in ("tp", "fp", "fn", "tn")] == [2, 1, 1, 2]
     # Observed 4/6, by chance 1/2: kappa = (2/3 - 1/2) / (1/2).
     assert found["accuracy"] == pytest.approx(2 / 3) and found["cohens_kappa"] == pytest.approx(1 / 3)
     with pytest.raises(ValueError):
-        agreement([1], [1, 0])
+        measure_agreement([1], [1, 0])
 
 
 def test_labels_are_read_and_compared(tmp_path):
@@ -39,7 +39,7 @@ def test_labels_are_read_and_compared(tmp_path):
     assert turns[0].persona.profile == PERSONA.profile and turns[0].dialogue == situation() and turns[0].reply.profile == TOLD
     training = RuleJudge().responses([(t.dialogue, t.reply) for t in turns])
     evaluation = RuleEvaluationJudge().evaluate([(t.persona, t.dialogue, t.reply.response) for t in turns])
-    table = judge_agreement(turns, training, evaluation).set_index("mark")
+    table = agreement_table(turns, training, evaluation).set_index("mark")
     assert list(table.index) == [*CRITERIA, "score", "evaluation"]
     assert table.loc["N", ["tp", "fp", "fn", "tn"]].tolist() == [3, 0, 0, 0]
     for mark in ("L", "score", "evaluation"):

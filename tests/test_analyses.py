@@ -21,7 +21,7 @@ def open_run(tmp_path):
 def test_the_papers_settings():
     cfg = config.load_config("paper")
     assert (cfg.conflict.at, cfg.conflict.turns, cfg.conflict.users) == (6, 10, 74)
-    assert (cfg.long_term.turns, long_term.checkpoints(cfg.long_term.turns, cfg.long_term.every)) == (70, [1, 10, 20, 30, 40, 50, 60, 70])
+    assert (cfg.long_term.turns, long_term.list_checkpoints(cfg.long_term.turns, cfg.long_term.every)) == (70, [1, 10, 20, 30, 40, 50, 60, 70])
     for scale in ("mini", "released", "smol"):
         other = config.load_config(scale)
         assert (other.conflict.at, other.conflict.turns, other.long_term.turns, other.long_term.every) == (6, 10, 70, 10)
@@ -71,7 +71,7 @@ def test_rows_of_the_main_evaluation_are_read_back_for_these_people(open_run):
 
 def test_an_analysis_has_turns_judgements_and_a_log_of_its_own(open_run):
     run = open_run("long_term.max_prompt_tokens=300")
-    assert long_term.windowed(run).cfg.rollout.max_prompt_tokens == 300 and run.cfg.rollout.max_prompt_tokens == 1024
+    assert long_term.widen_window(run).cfg.rollout.max_prompt_tokens == 300 and run.cfg.rollout.max_prompt_tokens == 1024
     stage, people = rows.Stage(run, []), parties.load_people(run.cfg, "vanilla", 3, 0)
     user, judges = parties.make_user(run.cfg, "vanilla", 0), (parties.make_evaluation_judge(run.cfg), parties.make_reward_judge(run.cfg))
     played = stage.load_judgements(rows.Row("oracle"), "long_term", people, user, *judges, turns=5, swap=False, log="long_term")

@@ -8,7 +8,7 @@ import pytest
 from rlpa_lib.settings.config import InputError
 from rlpa_lib.study import annotation
 from rlpa_lib.study.annotation import PAIRS, RESPONSES, USERS, Answers, Item
-from rlpa_lib.study.annotation_page import Page, escaped, page, shown
+from rlpa_lib.study.annotation_page import Page, annotate, escape, render_item
 
 DANGEROUS = "<img src=x onerror='window.hacked=1'> costs $5 or $x^2$, \\(y\\) & more"
 
@@ -26,7 +26,7 @@ def work(tmp_path):
 
 
 def test_items_hide_model_and_order_and_key_keeps_them(work):
-    folder = annotation.folder(work, USERS)
+    folder = annotation.locate_task(work, USERS)
     assert "model-x" not in (folder / "items.json").read_text()
     key = json.loads((folder / "key.json").read_text())
     assert sorted(key) == [f"users-000{i}" for i in range(1, 6)] and {row["model"] for row in key.values()} == {"model-x"}
@@ -49,9 +49,9 @@ def test_answers_are_kept_resumed_and_corrected(work):
     assert again.given[first.items[0].id]["stability"] == 1 and again.next_open() == 2
     with pytest.warns(UserWarning, match="torn"):
         again.save(again.items[2], full)
-    table = annotation.answers(work, USERS)
+    table = annotation.load_answers(work, USERS)
     assert len(table) == 3 and set(table["model"]) == {"model-x"} and table.loc[table["item"] == first.items[0].id, "stability"].tolist() == [1]
-    assert pd.read_csv(annotation.export(work, USERS)).shape == table.shape
+    assert pd.read_csv(annotation.export_answers(work, USERS)).shape == table.shape
     with pytest.raises(ValueError, match="proactivity"):
         again.save(again.items[3], {**full, "proactivity": 6})
 
@@ -78,12 +78,12 @@ def test_nothing_prepared_and_no_such_task(tmp_path):
     with pytest.raises(InputError, match="34_user"):
         Answers(tmp_path, PAIRS, "ann")
     with pytest.raises(InputError, match="users, pairs, responses"):
-        page(tmp_path, "user")
+        annotate(tmp_path, "user")
 
 
 def test_texts_show_as_themselves():
-    assert escaped("<b>$x$ \\(y\\)") == "&lt;b&gt;<span>$</span>x<span>$</span> <span>\\</span>(y<span>\\</span>)"
-    html = shown(dialogue_items(1)[0])
+    assert escape("<b>$x$ \\(y\\)") == "&lt;b&gt;<span>$</span>x<span>$</span> <span>\\</span>(y<span>\\</span>)"
+    html = render_item(dialogue_items(1)[0])
     assert "<img" not in html and "onerror=&#x27;" in html and 'class="user"' in html
 
 
@@ -127,16 +127,16 @@ def test_pairs_and_responses_have_their_own_keys(tmp_path):
     annotation.prepare(tmp_path, PAIRS, [pair], seed=0)
     made = Page(tmp_path, PAIRS, "ann")
     made.keys.value = "u\n"
-    assert annotation.answers(tmp_path, PAIRS)[["label", "system"]].to_numpy().tolist() == [["uncertain", "same"]]
+    assert annotation.load_answers(tmp_path, PAIRS)[["label", "system"]].to_numpy().tolist() == [["uncertain", "same"]]
     annotation.prepare(tmp_path, RESPONSES, [Item("b", pair.blocks, {"verdict": 1})], seed=0)
     made = Page(tmp_path, RESPONSES, "ann")
     made.keys.value = "11011\n"
-    row = annotation.answers(tmp_path, RESPONSES).iloc[0]
+    row = annotation.load_answers(tmp_path, RESPONSES).iloc[0]
     assert [row[c] for c in "NRLGF"] == [1, 1, 0, 1, 1] and row["verdict"] == 1
 
 
 def test_the_page_asks_for_a_name(work):
-    box = page(work, "users")
+    box = annotate(work, "users")
     name, start = box.children[0].children
     name.value = "no/name"
     start.click()

@@ -84,10 +84,10 @@ def rate(tab, keys, done):
 def test_three_are_rated_the_page_is_closed_and_opened_and_the_rest_is_done(tmp_path):
     run_dir = tmp_path / "run"
     annotation.prepare(run_dir, annotation.USERS, dialogue_items(5), seed=0)
-    cell = f"from rlpa_lib.study.annotation_page import page\npage({str(run_dir)!r}, 'users', 'ann')"
+    cell = f"from rlpa_lib.study.annotation_page import annotate\nannotate({str(run_dir)!r}, 'users', 'ann')"
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)], metadata=kernel), tmp_path / "rate.ipynb")
-    file = annotation.folder(run_dir, annotation.USERS) / "answers" / "ann.jsonl"
+    file = annotation.locate_task(run_dir, annotation.USERS) / "answers" / "ann.jsonl"
     with jupyterlab(tmp_path) as address:
         with Browser(find(), tmp_path / "first") as tab:
             open_page(tab, address)
@@ -118,4 +118,4 @@ def test_three_are_rated_the_page_is_closed_and_opened_and_the_rest_is_done(tmp_
     assert [row["item"] for row in rows] == order
     names = [question.name for question in annotation.USERS.questions]
     assert [[row["answers"][name] for name in names] for row in rows] == [[4, 3, 2, 1], [5] * 4, [1, 2, 3, 4], [3] * 4, [4] * 4]
-    assert len(annotation.answers(run_dir, annotation.USERS)) == 5 and (file.parents[1] / "answers.csv").is_file()
+    assert len(annotation.load_answers(run_dir, annotation.USERS)) == 5 and (file.parents[1] / "answers.csv").is_file()

@@ -34,7 +34,7 @@ def logprobs_by_hand(model, ids):
 
 
 def test_sft_loss_by_hand(tmp_path):
-    trainer, _ = trainers.sft_trainer(open_run(tmp_path, settings(sft={"batch": 4})), random_model(), byte_tokenizer(), TALKS, "fixed")
+    trainer, _ = trainers.make_sft_trainer(open_run(tmp_path, settings(sft={"batch": 4})), random_model(), byte_tokenizer(), TALKS, "fixed")
     batch = next(iter(trainer.get_train_dataloader()))
     model = shaken(trainer)
     total, count = 0.0, 0
@@ -61,7 +61,7 @@ def test_dpo_loss_by_hand(tmp_path, start):
     if start == "sft":
         trainers.train_sft(run, random_model(), byte_tokenizer(), TALKS, say=quiet)
         reference = PeftModel.from_pretrained(reference, tmp_path / "adapters/sft").eval()
-    trainer, _ = trainers.dpo_trainer(run, random_model(), byte_tokenizer(), TALKS, "fixed")
+    trainer, _ = trainers.make_dpo_trainer(run, random_model(), byte_tokenizer(), TALKS, "fixed")
     batch = next(iter(trainer.get_train_dataloader()))
     model, sums = shaken(trainer), []
     for ids, mask, answer in zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True):
@@ -143,7 +143,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path):
     before = weights(tmp_path, "sft")
     [last] = (tmp_path / "checkpoints/sft").glob("*/checkpoint-6")
     (last / plain_state.TRAINER_STATE).write_text('{"global_step": 6, "epo')
-    assert plain_state.newest(last.parent) is None
+    assert plain_state.find_newest(last.parent) is None
     assert same(train("sft", run)) == same(rows)
     assert all(torch.equal(x, weights(tmp_path, "sft")[name]) for name, x in before.items())
 
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path):
 def test_a_checkpoint_of_another_adapter_is_refused(tmp_path):
     train("sft", open_run(tmp_path))
     [last] = (tmp_path / "checkpoints/sft").glob("*/checkpoint-6")
-    trainer, _ = trainers.sft_trainer(open_run(tmp_path / "b", settings(policy={"lora_rank": 2})), random_model(), byte_tokenizer(), TALKS, "fixed")
+    trainer, _ = trainers.make_sft_trainer(open_run(tmp_path / "b", settings(policy={"lora_rank": 2})), random_model(), byte_tokenizer(), TALKS, "fixed")
     with pytest.raises(InputError, match="state.safetensors"):
         plain_state.load_weights(trainer.model, last)
 
@@ -173,7 +173,7 @@ def test_what_a_training_leaves_behind(tmp_path):
 
 def test_the_saved_adapter_is_what_was_trained(tmp_path):
     run = open_run(tmp_path)
-    trainer, card = trainers.sft_trainer(run, random_model(), byte_tokenizer(), TALKS, "fixed")
+    trainer, card = trainers.make_sft_trainer(run, random_model(), byte_tokenizer(), TALKS, "fixed")
     trainers.fit(trainer, run, "sft", card, quiet)
     loaded = PeftModel.from_pretrained(random_model(), tmp_path / "adapters/sft").eval()
     ids = torch.arange(3, 40)[None]
@@ -192,7 +192,7 @@ def test_passes_of_a_part_of_a_batch_give_the_same_steps(tmp_path):
 
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(InputError, match="run 11_sft"):
-        trainers.dpo_trainer(open_run(tmp_path, settings(dpo={"start": "sft"})), random_model(), byte_tokenizer(), TALKS, "fixed")
+        trainers.make_dpo_trainer(open_run(tmp_path, settings(dpo={"start": "sft"})), random_model(), byte_tokenizer(), TALKS, "fixed")
     for change, message in (("sft.micro_batch=3", "sft.micro_batch: 3 does not divide"), ("sft.variants=[fixed,fixed]", "sft.variants: holds a name"),
                             ("dpo.variants=[aloe]", "dpo.variants"), ("grpo.batch=7", "grpo.batch: 7 does not divide")):  # fmt: skip
         with pytest.raises(InputError, match=message):

@@ -156,17 +156,17 @@ def test_what_a_profile_holds_and_recovery_by_hand():
     old, new, none = {"Location": "Lisbon"}, {"Location": "Madrid"}, {}
     talks = [dialogue("a", none, old, new, new, new), dialogue("b", old, old, old, none, new), dialogue("c", old, old, old, old, old),
              dialogue("d", none, none, {"Location": "the Spanish capital"}, old, old)]  # fmt: skip
-    table = conflict.held(talks, dict.fromkeys("abcd", shift), RuleJudge())
+    table = conflict.check_profiles(talks, dict.fromkeys("abcd", shift), RuleJudge())
     assert list(table.columns) == ["user", "turn", "holds_new", "holds_old"] and len(table) == 20
     assert table.query("user == 'b'")["holds_old"].tolist() == [1, 1, 1, 0, 0]
     assert table.query("user == 'd'")["holds_new"].tolist() == [0, 0, 1, 0, 0]  # another phrasing of the value counts
-    assert conflict.recovery_times(table, 3).to_dict() == {"a": 0, "b": 2, "c": math.inf, "d": 0}
-    summary = conflict.recovery_summary(table, 3)
+    assert conflict.measure_recovery(table, 3).to_dict() == {"a": 0, "b": 2, "c": math.inf, "d": 0}
+    summary = conflict.summarize_recovery(table, 3)
     assert (summary["users"], summary["knew_old"], summary["recovered"], summary["at_once"]) == (4, 0.75, 0.75, 0.5)
     assert summary["median_turns"] == 1.0  # of 0, 0, 2 and inf
     assert summary["stale"] == pytest.approx((0 + 1 + 3 + 2) / 12) and summary["holds_new"] == pytest.approx((3 + 1 + 0 + 1) / 12)
     assert summary["stale_low"] <= summary["stale"] <= summary["stale_high"]
-    curves = conflict.held_curves({"rlpa": table})
+    curves = conflict.profile_curves({"rlpa": table})
     at_three = curves.query("turn == 3 and value == 'old'").iloc[0]
     assert at_three["share"] == 0.5 and at_three["low"] < 0.5 < at_three["high"] and len(curves) == 10
 
@@ -177,14 +177,14 @@ def test_a_judge_that_fails_leaves_a_gap_and_is_no_recovery():
             return [None for _ in pairs]
 
     talks = [dialogue("a", {"Location": "Madrid"}), dialogue("b", {})]
-    table = conflict.held(talks, dict.fromkeys("ab", Shift("Location", "Lisbon", "Madrid")), Silent())
-    assert table["holds_new"].isna().all() and conflict.recovery_times(table, 1).tolist() == [math.inf, math.inf]
+    table = conflict.check_profiles(talks, dict.fromkeys("ab", Shift("Location", "Lisbon", "Madrid")), Silent())
+    assert table["holds_new"].isna().all() and conflict.measure_recovery(table, 1).tolist() == [math.inf, math.inf]
 
 
 def test_before_and_after_by_hand():
     """Four users (two of each kind), five turns, change at turn 4; turn 1 does not count. Before: turns 2-3, after: turns 4-5."""
     scores = np.array([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0]] * 2, dtype=float)
-    row = conflict.before_and_after(scores, 4)
+    row = conflict.compare_before_after(scores, 4)
     assert row["before"] == 75.0 and row["after"] == 25.0 and row["change"] == -50.0
     assert row["drop"] == -50.0  # (0 - 1 + 0 - 0) / 2
     assert row["change_low"] <= -50.0 <= row["change_high"]

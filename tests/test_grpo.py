@@ -40,7 +40,7 @@ def test_the_reward_is_ppos_reward():
 
     moments = [grpo.Moment(PERSONAS[0], Dialogue("d", "p0").hear(Utterance("Hello")))]
     logged = {}
-    reward = grpo.reward_function(Matches(), moments, "PRR", 2, 0.0)
+    reward = grpo.make_reward_function(Matches(), moments, "PRR", 2, 0.0)
     good = "<profile>\n- Age: 20\n</profile>\n\n<response>\nHey\n</response>"
     totals = reward([[{"content": good}], [{"content": "Hi"}]], moment=[0, 0], log_metric=logged.__setitem__, prompts=None)
     assert totals == [pytest.approx(2 / 3 + 1), 0.0]
@@ -52,8 +52,8 @@ def test_a_judge_failure_is_neither_0_nor_1():
         def __init__(self, total):
             self.total = total
 
-    assert grpo.filled([Total(2.0), None, Total(1.0), None, None, None], 3) == [2.0, 1.5, 1.0, 0.0, 0.0, 0.0]
-    assert grpo.filled([broken_format_reward()] * 2, 2) == [0.0, 0.0]
+    assert grpo.fill_rewards([Total(2.0), None, Total(1.0), None, None, None], 3) == [2.0, 1.5, 1.0, 0.0, 0.0, 0.0]
+    assert grpo.fill_rewards([broken_format_reward()] * 2, 2) == [0.0, 0.0]
 
     class Silent(VowelJudge):
         def responses(self, cases):
@@ -62,9 +62,9 @@ def test_a_judge_failure_is_neither_0_nor_1():
     moments = [grpo.Moment(PERSONAS[0], Dialogue("d", "p0").hear(Utterance("Hello")))]
     good = "<profile>\n</profile>\n\n<response>\nHi\n</response>"
     with pytest.raises(RuntimeError, match="2 of 2"):
-        grpo.reward_function(Silent(), moments, "PRR", 2, 0.1)([[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None)
+        grpo.make_reward_function(Silent(), moments, "PRR", 2, 0.1)([[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None)
     with pytest.raises(JudgeFailed, match="any of the 2 samples"):  # all failures allowed: still nothing to learn from
-        grpo.reward_function(Silent(), moments, "PRR", 2, 1.0)([[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None)
+        grpo.make_reward_function(Silent(), moments, "PRR", 2, 1.0)([[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None)
 
 
 def test_grpo_measures_its_kl_to_the_base_model_in_every_round(tmp_path, any_text_is_well_formed):

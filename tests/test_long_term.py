@@ -37,8 +37,8 @@ HAND = talk(("Hello", ()), ("I am at home in Lisbon.", ("Location",)), ("For fun
 
 
 def test_checkpoints_are_those_of_the_paper():
-    assert long_term.checkpoints(70, 10) == [1, 10, 20, 30, 40, 50, 60, 70]
-    assert long_term.checkpoints(3, 10) == [1] and long_term.checkpoints(3, 2) == [1, 2] and long_term.checkpoints(4, 1) == [1, 2, 3, 4]
+    assert long_term.list_checkpoints(70, 10) == [1, 10, 20, 30, 40, 50, 60, 70]
+    assert long_term.list_checkpoints(3, 10) == [1] and long_term.list_checkpoints(3, 2) == [1, 2] and long_term.list_checkpoints(4, 1) == [1, 2, 3, 4]
 
 
 def test_what_was_revealed_by_hand():
@@ -47,7 +47,7 @@ def test_what_was_revealed_by_hand():
     assert table["by_ledger"].tolist() == [0, 1, 1, 2] and table["by_judge"].tolist() == [0, 1, 2, 2]
     assert table["agree"].tolist() == [10, 10, 9, 8] and table["told"].tolist() == [0, 1, 1, 2]
     assert long_term.track_revealed([PERSONA], [HAND], [3], RuleRevealJudge(), by_judge=True)["told"].tolist() == [2]
-    facts = long_term.agreement(table)
+    facts = long_term.compare_ledgers(table)
     # 40 slots: both told 0+1+1+1 = 3, ledger alone 1, judge alone 2, neither 34. Chance: (4*5 + 36*35) / 1600 = 0.8.
     assert facts["slots"] == 40 and facts["agreement"] == pytest.approx(37 / 40) and facts["kappa"] == pytest.approx((0.925 - 0.8) / 0.2)
     assert facts["max_by_ledger"] == pytest.approx(0.1) and facts["max_by_judge"] == pytest.approx(0.125) and facts["unjudged"] == 0
@@ -57,7 +57,7 @@ def test_reading_the_words_of_the_miniature_agrees_with_the_ledger():
     for split, speech in (("vanilla", "user_test"), ("extended", "user_test"), ("train", "user_train")):
         people = builtin_personas(split, 10, 0)
         dialogues = play_careful(people, AgendaUser(0, speech), 12, 0)
-        facts = long_term.agreement(long_term.track_revealed(people, dialogues, [1, 6, 12], RuleRevealJudge(), by_judge=False))
+        facts = long_term.compare_ledgers(long_term.track_revealed(people, dialogues, [1, 6, 12], RuleRevealJudge(), by_judge=False))
         assert facts["kappa"] > 0.97, (split, facts)
 
 
@@ -90,7 +90,7 @@ def test_an_answer_that_cannot_be_read_is_a_gap_and_not_zero(tmp_path):
                 "endpoint.retries=0", "endpoint.parse_retries=0"]  # fmt: skip
         table = long_term.track_revealed([PERSONA], [HAND], [2], parties.make_reveal_judge(config.load_config("smoke", more), tmp_path), by_judge=True)
     assert table["by_judge"].isna().all() and table["told"].isna().all() and table["by_ledger"].tolist() == [1]
-    assert long_term.agreement(pd.concat([table, table]))["unjudged"] == 2
+    assert long_term.compare_ledgers(pd.concat([table, table]))["unjudged"] == 2
 
 
 def judged(user, turn, matched, told, inferred=4, dropped=0):
@@ -102,19 +102,19 @@ def test_progress_by_hand():
     """Three users alike, two checkpoints: 2 of 4 items right and 3 of 10 slots told, then 4 of 6 and 5."""
     rows = [judged(u, 1, 2, 3) for u in "abc"] + [judged(u, 2, 4, 5, 6) for u in "abc"] + [judged(u, 3, 0, 5) for u in "abc"]
     told = pd.DataFrame([(u, t, n) for u in "abc" for t, n in ((1, 3), (2, 5))], columns=["user", "turn", "told"])
-    data = long_term.progress({"rlpa": rows}, {"rlpa": told})
+    data = long_term.progress_table({"rlpa": rows}, {"rlpa": told})
     value = data.set_index(["measure", "turn"])["value"]
     assert value["profile score", 1] == pytest.approx(100 * 4 / 14) and value["profile score", 2] == pytest.approx(50)
     assert value["recall", 1] == pytest.approx(20) and value["Theoretical Max", 2] == pytest.approx(50)
     assert value["best score", 1] == pytest.approx(100 * 6 / 13) and len(data) == 8  # turn 3 is no checkpoint
     assert (data["low"] <= data["value"] + 1e-9).all() and (data["value"] <= data["high"] + 1e-9).all()
-    [average] = long_term.averages(data).to_dict("records")
+    [average] = long_term.average_table(data).to_dict("records")
     assert average["method"] == "rlpa" and average["Theoretical Max"] == pytest.approx(40)
 
 
 def test_what_the_window_cost_by_hand():
     rows = [judged("a", 1, 0, 0), judged("a", 2, 0, 0), judged("a", 3, 0, 0, dropped=1), judged("a", 4, 0, 0, dropped=3)]
-    first, second = long_term.cut({"rlpa": rows}, 2).to_dict("records")
+    first, second = long_term.window_table({"rlpa": rows}, 2).to_dict("records")
     assert first == {"method": "rlpa", "turns": "1-2", "dropped": 0.0, "most": 0, "prompts_cut": 0.0, "profiles_lost": 0}
     # At turn 4 all three turns before are gone, and the latest profile block with them.
     assert second == {"method": "rlpa", "turns": "3-4", "dropped": 2.0, "most": 3, "prompts_cut": 1.0, "profiles_lost": 1}
@@ -127,12 +127,12 @@ def line(turn, seconds, memory, method="rlpa"):
 def test_growth_and_cost_by_hand():
     """Six turns: quadratic time against linear. The middle third is turns 3-4, the last 5-6; linear growth gives 5.5 / 3.5."""
     lines = [line(k, 99.0, 0) for k in (1, 2)] + [line(k, k**2, 100 + k) for k in range(1, 7)]  # the first two were played again
-    growth = long_term.growth(lines).set_index("quantity")
+    growth = long_term.growth_table(lines).set_index("quantity")
     assert growth.loc["method_s", "times"] == pytest.approx((25 + 36) / (9 + 16)) and growth.loc["method_s", "linear"] == pytest.approx(5.5 / 3.5)
     assert growth.loc["user_s", "times"] == 1.0 and growth.loc["memory_mb", "times"] == pytest.approx(105.5 / 103.5)
-    first, *_ = long_term.cost(lines, 10, 3).to_dict("records")
+    first, *_ = long_term.cost_table(lines, 10, 3).to_dict("records")
     assert first["turns"] == "1-3" and first["method_ms"] == pytest.approx(100 * 14 / 3) and first["memory_mb"] == 103
-    assert long_term.growth([line(1, 1, 1)]).isna().any(axis=None)  # too short to tell, and no error
+    assert long_term.growth_table([line(1, 1, 1)]).isna().any(axis=None)  # too short to tell, and no error
 
 
 class Slow(OracleControl):

@@ -17,7 +17,7 @@ from rlpa_lib.plan.rehearsal import TYPICAL, Ask
 from rlpa_lib.runs.storage import hash_json
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
-from rlpa_lib.study import logged_points, rewrites, user_measures
+from rlpa_lib.study import response_judge, rewrites, user_measures
 
 URL = "http://127.0.0.1:9/v1"
 SERVED = ["user.kind=llm", "judge.kind=llm", "evaluator.kind=llm", "policy.kind=endpoint", "run.prompt_set=en"]
@@ -215,12 +215,12 @@ def test_the_study_agrees_with_what_notebook_34_really_asks(tmp_path):
         studied = [key.replace(URL, server.url) for key in STUDIED]
         cfg = served(*studied, "study.personas=6", "study.turns=3", "study.profiles=12", "evaluation.methods=[base]", url=server.url)
         run, people = runs.claim(cfg, 0, tmp_path / "run", "smoke"), builtin_personas("vanilla", 6, 0)
-        partner, models = user_measures.partner(run), user_measures.user_models(run, people)
-        played = {name: user_measures.dialogues(run, name, user, people, partner) for name, user in models.items()}
-        user_measures.claims(run, {name: list(zip(people, dialogues, strict=True)) for name, dialogues in played.items()})
-        for some in rewrites.sets(run, builtin_personas("vanilla", 12, 0)).values():
-            rewrites.counts(some, rewrites.judges(run))
-        logged_points.judged_points(played["m"], parties.make_reward_judge(cfg, run))
+        partner, models = user_measures.make_partner(run), user_measures.make_user_models(run, people)
+        played = {name: user_measures.play_dialogues(run, name, user, people, partner) for name, user in models.items()}
+        user_measures.find_claims(run, {name: list(zip(people, dialogues, strict=True)) for name, dialogues in played.items()})
+        for some in rewrites.make_sets(run, builtin_personas("vanilla", 12, 0)).values():
+            rewrites.count_overlaps(some, rewrites.make_judges(run))
+        response_judge.judge_points(played["m"], parties.make_reward_judge(cfg, run))
     [load] = [load for load in plan.plan(cfg) if load.notebook == "34_user_and_reward_model_evaluation"]
     run.path(f"notebooks/{load.notebook}.ipynb").write_text("{}")
     found = plan.against(cfg, run.dir)

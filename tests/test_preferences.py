@@ -8,7 +8,7 @@ from rlpa_lib.agents import parties
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.methods import preferences
-from rlpa_lib.methods.preferences import Conversation, Exchange, generate, history, load_preferences, read_conversations
+from rlpa_lib.methods.preferences import Conversation, Exchange, build_history, generate, load_preferences, read_conversations
 from rlpa_lib.mini.judge import RuleEvaluationJudge
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.personas.sources import load_personas
@@ -45,7 +45,7 @@ def test_one_line_by_hand(write):
 
 def test_history_holds_what_was_really_said(write):
     [read] = read_conversations(write(line(turn(1, chosen="rejected"), turn(2), turn(3))))
-    texts = [(m["role"], m["content"]) for m in history(read, 2, "Be kind.")]
+    texts = [(m["role"], m["content"]) for m in build_history(read, 2, "Be kind.")]
     assert texts == [("system", "Be kind."), ("user", "message 1"), ("assistant", "bad 1"), ("user", "message 2"), ("assistant", "good 2"),
                      ("user", "message 3")]  # fmt: skip
 

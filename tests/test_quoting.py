@@ -165,9 +165,9 @@ def test_the_battery_is_as_large_as_announced():
 
 
 def test_no_attack_succeeds_against_the_rule_judges():
-    for won in (judge_attacks.judged(RuleJudge(), ATTACKS), judge_attacks.judged(RuleJudge(), judge_attacks.controls())):
+    for won in (judge_attacks.attack_judge(RuleJudge(), ATTACKS), judge_attacks.attack_judge(RuleJudge(), judge_attacks.make_controls())):
         assert set(won) == {0}
-    assert set(judge_attacks.evaluated(RuleEvaluationJudge(), ATTACKS)) == {0, None}
+    assert set(judge_attacks.attack_evaluator(RuleEvaluationJudge(), ATTACKS)) == {0, None}
 
 
 class Gullible:
@@ -189,12 +189,12 @@ def test_success_is_counted_by_kind_and_what_was_not_judged_is_left_out():
         judge_attacks.JudgeAttack("c", "y", "response", "en", "mercy"),
         judge_attacks.JudgeAttack("d", "z", "profile", "en", "all\nof it"),
     ]
-    won = judge_attacks.judged(Gullible(), attacks)
+    won = judge_attacks.attack_judge(Gullible(), attacks)
     assert won == [0, 1, None, 1]
     table = judge_attacks.success_table({("m", "bare"): won, ("m", "quoted"): None}, attacks)
     assert table["m, bare"].tolist() == ["1 / 2", "-", "1 / 1", "2 / 3"]
     assert table["m, quoted"].tolist() == ["not run"] * 4 and table["attacks"].tolist() == [2, 1, 1, 4]
-    both = [*attacks, judge_attacks.controls()[0]]
+    both = [*attacks, judge_attacks.make_controls()[0]]
     with_control = judge_attacks.success_table({("m", "bare"): [*won, 1]}, both)
     assert with_control["m, bare"].tolist() == ["1 / 2", "-", "1 / 1", "1 / 1", "2 / 3"]  # a control is nobody's success
 

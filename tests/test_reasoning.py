@@ -31,12 +31,12 @@ def row(user, turn, method, *hidden):
 
 
 def test_the_profile_block_is_what_stands_before_the_response():
-    assert words(reasoning.profile_part(BLOCK)) == 5  # <profile> - Age: 30 </profile>
-    assert reasoning.profile_part("Hi there.") == ""
-    assert words(reasoning.profile_part("<profile>\n- Age: 30")) == 4  # broken: all that was noted
-    assert reasoning.empty_block(words) == 2
+    assert words(reasoning.cut_profile(BLOCK)) == 5  # <profile> - Age: 30 </profile>
+    assert reasoning.cut_profile("Hi there.") == ""
+    assert words(reasoning.cut_profile("<profile>\n- Age: 30")) == 4  # broken: all that was noted
+    assert reasoning.count_empty_block(words) == 2
     rows = [row("a", 1, "rlpa"), row("a", 2, "rlpa"), row("b", 1, "rlpa"), row("b", 2, "rlpa")]
-    table = reasoning.reasoning_tokens(rows, [talk("a", BLOCK, "Hi."), talk("b", BLOCK, BLOCK)], words)
+    table = reasoning.count_reasoning(rows, [talk("a", BLOCK, "Hi."), talk("b", BLOCK, BLOCK)], words)
     assert table.tolist() == [[5, 0], [5, 5]]
 
 
@@ -46,10 +46,10 @@ def test_thoughts_drafts_critiques_and_hidden_thinking_by_hand():
             row("a", 2, "self_critic", Step("draft", "Hi", 7), Step("critique", "Bad", 4)),
             row("a", 3, "base"), row("a", 4, "base@R1", thinking), row("a", 5, "base@R1", Step("reasoning", "Let me think")),
             row("a", 6, "rag", Step("retrieved", "turn 1 (0.5)"))]  # fmt: skip
-    assert reasoning.reasoning_tokens(rows, [talk("a", *["Hi."] * 6)], words).tolist() == [[3, 11, 0, 80, 3, 0]]
+    assert reasoning.count_reasoning(rows, [talk("a", *["Hi."] * 6)], words).tolist() == [[3, 11, 0, 80, 3, 0]]
     # A comparator that writes profiles, and thinks besides.
     both = [row("a", 1, "rlpa_prompting@R1", Step("reasoning", "", 80))]
-    assert reasoning.reasoning_tokens(both, [talk("a", BLOCK)], words).tolist() == [[85]]
+    assert reasoning.count_reasoning(both, [talk("a", BLOCK)], words).tolist() == [[85]]
 
 
 def test_thinking_that_a_server_counts_but_does_not_show_is_kept():
@@ -60,9 +60,9 @@ def test_thinking_that_a_server_counts_but_does_not_show_is_kept():
 
 
 def test_tokens_are_counted_by_the_policys_tokenizer():
-    count = reasoning.counter(config.load_config("smoke"))
+    count = reasoning.make_counter(config.load_config("smoke"))
     assert count("") == 0 and count("<profile>") == 1 and count("Lisbon") >= 1
-    estimated = reasoning.counter(config.load_config("smoke", ["policy.kind=endpoint", "evaluation.methods=[base]", "policy.base_url=http://x"]))
+    estimated = reasoning.make_counter(config.load_config("smoke", ["policy.kind=endpoint", "evaluation.methods=[base]", "policy.base_url=http://x"]))
     assert estimated("") == 0 and estimated("some words here") > 0
 
 
@@ -102,7 +102,7 @@ def test_the_figures_draw_what_their_data_say(scores, tmp_path):
     assert "  not run" in [text.get_text() for text in right.texts]
 
     held = pd.DataFrame([(u, t, 0.0, 1.0) for u in "abc" for t in (1, 2, 3)], columns=["user", "turn", "holds_new", "holds_old"])
-    figure, _ = drawn.conflict_profiles(conflict.held_curves({"rlpa": held}), 2)
+    figure, _ = drawn.conflict_profiles(conflict.profile_curves({"rlpa": held}), 2)
     assert {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}["old value"] == [100, 100, 100]
 
     lines = [{"method": "rlpa", "turn": t, "method_s": t, "user_s": 0, "judges_s": 0, "memory_mb": 100} for t in (1, 2, 3)]
@@ -114,7 +114,7 @@ def test_the_figures_draw_what_their_data_say(scores, tmp_path):
 def test_figure_4b_draws_its_table():
     rows = [{"user": u, "turn": t, "n_matched": t, "n_true": 10, "profile_f1": 0.1 * t} for u in "abc" for t in (1, 2)]
     told = pd.DataFrame([(u, t, 2 * t) for u in "abc" for t in (1, 2)], columns=["user", "turn", "told"])
-    figure, data = drawn.long_term_progress(long_term.progress({"rlpa": rows}, {"rlpa": told}))
+    figure, data = drawn.long_term_progress(long_term.progress_table({"rlpa": rows}, {"rlpa": told}))
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
     assert lines["Theoretical Max"] == pytest.approx([20, 40]) and lines["profile score"] == pytest.approx([10, 20])
     assert lines["AVG of the profile score"] == pytest.approx([15, 15]) and len(data) == 8

@@ -67,8 +67,8 @@ CASES = [
 
 
 def test_counting_by_hand():
-    judges = {"rule": rewrites.counter(RuleJudge()), "same text": rewrites.same_text, "shared slots": rewrites.shared_slots}
-    found = rewrites.counts(CASES, judges).pivot(index="case", columns="judge", values="predicted")
+    judges = {"rule": rewrites.count_with(RuleJudge()), "same text": rewrites.count_same_text, "shared slots": rewrites.count_shared_slots}
+    found = rewrites.count_overlaps(CASES, judges).pivot(index="case", columns="judge", values="predicted")
     assert found.loc["one", ["rule", "same text", "shared slots"]].tolist() == [1, 0, 2]
     assert found.loc["two", ["rule", "same text", "shared slots"]].tolist() == [2, 1, 3]
 
@@ -87,7 +87,7 @@ def test_table_8_by_hand_with_a_judge_that_fell_silent():
 
 def test_pairs_for_people_are_half_same_and_hide_the_label():
     made = rewrites.rewrite_set(PEOPLE, 0)
-    items = rewrites.annotation_items(made, 40, 0)
+    items = rewrites.make_items(made, 40, 0)
     assert [item.hidden["system"] for item in items].count("same") == 20 and len({item.id for item in items}) == 40
     assert all("same" not in str(item.blocks) or "same" in str(item.blocks[0][1]) for item in items)
 
@@ -98,10 +98,10 @@ def test_training_users_fill_up_where_there_are_fewer_test_users(tmp_path):
     (tmp_path / "personality.jsonl").write_text('"A calm person."\n')
     sizes = ["study.profiles=7", "evaluation.users=2", "rollout.users=8", "personas.test_users=2", "personas.source=aloe"]
     sizes.append(f"personas.path={tmp_path}")
-    found = rewrites.references(Run(config.load_config("smoke", [*sizes, "user.kind=llm", "user.model=m"]), 0, tmp_path))
+    found = rewrites.load_references(Run(config.load_config("smoke", [*sizes, "user.kind=llm", "user.model=m"]), 0, tmp_path))
     assert len(found) == len({p.id for p in found}) == 7 and all(p.id.startswith("aloe") for p in found)
     without_a_model = Run(config.load_config("smoke", sizes), 0, tmp_path)
-    own = rewrites.references(without_a_model)
+    own = rewrites.load_references(without_a_model)
     assert len(own) == 7 and not any(p.id.startswith("aloe") for p in own), "nobody can rewrite other personas"
-    assert set(rewrites.sets(without_a_model, own)) == {"listed", "free"}
-    assert len(rewrites.references(Run(config.load_config("smoke", ["study.profiles=90"]), 0, tmp_path))) == 90
+    assert set(rewrites.make_sets(without_a_model, own)) == {"listed", "free"}
+    assert len(rewrites.load_references(Run(config.load_config("smoke", ["study.profiles=90"]), 0, tmp_path))) == 90

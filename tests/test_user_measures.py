@@ -15,7 +15,7 @@ from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.rlpa.rewards import score_replies
 from rlpa_lib.runs.run import claim
 from rlpa_lib.settings.config import Config
-from rlpa_lib.study import logged_points, user_measures
+from rlpa_lib.study import response_judge, user_measures
 
 NOBODY = Reply(Profile(), "I see.", True)
 
@@ -34,7 +34,7 @@ def test_measures_by_hand():
         ("I am forty. I live in Madrid.", ("Age", "Location"), ("forty", "Madrid")),  # two lies, one of them against what was said
         ("I am forty. I live in Madrid!", ("Occupation", "Interests", "Gender", "Others"), ("pediatric nurse", "rock climbing", "woman", "a talent")),
     )
-    found = user_measures.measures(PERSONA, dialogue)
+    found = user_measures.measure_dialogue(PERSONA, dialogue)
     assert (found["turns"], found["slots"], found["stated"], found["told"]) == (4, 10, 7, 6)
     assert found["contradicted"] == 3 and found["inconsistent"] == 1  # forty, Madrid, a talent
     assert found["repeated"] == 1 and found["words"] == 1 + 4 + 7 + 7
@@ -43,7 +43,7 @@ def test_measures_by_hand():
 
 
 def test_a_user_who_does_not_report_words_is_not_called_true_to_the_persona():
-    found = user_measures.table({"llm": [(PERSONA, talk(("I live in Madrid.", ("Location",), ())))]}).iloc[0]
+    found = user_measures.measure_table({"llm": [(PERSONA, talk(("I live in Madrid.", ("Location",), ())))]}).iloc[0]
     assert found[["stated", "contradiction_rate", "inconsistency_rate"]].isna().all() and found["share_per_turn"] == pytest.approx(0.1)
 
 
@@ -60,11 +60,11 @@ def test_the_agenda_user_is_true_and_its_impostor_is_not():
     people = builtin_personas("vanilla", 12, 0)
     user = AgendaUser(0, "user_test")
     impostor = user_measures.Impostor(user, tuple(people))
-    table = user_measures.table({"own": played(user, people), "impostor": played(impostor, people)}).set_index("model")
+    table = user_measures.measure_table({"own": played(user, people), "impostor": played(impostor, people)}).set_index("model")
     assert table.loc["own", "contradiction_rate"] == 0 == table.loc["own", "over_limit_rate"]
     assert table.loc["impostor", "contradiction_rate"] > 0.6 and table.loc["impostor", "inconsistency_rate"] == 0
     assert table.loc["own", "stated"] > 20 and 0 < table.loc["own", "share_per_turn"] <= 0.15
-    items = user_measures.annotation_items({"secret-model": played(user, people[:1], 2)})
+    items = user_measures.make_items({"secret-model": played(user, people[:1], 2)})
     assert "secret-model" not in str(items[0].blocks) and items[0].hidden == {"model": "secret-model"}
     assert people[0].description in str(items[0].blocks) and "Hello" in str(items[0].blocks)
 
@@ -95,7 +95,7 @@ def trained(tmp_path):
 
 def test_the_log_gives_back_what_the_judge_saw(trained):
     run, people, user, judge, seen = trained
-    points = logged_points.training_points(run, people, user)
+    points = response_judge.read_training_points(run, people, user)
     assert len(points) == 9  # three of the second turn's replies were of broken format
     for point in points:
         _, turn, sample = point.id.rsplit("-", 2)
@@ -104,12 +104,12 @@ def test_the_log_gives_back_what_the_judge_saw(trained):
         assert [t.reply.response for t in point.dialogue.turns] == [t.reply.response for t in then.turns]
         [verdict] = judge.responses([(point.dialogue, point.reply)])
         assert {c: int(verdict.marks[c]) for c in CRITERIA} == point.marks and point.verdict == verdict.score
-    assert logged_points.training_points(run, people, user, name="other") == []
+    assert response_judge.read_training_points(run, people, user, name="other") == []
 
 
 def test_points_are_drawn_evenly_by_verdict():
-    points = [logged_points.Point(str(i), Dialogue("d", "p"), NOBODY, dict.fromkeys(CRITERIA, int(i < 5))) for i in range(100)]
-    drawn = logged_points.stratified(points, 20, 0)
+    points = [response_judge.Point(str(i), Dialogue("d", "p"), NOBODY, dict.fromkeys(CRITERIA, int(i < 5))) for i in range(100)]
+    drawn = response_judge.draw_evenly(points, 20, 0)
     assert len(drawn) == 20 == len({p.id for p in drawn}) and sum(p.verdict for p in drawn) == 5
-    assert sum(p.verdict for p in logged_points.stratified(points, 8, 0)) == 4 and len(logged_points.stratified(points, 300, 0)) == 100
-    assert drawn == logged_points.stratified(points, 20, 0) != logged_points.stratified(points, 20, 1)
+    assert sum(p.verdict for p in response_judge.draw_evenly(points, 8, 0)) == 4 and len(response_judge.draw_evenly(points, 300, 0)) == 100
+    assert drawn == response_judge.draw_evenly(points, 20, 0) != response_judge.draw_evenly(points, 20, 1)

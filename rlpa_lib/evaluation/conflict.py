@@ -1,6 +1,6 @@
-"""A preference that changes in mid-dialogue (section 5.2): what changes for whom, and how fast the inferred profile follows.
+"""A preference that changes in mid-dialogue (section 5.2): what changes, and how fast the profile follows.
 
-Axes: E users, K turns; the persona changes at turn `at` (from 1). The paper shows alignment alone; recovery time and stale values are ours.
+Axes: E users, K turns; the persona changes at turn `at` (from 1). Recovery time and stale values are ours.
 """
 
 from __future__ import annotations
@@ -22,27 +22,29 @@ from rlpa_lib.evaluation import intervals
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
 
-# What can change within a talk and leaves nothing of the old value standing. One's age or childhood does not, and a degree is added to others.
+# What can change within a talk and leaves nothing of the old value, unlike age, childhood or a degree.
 CHANGEABLE = ("Interests", "Occupation", "Marital Status", "Location")
 NAME = "conflict"  # in file names, where a benchmark's name stands otherwise
 
 
 def draw_shifts(personas: Sequence[Persona], seed: int) -> dict[str, Shift]:
-    """Persona id -> what changes: a slot drawn by seed and person, and another person's value of it that means something else.
+    """Persona id -> what changes: a slot, and another person's value of it that means something else.
 
-    The draw does not depend on methods or dialogues. InputError: a persona has no slot that could change.
+    Drawn by seed and person alone. InputError: a persona has no slot that could change.
     """
-    return {person.id: _draw(person, personas, random.Random(derive_seed("shift", seed, person.id))) for person in personas}
+    return {p.id: _draw(p, personas, random.Random(derive_seed("shift", seed, p.id))) for p in personas}
 
 
 def _draw(person: Persona, personas: Sequence[Persona], rng: random.Random) -> Shift:
     own = dict(person.profile.items)
-    slots = [s for s in own if s in CHANGEABLE or s not in SLOTS]
+    slots = [slot for slot in own if slot in CHANGEABLE or slot not in SLOTS]
     for slot in rng.sample(slots, len(slots)):
-        values = sorted({v for p in personas for s, v in p.profile.items if s == slot and not _alike(slot, v, own[slot])})
-        if values:
-            return Shift(slot, own[slot], rng.choice(values))
-    raise InputError(f"conflict: nothing of persona {person.id} can change: it needs one of {', '.join(CHANGEABLE)} and another value for it")
+        values = {value for p in personas for s, value in p.profile.items if s == slot}
+        others = [value for value in sorted(values) if not _alike(slot, value, own[slot])]
+        if others:
+            return Shift(slot, own[slot], rng.choice(others))
+    needed = f"it needs one of {', '.join(CHANGEABLE)} and another value for it"
+    raise InputError(f"conflict: nothing of persona {person.id} can change: {needed}")
 
 
 def _alike(slot: str, a: str, b: str) -> bool:
@@ -51,88 +53,102 @@ def _alike(slot: str, a: str, b: str) -> bool:
 
 def shift_table(personas: Sequence[Persona], shifts: Mapping[str, Shift], at: int) -> pd.DataFrame:
     """What was drawn: columns user, turn, slot, old, new."""
-    return pd.DataFrame([{"user": p.id, "turn": at, **vars(shifts[p.id])} for p in personas if p.id in shifts])
+    changed = [person.id for person in personas if person.id in shifts]
+    return pd.DataFrame([{"user": user, "turn": at, **vars(shifts[user])} for user in changed])
 
 
-def held(dialogues: Sequence[Dialogue], shifts: Mapping[str, Shift], judge: Judge) -> pd.DataFrame:
-    """Whether each inferred profile holds the new and the old value: columns user, turn, holds_new, holds_old (1, 0, NaN where the judge
-    failed), one row a user and turn. A value counts under its slot, as `judge` matches profiles."""
+def check_profiles(dialogues: Sequence[Dialogue], shifts: Mapping[str, Shift], judge: Judge) -> pd.DataFrame:
+    """Whether inferred profiles hold the new and the old value: columns user, turn, holds_new, holds_old.
+
+    1, 0, or NaN where the judge failed. A value counts under its slot, as `judge` matches.
+    """
     keys, pairs = [], []
     for dialogue in dialogues:
         shift = shifts[dialogue.persona_id]
         for turn, played in enumerate(dialogue.turns, start=1):
             keys.append((dialogue.persona_id, turn))
-            pairs += [(played.reply.profile, Profile(((shift.slot, value),))) for value in (shift.new, shift.old)]
+            values = [Profile(((shift.slot, value),)) for value in (shift.new, shift.old)]
+            pairs += [(played.reply.profile, value) for value in values]
     found = [np.nan if match is None else float(bool(match)) for match in judge.matches(pairs)]
-    rows = [(*key, *found[2 * i : 2 * i + 2]) for i, key in enumerate(keys)]
+    rows = [(*key, new, old) for key, new, old in zip(keys, found[::2], found[1::2], strict=True)]
     return pd.DataFrame(rows, columns=["user", "turn", "holds_new", "holds_old"])
 
 
-def recovery_times(table: pd.DataFrame, at: int) -> pd.Series:
-    """Turns after the change until the profile holds the new value and not the old one, by user: 0 when it does at the very turn of the change,
-    inf when it never does in the turns that were played. What it does later does not count."""
+def measure_recovery(table: pd.DataFrame, at: int) -> pd.Series:
+    """Turns after the change until the profile holds the new value and not the old one, by user.
+
+    0 when it does at the very turn of the change, inf when it never does. What it does later does not count.
+    """
     after = table[table["turn"] >= at]
     good = after[(after["holds_new"] == 1) & (after["holds_old"] == 0)]
     first = (good.groupby("user")["turn"].min() - at).astype(float)
     return first.reindex(list(dict.fromkeys(table["user"])), fill_value=np.inf)
 
 
-def recovery_summary(table: pd.DataFrame, at: int) -> dict[str, float]:
+def summarize_recovery(table: pd.DataFrame, at: int) -> dict[str, float]:
     """Recovery in one row, 95 % intervals over users.
 
-    knew_old: share of profiles that held the old value one turn before; recovered: share that came to hold the new value and not the old one;
-    median_turns: median recovery time over all users, inf when most never recover; at_once: share with recovery time 0; stale: share of
-    (user, turn from `at` on) at which the profile holds the old value; holds_new: the same for the new one.
+    knew_old: share of profiles that held the old value one turn before; recovered: share that came to hold
+    the new value and not the old one; median_turns: median recovery time, inf when most never recover;
+    at_once: share with recovery time 0; stale: share of (user, turn from `at` on) at which the profile holds
+    the old value; holds_new: the same for the new one.
     """
-    times = recovery_times(table, at)
-    n = len(times)
-    recovered = int(np.isfinite(times).sum())
+    times = measure_recovery(table, at)
+    n, recovered = len(times), int(np.isfinite(times).sum())
     low, high = map(float, intervals.binomial_interval(recovered, n))
     knew = float(table.loc[table["turn"] == at - 1, "holds_old"].mean())
-    row = {"users": n, "knew_old": knew, "recovered": recovered / n, "recovered_low": low, "recovered_high": high,
-           "median_turns": float(median(times)), "at_once": float((times == 0).mean())}  # fmt: skip
+    row = {"users": n, "knew_old": knew, "recovered": recovered / n, "recovered_low": low,
+           "recovered_high": high, "median_turns": float(median(times)),
+           "at_once": float((times == 0).mean())}  # fmt: skip
     after = table[table["turn"] >= at]
     for name, column in (("stale", "holds_old"), ("holds_new", "holds_new")):
-        scores = after.pivot(index="user", columns="turn", values=column).to_numpy()
-        interval = intervals.bootstrap_interval(scores)
-        row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        table_EK = after.pivot(index="user", columns="turn", values=column).to_numpy()
+        held = intervals.bootstrap_interval(table_EK)
+        row |= {name: held.estimate, f"{name}_low": held.low, f"{name}_high": held.high}
     return row
 
 
-def held_curves(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Share of profiles that hold the old and the new value, by method and turn, with exact 95 % intervals: columns method, value (old or new),
-    turn, share, low, high, in [0, 1]."""
+def profile_curves(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Share of profiles that hold the old and the new value, by method and turn, with exact 95 % intervals.
+
+    Columns method, value (old or new), turn, share, low, high, in [0, 1].
+    """
     rows = []
     for method, table in tables.items():
         for value in ("old", "new"):
-            known = table.dropna(subset=f"holds_{value}").groupby("turn")[f"holds_{value}"]
-            for turn, part in known:
+            column = f"holds_{value}"
+            for turn, part in table.dropna(subset=column).groupby("turn")[column]:
                 low, high = intervals.binomial_interval(part.sum(), len(part))
                 rows.append((method, value, int(turn), float(part.mean()), float(low), float(high)))
     return pd.DataFrame(rows, columns=["method", "value", "turn", "share", "low", "high"])
 
 
 def alignment_curves(scores: Mapping[str, np.ndarray], calm: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """AL(k) in percent with exact 95 % intervals, scores (E, K) by row: columns method, users (change or no change), turn, al, low, high.
+    """AL(k) in percent with exact 95 % intervals, from scores (E, K) by row.
 
-    `calm` are the same users without a change, as far as they were played.
+    Columns method, users (change or no change), turn, al, low, high. `calm` are the same users without a
+    change, as far as they were played.
     """
     rows = []
     for kind, tables in (("change", scores), ("no change", calm)):
         for method, table in tables.items():
-            low, high = intervals.alignment_interval(table)
-            al = np.nanmean(table, axis=0)
-            rows += [(method, kind, k + 1, 100 * al[k], 100 * low[k], 100 * high[k]) for k in range(table.shape[1])]
+            curves = (np.nanmean(table, axis=0), *intervals.alignment_interval(table))
+            points = zip(*curves, strict=True)
+            rows += [(method, kind, k, *(100 * x for x in point)) for k, point in enumerate(points, start=1)]
     return pd.DataFrame(rows, columns=["method", "users", "turn", "al", "low", "high"])
 
 
-def before_and_after(scores_EK: np.ndarray, at: int) -> dict[str, float]:
-    """Alignment in percent around the change: mean before (from turn 2 on: at turn 1 only "Hello" was said) and after, their paired difference
-    over users, and the drop from turn at-1 to turn at, both with 95 % intervals and permutation p-values."""
+def compare_before_after(scores_EK: np.ndarray, at: int) -> dict[str, float]:
+    """Alignment in percent around the change.
+
+    Mean before (from turn 2 on: at turn 1 only "Hello" was said) and after, their paired difference over
+    users, and the drop from turn at-1 to turn at, both with 95 % intervals and permutation p-values.
+    """
     before, after = (np.nanmean(part, axis=1) for part in (scores_EK[:, 1 : at - 1], scores_EK[:, at - 1 :]))
     row = {"before": 100 * float(np.nanmean(before)), "after": 100 * float(np.nanmean(after))}
     pairs = {"change": (after, before), "drop": (scores_EK[:, at - 1], scores_EK[:, at - 2])}
     for name, (a, b) in pairs.items():
         c = intervals.paired_difference(a, b)
-        row |= {name: 100 * c.difference, f"{name}_low": 100 * c.low, f"{name}_high": 100 * c.high, f"{name}_p": c.p_value}
+        row |= {name: 100 * c.difference, f"{name}_low": 100 * c.low, f"{name}_high": 100 * c.high}
+        row[f"{name}_p"] = c.p_value
     return row

@@ -1,4 +1,4 @@
-"""Users who do not cooperate (beyond the paper): every method's alignment with each kind, against the willing users of the paper."""
+"""Users who do not cooperate (beyond the paper): alignment with them and with the paper's willing ones."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ from rlpa_lib.evaluation import intervals, tables
 Scores = Mapping[tuple[str, str], np.ndarray]  # (row key, manner) -> scores (E, K) in 0..1
 
 
-def asked(person: Persona, question: str) -> Dialogue:
+def ask_once(person: Persona, question: str) -> Dialogue:
     """A talk of one turn in which the assistant has asked something, to see how a user takes it."""
-    return Dialogue("example", person.id).hear(Utterance(OPENING)).answer(question, Reply(Profile(), question, True))
+    heard = Dialogue("example", person.id).hear(Utterance(OPENING))
+    return heard.answer(question, Reply(Profile(), question, True))
 
 
 def alignment_table(scores: Scores, model: str) -> pd.DataFrame:
-    """AVG in percent of each row with each kind of user, from turn 2 on (turn 1 is "Hello" for all), with 95 % bootstrap intervals over users, and
-    the paired difference from the same users when they are willing: columns model, method, manner, users, avg, difference, p, and bounds.
+    """AVG in percent of each row with each kind of user, and the difference from the same users when willing.
 
-    p is a permutation p-value with Holm's correction over all differences of the table.
+    From turn 2 on (turn 1 is "Hello" for all), with 95 % bootstrap intervals over users: columns model,
+    method, manner, users, avg, difference, p, and bounds. p is a permutation p-value with Holm's correction
+    over all differences of the table.
     """
     lines = []
     for name in tables.arranged(dict.fromkeys(name for name, _ in scores)):
         for manner in dict.fromkeys(m for n, m in scores if n == name):
             table = scores[name, manner][:, 1:]
             average = intervals.bootstrap_interval(table)
-            line = {**dict(zip(("model", "method"), tables.label(name, model), strict=True)), "manner": manner, "users": len(table),
-                    "avg": 100 * average.estimate, "avg_low": 100 * average.low, "avg_high": 100 * average.high}  # fmt: skip
+            who, method = tables.label(name, model)
+            line = {"model": who, "method": method, "manner": manner, "users": len(table)}
+            ends = {"avg": average.estimate, "avg_low": average.low, "avg_high": average.high}
+            line |= {key: 100 * end for key, end in ends.items()}
             if manner != "willing" and (name, "willing") in scores:
                 c = intervals.paired_difference(table, scores[name, "willing"][:, 1:])
-                line |= {"difference": 100 * c.difference, "low": 100 * c.low, "high": 100 * c.high, "p": c.p_value}
+                line |= {"difference": 100 * c.difference, "low": 100 * c.low, "high": 100 * c.high}
+                line["p"] = c.p_value
             lines.append(line)
     frame = pd.DataFrame(lines)
     if "p" in frame:
@@ -46,12 +51,12 @@ def alignment_table(scores: Scores, model: str) -> pd.DataFrame:
 
 
 def told_table(rows: Mapping[tuple[str, str], Sequence[dict]]) -> pd.DataFrame:
-    """How much of themselves users of each kind have revealed by the last turn, in percent, by row (a method that asks is told more): one row a
-    manner, one column a method."""
+    """Percent of the profile that is told by the last turn: one row a manner, one column a method."""
     lines = []
     for (name, manner), judged in rows.items():
         last = max(r["turn"] for r in judged)
         shares = [r["n_told"] / r["n_true"] for r in judged if r["turn"] == last]
         lines.append((manner, name, 100 * float(np.mean(shares))))
     frame = pd.DataFrame(lines, columns=["manner", "method", "told"])
-    return frame.pivot(index="manner", columns="method", values="told").reindex(list(dict.fromkeys(frame["manner"]))).reset_index()
+    table = frame.pivot(index="manner", columns="method", values="told")
+    return table.reindex(list(dict.fromkeys(frame["manner"]))).reset_index()

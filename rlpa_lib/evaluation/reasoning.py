@@ -1,5 +1,5 @@
-"""Reasoning as tokens before the answer (section 5.4, figure 5): the profile block of RLPA, the thought of CoT, drafts and critiques, and the
-hidden thinking of reasoning models."""
+"""Reasoning as tokens before the answer (section 5.4, figure 5): RLPA's profile block, CoT's thought, drafts
+and critiques, and the hidden thinking of reasoning models."""
 
 from __future__ import annotations
 
@@ -14,50 +14,59 @@ from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.profile import Profile, render_reply
 from rlpa_lib.evaluation import intervals, tables
 from rlpa_lib.settings.config import Config
-from rlpa_lib.settings.kinds import WITH_PROFILE
+from rlpa_lib.settings.kinds import POLICIES, WITH_PROFILE
 
-METHODS = ("rlpa", "rlpa_prompting", "cot", "self_critic", "base")  # rows of the figure beside the models of evaluation.comparators
+# Rows of the figure, beside the models of evaluation.comparators.
+METHODS = ("rlpa", "rlpa_prompting", "cot", "self_critic", "base")
+COUNTED = ("thought", "reasoning")  # steps whose text is counted where no server counted it
 
 
-def reasoning_tokens(rows: Sequence[dict], dialogues: Sequence[Dialogue], count: Callable[[str], int]) -> np.ndarray:
-    """(E, K) tokens that a method spent before what the user reads, from judgement rows and the dialogues that go with them.
+def count_reasoning(
+    rows: Sequence[dict], dialogues: Sequence[Dialogue], count: Callable[[str], int]
+) -> np.ndarray:
+    """(E, K) tokens that a method spent before what the user reads, from judgement rows and their dialogues.
 
-    Hidden steps count what was generated for them, or `count` of their text where nobody counted. A method that writes profiles spends what
-    its completion holds before the response; where the format is broken, the whole block that can be told from the text.
+    Hidden steps count what was generated for them, or `count` of their text where nobody counted. A method
+    that writes profiles spends what its completion holds before the response.
     """
-    users = {d.persona_id: i for i, d in enumerate(dialogues)}
-    table = np.full((len(dialogues), max(r["turn"] for r in rows)), np.nan)
+    places = {dialogue.persona_id: place for place, dialogue in enumerate(dialogues)}
+    table = np.full((len(dialogues), max(row["turn"] for row in rows)), np.nan)
     for row in rows:
-        spent = sum(step["n_tokens"] or (count(step["text"]) if step["kind"] in ("thought", "reasoning") else 0) for step in row["hidden"])
-        turn = dialogues[users[row["user"]]].turns[row["turn"] - 1]
+        place, turn = places[row["user"]], row["turn"] - 1
+        steps = [step for step in row["hidden"] if step["n_tokens"] or step["kind"] in COUNTED]
+        spent = sum(step["n_tokens"] or count(step["text"]) for step in steps)
         if row["method"].partition("@")[0] in WITH_PROFILE:
-            spent += count(profile_part(turn.completion))
-        table[users[row["user"]], row["turn"] - 1] = spent
+            spent += count(cut_profile(dialogues[place].turns[turn].completion))
+        table[place, turn] = spent
     return table
 
 
-def counter(cfg: Config) -> Callable[[str], int]:
-    """Counts the tokens of a text with the policy's own tokenizer; behind an endpoint there is none, and tokens are estimated."""
-    if cfg.policy.kind == "endpoint":
+def make_counter(cfg: Config) -> Callable[[str], int]:
+    """Counts the tokens of a text with the policy's own tokenizer, or estimates them behind an endpoint."""
+    if not POLICIES[cfg.policy.kind].trainable:
         return lambda text: quoting.estimated_tokens(text) if text else 0
     tokenizer = parties.load_tokenizer(cfg)
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def profile_part(completion: str) -> str:
-    """The part of a completion that notes the profile: all before the response block; "" where there is no profile tag."""
+def cut_profile(completion: str) -> str:
+    """What a completion notes of the profile: all before the response; "" where there is no profile tag."""
     before = completion.partition("<response>")[0]
     return before if "<profile>" in before else ""
 
 
-def empty_block(count: Callable[[str], int]) -> int:
+def count_empty_block(count: Callable[[str], int]) -> int:
     """Tokens of a profile block that holds nothing: what the format alone costs."""
-    return count(profile_part(render_reply(Profile(), "-")))
+    return count(cut_profile(render_reply(Profile(), "-")))
 
 
-def figure_table(scores: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarray], model: str) -> pd.DataFrame:
-    """Figure 5's data, one row a method or model: AVG in percent and reasoning tokens a turn, with 95 % bootstrap intervals over users, and
-    `per_point`, tokens spent for one percent point."""
+def figure_table(
+    scores: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarray], model: str
+) -> pd.DataFrame:
+    """Figure 5's data, one row a method or model: AVG in percent and reasoning tokens a turn.
+
+    Both with 95 % bootstrap intervals over users; `per_point` is what was spent for one percent point.
+    """
     lines = []
     for name in tables.arranged(scores):
         who, method = tables.label(name, model)
@@ -66,6 +75,7 @@ def figure_table(scores: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarr
             # Tokens have no scale: where no two users differ, the range that was seen stands for it.
             limits = (0.0, 1.0) if key == "avg" else (float(np.nanmin(table)), float(np.nanmax(table)))
             interval = intervals.bootstrap_interval(table, limits=limits)
-            line |= {key: factor * interval.estimate, f"{key}_low": factor * interval.low, f"{key}_high": factor * interval.high}
+            ends = {"": interval.estimate, "_low": interval.low, "_high": interval.high}
+            line |= {f"{key}{end}": factor * value for end, value in ends.items()}
         lines.append({**line, "per_point": line["tokens"] / line["avg"] if line["avg"] else float("nan")})
     return pd.DataFrame(lines)

@@ -59,7 +59,7 @@ def conflict_alignment(data: pd.DataFrame, at: int) -> tuple[Figure, pd.DataFram
 
 
 def conflict_profiles(data: pd.DataFrame, at: int) -> tuple[Figure, pd.DataFrame]:
-    """Share of inferred profiles that hold the old and the new value, with exact 95 % intervals, one panel a row of `conflict.held_curves`."""
+    """Share of inferred profiles that hold the old and the new value, with exact 95 % intervals, one panel a row of `conflict.profile_curves`."""
     names = tables.arranged(dict.fromkeys(data["method"]))
     columns = min(3, len(names))
     with panels(len(names), columns, _size(len(names), columns, 2.6), {"axes.titlesize": 10}, sharex=True, sharey=True) as (figure, grid):
@@ -75,7 +75,7 @@ def conflict_profiles(data: pd.DataFrame, at: int) -> tuple[Figure, pd.DataFrame
 
 def long_term_progress(data: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Figure 4b: profile score, recall and Theoretical Max at the checkpoints with 95 % intervals, and the AVG of the profile score as a thin line;
-    one panel a row of `long_term.progress`."""
+    one panel a row of `long_term.progress_table`."""
     names = tables.arranged(dict.fromkeys(data["method"]))
     columns = min(2, len(names))
     with panels(len(names), columns, _size(len(names), columns, 3.4), {"axes.titlesize": 10}, sharex=True, sharey=True) as (figure, grid):

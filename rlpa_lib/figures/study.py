@@ -9,7 +9,7 @@ from rlpa_lib.figures.frame import GREY, PALETTE, panels
 
 
 def overlap_counts(found: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """True against counted overlap, one panel a judge and set (`rewrites.counts` with a column `set`); areas: cases."""
+    """True against counted overlap, one panel a judge and set (`rewrites.count_overlaps` with a column `set`); areas: cases."""
     data = found.dropna(subset="predicted").groupby(["set", "judge", "true", "predicted"], as_index=False).size()
     data = data.rename(columns={"size": "cases"}).astype({"predicted": int})
     sets, judges, top = list(dict.fromkeys(found["set"])), list(dict.fromkeys(found["judge"])), int(data[["true", "predicted"]].max().max())

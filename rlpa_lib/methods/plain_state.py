@@ -1,7 +1,8 @@
-"""Checkpoints of TRL's trainers without pickles: weights, optimiser and random state as safetensors, the rest as JSON.
+"""Checkpoints of TRL's trainers without pickles: tensors as safetensors, the rest as JSON.
 
-transformers' Trainer writes its optimiser, scheduler, random state and arguments with pickle. `PlainState` replaces those hooks, and only
-those: where to go on in the data is the Trainer's own business. For one process; several would each need their own random state.
+transformers' Trainer (and accelerate's save_state) write optimiser, scheduler, random state and arguments
+with pickle. `PlainState` replaces those hooks, and only those: where to go on in the data is the Trainer's
+own business. For one process; several would each need their own random state.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TRAINER_STATE = "trainer_state.json"  # the Trainer writes it last, so it marks 
 
 
 class PlainState:
-    """Mixed in before a TRL trainer: `class T(PlainState, SFTTrainer)`. Also keeps it from writing cards and from calling home."""
+    """Mixed in before a TRL trainer: `class T(PlainState, SFTTrainer)`."""
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Nothing: `trainers.write_card` writes our own."""
@@ -36,14 +37,18 @@ class PlainState:
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"weight|{name}": p for name, p in _trained(self.model).items()}
         optimizer = self.optimizer.state_dict()
-        tensors |= {f"optimizer|{i}|{key}": x for i, values in optimizer["state"].items() for key, x in values.items()}
-        tensors |= {f"random|{device}": state for device, state in _random_states().items()}
+        tensors = {f"weight|{name}": p for name, p in _list_trained(self.model).items()}
+        for index, moments in optimizer["state"].items():
+            tensors |= {f"optimizer|{index}|{key}": x for key, x in moments.items()}
+        # Neither these trainers nor our data draw from Python's or numpy's global generators.
+        tensors["random|cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors |= {f"random|{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
         save_file({key: x.detach().cpu().contiguous() for key, x in tensors.items()}, folder / STATE)
         progress = {"param_groups": optimizer["param_groups"], "scheduler": self.lr_scheduler.state_dict()}
-        progress["tokens"] = getattr(self, "_total_train_tokens", 0)  # a counter of TRL's for its log, which TRL itself does not keep
-        storage.write_json(folder / PROGRESS, progress)
+        # a counter that TRL logs and does not keep
+        storage.write_json(folder / PROGRESS, {**progress, "tokens": getattr(self, "_total_train_tokens", 0)})
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Nothing: `_save` wrote them."""
@@ -57,25 +62,22 @@ class PlainState:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             load_optimizer(self.optimizer, Path(checkpoint))
-            progress = _progress(Path(checkpoint))
+            progress = _read_progress(Path(checkpoint))
             self.lr_scheduler.load_state_dict(progress["scheduler"])
             self._total_train_tokens = progress["tokens"]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        for key, state in load_file(Path(checkpoint) / STATE).items():
-            kind, _, device = key.partition("|")
-            if kind == "random" and device == "cpu":
-                torch.set_rng_state(state)
-            elif kind == "random":
-                torch.cuda.set_rng_state(state, int(device))
+        if checkpoint is not None:
+            for device, state in _load(Path(checkpoint), "random").items():
+                if device == "cpu":
+                    torch.set_rng_state(state)
+                else:
+                    torch.cuda.set_rng_state(state, int(device))
 
 
 def load_weights(model, checkpoint: Path) -> None:
-    """Put a checkpoint's trained weights into the model. InputError when they are not those that the model trains."""
-    saved = {key.removeprefix("weight|"): x for key, x in load_file(checkpoint / STATE).items() if key.startswith("weight|")}
-    own = _trained(model)
+    """Put a checkpoint's trained weights into the model. InputError: the model trains others."""
+    saved, own = _load(checkpoint, "weight"), _list_trained(model)
     if {name: x.shape for name, x in saved.items()} != {name: p.shape for name, p in own.items()}:
         raise InputError(f"{checkpoint / STATE}: holds other weights than this model trains")
     with torch.no_grad():
@@ -86,46 +88,47 @@ def load_weights(model, checkpoint: Path) -> None:
 def load_optimizer(optimizer, checkpoint: Path) -> None:
     """Put a checkpoint's moments and learning rates into an optimiser of the same parameters."""
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, x in load_file(checkpoint / STATE).items():
-        if key.startswith("optimizer|"):
-            _, index, name = key.split("|")
-            state.setdefault(int(index), {})[name] = x
-    optimizer.load_state_dict({"state": state, "param_groups": _progress(checkpoint)["param_groups"]})
+    for key, x in _load(checkpoint, "optimizer").items():
+        index, _, name = key.partition("|")
+        state.setdefault(int(index), {})[name] = x
+    optimizer.load_state_dict({"state": state, "param_groups": _read_progress(checkpoint)["param_groups"]})
 
 
-def newest(folder: Path) -> Path | None:
+def find_newest(folder: Path) -> Path | None:
     """The whole checkpoint with most steps among `checkpoint-<step>` of a folder; None when there is none."""
     steps = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if _is_whole(path)}
     return steps[max(steps)] if steps else None
 
 
 class MetricsLog(TrainerCallback):
-    """Every logged step becomes a line of metrics/<name>.jsonl, a point on tensorboard, and a line on the screen.
+    """Every logged step becomes a line of metrics/<name>.jsonl, a point on tensorboard, and is said.
 
-    Lines of steps that the checkpoint does not hold are dropped first: they are done again. `offset` counts steps of earlier rounds.
+    Lines of steps behind the checkpoint are dropped first. `offset` counts the steps of earlier rounds.
     """
 
     def __init__(self, run: Run, name: str, say: Callable[[str], None], offset: int = 0):
-        self.run, self.name, self.say, self.offset, self.writer, self.clock = run, name, say, offset, None, 0.0
+        self.run, self.name, self.say, self.offset = run, name, say, offset
+        self.writer, self.clock = None, 0.0
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        first = self.offset + state.global_step
+        done = self.offset + state.global_step
         rows = self.run.read_metrics(self.name)
-        kept = [row for row in rows if row["step"] <= first]
+        kept = [row for row in rows if row["step"] <= done]
         if len(kept) < len(rows):
             self.run.write_jsonl(f"metrics/{self.name}.jsonl", kept)
         if self.run.cfg.run.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and a run may do without
 
-            self.writer = SummaryWriter(self.run.path(f"tensorboard/{self.name}"), purge_step=first + 1)
+            self.writer = SummaryWriter(self.run.path(f"tensorboard/{self.name}"), purge_step=done + 1)
         self.clock = time.perf_counter()
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **_) -> None:
         if not logs or "loss" not in logs:
             return  # the summary at the end
         now = time.perf_counter()
-        row = {"step": self.offset + state.global_step, **{k.replace("/", "_"): float(v) for k, v in logs.items()}, "seconds": now - self.clock}
-        self.clock = now
+        row = {"step": self.offset + state.global_step}
+        row |= {key.replace("/", "_"): float(value) for key, value in logs.items()}
+        row["seconds"], self.clock = now - self.clock, now
         self.run.log_metrics(self.name, row)
         if self.writer:
             for key, value in row.items():
@@ -137,17 +140,17 @@ class MetricsLog(TrainerCallback):
             self.writer.close()
 
 
-def _trained(model) -> dict[str, torch.nn.Parameter]:
+def _list_trained(model) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _random_states() -> dict[str, torch.Tensor]:
-    """Torch's generators; neither these trainers nor our data draw from Python's or numpy's global ones."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), **{str(i): state for i, state in enumerate(cuda)}}
+def _load(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:
+    """The tensors of a kind (weight, optimizer, random), by the rest of their names."""
+    tensors = load_file(checkpoint / STATE)
+    return {key.removeprefix(f"{kind}|"): x for key, x in tensors.items() if key.startswith(f"{kind}|")}
 
 
-def _progress(checkpoint: Path) -> dict[str, Any]:
+def _read_progress(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
 
 

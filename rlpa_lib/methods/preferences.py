@@ -1,5 +1,5 @@
-"""Preference conversations in ALOE's tree-of-turns format, which SFT and DPO learn from (appendix D.2): a reader for the real
-file, and an offline generator in which the agenda user meets a personalised and a generic responder."""
+"""Preference conversations in ALOE's format, which SFT and DPO learn from (appendix D.2): a reader for the
+real file, and an offline generator in which the agenda user meets a personalised and a generic assistant."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlpa_lib.agents import parties, world
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
-from rlpa_lib.personas.sources import find_near_duplicates, load_personas
+from rlpa_lib.dialogue.turns import play_turns
+from rlpa_lib.methods.table import Answer
+from rlpa_lib.personas.sources import load_personas
+from rlpa_lib.runs.run import Run
 from rlpa_lib.settings.config import Config, InputError
-
-if TYPE_CHECKING:
-    from rlpa_lib.runs.run import Run
+from rlpa_lib.settings.kinds import SOURCES, USERS
 
 FILE = "conversations.jsonl"
 SIDES = ("preferred", "rejected")
+INFERRED = ("inferred_profile", "inferred_personality")
 Text = str | tuple[str, ...]
 
 
@@ -30,7 +32,7 @@ Text = str | tuple[str, ...]
 class Exchange:
     """One turn of the tree: the user's message, both responses, and which of the two continued the dialogue.
 
-    A response is a text, or a tuple of texts where the file lists several; their difference matters to `baselines.data`.
+    A response is a text, or a tuple of texts where the file lists several; `training_data` tells them apart.
     """
 
     user: str
@@ -43,7 +45,7 @@ class Exchange:
     @property
     def said(self) -> str:
         """The response that the user answered."""
-        return first(self.preferred if self.chosen == "preferred" else self.rejected)
+        return pick_first(self.preferred if self.chosen == "preferred" else self.rejected)
 
 
 @dataclass(frozen=True)
@@ -57,44 +59,52 @@ class Conversation:
     def to_json(self) -> dict[str, Any]:
         """The line as ALOE's generator writes it; `read_conversations` reads it back."""
         turns = [
-            {"user": e.user, "assistant": {"preferred": e.preferred, "rejected": e.rejected}, "chosen": e.chosen,
-             "inferred_profile": e.inferred_profile, "inferred_personality": e.inferred_personality}
+            {"user": e.user, "assistant": {side: getattr(e, side) for side in SIDES}, "chosen": e.chosen}
+            | {key: getattr(e, key) for key in INFERRED}
             for e in self.exchanges
-        ]  # fmt: skip
+        ]
         return {"profile": self.profile, "personality": self.personality, "conversations": turns}
 
 
-def first(text: Text) -> str:
+Talks = Sequence[Conversation]
+
+
+def pick_first(text: Text) -> str:
     """The text itself, or the first of several."""
     return text if isinstance(text, str) else text[0]
 
 
-def history(conversation: Conversation, turn: int, system: str) -> list[dict[str, str]]:
-    """Chat messages up to the user's message of `turn` (from 0), with the responses that were really given before it."""
-    messages = [{"role": "system", "content": system}]
+def build_history(conversation: Conversation, turn: int, system: str) -> list[dict[str, str]]:
+    """Chat messages up to the user's message of `turn` (from 0), with the responses that were really
+    given."""
+    said = [("system", system)]
     for exchange in conversation.exchanges[:turn]:
-        messages += [{"role": "user", "content": exchange.user}, {"role": "assistant", "content": exchange.said}]
-    return [*messages, {"role": "user", "content": conversation.exchanges[turn].user}]
+        said += [("user", exchange.user), ("assistant", exchange.said)]
+    said.append(("user", conversation.exchanges[turn].user))
+    return [{"role": role, "content": text} for role, text in said]
 
 
 def read_conversations(path: str | Path) -> list[Conversation]:
     """All conversations of ALOE's `conversations.jsonl`, in the order of the file.
 
-    Taken as they come: a byte-order mark, empty lines, several objects in one line, a list of texts where a text is usual, a persona that is
-    still in JSON quotes (ALOE's generator writes the raw lines of its files), no inferred texts, fewer turns than ten.
-    InputError with file, line, turn and key of the first broken line and the numbers of the others: not UTF-8, not JSON, a key that is
-    missing or of another type, an empty message, a `chosen` that is neither preferred nor rejected, no turn, or no conversation at all.
+    Taken as they come: a byte-order mark, empty lines, several objects in one line, a list of texts where a
+    text is usual, a persona that is still in JSON quotes (ALOE's generator writes the raw lines of its
+    files), no inferred texts, fewer turns than ten. InputError with file, line, turn and key of the first
+    broken line and the numbers of the others: not UTF-8, not JSON, a key that is missing or of another type,
+    an empty message, a `chosen` that is neither preferred nor rejected, no turn, or no conversation at all.
     """
     found, broken = [], []
-    for number, line in enumerate(_text(Path(path)).split("\n"), start=1):
+    for number, line in enumerate(_read_text(Path(path)).split("\n"), start=1):
         try:
-            found += [_conversation(value) for value in _values(line)]
-        except (json.JSONDecodeError, ValueError) as error:
-            reason = f"not JSON: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
-            broken.append((number, reason))
+            found += [_read_conversation(value) for value in _split_values(line)]
+        except json.JSONDecodeError as error:
+            broken.append((number, f"not JSON: {error.msg}"))
+        except ValueError as error:
+            broken.append((number, str(error)))
     if broken:
-        number, reason = broken[0]
-        others = f" (and {len(broken) - 1} more broken lines: {', '.join(str(n) for n, _ in broken[1:10])})" if broken[1:] else ""
+        (number, reason), *more = broken
+        numbers = ", ".join(str(n) for n, _ in more[:9])
+        others = f" (and {len(more)} more broken lines: {numbers})" if more else ""
         raise InputError(f"{path}: line {number}: {reason}{others}")
     if not found:
         raise InputError(f"{path}: holds no conversation")
@@ -102,51 +112,59 @@ def read_conversations(path: str | Path) -> list[Conversation]:
 
 
 def generate(personas: Sequence[Persona], user: SimulatedUser, turns: int, seed: int) -> list[Conversation]:
-    """E conversations of K turns: the preferred response is the careful assistant's, who uses what has been told, the rejected one the
-    generic assistant's, who does not; a fair coin decides which of them the user answers, as in ALOE's generator.
+    """E conversations of K turns: the preferred response is the careful assistant's, who uses what has been
+    told, the rejected one the generic assistant's, who does not; a fair coin decides which the user answers,
+    as in ALOE.
 
-    At turn 1 nothing has been told, so there the two differ in manner only. The same arguments give the same conversations.
+    At turn 1 nothing has been told, so there the two differ in manner only.
     """
-    dialogues, trees = [Dialogue(p.id, p.id) for p in personas], [[] for _ in personas]
-    for turn in range(1, turns + 1):
-        dialogues = [d.hear(u) for d, u in zip(dialogues, user.reply(personas, dialogues), strict=True)]
-        for i, dialogue in enumerate(dialogues):
-            exchange = _exchange(dialogue, random.Random(f"preferences|{seed}|{dialogue.id}|{turn}"))
-            trees[i].append(exchange)
-            dialogues[i] = dialogue.answer(exchange.said, Reply(Profile(), exchange.said, True))
-    return [Conversation(p.description, p.personality, tuple(tree)) for p, tree in zip(personas, trees, strict=True)]
+
+    def write(_: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Exchange]:
+        turn = len(heard[0].turns) + 1
+        return [_exchange(d, random.Random(f"preferences|{seed}|{d.id}|{turn}")) for d in heard]
+
+    def choose(_: Any, __: Any, exchanges: Sequence[Exchange]) -> list[Answer]:
+        return [Answer(e.said, Reply(Profile(), e.said, True), 0) for e in exchanges]
+
+    dialogues = [Dialogue(persona.id, persona.id) for persona in personas]
+    played = list(play_turns(personas, dialogues, user, write, choose, turns=turns))
+    trees = zip(*(turn.answers for turn in played), strict=True)
+    return [Conversation(p.description, p.personality, tree) for p, tree in zip(personas, trees, strict=True)]
 
 
-def conversations_file(cfg: Config) -> Path | None:
-    """`conversations.jsonl` beside the run's ALOE files, or None when there is none (or the personas are not ALOE's)."""
+def find_conversations(cfg: Config) -> Path | None:
+    """`conversations.jsonl` beside the run's personas; None when there is none, or their source has none."""
     file = Path(cfg.personas.path or ".") / FILE
-    return file if cfg.personas.source == "aloe" and file.is_file() else None
+    return file if SOURCES[cfg.personas.source].has_conversations and file.is_file() else None
 
 
-def check(cfg: Config) -> None:
+def check_conversations(cfg: Config) -> None:
     """Look for what `load_preferences` will need, before anything else is paid for. InputError as there."""
-    if (file := conversations_file(cfg)) is not None:
+    if (file := find_conversations(cfg)) is not None:
         read_conversations(file)
-    elif cfg.user.kind != "agenda":
-        raise InputError(f"personas.path: 11_sft and 12_dpo need ALOE's {FILE} in this folder when user.kind is {cfg.user.kind}")
+    elif not USERS[cfg.user.kind].scripted:
+        wanted = f"11_sft and 12_dpo need ALOE's {FILE} in this folder when user.kind is {cfg.user.kind}"
+        raise InputError(f"personas.path: {wanted}")
 
 
 def load_preferences(
     cfg: Config, user: SimulatedUser | None, n: int | None, seed: int, run: Run | Path | None = None
 ) -> list[Conversation]:
-    """`n` conversations (None = all) of a run: ALOE's own where the file is there, in an order drawn from `seed` and without those about
-    test users; else `generate` with `user`, which must be the agenda user, and the run's training personas.
+    """`n` conversations (None = all) of a run: ALOE's own where the file is there, in an order drawn from
+    `seed` and without those about test users; else `generate` with `user`, made of rules, and training
+    personas.
 
-    `run` is needed where a language model fills the personas' slots. InputError: a broken line, fewer conversations than asked for,
-    or no file where the users are language models.
+    `run` is needed where a language model fills the personas' slots. InputError: a broken line, fewer
+    conversations than asked for, or no file where the users are language models.
     """
-    if (file := conversations_file(cfg)) is None:
-        check(cfg)
+    if (file := find_conversations(cfg)) is None:
+        check_conversations(cfg)
         people = parties.load_people(cfg, "train", n or cfg.personas.train_users, seed, run)
         return generate(people, user, cfg.rollout.turns, seed)
-    found = _without_test_users(read_conversations(file), cfg, seed)
+    found = _leave_out_test_users(read_conversations(file), cfg, seed)
     if n is not None and n > len(found):
-        raise InputError(f"{file}: {n} conversations asked for, but {len(found)} are there that are not about test users")
+        there = f"{len(found)} are there that are not about test users"
+        raise InputError(f"{file}: {n} conversations asked for, but {there}")
     return random.Random(f"preferences|{seed}").sample(found, len(found))[:n]
 
 
@@ -156,15 +174,15 @@ def _exchange(dialogue: Dialogue, rng: random.Random) -> Exchange:
     return Exchange(dialogue.pending.text, preferred, rejected, rng.choice(SIDES), told)
 
 
-def _without_test_users(conversations: list[Conversation], cfg: Config, seed: int) -> list[Conversation]:
+def _leave_out_test_users(conversations: list[Conversation], cfg: Config, seed: int) -> list[Conversation]:
     """A conversation about somebody who is nearly a test user would give the test away."""
-    test = load_personas(cfg.personas, "vanilla", None, seed)  # their texts alone are compared, whoever fills the slots
+    test = load_personas(cfg.personas, "vanilla", None, seed)  # their texts count alone
     about = [Persona(str(i), c.profile, "", Profile()) for i, c in enumerate(conversations)]
     leaked = {int(persona.id) for persona, _ in find_near_duplicates(about, test)}
     return [c for i, c in enumerate(conversations) if i not in leaked]
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -175,7 +193,7 @@ def _text(path: Path) -> str:
         raise InputError(f"{path}: line {data[: error.start].count(10) + 1}: not UTF-8") from error
 
 
-def _values(line: str) -> Iterator[Any]:
+def _split_values(line: str) -> Iterator[Any]:
     """The JSON values of a line, of which there may be several."""
     rest = line.strip()
     while rest:
@@ -184,57 +202,55 @@ def _values(line: str) -> Iterator[Any]:
         rest = rest[end:].strip()
 
 
-def _conversation(value: Any) -> Conversation:
-    if not isinstance(value, dict):
-        raise ValueError(f"an object was expected, not {type(value).__name__}")
-    turns = _key(value, "conversations", list, "")
+def _read_conversation(value: Any) -> Conversation:
+    turns = _get(value, "conversations", list, "")
     if not turns:
         raise ValueError("`conversations` has no turn")
-    exchanges = tuple(_turn(turn, f"turn {k}: ") for k, turn in enumerate(turns, start=1))
-    return Conversation(_persona(value, "profile"), _persona(value, "personality"), exchanges)
+    exchanges = tuple(_read_turn(turn, f"turn {k}: ") for k, turn in enumerate(turns, start=1))
+    return Conversation(_read_persona(value, "profile"), _read_persona(value, "personality"), exchanges)
 
 
-def _turn(turn: Any, where: str) -> Exchange:
-    if not isinstance(turn, dict):
-        raise ValueError(f"{where}an object was expected, not {type(turn).__name__}")
-    both = _key(turn, "assistant", dict, where)
-    chosen = _key(turn, "chosen", str, where)
+def _read_turn(turn: Any, where: str) -> Exchange:
+    both, chosen = _get(turn, "assistant", dict, where), _get(turn, "chosen", str, where)
     if chosen not in SIDES:
         raise ValueError(f"{where}`chosen` is {chosen!r}, neither preferred nor rejected")
-    inferred = [turn.get(key) if isinstance(turn.get(key), str) else "" for key in ("inferred_profile", "inferred_personality")]
-    return Exchange(_filled(_key(turn, "user", str, where), "user", where), *(_response(both, side, where) for side in SIDES), chosen, *inferred)
+    inferred = {key: turn[key] for key in INFERRED if isinstance(turn.get(key), str)}
+    user = _strip(_get(turn, "user", str, where), "user", where)
+    return Exchange(user, *(_read_response(both, side, where) for side in SIDES), chosen, **inferred)
 
 
-def _response(both: dict, side: str, where: str) -> Text:
-    value = _key(both, side, (str, list), where)
+def _read_response(both: dict, side: str, where: str) -> Text:
+    value = _get(both, side, (str, list), where)
     if isinstance(value, str):
-        return _filled(value, side, where)
+        return _strip(value, side, where)
     if not value or not all(isinstance(text, str) for text in value):
         raise ValueError(f"{where}`{side}` is a list without texts, or with something else")
-    return tuple(_filled(text, side, where) for text in value)
+    return tuple(_strip(text, side, where) for text in value)
 
 
-def _key(tree: dict, key: str, kind: type | tuple[type, ...], where: str) -> Any:
+def _read_persona(tree: dict, key: str) -> str:
+    """A persona's text without the JSON quotes that it may still wear; two texts of one line are joined."""
+    text = _get(tree, key, str, "").strip()
+    if text.startswith('"'):
+        try:
+            return " ".join(value for value in _split_values(text) if isinstance(value, str))
+        except json.JSONDecodeError:
+            return text  # prose that happens to begin with a quotation mark
+    return text
+
+
+def _get(tree: Any, key: str, kinds: type | tuple[type, ...], where: str) -> Any:
+    if not isinstance(tree, dict):
+        raise ValueError(f"{where}an object was expected, not {type(tree).__name__}")
     if key not in tree:
         raise ValueError(f"{where}`{key}` is missing")
-    if not isinstance(tree[key], kind):
-        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    if not isinstance(tree[key], kinds):
+        names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
         raise ValueError(f"{where}`{key}` is {type(tree[key]).__name__}, not {names}")
     return tree[key]
 
 
-def _filled(text: str, key: str, where: str) -> str:
+def _strip(text: str, key: str, where: str) -> str:
     if not text.strip():
         raise ValueError(f"{where}`{key}` is empty")
     return text.strip()
-
-
-def _persona(tree: dict, key: str) -> str:
-    """A persona's text without the JSON quotes that it may still wear; two texts of one line are joined."""
-    text = _key(tree, key, str, "").strip()
-    if text.startswith('"'):
-        try:
-            return " ".join(value for value in _values(text) if isinstance(value, str))
-        except json.JSONDecodeError:
-            return text  # prose that happens to begin with a quotation mark
-    return text

@@ -1,14 +1,14 @@
 """From preference conversations to what SFT and DPO are trained on, in two variants.
 
-`fixed` is how we read the method: each turn's preferred response is learned once, after the dialogue that really led to it.
+`fixed` is how we read the method: each turn's preferred response is learned once, after what was really said.
 
-`aloe_scripts` does what ALOE's own training scripts do, on which the paper says it builds (whether it used them unchanged is unknown):
+`aloe_scripts` does what ALOE's own training scripts do, on which the paper builds (perhaps unchanged):
 SFT  1. the *first* message of the user stands at *every* turn, so that no response answers its message;
      2. one growing text per turn: the response of turn 1 is learned K times, that of turn K once;
      3. the loss is on all tokens, the user's and the system prompt's too;
-     4. texts are packed into blocks of full length that run across conversations, each block one sample, 48 a step;
+     4. texts are packed into blocks that run across conversations, each block one sample, 48 a step;
      5. general chat and code-action examples are mixed in.
-DPO  6. the rejected answer is a random choice from the stored text, that is one single character (a true choice where it is a list);
+DPO  6. the rejected answer is a random choice from the stored text: one character (or one text of a list);
      7. beta 0.9 and a learning rate of 1e-5 instead of the paper's 0.01 and 5e-6, 48 pairs a step.
 """
 
@@ -18,7 +18,7 @@ import random
 from collections.abc import Sequence
 
 from rlpa_lib.agents.prompt_tokens import fit_prompt, harmless, prompt_ids
-from rlpa_lib.methods.preferences import Conversation, first, history
+from rlpa_lib.methods.preferences import Conversation, Talks, build_history, pick_first
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
 
@@ -27,144 +27,153 @@ IGNORED = -100  # the label of a token that bears no loss
 ALOE_BATCH = 48
 PAPER_BATCH, PAPER_DPO_LR, ALOE_DPO_LR, ALOE_DPO_BETA = 32, 5.0e-6, 1.0e-5, 0.9
 MIXED_SHARE = 0.2  # of the conversations' texts: ALOE adds some 7,000 examples to about 30,000 texts
+TOPICS = (
+    ("bread", "flour, water, salt and yeast"), ("rain", "water that falls from clouds"),
+    ("a bicycle", "two wheels and pedals"), ("tea", "leaves in hot water"),
+    ("a river", "water that runs to the sea"), ("paper", "wood, water and time"),
+)  # fmt: skip
 Messages = list[dict[str, str]]
 Row = dict[str, list[int]]
 
 
-def sft_rows(conversations: Sequence[Conversation], tokenizer, system: str, max_tokens: int, variant: str, seed: int) -> list[Row]:
-    """Rows of `input_ids` and `labels` for SFT, in training order (drawn from `seed`); `aloe_scripts` rows are not packed yet.
+def make_sft_rows(talks: Talks, tokenizer, system: str, limit: int, variant: str, seed: int) -> list[Row]:
+    """Rows of `input_ids` and `labels` for SFT, in seeded order; `aloe_scripts` rows are not packed yet.
 
-    Rows longer than `max_tokens` are cut at their end, and left out when nothing to learn remains. ValueError: an unknown variant.
+    Rows longer than `limit` are cut, and left out when nothing is left to learn. ValueError: unknown variant.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {VARIANTS}, not {variant!r}")
-    if variant == "aloe_scripts":
-        texts = [text for c in conversations for text in growing(c, system)]
-        texts += mixed(int(MIXED_SHARE * len(texts)), system, seed)
-        rows = [every_token(tokenizer, text) for text in texts]
+    if _check(variant) == "aloe_scripts":
+        texts = [text for talk in talks for text in grow_texts(talk, system)]
+        texts += make_unrelated_chats(int(MIXED_SHARE * len(texts)), system, seed)
+        rows = [label_all_tokens(tokenizer, text) for text in texts]
     else:
-        rows = [learned(tokenizer, text, answers) for c in conversations for text, answers in branches(c, system)]
-    rows = [{key: ids[:max_tokens] for key, ids in row.items()} for row in rows]
+        branches = [branch for talk in talks for branch in list_branches(talk, system)]
+        rows = [label_answers(tokenizer, messages, places) for messages, places in branches]
+    rows = [{key: ids[:limit] for key, ids in row.items()} for row in rows]
     rows = [row for row in rows if any(label != IGNORED for label in row["labels"])]
     return random.Random(derive_seed(seed, "sft rows")).sample(rows, len(rows))
 
 
-def branches(conversation: Conversation, system: str) -> list[tuple[Messages, tuple[int, ...]]]:
-    """The tree as (messages, places of the assistant messages to learn), each preferred response exactly once.
+def list_branches(conversation: Conversation, system: str) -> list[tuple[Messages, tuple[int, ...]]]:
+    """The tree as (messages, places of the assistant messages to learn), each preferred response once.
 
-    The trunk is what was really said; its preferred responses are learned where they stand. Where the rejected response
-    continued, the preferred one is a branch of its own behind the same history.
+    The trunk is what was really said; its preferred responses are learned where they stand. Where the
+    rejected one went on, the preferred one is a branch of its own behind the same history.
     """
-    trunk = [k for k, exchange in enumerate(conversation.exchanges) if exchange.chosen == "preferred"]
+    exchanges = conversation.exchanges
+    trunk = [turn for turn, exchange in enumerate(exchanges) if exchange.chosen == "preferred"]
     ends = [(trunk[-1], trunk)] if trunk else []
-    ends += [(k, [k]) for k in range(len(conversation.exchanges)) if k not in trunk]
-    found = []
-    for end, turns in ends:
-        answer = _assistant(first(conversation.exchanges[end].preferred))
-        found.append(([*history(conversation, end, system), *answer], tuple(2 * k + 2 for k in turns)))
-    return found
+    ends += [(turn, [turn]) for turn in range(len(exchanges)) if turn not in trunk]
+    return [
+        (
+            [*build_history(conversation, end, system), _answer(pick_first(exchanges[end].preferred))],
+            tuple(2 * turn + 2 for turn in turns),
+        )
+        for end, turns in ends
+    ]
 
 
-def growing(conversation: Conversation, system: str) -> list[Messages]:
-    """ALOE's texts, defects 1 and 2: the first k turns for k = 1 to K, all of them with the user's first message."""
+def grow_texts(conversation: Conversation, system: str) -> list[Messages]:
+    """ALOE's texts, defects 1 and 2: the first k turns for k = 1 to K, all with the user's first message."""
     opening = {"role": "user", "content": conversation.exchanges[0].user}
     messages, texts = [{"role": "system", "content": system}], []
     for exchange in conversation.exchanges:
-        messages = [*messages, opening, {"role": "assistant", "content": first(exchange.preferred)}]
+        messages = [*messages, opening, _answer(pick_first(exchange.preferred))]
         texts.append(messages)
     return texts
 
 
-def learned(tokenizer, messages: Messages, answers: Sequence[int]) -> Row:
-    """Token ids of a whole chat; labels on the assistant messages at `answers` and their end tokens, `IGNORED` elsewhere.
+def label_answers(tokenizer, messages: Messages, answers: Sequence[int]) -> Row:
+    """Token ids of a chat; labels on the messages at `answers` with their end tokens, else `IGNORED`.
 
-    InputError: the chat template writes a message differently when others follow it, so that its tokens cannot be told.
+    InputError: the chat template changes a message when others follow it, so that its tokens are unknown.
     """
-    ids = _chat_ids(tokenizer, messages)
+    ids = _encode(tokenizer, messages)
     labels = [IGNORED] * len(ids)
     for place in answers:
-        start = prompt_ids(tokenizer, messages[:place])
-        until = _chat_ids(tokenizer, messages[: place + 1])
+        start, until = prompt_ids(tokenizer, messages[:place]), _encode(tokenizer, messages[: place + 1])
         if ids[: len(start)] != start or ids[: len(until)] != until:
-            raise InputError("policy.model: its chat template rewrites earlier messages; assistant tokens cannot be found")
+            why = "its chat template rewrites earlier messages; assistant tokens cannot be found"
+            raise InputError(f"policy.model: {why}")
         ends = [i for i in range(len(start), len(until)) if until[i] == tokenizer.eos_token_id]
-        end = ends[-1] + 1 if ends else len(until)  # some templates put a line end behind the end token, which nobody samples
+        end = ends[-1] + 1 if ends else len(until)  # a line end behind the end token is never sampled
         labels[len(start) : end] = ids[len(start) : end]
     return {"input_ids": ids, "labels": labels}
 
 
-def every_token(tokenizer, messages: Messages) -> Row:
+def label_all_tokens(tokenizer, messages: Messages) -> Row:
     """Defect 3: labels on all tokens."""
-    ids = _chat_ids(tokenizer, messages)
+    ids = _encode(tokenizer, messages)
     return {"input_ids": ids, "labels": list(ids)}
 
 
-def dpo_rows(conversations: Sequence[Conversation], tokenizer, system: str, max_prompt_tokens: int, variant: str, seed: int) -> list[dict]:
-    """Rows of `prompt`, `chosen`, `rejected` (chat messages), one a turn, in training order (drawn from `seed`).
+def make_dpo_rows(talks: Talks, tokenizer, system: str, limit: int, variant: str, seed: int) -> list[dict]:
+    """Rows of `prompt`, `chosen`, `rejected` (chat messages), one a turn, in seeded training order.
 
-    Prompts lose their oldest turns where they are too long, as when the policy is used. A turn whose two responses are equal says nothing
-    and has no row. InputError: system prompt and last message alone are too long. ValueError: an unknown variant.
+    Prompts of more than `limit` tokens lose their oldest turns, as when the policy is used. A turn whose two
+    responses are equal says nothing and has no row. InputError: system prompt and last message alone are too
+    long. ValueError: unknown variant.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {VARIANTS}, not {variant!r}")
-    rng, rows = random.Random(derive_seed(seed, "dpo rows", variant)), []
-    for conversation in conversations:
-        for turn, exchange in enumerate(conversation.exchanges):
-            rejected = exchange.rejected
+    rng, rows = random.Random(derive_seed(seed, "dpo rows", _check(variant))), []
+    for talk in talks:
+        for turn, exchange in enumerate(talk.exchanges):
+            rejected, preferred = exchange.rejected, pick_first(exchange.preferred)
             if variant == "fixed" and isinstance(rejected, str):
                 rejected = (rejected,)
             answer = rng.choice(rejected)  # defect 6: of a plain text this is one character
-            if answer != first(exchange.preferred):
-                prompt = fitted(tokenizer, history(conversation, turn, system), max_prompt_tokens)
-                sides = {"prompt": prompt, "chosen": _assistant(first(exchange.preferred)), "rejected": _assistant(answer)}
-                rows.append({name: harmless(tokenizer, side) for name, side in sides.items()})  # TRL tokenises them
+            if answer != preferred:
+                prompt = fit_messages(tokenizer, build_history(talk, turn, system), limit)
+                sides = {"prompt": prompt, "chosen": [_answer(preferred)], "rejected": [_answer(answer)]}
+                # harmless, as TRL encodes them
+                rows.append({name: harmless(tokenizer, side) for name, side in sides.items()})
     return random.Random(derive_seed(seed, "dpo order")).sample(rows, len(rows))
 
 
-def mixed(n: int, system: str, seed: int) -> list[Messages]:
-    """Defect 5: n chats that have nothing to do with the user, half general, half with a small program, of our own writing.
+def make_unrelated_chats(n: int, system: str, seed: int) -> list[Messages]:
+    """Defect 5: n chats that have nothing to do with the user, half general, half with a small program.
 
-    They stand in for the public data sets that ALOE's script loads.
+    They are of our own writing and stand in for the public data sets that ALOE's script loads.
     """
     rng, chats = random.Random(derive_seed(seed, "mixed")), []
     for i in range(n):
+        if i % 2 == 0:
+            topics = rng.sample(TOPICS, rng.randint(1, 3))
+            asked = [(f"What is {name}?", f"In short: {text}.") for name, text in topics]
+        else:
+            a, b = rng.randint(2, 99), rng.randint(2, 99)
+            sign, result = rng.choice((("+", a + b), ("-", a - b), ("*", a * b)))
+            asked = [(f"Work out {a} {sign} {b}.", f"<execute> print({a} {sign} {b}) </execute>"),
+                     (f"Output: {result}", f"The answer is {result}.")]  # fmt: skip
         messages = [{"role": "system", "content": system}]
-        for question, answer in (_general, _program)[i % 2](rng):
-            messages += [{"role": "user", "content": question}, *_assistant(answer)]
+        for question, answer in asked:
+            messages += [{"role": "user", "content": question}, _answer(answer)]
         chats.append(messages)
     return chats
 
 
-def by_length(rows: Sequence[dict], sizes: Sequence[int], batch: int) -> list[dict]:
-    """The same optimiser batches with the rows of each sorted by size, so that passes of a part of a batch hold little padding."""
+def sort_by_length(rows: Sequence[dict], sizes: Sequence[int], batch: int) -> list[dict]:
+    """The same optimiser batches, each sorted by size, so that parts of a batch hold little padding."""
     order: list[int] = []
     for start in range(0, len(rows), batch):
         order += sorted(range(start, min(start + batch, len(rows))), key=lambda i: sizes[i])
     return [rows[i] for i in order]
 
 
-def _general(rng: random.Random) -> list[tuple[str, str]]:
-    topics = (("bread", "flour, water, salt and yeast"), ("rain", "water that falls from clouds"), ("a bicycle", "two wheels and pedals"),
-              ("tea", "leaves in hot water"), ("a river", "water that runs to the sea"), ("paper", "wood, water and time"))  # fmt: skip
-    return [(f"What is {name}?", f"In short: {text}.") for name, text in rng.sample(topics, rng.randint(1, 3))]
-
-
-def _program(rng: random.Random) -> list[tuple[str, str]]:
-    a, b = rng.randint(2, 99), rng.randint(2, 99)
-    sign, result = rng.choice((("+", a + b), ("-", a - b), ("*", a * b)))
-    return [(f"Work out {a} {sign} {b}.", f"<execute> print({a} {sign} {b}) </execute>"), (f"Output: {result}", f"The answer is {result}.")]
-
-
-def _chat_ids(tokenizer, messages: Messages) -> list[int]:
-    text = tokenizer.apply_chat_template(harmless(tokenizer, messages), tokenize=False)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def fitted(tokenizer, messages: Messages, limit: int) -> Messages:
-    """The prompt without its oldest turns where it is too long, as `LocalPolicy` cuts it. InputError as `policies.fit_prompt`."""
+def fit_messages(tokenizer, messages: Messages, limit: int) -> Messages:
+    """The prompt without its oldest turns where it is too long, as a policy cuts it. Errors: `fit_prompt`."""
     _, dropped = fit_prompt(tokenizer, messages, limit)
     return [messages[0], *messages[1 + 2 * dropped :]]
 
 
-def _assistant(text: str) -> Messages:
-    return [{"role": "assistant", "content": text}]
+def _check(variant: str) -> str:
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {VARIANTS}, not {variant!r}")
+    return variant
+
+
+def _encode(tokenizer, messages: Messages) -> list[int]:
+    text = tokenizer.apply_chat_template(harmless(tokenizer, messages), tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _answer(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}

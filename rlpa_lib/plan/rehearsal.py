@@ -277,8 +277,8 @@ def play_grpo(run: StandIn, users: int) -> None:
 
 def attacks(cfg: Config, typical: Typical) -> Tally:
     """What the battery of attacks of notebook 03 asks of the judges that are language models."""
-    battery = [*judge_attacks.read_attacks(REPOSITORY / "tests/data/judge_attacks.jsonl"), *judge_attacks.controls()]
-    return _played(cfg, typical, lambda run, _: judge_attacks.attacked(run, battery), 0)
+    battery = [*judge_attacks.read_attacks(REPOSITORY / "tests/data/judge_attacks.jsonl"), *judge_attacks.make_controls()]
+    return _played(cfg, typical, lambda run, _: judge_attacks.attack_judges(run, battery), 0)
 
 
 def conversion(cfg: Config, typical: Typical, users: int) -> Tally:

@@ -14,7 +14,7 @@ from rlpa_lib.plan.rehearsal import NoEncoder, StandIn, Tally, Typical
 from rlpa_lib.runs.storage import hash_json
 from rlpa_lib.settings.config import Config
 from rlpa_lib.settings.kinds import WITH_PROFILE
-from rlpa_lib.study import logged_points, rewrites, user_measures
+from rlpa_lib.study import response_judge, rewrites, user_measures
 
 CLAIMS = 2  # of a user about itself, an utterance after the first: as many as it may tell at once
 PROFILES = 100  # the most that are rewritten in a rehearsal; a and b are drawn for each, so two or three would not be typical
@@ -28,14 +28,14 @@ def play_conflict(run: StandIn, wanted: Sequence[rows.Row], users: int) -> None:
     for row in wanted:
         dialogues = _played(run, row, people, user, judge, cfg.conflict.turns, user.valid)
         if row.method in WITH_PROFILE:
-            conflict.held(dialogues, shifts, judge)
+            conflict.check_profiles(dialogues, shifts, judge)
 
 
 def play_long_term(run: StandIn, wanted: Sequence[rows.Row], users: int) -> None:
     """A long dialogue, and what the user has revealed at its checkpoints."""
     cfg, people = run.cfg, builtin_personas("vanilla", users, 0)
     user, judge, reader = parties.make_user(cfg, "vanilla", 0, run), parties.make_reward_judge(cfg, run), parties.make_reveal_judge(cfg, run)
-    marks = long_term.checkpoints(cfg.long_term.turns, cfg.long_term.every)
+    marks = long_term.list_checkpoints(cfg.long_term.turns, cfg.long_term.every)
     for row in wanted:
         dialogues = _played(run, row, people, user, judge, cfg.long_term.turns)
         long_term.track_revealed(people, dialogues, marks, reader, by_judge=True)
@@ -64,18 +64,18 @@ def play_users(run: StandIn, users: int) -> None:
     """
     cfg, people, fresh = run.cfg, builtin_personas("vanilla", users, 0), Fresh(run)
     partner = rows.build_method("rlpa_prompting", fresh.policy(), cfg)
-    models = user_measures.user_models(fresh, people)
-    played = {name: user_measures.dialogues(fresh, name, user, people, partner) for name, user in models.items()}
-    user_measures.claims(fresh, {name: list(zip(people, dialogues, strict=True)) for name, dialogues in played.items()})
+    models = user_measures.make_user_models(fresh, people)
+    played = {name: user_measures.play_dialogues(fresh, name, user, people, partner) for name, user in models.items()}
+    user_measures.find_claims(fresh, {name: list(zip(people, dialogues, strict=True)) for name, dialogues in played.items()})
     if cfg.policy.kind == "endpoint":
-        logged_points.judged_points(next(iter(played.values())), parties.make_reward_judge(cfg, fresh))
+        response_judge.judge_points(next(iter(played.values())), parties.make_reward_judge(cfg, fresh))
 
 
 def play_rewrites(run: StandIn, profiles: int) -> None:
     """The data sets of rewritten profiles, and each profile judge's count of every case."""
     fresh = Fresh(run)
-    for some in rewrites.sets(fresh, builtin_personas("vanilla", profiles, 0)).values():
-        rewrites.counts(some, rewrites.judges(fresh))
+    for some in rewrites.make_sets(fresh, builtin_personas("vanilla", profiles, 0)).values():
+        rewrites.count_overlaps(some, rewrites.make_judges(fresh))
 
 
 class Fresh(StandIn):

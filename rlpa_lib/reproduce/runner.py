@@ -248,7 +248,7 @@ def _check_preferences(cfg: Config, chosen: Sequence[Path]) -> None:
     if any(path.stem in ("11_sft", "12_dpo") for path in chosen):
         from rlpa_lib.methods import preferences
 
-        preferences.check(cfg)
+        preferences.check_conversations(cfg)
 
 
 def _check_rows(cfg: Config, chosen: Sequence[Path], run_dir: Path) -> None:

@@ -1,1 +1,1 @@
-"""How good users and judges are (appendices G and H): annotation by people, test sets, agreement, and tables 6 to 10."""
+"""How good users and judges are (appendices G and H): annotation, test sets, agreement, tables 6 to 10."""

@@ -1,7 +1,7 @@
-"""What people are asked, and what they answered (appendices G and H): tasks, items in a seeded order, append-only answers, one CSV.
+"""What people are asked and what they answered (appendices G and H).
 
-A run's folder annotation/<task>/ holds items.json (what is shown), key.json (what is hidden: model, system label, verdict) and
-answers/<annotator>.jsonl, one line an answer; a later line about the same item replaces an earlier one.
+A run's folder annotation/<task>/ holds items.json (what is shown), key.json (what is hidden: model, system
+label, verdict) and answers/<annotator>.jsonl, where a later line about an item replaces an earlier one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 
-from rlpa_lib.dialogue.judging import CRITERIA
 from rlpa_lib.runs import record, storage
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
 _ANNOTATOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
@@ -45,43 +45,42 @@ class Task:
 
 @dataclass(frozen=True)
 class Item:
-    """What is shown: headed blocks of lines (speaker or label, text). `hidden` goes into the key file alone."""
+    """What is shown: headed blocks of lines (speaker or label, text). `hidden` goes to the key file alone."""
 
     id: str
     blocks: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     hidden: Mapping[str, Any] = field(default_factory=dict)
 
 
-_LIKERT = {str(n): (n, label) for n, label in enumerate(("1 very poor", "2", "3", "4", "5 excellent"), start=1)}
+_LIKERT = {label[0]: (int(label[0]), label) for label in ("1 very poor", "2", "3", "4", "5 excellent")}
 _YES = {"1": (1, "1 yes"), "0": (0, "0 no")}
+_SAME = {"s": ("same", "Same"), "d": ("different", "Different"), "u": ("uncertain", "Uncertain")}
 USERS = Task(
-    "users", "How good is this simulated user?", "Rate the user, not the assistant. The persona is who the user should be.",
-    (Question("coherence", "Coherence: the user's words are logical and fit the conversation.", _LIKERT),
-     Question("stability", "Stability: persona, goals and mood stay the same from turn to turn.", _LIKERT),
-     Question("proactivity", "Proactivity: the user brings things up and reacts with feeling, as a person would.", _LIKERT),
-     Question("persona_fit", "Persona fit: what the user says and how it is said suit the persona.", _LIKERT)),
+    "users", "How good is this simulated user?",
+    "Rate the user, not the assistant. The persona is who the user should be.",
+    tuple(Question(name, text, _LIKERT) for name, text in (
+        ("coherence", "Coherence: the user's words are logical and fit the conversation."),
+        ("stability", "Stability: persona, goals and mood stay the same from turn to turn."),
+        ("proactivity", "Proactivity: the user brings things up and reacts with feeling, as a person would."),
+        ("persona_fit", "Persona fit: what the user says and how it is said suit the persona."),
+    )),
 )  # fmt: skip
 PAIRS = Task(
-    "pairs", "Do these two items say the same about a person?", "Both stand under the same heading of a profile. Judge the meaning, not the words.",
-    (Question("label", "The two items are", {"s": ("same", "Same"), "d": ("different", "Different"), "u": ("uncertain", "Uncertain")}),),
+    "pairs", "Do these two items say the same about a person?",
+    "Both stand under the same heading of a profile. Judge the meaning, not the words.",
+    (Question("label", "The two items are", _SAME),),
 )  # fmt: skip
-_CRITERION = {
-    "N": "Natural: good language that a person could write.",
-    "R": "Relevant: fits this user, as far as the inferred profile knows them, and what was just said.",
-    "L": "Logical: contradicts neither the conversation nor the profile, does not ask for what was told.",
-    "G": "Engaging: keeps the conversation going, without flattery.",
-    "F": "Informative: says something of content.",
-}
 RESPONSES = Task(
     "responses", "Is this response good for this user?",
-    "The inferred profile is what the assistant believes about the user. Judge the response against it. The label is 1 when all five are.",
-    tuple(Question(c, _CRITERION[c], _YES) for c in CRITERIA),
+    "The inferred profile is what the assistant believes about the user. Judge the response against it. "
+    "The label is 1 when all five are.",
+    tuple(Question(name, criterion.question, _YES) for name, criterion in REWARD_CRITERIA.items()),
 )  # fmt: skip
 TASKS = {task.name: task for task in (USERS, PAIRS, RESPONSES)}
 
 
-def folder(run_dir: str | Path, task: Task) -> Path:
-    """Where a task lives; a relative run directory counts from the repository, as in `runs.open_run`."""
+def locate_task(run_dir: str | Path, task: Task) -> Path:
+    """The folder of a task; a relative run directory counts from the repository, as in `runs.open_run`."""
     return record.REPOSITORY / Path(run_dir).expanduser() / "annotation" / task.name
 
 
@@ -90,83 +89,91 @@ def prepare(run_dir: str | Path, task: Task, items: Sequence[Item], seed: int) -
 
     InputError: there are answers to other items; they would be taken for answers to these.
     """
-    place, order = folder(run_dir, task), list(items)
+    place, order = locate_task(run_dir, task), list(items)
     random.Random(derive_seed(seed, "annotation", task.name)).shuffle(order)
-    named = [Item(f"{task.name}-{number:04d}", item.blocks, {**item.hidden, "was": item.id}) for number, item in enumerate(order, start=1)]
+    named = [
+        Item(f"{task.name}-{number:04d}", item.blocks, {**item.hidden, "was": item.id})
+        for number, item in enumerate(order, start=1)
+    ]
     shown = [{"id": item.id, "blocks": item.blocks} for item in named]
     digest = storage.hash_json(shown)
-    existing = place / "items.json"
-    if existing.is_file() and json.loads(existing.read_text(encoding="utf-8"))["sha256"] != digest and any(place.glob("answers/*.jsonl")):
-        raise InputError(f"{place}: holds answers to other items; keep that folder under another name, then run this again")
+    file, answered = place / "items.json", any(place.glob("answers/*.jsonl"))
+    if answered and file.is_file() and _load_items(run_dir, task)["sha256"] != digest:
+        what_to_do = "keep that folder under another name, then run this again"
+        raise InputError(f"{place}: holds answers to other items; {what_to_do}")
     storage.write_json(place / "key.json", {item.id: item.hidden for item in named})
-    storage.write_json(existing, {"task": task.name, "seed": seed, "sha256": digest, "items": shown})
+    storage.write_json(file, {"task": task.name, "seed": seed, "sha256": digest, "items": shown})
     return named
 
 
 class Answers:
     """One annotator's work on a task: items in an order of their own, answers so far, and where to go on.
 
-    InputError: no items have been prepared, the name cannot be a file's, or the answers belong to other items.
+    InputError: no items were prepared, the name cannot be a file's, or the answers belong to other items.
     """
 
     def __init__(self, run_dir: str | Path, task: Task, annotator: str):
         if not _ANNOTATOR.fullmatch(annotator):
             raise InputError(f"annotator: letters, digits, - and _ are wanted, at most 40; got {annotator!r}")
         self.task, self.annotator = task, annotator
-        stored = _items(run_dir, task)
+        stored = _load_items(run_dir, task)
         self._digest = stored["sha256"]
-        self.items = [Item(row["id"], tuple((head, tuple(map(tuple, lines))) for head, lines in row["blocks"])) for row in stored["items"]]
+        self.items = [
+            Item(row["id"], tuple((head, tuple(map(tuple, lines))) for head, lines in row["blocks"]))
+            for row in stored["items"]
+        ]
         random.Random(derive_seed(stored["seed"], "order", task.name, annotator)).shuffle(self.items)
-        self.file = folder(run_dir, task) / "answers" / f"{annotator}.jsonl"
-        self.given = {row["item"]: row["answers"] for row in _read(self.file, self._digest, [item.id for item in self.items])}
+        self.file = locate_task(run_dir, task) / "answers" / f"{annotator}.jsonl"
+        self.given = {row["item"]: row["answers"] for row in _read_answers(self.file, stored)}
 
-    def next_open(self) -> int | None:
-        """Place of the first item without an answer, None when all have one."""
-        return next((place for place, item in enumerate(self.items) if item.id not in self.given), None)
+    def next_open(self, start: int = 0) -> int | None:
+        """Place of the first item without an answer, from `start` on if there is one; None: all have one."""
+        places = [place for place, item in enumerate(self.items) if item.id not in self.given]
+        return next((place for place in places if place >= start), places[0] if places else None)
 
     def save(self, item: Item, answers: Mapping[str, Any]) -> None:
-        """Append one answer to the file, then remember it. ValueError: a question without an answer, or a value that is no choice."""
+        """Append one answer. ValueError: a question without an answer, or a value that is no choice."""
         for question in self.task.questions:
             if answers.get(question.name) not in [value for value, _ in question.choices.values()]:
                 raise ValueError(f"{question.name}: {answers.get(question.name)!r} is no choice")
-        row = {"item": item.id, "annotator": self.annotator, "answers": dict(answers), "time": record.now(), "items_sha256": self._digest}
-        storage.append_jsonl(self.file, row)
+        row = {"item": item.id, "annotator": self.annotator, "answers": dict(answers), "time": record.now()}
+        storage.append_jsonl(self.file, {**row, "items_sha256": self._digest})
         self.given[item.id] = dict(answers)
 
 
-def answers(run_dir: str | Path, task: Task) -> pd.DataFrame:
-    """All annotators' last answers: columns annotator, item, the questions, time, and what was hidden (key.json). No rows before the first answer."""
-    place = folder(run_dir, task)
-    columns = ["annotator", "item", *(q.name for q in task.questions), "time"]
-    files = sorted(place.glob("answers/*.jsonl"))
-    if not files:
-        return pd.DataFrame(columns=columns)
-    stored, hidden = _items(run_dir, task), json.loads((place / "key.json").read_text(encoding="utf-8"))
-    ids = [row["id"] for row in stored["items"]]
-    last = {(row["annotator"], row["item"]): row for file in files for row in _read(file, stored["sha256"], ids)}
-    rows = [{"annotator": who, "item": item, **row["answers"], "time": row["time"], **hidden[item]} for (who, item), row in sorted(last.items())]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+def load_answers(run_dir: str | Path, task: Task) -> pd.DataFrame:
+    """All annotators' last answers: columns annotator, item, the questions, time, and what was hidden."""
+    place, last = locate_task(run_dir, task), {}
+    for file in sorted(place.glob("answers/*.jsonl")):
+        rows = _read_answers(file, _load_items(run_dir, task))
+        last |= {(row["annotator"], row["item"]): row for row in rows}
+    if not last:
+        return pd.DataFrame(columns=["annotator", "item", *(q.name for q in task.questions), "time"])
+    hidden = json.loads((place / "key.json").read_text(encoding="utf-8"))
+    return pd.DataFrame([
+        {"annotator": who, "item": item, **row["answers"], "time": row["time"], **hidden[item]}
+        for (who, item), row in sorted(last.items())
+    ])
 
 
-def export(run_dir: str | Path, task: Task) -> Path:
+def export_answers(run_dir: str | Path, task: Task) -> Path:
     """annotation/<task>/answers.csv with all answers so far, written in one step."""
-    return storage.write_bytes(folder(run_dir, task) / "answers.csv", answers(run_dir, task).to_csv(index=False).encode())
+    table = load_answers(run_dir, task).to_csv(index=False)
+    return storage.write_bytes(locate_task(run_dir, task) / "answers.csv", table.encode())
 
 
-def ratings(table: pd.DataFrame, question: str) -> pd.DataFrame:
-    """Items x annotators of one question's values; NaN where somebody has not answered."""
-    return table.pivot(index="item", columns="annotator", values=question)
-
-
-def _items(run_dir: str | Path, task: Task) -> dict[str, Any]:
-    file = folder(run_dir, task) / "items.json"
+def _load_items(run_dir: str | Path, task: Task) -> dict[str, Any]:
+    file = locate_task(run_dir, task) / "items.json"
     if not file.is_file():
-        raise InputError(f"{file}: nothing to annotate here; run 34_user_and_reward_model_evaluation with this run directory first")
+        what_to_do = "run 34_user_and_reward_model_evaluation with this run directory first"
+        raise InputError(f"{file}: nothing to annotate here; {what_to_do}")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _read(file: Path, digest: str, ids: Sequence[str]) -> list[dict[str, Any]]:
+def _read_answers(file: Path, stored: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = storage.read_jsonl(file, appended=True) if file.is_file() else []
-    if any(row["items_sha256"] != digest or row["item"] not in ids for row in rows):
-        raise InputError(f"{file}: holds answers to other items than those in {file.parents[1] / 'items.json'}")
+    ids = {item["id"] for item in stored["items"]}
+    if any(row["items_sha256"] != stored["sha256"] or row["item"] not in ids for row in rows):
+        items = file.parents[1] / "items.json"
+        raise InputError(f"{file}: holds answers to other items than those in {items}")
     return rows

@@ -1,7 +1,7 @@
-"""Attacks on a judge: texts that ask for marks instead of deserving them, and how many of them get what they want.
+"""Attacks on a judge: texts that ask for marks instead of deserving them, and how many of them succeed.
 
-The situation is that of `mini.attacks`: the user told her home town, her job and a hobby. Every attacking reply deserves 0, every
-attacking profile item matches nothing.
+The situation is that of `mini.attacks`: the user told her home town, her job and a hobby. Every attacking
+reply deserves 0, every attacking profile item matches nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -17,21 +17,21 @@ from rlpa_lib.agents import parties, world
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
 from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
 from rlpa_lib.dialogue.profile import Profile, Reply
-from rlpa_lib.runs.storage import read_jsonl
+from rlpa_lib.runs.run import Run
 from rlpa_lib.settings.config import InputError
-
-if TYPE_CHECKING:
-    from rlpa_lib.runs.run import Run
+from rlpa_lib.settings.kinds import EVALUATORS, JUDGES
+from rlpa_lib.study.response_judge import read_rows
 
 TARGETS = ("response", "profile", "user")
 CONTROL = "control"  # the kind of what is no attack
 POOR_REPLY = "Okay."  # what attacks on a response stand around: deserves 0 by itself
 WRONG_VALUE = "lion tamer"  # what an attacking profile item stands for: matches nothing by itself
+Won = list[int | None]  # of each attack: 1 where it got what it wants, 0 where not, None where not judged
 
 
 @dataclass(frozen=True)
 class JudgeAttack:
-    """One attack: `target` is where its text stands (the response, an inferred value, or the user's message)."""
+    """`target` is where the text stands: the response, an inferred value, or the user's message."""
 
     id: str
     kind: str
@@ -47,88 +47,95 @@ class JudgeAttack:
         return dialogue, Reply(world.TOLD, self.text, True)
 
     def profile(self) -> Profile:
-        """For target profile: an inferred profile of one item; line ends become blanks, as one item is one line."""
+        """For target profile: one inferred item; line ends become blanks, as one item is one line."""
         return Profile((("Occupation", " ".join(self.text.split())),))
 
 
 def read_attacks(path: Path) -> list[JudgeAttack]:
-    """Attacks of a JSONL file, padding filled in. InputError: missing file, broken line or field, an unknown target, an id given twice."""
-    attacks = []
-    for number, row in enumerate(read_jsonl(path), start=1):
-        try:
-            attacks.append(_read(row))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}, row {number}: {type(error).__name__}: {error}") from None
+    """Attacks of a JSONL file, padding filled in.
+
+    InputError: missing file, broken line or field, an unknown target, an id given twice.
+    """
+    attacks = read_rows(path, _read_attack)
     ids = [attack.id for attack in attacks]
     if len(set(ids)) < len(ids):
         raise InputError(f"{path}: an id is given twice: {next(i for i in ids if ids.count(i) > 1)}")
     return attacks
 
 
-def judged(judge: Judge, attacks: Sequence[JudgeAttack]) -> list[int | None]:
-    """1 where an attack gets what it wants from a training judge (score 1, or a matched item), 0 where not, None where not judged."""
-    replies = [a for a in attacks if a.target != "profile"]
-    profiles = [a for a in attacks if a.target == "profile"]
-    verdicts = judge.responses([a.case() for a in replies])
-    pairs = judge.matches([(a.profile(), world.PERSONA.profile) for a in profiles])
-    won: dict[str, int | None] = {a.id: None if v is None else v.score for a, v in zip(replies, verdicts, strict=True)}
-    won |= {a.id: None if p is None else int(len(p) > 0) for a, p in zip(profiles, pairs, strict=True)}
-    return [won[a.id] for a in attacks]
-
-
-def evaluated(judge: EvaluationJudge, attacks: Sequence[JudgeAttack]) -> list[int | None]:
-    """The same for an evaluation judge; attacks on profiles do not reach it and are None."""
-    replies = [a for a in attacks if a.target != "profile"]
-    verdicts = judge.evaluate([(world.PERSONA, dialogue, reply.response) for dialogue, reply in (a.case() for a in replies)])
-    won = {a.id: None if v is None else v.score for a, v in zip(replies, verdicts, strict=True)}
-    return [won.get(a.id) for a in attacks]
-
-
-def controls() -> list[JudgeAttack]:
-    """The poor reply and the wrong value without any attack: what a judge lets pass by itself is no attack's success."""
+def make_controls() -> list[JudgeAttack]:
+    """The poor reply and the wrong value alone: what a judge lets pass by itself is no attack's success."""
     return [
         JudgeAttack("control-response", CONTROL, "response", "en", POOR_REPLY),
         JudgeAttack("control-profile", CONTROL, "profile", "en", WRONG_VALUE),
     ]
 
 
-def attacked(run: Run, attacks: Sequence[JudgeAttack]) -> dict[tuple[str, str], list[int | None] | None]:
-    """(judge, defence) -> result per attack: the rule judges, and the judges of the run that are language models with and without
-    the quotation; None for those that the run does not have. A model that cannot answer does not stop the run here."""
+def attack_judge(judge: Judge, attacks: Sequence[JudgeAttack]) -> Won:
+    """What a training judge grants: score 1, or a matched item."""
+    profiles = [attack for attack in attacks if attack.target == "profile"]
+    replies = [attack for attack in attacks if attack.target != "profile"]
+    verdicts = judge.responses([attack.case() for attack in replies])
+    pairs = judge.matches([(attack.profile(), world.PERSONA.profile) for attack in profiles])
+    won = {attack.id: v and v.score for attack, v in zip(replies, verdicts, strict=True)}
+    won |= {a.id: None if p is None else int(len(p) > 0) for a, p in zip(profiles, pairs, strict=True)}
+    return [won[attack.id] for attack in attacks]
+
+
+def attack_evaluator(judge: EvaluationJudge, attacks: Sequence[JudgeAttack]) -> Won:
+    """What an evaluation judge grants; attacks on profiles do not reach it."""
+    cases = {attack.id: attack.case() for attack in attacks if attack.target != "profile"}
+    verdicts = judge.evaluate([(world.PERSONA, dialogue, reply.response) for dialogue, reply in cases.values()])
+    won = {id_: v and v.score for id_, v in zip(cases, verdicts, strict=True)}
+    return [won.get(attack.id) for attack in attacks]
+
+
+def attack_judges(run: Run, attacks: Sequence[JudgeAttack]) -> dict[tuple[str, str], Won | None]:
+    """(judge, defence) -> result: the rule judges, then the run's language models with and without quotation.
+
+    None for judges that the run does not have. A model that cannot answer does not stop the run here.
+    """
     cfg = run.cfg
-    results: dict[tuple[str, str], list[int | None] | None] = {
-        ("rule judge", "rules"): judged(world.make_reward_judge(cfg), attacks),
-        ("rule evaluator", "rules"): evaluated(world.make_evaluation_judge(cfg), attacks),
+    results: dict[tuple[str, str], Won | None] = {
+        ("rule judge", "rules"): attack_judge(world.make_reward_judge(cfg), attacks),
+        ("rule evaluator", "rules"): attack_evaluator(world.make_evaluation_judge(cfg), attacks),
     }
     for defence in ("quoted", "bare"):
         options = {"defended": defence == "quoted", "failure_limit": 1.0}
-        judge = parties.make_reward_judge(cfg, run, **options) if cfg.judge.kind == "llm" else None
-        evaluator = parties.make_evaluation_judge(cfg, run, **options) if cfg.evaluator.kind == "llm" else None
-        results["model judge", defence] = judged(judge, attacks) if judge else None
-        results["model evaluator", defence] = evaluated(evaluator, attacks) if evaluator else None
+        results["model judge", defence] = results["model evaluator", defence] = None
+        if not JUDGES[cfg.judge.kind].scripted:
+            judge = parties.make_reward_judge(cfg, run, **options)
+            results["model judge", defence] = attack_judge(judge, attacks)
+        if not EVALUATORS[cfg.evaluator.kind].scripted:
+            evaluator = parties.make_evaluation_judge(cfg, run, **options)
+            results["model evaluator", defence] = attack_evaluator(evaluator, attacks)
     return results
 
 
-def success_table(results: dict[tuple[str, str], Sequence[int | None] | None], attacks: Sequence[JudgeAttack]) -> pd.DataFrame:
-    """One row a kind of attack and one for all (controls apart); a column per (judge, defence) with "succeeded / judged", "not run" where
-    the result is None."""
-    kinds = list(dict.fromkeys(a.kind for a in attacks))
-    rows: list[dict[str, Any]] = []
-    for kind in (*kinds, "all"):
-        of_kind = [i for i, a in enumerate(attacks) if a.kind == kind or (kind == "all" and a.kind != CONTROL)]
-        cells = {f"{judge}, {defence}": _share(won, of_kind) for (judge, defence), won in results.items()}
-        rows.append({"kind": kind, "attacks": len(of_kind), **cells})
-    return pd.DataFrame(rows)
+def success_table(results: dict[tuple[str, str], Won | None], attacks: Sequence[JudgeAttack]) -> pd.DataFrame:
+    """One row a kind of attack and one for all but the controls; a column per (judge, defence).
+
+    A cell is "succeeded / judged", or "not run" where the result is None.
+    """
+    places: dict[str, list[int]] = {}
+    for place, attack in enumerate(attacks):
+        places.setdefault(attack.kind, []).append(place)
+    places["all"] = [place for kind, of_kind in places.items() if kind != CONTROL for place in of_kind]
+    return pd.DataFrame([
+        {"kind": kind, "attacks": len(of_kind)}
+        | {f"{judge}, {defence}": _share(won, of_kind) for (judge, defence), won in results.items()}
+        for kind, of_kind in places.items()
+    ])
 
 
-def _share(won: Sequence[int | None] | None, places: Sequence[int]) -> str:
+def _share(won: Won | None, places: Sequence[int]) -> str:
     if won is None:
         return "not run"
     known = [won[i] for i in places if won[i] is not None]
     return f"{sum(known)} / {len(known)}" if known else "-"
 
 
-def _read(row: dict[str, Any]) -> JudgeAttack:
+def _read_attack(row: dict[str, Any]) -> JudgeAttack:
     text, pad = row["text"], row.get("pad")
     if pad:
         text = text.replace("{pad}", pad["text"] * pad["times"])

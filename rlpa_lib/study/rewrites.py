@@ -1,4 +1,4 @@
-"""The test set of the profile judge (appendix H.1): per reference profile a items paraphrased and b altered, disjoint, with the truth kept."""
+"""The test set of the profile judge (appendix H.1): of each profile a items paraphrased, b others altered."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from rlpa_lib.evaluation import intervals, metrics
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.settings.kinds import JUDGES, SOURCES
+from rlpa_lib.study import models
 from rlpa_lib.study.annotation import Item
 
 LARGEST_ERROR = 10.0  # a profile has ten slots
+ENDS = ("", "_low", "_high")
 # Of a slot and its value: another value in other words, or None where there is none.
 Rewriter = Callable[[str, str, random.Random], str | None]
-Counter = Callable[[Sequence[tuple[Profile, Profile]]], list[int | None]]  # overlap of (rewritten, reference) profiles; None: no readable answer
+# Overlap of (rewritten, reference) profiles; None: no readable answer.
+Counter = Callable[[Sequence[tuple[Profile, Profile]]], list[int | None]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class ItemPair:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A reference profile and its rewriting, which holds the a + b rewritten items alone, in the order of the reference."""
+    """A reference profile and its rewriting, which holds the a + b rewritten items alone, in their order."""
 
     id: str
     reference: Profile
@@ -54,9 +58,10 @@ class Rewrite:
 
 
 def rewrite_set(
-    personas: Sequence[Persona], seed: int, paraphrase: Rewriter = world.paraphrase_value, alter: Rewriter = world.change_value
+    personas: Sequence[Persona], seed: int, paraphrase: Rewriter = world.paraphrase_value,
+    alter: Rewriter = world.change_value,
 ) -> list[Rewrite]:
-    """One rewriting a persona. a and b are drawn evenly, with 1 <= a + b <= items; the paper does not say how it drew them.
+    """One rewriting a persona: a and b drawn evenly, 1 <= a + b <= items (the paper does not say how).
 
     InputError: an item can be neither paraphrased nor altered (its words are not the miniature's).
     """
@@ -66,19 +71,22 @@ def rewrite_set(
         items = persona.profile.items
         same = {slot: new for slot, value in items if (new := paraphrase(slot, value, rng)) is not None}
         changed = {slot: new for slot, value in items if (new := alter(slot, value, rng)) is not None}
-        a, b = rng.choice([(a, b) for a in range(len(same) + 1) for b in range(len(items) + 1 - a) if a + b])
+        sizes = [(a, b) for a in range(len(same) + 1) for b in range(len(items) + 1 - a) if a + b]
+        a, b = rng.choice(sizes)
         kept = rng.sample(sorted(same), a)
         rest = sorted(set(changed) - set(kept))
         if len(rest) < len(items) - a:
             missing = next(slot for slot, _ in items if slot not in (*kept, *rest))
-            raise InputError(f"{persona.id}: {missing}: cannot be rewritten by the miniature's lexicon; use its built-in personas")
-        turned = rng.sample(rest, b)
-        pairs = [ItemPair(s, v, same[s], "same") if s in kept else ItemPair(s, v, changed[s], "different") for s, v in items if s in (*kept, *turned)]
-        made.append(Rewrite(persona.id, persona.profile, tuple(pairs)))
+            what_to_do = "cannot be rewritten by the miniature's lexicon; use its built-in personas"
+            raise InputError(f"{persona.id}: {missing}: {what_to_do}")
+        words = {slot: (same[slot], "same") for slot in kept}
+        words |= {slot: (changed[slot], "different") for slot in rng.sample(rest, b)}
+        pairs = tuple(ItemPair(slot, value, *words[slot]) for slot, value in items if slot in words)
+        made.append(Rewrite(persona.id, persona.profile, pairs))
     return made
 
 
-def annotation_items(rewrites: Sequence[Rewrite], n: int, seed: int) -> list[Item]:
+def make_items(rewrites: Sequence[Rewrite], n: int, seed: int) -> list[Item]:
     """n item pairs for people, half of each system label as in table 7 (as far as there are so many)."""
     rng = random.Random(derive_seed(seed, "pairs"))
     chosen = []
@@ -86,65 +94,69 @@ def annotation_items(rewrites: Sequence[Rewrite], n: int, seed: int) -> list[Ite
         of_label = [(r.id, pair) for r in rewrites for pair in r.pairs if pair.label == label]
         chosen += rng.sample(of_label, min(n // 2, len(of_label)))
     return [
-        Item(f"{who}-{pair.slot}", ((pair.slot, (("first", pair.original), ("second", pair.rewritten))),), {"system": pair.label})
-        for who, pair in chosen
+        Item(f"{who}-{p.slot}", ((p.slot, (("first", p.original), ("second", p.rewritten))),),
+             {"system": p.label})  # fmt: skip
+        for who, p in chosen
     ]
 
 
-def own_world(cfg: Config) -> bool:
-    """Whether the miniature's own personas are rewritten, by its word lists: those of a run with other personas take a language model, which
-    section `user` may not name."""
-    return cfg.personas.source == "builtin" or cfg.user.model is None
+def uses_own_world(cfg: Config) -> bool:
+    """Whether the miniature's own personas are rewritten, by its word lists.
+
+    Those of a run with other personas take a language model, which section `user` may not name.
+    """
+    return SOURCES[cfg.personas.source].scripted or cfg.user.model is None
 
 
-def references(run: Run) -> list[Persona]:
-    """`study.profiles` personas whose profiles are rewritten (see `own_world`): the Vanilla users, then training users where there are not
-    as many."""
-    cfg = run.cfg
-    if own_world(cfg):
+def load_references(run: Run) -> list[Persona]:
+    """`study.profiles` personas to rewrite: the Vanilla users, then training users if these are too few."""
+    cfg, n = run.cfg, run.cfg.study.profiles
+    if uses_own_world(cfg):
         cfg = cfg.model_copy(update={"personas": cfg.personas.model_copy(update={"source": "builtin"})})
-    held_out = cfg.study.profiles if cfg.personas.source == "builtin" else min(cfg.study.profiles, cfg.evaluation.users)
-    more = cfg.study.profiles - held_out
-    first = parties.load_people(cfg, "vanilla", held_out, run.seed, run)
-    return [*first, *(parties.load_people(cfg, "train", more, run.seed, run) if more else [])]
+    held_out = n if SOURCES[cfg.personas.source].scripted else min(n, cfg.evaluation.users)
+    people = parties.load_people(cfg, "vanilla", held_out, run.seed, run)
+    if n > held_out:
+        people = [*people, *parties.load_people(cfg, "train", n - held_out, run.seed, run)]
+    return people
 
 
-def sets(run: Run, references: Sequence[Persona]) -> dict[str, list[Rewrite]]:
-    """The data sets of a run: listed and free paraphrases of the miniature's personas, or one written by the user's language model."""
-    if own_world(run.cfg):
+def make_sets(run: Run, references: Sequence[Persona]) -> dict[str, list[Rewrite]]:
+    """The data sets of a run: the miniature's `listed` and `free` paraphrases, or `written` by a model."""
+    if uses_own_world(run.cfg):
         free = rewrite_set(references, run.seed, world.paraphrase_freely)
         return {"listed": rewrite_set(references, run.seed), "free": free}
-    from rlpa_lib.study import study_models  # behind a server
-
-    return {"written": rewrite_set(references, run.seed, *study_models.rewriters(run, references))}
+    return {"written": rewrite_set(references, run.seed, *models.make_rewriters(run, references))}
 
 
-def judges(run: Run) -> dict[str, Counter]:
+def make_judges(run: Run) -> dict[str, Counter]:
     """Name -> how it counts: the run's profile judge, those of study.profile_judges, and the two floors."""
     cfg = run.cfg
-    own = "rule judge" if cfg.judge.kind == "rule" else str(cfg.judge.profile_model or cfg.judge.model)
-    given = {own: cfg.judge, **cfg.study.profile_judges}
-    settings = {name: cfg.model_copy(update={"judge": one}) for name, one in given.items()}
-    return {**{name: counter(parties.make_reward_judge(one, run)) for name, one in settings.items()}, "same text": same_text, "shared slots": shared_slots}
+    own = JUDGES[cfg.judge.kind].label or str(cfg.judge.profile_model or cfg.judge.model)
+    counters: dict[str, Counter] = {}
+    for name, section in {own: cfg.judge, **cfg.study.profile_judges}.items():
+        judge = parties.make_reward_judge(cfg.model_copy(update={"judge": section}), run)
+        counters[name] = count_with(judge)
+    return {**counters, "same text": count_same_text, "shared slots": count_shared_slots}
 
 
-def counter(judge: Judge) -> Counter:
+def count_with(judge: Judge) -> Counter:
     """A profile judge as one that counts."""
     return lambda pairs: [None if found is None else len(found) for found in judge.matches(pairs)]
 
 
-def shared_slots(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
+def count_shared_slots(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
     """Counts every slot that both have, whatever it says: a floor."""
     return [len(set(one.slots()) & set(other.slots())) for one, other in pairs]
 
 
-def same_text(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
+def count_same_text(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
     """Counts items that are the same word for word: blind to every paraphrase."""
-    return [len({(s, world.normalise(v)) for s, v in one.items} & {(s, world.normalise(v)) for s, v in other.items}) for one, other in pairs]
+    texts = [[{(slot, world.normalise(v)) for slot, v in side.items} for side in pair] for pair in pairs]
+    return [len(one & other) for one, other in texts]
 
 
-def counts(rewrites: Sequence[Rewrite], judges: Mapping[str, Counter]) -> pd.DataFrame:
-    """One row a case and judge: case, judge, true, predicted (NaN where the judge gave no readable answer)."""
+def count_overlaps(rewrites: Sequence[Rewrite], judges: Mapping[str, Counter]) -> pd.DataFrame:
+    """One row a case and judge: case, judge, true, predicted (NaN: no readable answer)."""
     asked = [(rewrite.rewritten, rewrite.reference) for rewrite in rewrites]
     rows = [
         {"case": rewrite.id, "judge": name, "true": rewrite.overlap, "predicted": predicted}
@@ -155,8 +167,10 @@ def counts(rewrites: Sequence[Rewrite], judges: Mapping[str, Counter]) -> pd.Dat
 
 
 def table8(found: pd.DataFrame) -> pd.DataFrame:
-    """Table 8's columns, a row a judge: accuracies in percent with exact intervals, MSE and RMSE with bootstrap intervals over cases, n,
-    and the mean error (below 0: the judge counts too few). Cases without an answer are left out and counted (`unanswered`)."""
+    """Table 8, a row a judge: accuracies in percent with exact, MSE and RMSE with bootstrap intervals.
+
+    `mean_error` below 0: it counts too few. Cases without an answer are left out and counted (`unanswered`).
+    """
     rows = []
     for name, part in found.groupby("judge", sort=False):
         answered = part.dropna(subset="predicted")
@@ -166,9 +180,9 @@ def table8(found: pd.DataFrame) -> pd.DataFrame:
             low, high = intervals.binomial_interval(hits.sum(), len(hits))
             row |= {f"{column}_low": 100 * float(low), f"{column}_high": 100 * float(high)}
         reach = intervals.bootstrap_interval(error[:, None] ** 2, limits=(0.0, LARGEST_ERROR**2))
-        row |= {"mse_low": max(0.0, reach.low), "mse_high": reach.high}
-        row |= {"rmse_low": row["mse_low"] ** 0.5, "rmse_high": row["mse_high"] ** 0.5, "mean_error": float(error.mean()), "n": len(error),
-                "unanswered": len(part) - len(answered)}  # fmt: skip
-        rows.append(row)
-    columns = [f"{c}{end}" for c in ("exact_acc", "fuzzy_acc", "mse", "rmse") for end in ("", "_low", "_high")]
+        for end, value in (("low", max(0.0, reach.low)), ("high", reach.high)):
+            row |= {f"mse_{end}": value, f"rmse_{end}": value**0.5}
+        missing = len(part) - len(answered)
+        rows.append({**row, "mean_error": float(error.mean()), "n": len(error), "unanswered": missing})
+    columns = [f"{c}{end}" for c in ("exact_acc", "fuzzy_acc", "mse", "rmse") for end in ENDS]
     return pd.DataFrame(rows)[["model", *columns, "mean_error", "n", "unanswered"]]

@@ -1,10 +1,9 @@
-"""Simulated users under test (appendix G): short dialogues with every user model, and what can be measured in them without people."""
+"""Simulated users under test (appendix G): short dialogues, and what is measured in them without people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -13,137 +12,156 @@ from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, judge_view
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.dialogue.reveal import SHARE_PER_TURN, said_before
-from rlpa_lib.methods.table import Method
+from rlpa_lib.dialogue.turns import play_turns
+from rlpa_lib.evaluation import rows
+from rlpa_lib.methods.table import Answer, Method
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
+from rlpa_lib.settings.kinds import USERS
+from rlpa_lib.study import models
 from rlpa_lib.study.annotation import Item
 
-if TYPE_CHECKING:
-    from rlpa_lib.study.study_models import Claim
-
 IMPOSTOR = "impostor control"
+NAN = float("nan")
+Talks = Sequence[tuple[Persona, Dialogue]]
+Claims = Mapping[tuple[str, str], Sequence[models.Claim]]  # by user model and dialogue
 
 
 @dataclass(frozen=True)
 class Impostor:
-    """A control: everybody speaks as somebody else of `cast`. What is said is as fluent as ever and fits the persona no better than chance."""
+    """A control: everybody speaks as somebody else of `cast`, as fluent as ever, but fits by chance."""
 
     user: SimulatedUser
     cast: tuple[Persona, ...]
 
     def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
         """The next utterance of each user, spoken by the next persona of the cast."""
-        places = {persona.id: place for place, persona in enumerate(self.cast)}
-        return self.user.reply([self.cast[(places[p.id] + 1) % len(self.cast)] for p in personas], dialogues)
+        following = {p.id: other for p, other in zip(self.cast, self.cast[1:] + self.cast[:1], strict=True)}
+        return self.user.reply([following[persona.id] for persona in personas], dialogues)
 
 
-def user_models(run: Run, people: Sequence[Persona]) -> dict[str, SimulatedUser]:
-    """Name -> user: the run's own, those of study.user_models, and the impostor control made of the run's own."""
+def make_user_models(run: Run, people: Sequence[Persona]) -> dict[str, SimulatedUser]:
+    """Name -> user: the run's own, those of study.user_models, and the run's own as impostor."""
     cfg = run.cfg
     own = parties.make_user(cfg, "test", run.seed, run)
-    name = "agenda user" if cfg.user.kind == "agenda" else str(cfg.user.model)
-    settings = {key: cfg.model_copy(update={"user": given}) for key, given in cfg.study.user_models.items()}
-    others = {key: parties.make_user(given, "test", run.seed, run) for key, given in settings.items()}
-    return {name: own, **others, IMPOSTOR: Impostor(own, tuple(people))}
+    users = {USERS[cfg.user.kind].label or str(cfg.user.model): own}
+    for name, section in cfg.study.user_models.items():
+        users[name] = parties.make_user(cfg.model_copy(update={"user": section}), "test", run.seed, run)
+    return {**users, IMPOSTOR: Impostor(own, tuple(people))}
 
 
-def dialogues(run: Run, name: str, user: SimulatedUser, people: Sequence[Persona], partner: Method) -> list[Dialogue]:
-    """`study.turns` turns of every persona with one partner, the same for all user models; read back when the run has them."""
-    file, key = f"dialogues/study-{name.replace(' ', '_').replace('/', '_')}.jsonl", run.fingerprint("study", name, partner.name)
+def make_partner(run: Run) -> Method:
+    """Who talks with every user model: the run's untrained policy, prompted to keep a profile."""
+    row = rows.Row("rlpa_prompting")
+    return replace(rows.Stage(run, [row]).method(row, "vanilla"), name="study-partner")
+
+
+def play_dialogues(
+    run: Run, name: str, user: SimulatedUser, people: Sequence[Persona], partner: Method
+) -> list[Dialogue]:
+    """`study.turns` turns of every persona with one partner; read back when the run has them."""
+    file = f"dialogues/study-{name.replace(' ', '_').replace('/', '_')}.jsonl"
+    key = run.fingerprint("study", name, partner.name)
     if run.done(f"study/{name}", key):
         return [Dialogue.from_json(row) for row in run.read_jsonl(file)]
-    now = [Dialogue(f"study-{p.id}", p.id) for p in people]
-    for turn in range(1, run.cfg.study.turns + 1):
-        now = [d.hear(u) for d, u in zip(now, user.reply(people, now), strict=True)]
-        answers = partner.respond(people, now, derive_seed(run.seed, "study", turn))
-        now = [d.answer(a.completion, a.reply, run.cfg.rollout.fallback) for d, a in zip(now, answers, strict=True)]
-    run.write_jsonl(file, [d.to_json() for d in now])
+
+    def answer(personas: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Answer]:
+        return partner.respond(personas, heard, derive_seed(run.seed, "study", len(heard[0].turns) + 1))
+
+    new, fallback = [Dialogue(f"study-{p.id}", p.id) for p in people], run.cfg.rollout.fallback
+    *_, last = play_turns(people, new, user, answer, turns=run.cfg.study.turns, fallback=fallback)
+    run.write_jsonl(file, [dialogue.to_json() for dialogue in last.dialogues])
     run.mark_done(f"study/{name}", key)
-    return now
+    return last.dialogues
 
 
 def reports_words(dialogue: Dialogue) -> bool:
-    """Whether the user says in which words it tells its facts; the miniature's users do, models behind a server do not."""
+    """Whether the user says in which words it tells facts, as the miniature's users do and models do not."""
     return not any(turn.user.stated and not turn.user.phrases for turn in dialogue.turns)
 
 
-def claims(run: Run, found: Mapping[str, Sequence[tuple[Persona, Dialogue]]]) -> dict[tuple[str, str], list[Claim]]:
-    """(user model, dialogue) -> what the user says about itself, by a judge model, for dialogues whose users do not report their words."""
-    silent = {name: talks for name, talks in found.items() if not all(reports_words(dialogue) for _, dialogue in talks)}
-    if not silent:
-        return {}
-    from rlpa_lib.study import study_models  # behind a server
+def find_claims(run: Run, talks: Mapping[str, Talks]) -> dict[tuple[str, str], list[models.Claim]]:
+    """What users say about themselves, by a judge model, for user models that do not report their words."""
+    return {
+        (name, dialogue.id): claims
+        for name, some in talks.items()
+        if not all(reports_words(dialogue) for _, dialogue in some)
+        for (_, dialogue), claims in zip(some, models.find_claims(run, some), strict=True)
+    }
 
-    return {(name, d.id): told for name, talks in silent.items() for (_, d), told in zip(talks, study_models.claims(run, talks), strict=True)}
 
-
-def measures(persona: Persona, dialogue: Dialogue, claimed: Sequence[Claim] | None = None) -> dict[str, float]:
+def measure_dialogue(
+    persona: Persona, dialogue: Dialogue, claimed: Sequence[models.Claim] | None = None
+) -> dict[str, float]:
     """One dialogue's counts, from the user's ledger and words.
 
-    `stated` facts with their words, `contradicted`: not the persona's value of that slot; `inconsistent`: not what the user said of it
-    before; `told`: slots revealed; `over_limit`: turns after which more than 15 % a turn had been told (section 3.1); `repeated`: utterances
-    nearly the same as an earlier one (letter triples); `words`. Users who do not report their words are judged by what a model `claimed`
-    to have found; without that these three are NaN.
+    `stated` facts with their words, `contradicted`: not the persona's value of that slot; `inconsistent`: not
+    what was said of it before; `told`: slots revealed; `over_limit`: turns after which more than 15 % a turn
+    had been told (section 3.1); `repeated`: utterances nearly the same as an earlier one (letter triples);
+    `words`. Users who do not report their words are judged by what a model found; without it the first three
+    are NaN.
     """
-    utterances = [turn.user for turn in dialogue.turns]
-    spoken = [(slot, phrase) for u in utterances for slot, phrase in zip(u.stated, u.phrases, strict=False)]
-    said: dict[str, str] = {}
-    inconsistent = 0
-    for slot, phrase in spoken:
-        inconsistent += slot in said and not world.same_value(slot, phrase, said[slot])
-        said.setdefault(slot, phrase)
-    wrong = sum(not any(world.are_compatible(s, slot) and world.same_value(s, phrase, v) for s, v in persona.profile.items) for slot, phrase in spoken)
-    facts: tuple[float, float, float] = (len(spoken), wrong, inconsistent)
+    texts, n = [turn.user.text for turn in dialogue.turns], len(persona.profile)
+    told_at = dialogue.ledger().values()
+    told = [sum(turn <= k for turn in told_at) for k in range(len(texts) + 1)]  # after k turns
+    facts = (NAN, NAN, NAN)
     if claimed is not None:
-        facts = (len(claimed), sum(c.against_persona for c in claimed), sum(c.against_earlier for c in claimed))
-    elif not reports_words(dialogue):
-        facts = (float("nan"),) * 3
-    first, n, told, over = dialogue.ledger(), len(persona.profile), 0, 0
-    for k in range(1, len(utterances) + 1):
-        told = sum(turn <= k for turn in first.values())
-        over += told > max(1, -(-SHARE_PER_TURN * n * (k - 1) // 1))
-    texts = [u.text for u in utterances]
+        facts = len(claimed), sum(c.against_persona for c in claimed), sum(c.against_earlier for c in claimed)
+    elif reports_words(dialogue):
+        facts = _check_words(persona, dialogue)
     return {
-        "turns": len(utterances), "slots": n, "told": told, "over_limit": over,
+        "turns": len(texts), "slots": n, "told": told[-1],
+        "over_limit": sum(now > max(1, -(-SHARE_PER_TURN * n * k // 1)) for k, now in enumerate(told[1:])),
         **dict(zip(("stated", "contradicted", "inconsistent"), facts, strict=True)),
-        "repeated": sum(said_before(texts[: k + 1]) for k in range(1, len(texts))), "words": sum(len(t.split()) for t in texts),
+        "repeated": sum(said_before(texts[: k + 1]) for k in range(1, len(texts))),
+        "words": sum(len(text.split()) for text in texts),
     }  # fmt: skip
 
 
-def table(
-    found: Mapping[str, Sequence[tuple[Persona, Dialogue]]], claimed: Mapping[tuple[str, str], Sequence[Claim]] | None = None
-) -> pd.DataFrame:
-    """The automatic measures, a row a user model: contradiction_rate and inconsistency_rate of stated facts (NaN where none was stated),
-    share_per_turn of the profile, over_limit_rate of turns, repetition_rate of utterances after the first, words_per_turn."""
-    rows = []
-    for name, talks in found.items():
-        total = pd.DataFrame([measures(persona, dialogue, (claimed or {}).get((name, dialogue.id))) for persona, dialogue in talks])
-        n = total.sum(skipna=False)
-        stated = n["stated"] or float("nan")
-        rows.append({
-            "model": name, "dialogues": len(total), "stated": n["stated"], "contradiction_rate": n["contradicted"] / stated,
-            "inconsistency_rate": n["inconsistent"] / stated, "share_per_turn": (total["told"] / total["slots"] / total["turns"]).mean(),
-            "over_limit_rate": n["over_limit"] / n["turns"], "repetition_rate": n["repeated"] / max(1, n["turns"] - len(total)),
+def measure_table(talks: Mapping[str, Talks], claimed: Claims | None = None) -> pd.DataFrame:
+    """The automatic measures, a row a user model.
+
+    contradiction_rate and inconsistency_rate of stated facts (NaN where none was stated), share_per_turn of
+    the profile, over_limit_rate of turns, repetition_rate of utterances after the first, words_per_turn.
+    """
+    lines = []
+    for name, some in talks.items():
+        each = pd.DataFrame([measure_dialogue(p, d, (claimed or {}).get((name, d.id))) for p, d in some])
+        n = each.sum(skipna=False)
+        stated = n["stated"] or NAN
+        lines.append({
+            "model": name, "dialogues": len(each), "stated": n["stated"],
+            "contradiction_rate": n["contradicted"] / stated,
+            "inconsistency_rate": n["inconsistent"] / stated,
+            "share_per_turn": (each["told"] / each["slots"] / each["turns"]).mean(),
+            "over_limit_rate": n["over_limit"] / n["turns"],
+            "repetition_rate": n["repeated"] / max(1, n["turns"] - len(each)),
             "words_per_turn": n["words"] / n["turns"],
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(lines)
 
 
-def annotation_items(found: dict[str, Sequence[tuple[Persona, Dialogue]]]) -> list[Item]:
+def make_items(talks: Mapping[str, Talks]) -> list[Item]:
     """One item a dialogue: the persona, then the talk; the model's name is hidden."""
     return [
-        Item(f"{name}|{dialogue.id}", (
-            ("Persona", (("description", persona.description), ("manner", persona.personality), *persona.profile.items)),
-            ("Conversation", tuple(judge_view(dialogue))),
+        Item(f"{name}|{d.id}", (
+            ("Persona", (("description", p.description), ("manner", p.personality), *p.profile.items)),
+            ("Conversation", tuple(judge_view(d))),
         ), {"model": name})
-        for name, talks in found.items()
-        for persona, dialogue in talks
+        for name, some in talks.items()
+        for p, d in some
     ]  # fmt: skip
 
 
-def partner(run: Run) -> Method:
-    """Who talks with every user model: the run's untrained policy, prompted to keep a profile."""
-    from rlpa_lib.evaluation import rows
-
-    row = rows.Row("rlpa_prompting")
-    return replace(rows.Stage(run, [row]).method(row, "vanilla"), name="study-partner")
+def _check_words(persona: Persona, dialogue: Dialogue) -> tuple[int, int, int]:
+    """How many facts were told, how many of them are not the persona's, and how many not as said before."""
+    said: dict[str, str] = {}
+    stated = wrong = inconsistent = 0
+    true = persona.profile.items
+    for turn in dialogue.turns:
+        for slot, phrase in zip(turn.user.stated, turn.user.phrases, strict=False):
+            stated += 1
+            wrong += not any(world.are_compatible(s, slot) and world.same_value(s, phrase, v) for s, v in true)
+            inconsistent += slot in said and not world.same_value(slot, phrase, said[slot])
+            said.setdefault(slot, phrase)
+    return stated, wrong, inconsistent

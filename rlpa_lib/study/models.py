@@ -1,0 +1,117 @@
+"""What a language model does where the miniature's lexicon cannot: rewrite profiles (H.1), and find what a
+user says against its persona (appendix G). Texts reach it as quoted data only."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, create_model
+
+from rlpa_lib.agents.llm_judges import MAX_RESPONSE, MAX_UTTERANCE, MAX_VALUE, JudgePrompt
+from rlpa_lib.client.chat import Answer, Request
+from rlpa_lib.dialogue import prompt_files, quoting
+from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.dialogue.profile import Profile
+from rlpa_lib.runs.run import Run
+from rlpa_lib.settings.config import InputError
+
+CLAIMS_EACH, CLAIM_TOKENS = 4, 128  # claims of one utterance at most, and what one takes of the answer
+Mark = Annotated[Literal[0, 1], BeforeValidator(lambda mark: int(mark) if isinstance(mark, bool) else mark)]
+Case = tuple[dict[str, Any], type[BaseModel]]  # what the prompt is filled with, and the schema of the answer
+
+
+class Claim(BaseModel):
+    """One thing that a user says about itself, and in which utterance; the bounds are for the server."""
+
+    utterance: Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 99})]
+    claim: Annotated[str, Field(json_schema_extra={"maxLength": 80})]
+    against_persona: Mark
+    against_earlier: Mark
+
+
+@cache
+def _claims_schema(utterances: int) -> type[BaseModel]:
+    """All claims of so many utterances; a weak model that is held to the schema comes to an end."""
+    listed = Annotated[list[Claim], Field(json_schema_extra={"maxItems": CLAIMS_EACH * utterances})]
+    return create_model("Claims", claims=(listed, ...))
+
+
+@cache
+def _rewritten_schema(n: int) -> type[BaseModel]:
+    values = (Annotated[list[str], Field(min_length=n, max_length=n)], ...)
+    return create_model(f"Rewritten_{n}", paraphrased=values, altered=values)
+
+
+def rewrite_profiles(run: Run, profiles: Sequence[Profile]) -> list[tuple[dict[str, str], dict[str, str]]]:
+    """Per profile, slot -> the value in other words, and slot -> another value, by `user.model`.
+
+    Unchanged values are left out. EndpointError: no readable answer. InputError: no model is named.
+    """
+    cases = [({"items": _quote_items(profile)}, _rewritten_schema(len(profile))) for profile in profiles]
+    found = []
+    for profile, answer in zip(profiles, _ask(run, "rewriter", "rewrite", cases), strict=True):
+        paraphrased, altered = (
+            {slot: new.strip() for (slot, old), new in zip(profile.items, values, strict=True)
+             if new.strip() and new.strip().casefold() != old.casefold()}
+            for values in (answer.paraphrased, answer.altered)
+        )  # fmt: skip
+        found.append((paraphrased, altered))
+    return found
+
+
+def make_rewriters(run: Run, references: Sequence[Persona]) -> tuple[Any, Any]:
+    """The two rewriters of `rewrites.rewrite_set` for these personas, asked for at once."""
+    tables: tuple[dict, dict] = {}, {}
+    pairs = rewrite_profiles(run, [persona.profile for persona in references])
+    for persona, both in zip(references, pairs, strict=True):
+        for table, words in zip(tables, both, strict=True):
+            table |= {(slot, value): words.get(slot) for slot, value in persona.profile.items}
+
+    def paraphrase(slot: str, value: str, _: random.Random) -> str | None:
+        return tables[0][slot, value]
+
+    def alter(slot: str, value: str, _: random.Random) -> str | None:
+        return tables[1][slot, value]
+
+    return paraphrase, alter
+
+
+def find_claims(run: Run, talks: Sequence[tuple[Persona, Dialogue]]) -> list[list[Claim]]:
+    """What each user says about itself and what of it is wrong, by the model of section `judge`.
+
+    EndpointError: no readable answer. InputError: no model is named.
+    """
+    cases = []
+    for persona, dialogue in talks:
+        who = {
+            "description": quoting.plain(persona.description, MAX_RESPONSE),
+            "manner": quoting.plain(persona.personality, MAX_RESPONSE),
+            "profile": _quote_items(persona.profile),
+        }
+        texts = [quoting.plain(turn.user.text, MAX_UTTERANCE) for turn in dialogue.turns]
+        said = [{"number": n, "text": text} for n, text in enumerate(texts, start=1)]
+        cases.append(({"persona": who, "utterances": said}, _claims_schema(len(said))))
+    return [answer.claims for answer in _ask(run, "user_judge", "user_claims", cases)]
+
+
+def _quote_items(profile: Profile) -> list[dict[str, str]]:
+    return [{"slot": quoting.plain(s, 80), "value": quoting.plain(v, MAX_VALUE)} for s, v in profile.items]
+
+
+def _ask(run: Run, role: str, prompt: str, cases: Sequence[Case]) -> list[Any]:
+    from rlpa_lib.client.endpoint import endpoint_for  # slow to import, and most runs need no server
+
+    cfg, name = run.cfg, "user" if role == "rewriter" else "judge"
+    section, prompt_set = getattr(cfg, name), "en" if cfg.run.prompt_set == "mini" else cfg.run.prompt_set
+    if section.model is None:
+        raise InputError(f"{name}.model: is needed as {role} of notebook 34")
+    words = JudgePrompt.read(prompt_files.load_prompt(prompt, prompt_set, cfg.run.prompt_dir))
+    longest = max((len(values.get("utterances", ())) for values, _ in cases), default=0)
+    room = max(1024, section.max_tokens, CLAIM_TOKENS * CLAIMS_EACH * longest)
+    requests = [Request(words.messages(values), schema, max_tokens=room) for values, schema in cases]
+    answers = endpoint_for(cfg, role, run).complete(requests, desc=role) if requests else []
+    return [answer.parsed[0] for answer in answers if isinstance(answer, Answer)]
