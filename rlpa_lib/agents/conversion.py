@@ -131,7 +131,7 @@ def _values(description: str, personality: str) -> dict[str, str]:
 
 def _read(answer: Answer) -> tuple[dict[str, str], frozenset[str]]:
     """Slot -> value on one line, and the slots that were invented."""
-    given = {slot: getattr(answer.parsed[0], _key(slot)) for slot in SLOTS}
+    given = {slot: getattr(answer.parsed, _key(slot)) for slot in SLOTS}
     values = {slot: " ".join(quoting.visible(item.value)[0].split()) for slot, item in given.items()}
     # A reply tag inside a value would end the profile block that carries it.
     values = {slot: re.sub(r"</?(?:profile|response)>", "", value, flags=re.IGNORECASE).strip() for slot, value in values.items()}
@@ -143,4 +143,4 @@ def _again(answer: Answer, refused: dict[str, str], language: Language) -> tuple
         return ()
     words = _REASONS[language]
     told = "\n".join(f"- {_key(slot)}: {words[why]}" for slot, why in refused.items())
-    return {"role": "assistant", "content": answer.texts[0]}, {"role": "user", "content": f"{words['again']}\n{told}"}
+    return {"role": "assistant", "content": answer.text}, {"role": "user", "content": f"{words['again']}\n{told}"}

@@ -84,6 +84,6 @@ def completion(answer: Answer | EndpointError) -> EndpointCompletion:
         return EndpointCompletion((), (), (), str(answer), True)
     if isinstance(answer, EndpointError):
         raise answer
-    text, thought = answer.texts[0], answer.reasoning[0]
-    finished = answer.finish_reasons[0] == "stop"
+    text, thought = answer.text, answer.reasoning
+    finished = answer.finish_reason == "stop"
     return EndpointCompletion((), (), (), text, finished, thought, answer.completion_tokens, answer.reasoning_tokens)

@@ -159,7 +159,7 @@ class Questions:
         for answer in answers:
             if isinstance(answer, EndpointError) and not isinstance(answer, passable):
                 raise answer
-        parsed = [a.parsed[0] if isinstance(a, Answer) else None for a in answers]
+        parsed = [a.parsed if isinstance(a, Answer) else None for a in answers]
         failures = [a for a in answers if isinstance(a, EndpointError)]
         self.keep([self._row(case[0], desc, answer, got) for case, answer, got in zip(cases, answers, parsed, strict=True)])
         self.tally.add(len(cases), len(failures), f"{type(failures[-1]).__name__}: {failures[-1]}" if failures else "")

@@ -154,7 +154,7 @@ def _judge_prompt(cfg: Config, name: str, prompt_set: str) -> JudgePrompt:
 
 
 def _endpoint(cfg: Config, role: str, run: Run | Path | None) -> ChatEndpoint:
-    from rlpa_lib.client.endpoint import endpoint_for
+    from rlpa_lib.client.roles import endpoint_for
 
     if run is None:
         raise InputError(f"{role}: a model behind a server needs the run: its cache, budget and usage record are kept there")

@@ -110,7 +110,7 @@ class LLMUser:
             silent = []
             for i, answer in zip(waiting, answers, strict=True):
                 if isinstance(answer, Answer):
-                    utterances[i] = _utterance(personas[i], answer.parsed[0])
+                    utterances[i] = _utterance(personas[i], answer.parsed)
                 elif attempt + 1 == TRIES or not isinstance(answer, (BadAnswer, Refused)):
                     raise _named(answer, personas[i])
                 else:

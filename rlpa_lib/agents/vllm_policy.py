@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from rlpa_lib.agents.prompt_tokens import fit_prompt
 from rlpa_lib.agents.vllm_client import Adapter, AdapterMissing, AdapterRefused, ServerLost, VLLMClient, adapter_of
-from rlpa_lib.client.exchange import run_to_end
+from rlpa_lib.client.transport import run_to_end
 from rlpa_lib.dialogue.protocols import Completion, Message
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
@@ -136,7 +136,7 @@ class VLLMPolicy:
                         task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
 
-        run_to_end(main)
+        run_to_end(main())
         return results
 
     def _asker(self, index: int, body: dict[str, Any]) -> Callable[[dict[str, VLLMClient]], Awaitable[list[Completion]]]:

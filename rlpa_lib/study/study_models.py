@@ -92,7 +92,7 @@ def claims(run: Run, talks: Sequence[tuple[Persona, Dialogue]]) -> list[list[Cla
 
 
 def _ask(run: Run, role: str, prompt: str, cases: Sequence[tuple[dict[str, Any], type[BaseModel]]]) -> list[Any]:
-    from rlpa_lib.client.endpoint import endpoint_for
+    from rlpa_lib.client.roles import endpoint_for
 
     cfg = run.cfg
     section = cfg.user if role == "rewriter" else cfg.judge
@@ -102,4 +102,4 @@ def _ask(run: Run, role: str, prompt: str, cases: Sequence[tuple[dict[str, Any],
     room = max([1024, section.max_tokens, *(CLAIM_TOKENS * CLAIMS_EACH * len(values.get("utterances", ())) for values, _ in cases)])
     requests = [Request(words.messages(values), schema, max_tokens=room) for values, schema in cases]
     answers = endpoint_for(cfg, role, run).complete(requests, desc=role) if requests else []
-    return [answer.parsed[0] for answer in answers if isinstance(answer, Answer)]
+    return [answer.parsed for answer in answers if isinstance(answer, Answer)]
