@@ -26,7 +26,7 @@ from rlpa_lib.runs import storage
 from rlpa_lib.settings.config import Config, InputError
 
 if TYPE_CHECKING:
-    from rlpa_lib.agents.llm_judges import JudgePrompt, Questions
+    from rlpa_lib.agents.asking import JudgePrompt, Questions
     from rlpa_lib.agents.local_policy import LocalPolicy
     from rlpa_lib.client.endpoint import ChatEndpoint
     from rlpa_lib.runs.run import Run
@@ -75,7 +75,7 @@ def make_reveal_judge(cfg: Config, run: Run | Path | None = None) -> RevealJudge
     """Who reads a user's words and says what they have revealed (section 5.3): rules, or the model that judges profiles."""
     if cfg.judge.kind == "rule":
         return RuleRevealJudge()
-    from rlpa_lib.agents.reveal import LLMRevealJudge
+    from rlpa_lib.agents.llm_judges import LLMRevealJudge
 
     return LLMRevealJudge(_questions(cfg, "judge", "profile_judge", "judge_revealed", run, defended=True, failure_limit=None))
 
@@ -148,7 +148,7 @@ def _language(cfg: Config) -> str:
 
 
 def _judge_prompt(cfg: Config, name: str, prompt_set: str) -> JudgePrompt:
-    from rlpa_lib.agents.llm_judges import JudgePrompt
+    from rlpa_lib.agents.asking import JudgePrompt
 
     return JudgePrompt.read(prompt_files.load_prompt(name, prompt_set, cfg.run.prompt_dir))
 
@@ -164,7 +164,7 @@ def _endpoint(cfg: Config, role: str, run: Run | Path | None) -> ChatEndpoint:
 def _questions(
     cfg: Config, section: str, role: str, prompt: str, run: Run | Path | None, *, defended: bool, failure_limit: float | None
 ) -> Questions:
-    from rlpa_lib.agents.llm_judges import Questions
+    from rlpa_lib.agents.asking import Questions
 
     given = getattr(cfg, section)
     endpoint = _endpoint(cfg, role, run)  # first: it says what is missing

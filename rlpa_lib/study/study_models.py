@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, create_model
 
-from rlpa_lib.agents.llm_judges import MAX_RESPONSE, MAX_UTTERANCE, MAX_VALUE, JudgePrompt
+from rlpa_lib.agents.asking import MAX_RESPONSE, MAX_UTTERANCE, MAX_VALUE, JudgePrompt
 from rlpa_lib.client.chat import Answer, Request
 from rlpa_lib.dialogue import prompt_files, quoting
 from rlpa_lib.dialogue.dialogue import Dialogue
