@@ -160,4 +160,5 @@ def make_questions(
 
     sizes = {"max_tokens": given.max_tokens, "max_prompt_tokens": given.max_prompt_tokens}
     options = {"temperature": given.temperature, "defended": defended, "keep": keep}
-    return Questions(endpoint, JudgePrompt.read(load_prompt(cfg, prompt)), FailureTally(limit), **sizes, **options)
+    read = JudgePrompt.read(load_prompt(cfg, prompt))
+    return Questions(endpoint, read, FailureTally(limit), **sizes, **options)

