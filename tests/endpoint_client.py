@@ -4,7 +4,11 @@ import json
 
 from pydantic import BaseModel, Field
 
-from rlpa_lib.client.endpoint import Budget, ChatEndpoint, Request, Usage
+from rlpa_lib.client.chat import Request
+from rlpa_lib.client.endpoint import ChatEndpoint
+from rlpa_lib.client.transport import Server
+from rlpa_lib.client.usage import Budget, Usage
+from rlpa_lib.settings.schema import Endpoint
 
 KEY = "-".join(["sk", "test", "0123456789abcdefghij"])  # in pieces: a run directory may hold a diff of this file
 
@@ -24,8 +28,13 @@ def ask(name, *do, say=None, **options):
     return Request(({"role": "user", "content": json.dumps(orders)},), **options)
 
 
-def client(server, *, url=None, cache=None, budget=None, usage=None, role="judge", **options):
+def client(
+    server, *, url=None, cache=None, budget=None, usage=None, role="judge", mode="auto", backoff=0.02, api_key_env="NO_SUCH_KEY",
+    **limits,
+):  # fmt: skip
     """An endpoint that does not wait long. Without a key, because the server is local."""
-    known = {"backoff": 0.02, "timeout": 20.0, "retries": 3, "concurrency": 8, "model": "m", "api_key_env": "NO_SUCH_KEY"}
-    budget, usage = Budget(prices={}) if budget is None else budget, Usage() if usage is None else usage
-    return ChatEndpoint(base_url=url or server.url, role=role, cache=cache, budget=budget, usage=usage, **known | options)
+    return ChatEndpoint(
+        Server(role, url or server.url, "m", api_key_env), role, cache=cache, mode=mode, backoff=backoff,
+        budget=Budget(prices={}) if budget is None else budget, usage=Usage() if usage is None else usage,
+        limits=Endpoint(**{"timeout": 20.0, "retries": 3, "concurrency": 8} | limits),
+    )  # fmt: skip

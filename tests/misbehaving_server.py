@@ -22,10 +22,10 @@ REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden",
 
 class MisbehavingServer:
     """`with MisbehavingServer() as server: server.url`. `latency` in seconds before every answer; `refuses` names body keys that get a 400;
-    `ignores_n`: one choice whatever was asked; `limit`: (requests, seconds), more than that get a 429 with Retry-After."""
+    `limit`: (requests, seconds), more than that get a 429 with Retry-After."""
 
-    def __init__(self, latency=0.0, refuses=(), ignores_n=False, limit=None):
-        self.latency, self.refuses, self.ignores_n, self.limit = latency, set(refuses), ignores_n, limit
+    def __init__(self, latency=0.0, refuses=(), limit=None):
+        self.latency, self.refuses, self.limit = latency, set(refuses), limit
         self.log: list[dict] = []
         self.visits: dict[str, int] = {}
         self.connections = 0
@@ -95,18 +95,16 @@ class MisbehavingServer:
         action, _, detail = orders["do"][min(visit, len(orders["do"]) - 1)].partition(":")
         line["did"] = action
         for key in sorted(self.refuses & set(asked)):
-            if key != "n" or asked["n"] > 1:
-                message = f"Unsupported parameter: '{key}' is not supported with this model. " + line["key"]
-                return await self._fail(writer, 400, message, code="unsupported_parameter", param=key)
+            message = f"Unsupported parameter: '{key}' is not supported with this model. " + line["key"]
+            return await self._fail(writer, 400, message, code="unsupported_parameter", param=key)
         if self.limit and self._over_limit():
             return await self._fail(writer, 429, "Rate limit reached", headers={"Retry-After": str(self.limit[1])})
         said = orders["say"][min(visit, len(orders["say"]) - 1)]
         if action.isdigit():
             return await self._status(writer, int(action), detail, line["key"])
         if action in ("hang", "reset", "short", "drip"):
-            return await getattr(self, f"_{action}")(writer, _completion(asked, said, 1))
-        choices = 1 if self.ignores_n else asked.get("n") or 1
-        completion = _completion(asked, said, choices)
+            return await getattr(self, f"_{action}")(writer, _completion(asked, said))
+        completion = _completion(asked, said)
         completion = _spoil(completion, action, line["key"])
         if action == "truncated":
             data = json.dumps(completion).encode()
@@ -184,15 +182,11 @@ def _orders(asked: dict) -> dict:
     return {"id": orders["id"], "do": orders.get("do", ["ok"]), "say": said if isinstance(said, list) else [said]}
 
 
-def _completion(asked: dict, said: str, choices: int) -> dict:
-    """What a well-behaved server returns. Usage: 10 prompt tokens, 5 a choice; several choices are numbered."""
-    texts = [said if choices == 1 else f"{said} #{i}" for i in range(choices)]
-    made = [{"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"} for i, text in enumerate(texts)]
-    if asked.get("logprobs"):
-        for choice in made:
-            choice["logprobs"] = {"content": [{"token": "token_id:7", "logprob": -0.5, "top_logprobs": []}]}
-    usage = {"prompt_tokens": 10, "completion_tokens": 5 * choices, "total_tokens": 10 + 5 * choices}
-    return {"id": "x", "object": "chat.completion", "created": 1, "model": asked["model"], "choices": made, "usage": usage}
+def _completion(asked: dict, said: str) -> dict:
+    """What a well-behaved server returns. Usage: 10 prompt tokens, 5 of the answer."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    return {"id": "x", "object": "chat.completion", "created": 1, "model": asked["model"], "choices": [choice], "usage": usage}
 
 
 def _spoil(completion: dict, action: str, key: str) -> dict:

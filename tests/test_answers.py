@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from rlpa_lib.client import answers
 from rlpa_lib.client.answers import Unreadable, find_object, split_thinking
-from rlpa_lib.client.chat import Filtered, Refused, Request
+from rlpa_lib.client.chat import Filtered, Refused
 
 
 class Mark(BaseModel):
@@ -73,66 +73,52 @@ def test_prose_around_an_object_does_not_hide_it(mark, before, after):
     assert find_object(f'{before}{{"mark": {mark}}}{after}', Mark).mark == mark
 
 
-def completion(*messages, usage=None):
-    choices = [{"index": i, "message": m, "finish_reason": "stop"} for i, m in enumerate(messages)]
-    return {"choices": choices, "usage": usage}
+def completion(message, usage=None):
+    return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
 
 
-def test_tokens_are_shared_over_the_choices_and_add_up_again():
-    """11 completion tokens over 3 choices: 4, 4, 3; the prompt once."""
+def test_tokens_are_those_of_the_server():
     usage = {"prompt_tokens": 10, "completion_tokens": 11, "completion_tokens_details": {"reasoning_tokens": 2}}
-    rows = answers.rows(completion({"content": "a"}, {"content": "b"}, {"content": "c"}, usage=usage), 3)
-    assert [row["completion_tokens"] for row in rows] == [4, 4, 3]
-    assert [row["prompt_tokens"] for row in rows] == [10, 0, 0]
-    assert [row["reasoning_tokens"] for row in rows] == [1, 1, 0]
-    samples = [answers.read(row, None) for row in rows]
-    answer = answers.answer(Request(()), rows, samples, cached=False)
+    row = answers.read_row(completion({"content": "a"}, usage=usage))
+    answer = answers.read_answer(row, None)
     assert (answer.prompt_tokens, answer.completion_tokens, answer.reasoning_tokens) == (10, 11, 2)
-    assert answer.texts == ("a", "b", "c")
+    assert answer.text == "a"
 
 
 def test_reasoning_tokens_without_a_count_are_shared_out_by_length():
     """30 letters of thinking, 10 of text, 8 tokens: 6 of them are thinking."""
     text = "<think>" + "a" * 30 + "</think>" + "b" * 10
-    rows = answers.rows(completion({"content": text}, usage={"prompt_tokens": 1, "completion_tokens": 8}), 1)
-    answer = answers.answer(Request(()), rows, [answers.read(rows[0], None)], cached=False)
-    assert (answer.texts, answer.reasoning_tokens) == (("b" * 10,), 6)
+    row = answers.read_row(completion({"content": text}, usage={"prompt_tokens": 1, "completion_tokens": 8}))
+    answer = answers.read_answer(row, None)
+    assert (answer.text, answer.reasoning_tokens) == ("b" * 10, 6)
 
 
-def test_choices_come_in_their_order_and_no_more_than_asked():
+def test_of_several_choices_the_first_is_the_answer():
     choices = [{"index": i, "message": {"content": str(i)}, "finish_reason": "stop"} for i in (2, 0, 1)]
-    assert [row["content"] for row in answers.rows({"choices": choices}, 2)] == ["0", "1"]
-
-
-def test_token_ids_and_logprobs_are_kept():
-    tokens = [{"token": "token_id:5", "logprob": -0.25}, {"token": "token_id:6", "logprob": -1.5}]
-    body = {"choices": [{"message": {"content": "x"}, "logprobs": {"content": tokens}}], "prompt_token_ids": [1, 2]}
-    rows = answers.rows(body, 1)
-    answer = answers.answer(Request((), logprobs=True), rows, [answers.read(rows[0], None)], cached=False)
-    assert (answer.token_ids, answer.logprobs, answer.prompt_token_ids) == (((5, 6),), ((-0.25, -1.5),), (1, 2))
+    assert answers.read_row({"choices": choices})["content"] == "0"
 
 
 def test_other_shapes_of_a_message():
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
-    rows = answers.rows(completion({"content": parts}, {"content": None, "reasoning": "hm"}), 2)
+    rows = [answers.read_row(completion(message)) for message in ({"content": parts}, {"content": None, "reasoning": "hm"})]
     assert [(row["content"], row["reasoning"]) for row in rows] == [("Hello", ""), ("", "hm")]
 
 
 @pytest.mark.parametrize("body", [None, [], {}, {"choices": []}, {"choices": None}, {"choices": [{}]}, {"error": {"message": "busy"}}])
 def test_a_body_that_is_no_completion_is_unreadable(body):
     with pytest.raises(Unreadable):
-        answers.rows(body, 1)
+        answers.read_row(body)
 
 
 def test_refusal_and_filter_have_their_own_errors():
-    [refused] = answers.rows(completion({"content": None, "refusal": "I cannot help."}), 1)
+    refused = answers.read_row(completion({"content": None, "refusal": "I cannot help."}))
     with pytest.raises(Refused, match="^I cannot help.$"):
-        answers.read(refused, Mark)
+        answers.read_answer(refused, Mark)
     with pytest.raises(Filtered):
-        answers.read({**refused, "refusal": None, "finish_reason": "content_filter"}, None)
+        answers.read_answer({**refused, "refusal": None, "finish_reason": "content_filter"}, None)
 
 
 def test_a_cut_answer_says_so():
-    [row] = answers.rows({"choices": [{"message": {"content": '{"mark": '}, "finish_reason": "length"}]}, 1)
+    row = answers.read_row({"choices": [{"message": {"content": '{"mark": '}, "finish_reason": "length"}]})
     with pytest.raises(Unreadable, match="cut off at max_tokens"):
-        answers.read(row, Mark)
+        answers.read_answer(row, Mark)

@@ -13,8 +13,10 @@ import pytest
 from endpoint_client import KEY, Mark, Reasoned, ask, client
 from misbehaving_server import MisbehavingServer
 
-from rlpa_lib.client import endpoint
-from rlpa_lib.client.endpoint import BadAnswer, BudgetExceeded, CacheMiss, RequestError, ResponseCache, Usage
+from rlpa_lib.client import roles
+from rlpa_lib.client.chat import BadAnswer, BudgetExceeded, CacheMiss, RequestError
+from rlpa_lib.client.response_cache import ResponseCache
+from rlpa_lib.client.usage import Usage
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
 
@@ -28,7 +30,7 @@ def server():
 def test_answers_come_in_order_and_equal_requests_are_sent_once(server):
     requests = [ask(f"q{i % 30}") for i in range(60)]
     answers = client(server).complete(requests)
-    assert [a.texts for a in answers] == [(f"answer to q{i % 30}",) for i in range(60)]
+    assert [a.text for a in answers] == [f"answer to q{i % 30}" for i in range(60)]
     assert [a.cached for a in answers] == [False] * 30 + [True] * 30
     assert sorted(server.answer()) == sorted(f"q{i}" for i in range(30))
 
@@ -44,41 +46,9 @@ def test_nothing_asked_nothing_sent(server):
     assert server.log == []
 
 
-def test_n_samples_are_n_rows_and_more_can_be_asked_for(server, tmp_path):
-    cache = ResponseCache(tmp_path / "c")
-    judge = client(server, cache=cache)
-    [two] = judge.complete([ask("q", n=2, temperature=1.0, seed=5)])
-    assert two.texts == ("answer to q #0", "answer to q #1")
-    assert len(cache) == 2
-    [five] = judge.complete([ask("q", n=5, temperature=1.0, seed=5)])
-    assert five.texts[:2] == two.texts
-    assert len(five.texts) == len(cache) == 5
-    first, second = (line["body"] for line in server.log)
-    assert (first["n"], first["seed"], second["n"]) == (2, 5, 3)
-    assert second["seed"] != 5  # the same seed would give the first two again
-    [one] = judge.complete([ask("q", n=1, temperature=1.0, seed=5)])
-    assert (one.texts, one.cached, len(server.log)) == (two.texts[:1], True, 2)
-
-
-@pytest.mark.parametrize("behaviour", [{"ignores_n": True}, {"refuses": ["n"]}])
-@pytest.mark.filterwarnings("ignore:judge. m refuses n")
-def test_servers_that_give_one_sample_at_a_time_are_asked_again(behaviour, tmp_path):
-    cache = ResponseCache(tmp_path / "c")
-    with MisbehavingServer(**behaviour) as server:
-        [answer] = client(server, cache=cache).complete([ask("q", n=3, temperature=1.0, seed=5)])
-        seeds = [line["body"]["seed"] for line in server.log if line["delivered"]]
-    assert len(answer.texts) == len(cache) == len(set(seeds)) == 3
-
-
-def test_requests_of_different_n_in_one_batch_share_their_samples(server):
-    one, three = client(server).complete([ask("q", n=1), ask("q", n=3)])
-    assert three.texts[:1] == one.texts
-    assert [line["body"]["n"] for line in server.log] == [3]
-
-
 def test_the_schema_is_asked_for_and_checked(server):
     [answer] = client(server).complete([ask("q", say='{"reason": "so", "mark": 1}', schema=Reasoned)])
-    assert answer.parsed == (Reasoned(reason="so", mark=1),)
+    assert answer.parsed == Reasoned(reason="so", mark=1)
     asked = server.log[0]["body"]["response_format"]
     assert (asked["type"], asked["json_schema"]["name"], asked["json_schema"]["strict"]) == ("json_schema", "Reasoned", True)
     assert asked["json_schema"]["schema"]["required"] == ["reason", "mark"]
@@ -93,8 +63,8 @@ def test_a_server_without_schemas_is_asked_in_words_from_then_on(tmp_path):
         judge = client(server, concurrency=1)
         answers = judge.complete([ask(f"q{i}", say=said, schema=Reasoned) for i in range(3)])
         bodies = [line["body"] for line in server.log]
-    assert [a.parsed for a in answers] == [(Reasoned(reason="so", mark=1),)] * 3
-    assert answers[0].reasoning == ('{"mark": 7}?',)
+    assert [a.parsed for a in answers] == [Reasoned(reason="so", mark=1)] * 3
+    assert answers[0].reasoning == '{"mark": 7}?'
     assert ["response_format" in body for body in bodies] == [True, True, False, False, False]
     assert ["maxLength" in json.dumps(body.get("response_format")) for body in bodies] == [True, False, False, False, False]
     assert bodies[-1]["messages"][0]["role"] == "system"
@@ -113,7 +83,7 @@ def test_an_answer_that_does_not_parse_is_asked_again_under_another_seed_and_kep
     cache = ResponseCache(tmp_path / "c")
     request = ask("q", say=["none", '{"mark": "?"}', '{"mark": 1}'], schema=Mark, seed=3)
     [answer] = client(server, cache=cache).complete([request])
-    assert answer.parsed == (Mark(mark=1),)
+    assert answer.parsed == Mark(mark=1)
     seeds = [line["body"]["seed"] for line in server.log]
     assert seeds[0] == 3
     assert len(set(seeds)) == len(cache) == 3
@@ -149,19 +119,11 @@ def test_reasoning_models_that_refuse_a_setting_are_asked_without_it(refused):
 
 def test_reasoning_that_the_server_tells_apart(server):
     [answer] = client(server).complete([ask("q", "reasoning", say="visible")])
-    assert (answer.texts, answer.reasoning, answer.reasoning_tokens) == (("visible",), ("thought of the server",), 3)
-
-
-def test_extra_body_keys_and_logprobs_are_passed_on(server):
-    request = ask("q", logprobs=True, extra=(("guided_choice", ["a", "b"]), ("top_k", 5)))
-    [answer] = client(server).complete([request])
-    body = server.log[0]["body"]
-    assert (body["guided_choice"], body["top_k"], body["logprobs"]) == (["a", "b"], 5, True)
-    assert (answer.token_ids, answer.logprobs) == (((7,),), ((-0.5,),))
+    assert (answer.text, answer.reasoning, answer.reasoning_tokens) == ("visible", "thought of the server", 3)
 
 
 def test_a_run_is_replayed_with_the_network_off(server, tmp_path):
-    requests = [ask(f"q{i}", say='{"mark": 1}', schema=Mark, n=2) for i in range(20)]
+    requests = [ask(f"q{i}", say='{"mark": 1}', schema=Mark) for i in range(20)]
     first = client(server, cache=ResponseCache(tmp_path / "c")).complete(requests)
     server.__exit__()
     replay = client(server, cache=ResponseCache(tmp_path / "c"), cache_only=True)
@@ -239,11 +201,15 @@ def test_it_works_in_a_notebook(server):
     import nbformat
 
     code = (
-        "from rlpa_lib.client.endpoint import Budget, ChatEndpoint, Request, Usage\n"
-        f"e = ChatEndpoint(base_url='{server.url}', model='m', api_key_env='NO', role='user', cache=None, budget=Budget(), usage=Usage())\n"
+        "from rlpa_lib.client.chat import Request\n"
+        "from rlpa_lib.client.endpoint import ChatEndpoint\n"
+        "from rlpa_lib.client.transport import Server\n"
+        "from rlpa_lib.client.usage import Budget, Usage\n"
+        f"server = Server('user', '{server.url}', 'm', 'NO')\n"
+        "e = ChatEndpoint(server, 'user', cache=None, budget=Budget(), usage=Usage())\n"
         "a = e.complete([Request(({'role': 'user', 'content': f'q{i}'},)) for i in range(20)], desc='users')\n"
         "b = e.complete([Request(({'role': 'user', 'content': 'again'},))])\n"
-        "print([x.texts[0] for x in a + b][-2:])"
+        "print([x.text for x in a + b][-2:])"
     )
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     nbclient.NotebookClient(book, timeout=120).execute()
@@ -252,10 +218,10 @@ def test_it_works_in_a_notebook(server):
 
 
 def test_endpoints_of_a_run_share_cache_budget_and_record(server, tmp_path):
-    roles = ["user", "judge", "evaluator"]
-    settings = [f"{role}.{key}" for role in roles for key in ("kind=llm", "model=m", f"base_url={server.url}")]
+    sections = ["user", "judge", "evaluator"]
+    settings = [f"{section}.{key}" for section in sections for key in ("kind=llm", "model=m", f"base_url={server.url}")]
     cfg = config.load_config("smoke", [*settings, "judge.profile_model=other", "endpoint.max_requests=4", "user.api_key_env=NO_SUCH_KEY"])
-    made = [endpoint.endpoint_for(cfg, role, tmp_path) for role in ("user", "response_judge", "profile_judge", "evaluator", "converter")]
+    made = [roles.endpoint_for(cfg, role, tmp_path) for role in ("user", "response_judge", "profile_judge", "evaluator", "converter")]
     assert [e.model for e in made] == ["m", "m", "other", "m", "m"]
     for e in made[:4]:
         e.complete([ask(f"q of {e.role}")])
@@ -271,7 +237,7 @@ def test_endpoints_of_a_run_share_cache_budget_and_record(server, tmp_path):
 
 def test_settings_of_the_profile_judge_are_named_by_their_own_key(server, tmp_path):
     settings = ["judge.kind=llm", "judge.model=m", f"judge.base_url={server.url}", "judge.profile_model=other", "endpoint.cache=off"]
-    judge = endpoint.endpoint_for(config.load_config("smoke", settings), "profile_judge", tmp_path)
+    judge = roles.endpoint_for(config.load_config("smoke", settings), "profile_judge", tmp_path)
     with pytest.raises(RequestError, match="judge.profile_model"):
         judge.complete([ask("q", "404")])
     assert not (tmp_path / "cache").exists()
@@ -292,5 +258,5 @@ def test_importing_the_client_does_no_work():
     """No key is read, no file is made and no heavy library is loaded by the import."""
     import subprocess
 
-    code = "import sys, rlpa_lib.client.endpoint; print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
+    code = "import sys, rlpa_lib.client.roles; print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -9,7 +9,7 @@ from endpoint_client import Mark, ask, client
 from misbehaving_server import MisbehavingServer
 
 from rlpa_lib.client import response_cache
-from rlpa_lib.client.endpoint import (
+from rlpa_lib.client.chat import (
     Answer,
     AuthError,
     BadAnswer,
@@ -20,11 +20,11 @@ from rlpa_lib.client.endpoint import (
     Refused,
     Request,
     RequestError,
-    ResponseCache,
     ServerError,
     TimeoutError_,
-    Usage,
-)
+)  # fmt: skip
+from rlpa_lib.client.response_cache import ResponseCache
+from rlpa_lib.client.usage import Usage
 
 
 @pytest.fixture
@@ -102,10 +102,10 @@ def test_fault_matrix(tmp_path, capsys):
         log = list(server.log)
     table = {name: Counter() for name in FAULTS}
     for (name, times, copy), (request, due), got in zip(cases, asked, results, strict=True):
-        right = got.texts == (due,) if isinstance(got, Answer) else type(got) is due
+        right = got.text == due if isinstance(got, Answer) else type(got) is due
         kind = "right answer" if isinstance(got, Answer) else type(got).__name__
         base = response_cache.base_key(server.url, "m", request.content() | {"mode": "auto"})
-        bought = [ledger.handed_in[response_cache.row_key(base, 0, attempt)] for attempt in range(3)]
+        bought = [ledger.handed_in[response_cache.row_key(base, attempt)] for attempt in range(3)]
         answers_due = 1 if name in FINAL or times is not None else 0
         if name in ("wrong schema", "answer cut off"):
             answers_due = 3 if times is None else times + 1
@@ -160,7 +160,7 @@ def test_a_rate_limited_server_is_served_in_the_end():
     with MisbehavingServer(limit=(5, 0.3)) as server:
         answers = client(server, retries=20).complete([ask(f"q{i}") for i in range(20)])
         assert sorted(server.answer()) == sorted(f"q{i}" for i in range(20))
-    assert [a.texts[0] for a in answers] == [f"answer to q{i}" for i in range(20)]
+    assert [a.text for a in answers] == [f"answer to q{i}" for i in range(20)]
 
 
 def test_requests_a_minute_are_kept():

@@ -9,21 +9,19 @@ from endpoint_client import KEY, Mark, ask, client
 from misbehaving_server import MisbehavingServer
 
 from rlpa_lib import runs
-from rlpa_lib.client import endpoint, transport
-from rlpa_lib.client.endpoint import (
+from rlpa_lib.client import roles, transport
+from rlpa_lib.client.chat import (
     Answer,
     AuthError,
     BadAnswer,
-    Budget,
     BudgetExceeded,
     RateLimitError,
     Request,
     RequestError,
-    ResponseCache,
     ServerError,
-    Usage,
-)
-from rlpa_lib.client.usage import Price
+)  # fmt: skip
+from rlpa_lib.client.response_cache import ResponseCache
+from rlpa_lib.client.usage import Budget, Price, Usage
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
 
@@ -104,7 +102,7 @@ def test_the_key_is_sent_and_is_nowhere_else(server, tmp_path, monkeypatch, capl
     caplog.set_level(logging.DEBUG)
     settings = ["judge.kind=llm", "judge.model=m", f"judge.base_url={server.url}", "judge.api_key_env=RLPA_TEST_KEY", "endpoint.retries=1"]
     run = runs.claim(config.load_config("smoke", settings), 0, tmp_path / "run", "smoke")
-    judge = endpoint.endpoint_for(run.cfg, "judge", run)
+    judge = roles.endpoint_for(run.cfg, "judge", run)
     orders = ["echo", "400:echo", "500:echo", "403:echo", "429:echo", "404:echo"]
     results = [judge.complete([ask(f"q{i}", order)], on_error="return")[0] for i, order in enumerate(orders)]
     results += judge.complete([ask("bad", "echo", say="no object", schema=Mark)], on_error="return")
@@ -117,7 +115,7 @@ def test_the_key_is_sent_and_is_nowhere_else(server, tmp_path, monkeypatch, capl
     told = [text for r in results if isinstance(r, Exception) for text in traceback.format_exception(r)]
     assert all(line["key"] == f"Bearer {KEY}" for line in server.log)
     assert {type(r) for r in results} == {Answer, RequestError, ServerError, AuthError, RateLimitError, BadAnswer}
-    assert transport.REDACTED in results[0].texts[0]
+    assert transport.REDACTED in results[0].text
     assert transport.REDACTED in str(results[1])
     assert KEY not in "".join([*told, *map(repr, results), repr(judge), repr(vars(judge)), caplog.text, *capsys.readouterr()])
     assert holding(tmp_path / "run", KEY) == []

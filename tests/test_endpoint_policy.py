@@ -5,7 +5,7 @@ import json
 import pytest
 from scripted_server import ScriptedServer
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import models, parties
 from rlpa_lib.client.chat import ServerError
 from rlpa_lib.dialogue.judging import DIMENSIONS
 from rlpa_lib.dialogue.profile import Profile, render_reply
@@ -125,7 +125,7 @@ def test_weights_are_refused_wherever_they_would_be_needed(tmp_path):
         config.load_config("smoke", ["policy.kind=endpoint", "policy.model=m", "evaluation.methods=[sft, rlpa]"])
     cfg = settings("http://127.0.0.1:9/v1")
     with pytest.raises(InputError, match="evaluated but not trained"):
-        parties.load_model(cfg)
+        models.load_model(cfg)
     with pytest.raises(InputError, match="adapter"):
         parties.make_policy(cfg, tmp_path, adapter=tmp_path)
     with pytest.raises(InputError, match="begun"):

@@ -7,16 +7,18 @@ import pytest
 from pydantic import ValidationError
 from scripted_server import ScriptedServer
 
-from rlpa_lib.agents import llm_judges, parties
-from rlpa_lib.agents.llm_judges import CriteriaAnswer, HolisticAnswer, JudgePrompt, one_to_one, pairs_schema
+from rlpa_lib.agents import parties
+from rlpa_lib.agents.asking import JudgePrompt
+from rlpa_lib.agents.llm_judges import CriteriaAnswer, HolisticAnswer, one_to_one, pairs_schema, read_verdict
 from rlpa_lib.client.chat import AuthError, ConnectionLost, RequestError
-from rlpa_lib.dialogue import prompt_files
+from rlpa_lib.dialogue import prompt_files, quoting
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
-from rlpa_lib.dialogue.judging import CRITERIA, DIMENSIONS, FailureTally, JudgeFailed
+from rlpa_lib.dialogue.judging import DIMENSIONS, FailureTally, JudgeFailed
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.mini.attacks import PERSONA, TOLD, situation
 from rlpa_lib.rlpa.rewards import score_replies
 from rlpa_lib.settings import config
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
 FIELDS = ("naturalness", "relevance", "logic", "engagement", "informativeness")
 REPLY = Reply(TOLD, "Life in Lisbon must be lovely.", True)
@@ -47,23 +49,24 @@ def settings(url, *more):
 
 
 def test_verdict_from_criteria_by_hand():
-    verdict = CriteriaAnswer.model_validate_json(criteria(failing=["logic"], dimensions=0)).verdict()
+    answer = CriteriaAnswer.model_validate_json(criteria(failing=["logic"], dimensions=0))
+    verdict = read_verdict(answer, REWARD_CRITERIA)
     assert verdict.marks == {"N": True, "R": True, "L": False, "G": True, "F": True} and verdict.score == 0
     assert verdict.reasons["G"] == "about engagement"
     assert verdict.dimensions == dict.fromkeys(DIMENSIONS, False)
-    assert CriteriaAnswer.model_validate_json(criteria()).verdict().score == 1
+    assert read_verdict(CriteriaAnswer.model_validate_json(criteria()), REWARD_CRITERIA).score == 1
 
 
 def test_a_judge_does_not_get_to_say_the_product():
     """Dimensions and any further keys have no part in the score (eq. 4)."""
     told = json.loads(criteria(failing=["relevance"])) | {"score": 1, "total": 1}
-    assert CriteriaAnswer.model_validate(told).verdict().score == 0
+    assert read_verdict(CriteriaAnswer.model_validate(told), REWARD_CRITERIA).score == 0
 
 
 def test_holistic_verdict_is_carried_by_all_five_marks():
-    verdict = HolisticAnswer(reason="dull", mark=0).verdict()
-    assert verdict.score == 0 and not any(verdict.marks.values()) and set(verdict.marks) == set(CRITERIA)
-    assert HolisticAnswer(reason="good", mark=1).verdict().score == 1
+    verdict = read_verdict(HolisticAnswer(reason="dull", mark=0), REWARD_CRITERIA)
+    assert verdict.score == 0 and not any(verdict.marks.values()) and set(verdict.marks) == set(REWARD_CRITERIA)
+    assert read_verdict(HolisticAnswer(reason="good", mark=1), REWARD_CRITERIA).score == 1
 
 
 @pytest.mark.parametrize(("mark", "read"), [(True, 1), (False, 0), ("1", 1), (" No ", 0), ("true", 1), (1, 1)])
@@ -197,7 +200,7 @@ def test_a_long_talk_loses_its_oldest_messages_and_the_judge_is_told(tmp_path):
     shown = data(server.bodies[0])
     assert 5 < len(shown["conversation"]) < 61 and shown["earlier_messages_left_out"] == 61 - len(shown["conversation"])
     assert shown["conversation"][-1]["text"] == "the last one"
-    assert llm_judges.quoting.estimated_tokens(*(m["content"] for m in server.bodies[0]["messages"])) <= 2500
+    assert quoting.estimated_tokens(*(m["content"] for m in server.bodies[0]["messages"])) <= 2500
 
 
 def test_without_the_defence_texts_stand_bare(tmp_path):

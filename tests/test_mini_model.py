@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import models
 from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, policy_view
@@ -20,7 +20,7 @@ from rlpa_lib.settings import config
 
 @pytest.fixture(scope="module")
 def policy():
-    return LocalPolicy(*parties.load_model(config.load_config("smoke")))
+    return LocalPolicy(*models.load_model(config.load_config("smoke")))
 
 
 def answers(policy, views, temperature=1.0):

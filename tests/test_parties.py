@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import models, parties
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
@@ -42,12 +42,12 @@ def test_offline_parties_need_no_run():
 
 def test_a_missing_model_is_named():
     with pytest.raises(InputError, match="policy.model"):
-        parties.load_model(config.load_config("smoke", ["policy.model=./no-such-model"]))
+        models.load_model(config.load_config("smoke", ["policy.model=./no-such-model"]))
 
 
 def test_a_missing_adapter_names_the_notebook_that_makes_it(tmp_path):
     with pytest.raises(InputError, match="20_ppo"):
-        parties.attach_adapter(None, tmp_path)
+        models.attach_adapter(None, tmp_path)
 
 
 def test_test_users_speak_other_frames_than_training_users():

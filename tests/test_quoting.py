@@ -9,7 +9,7 @@ from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import models
 from rlpa_lib.agents.prompt_tokens import prompt_ids
 from rlpa_lib.dialogue import quoting
 from rlpa_lib.dialogue.judging import CRITERIA
@@ -23,7 +23,7 @@ ATTACKS = judge_attacks.read_attacks(Path(__file__).parent / "data" / "judge_att
 
 @pytest.fixture(scope="module")
 def tiny_tokenizer():
-    return parties.load_model(config.load_config("smoke"))[1]
+    return models.load_model(config.load_config("smoke"))[1]
 
 
 def special_ids(tokenizer, ids):

@@ -52,11 +52,11 @@ def test_everything_asked_is_in_the_key(change):
     assert base_key("s", "m", CONTENT) != base_key("s", "m", CONTENT | change)
 
 
-def test_server_model_sample_and_attempt_are_in_the_key():
+def test_server_model_and_attempt_are_in_the_key():
     base = base_key("http://s/v1", "m", CONTENT)
     assert base == base_key("http://s/v1/", "m", dict(reversed(CONTENT.items())))
     assert len({base, base_key("http://t/v1", "m", CONTENT), base_key("http://s/v1", "n", CONTENT)}) == 3
-    assert len({row_key(base, sample, attempt) for sample in range(12) for attempt in range(12)}) == 144
+    assert len({row_key(base, attempt) for attempt in range(12)}) == 12
 
 
 def test_a_file_that_is_no_cache_is_named(tmp_path):
@@ -93,18 +93,22 @@ def test_concurrent_writers_lose_nothing(tmp_path):
 
 BUYER = """
 import json, os, sys
-from rlpa_lib.client.endpoint import Budget, ChatEndpoint, Request, ResponseCache, Usage
+from rlpa_lib.client.chat import Request
+from rlpa_lib.client.endpoint import ChatEndpoint
+from rlpa_lib.client.response_cache import ResponseCache
+from rlpa_lib.client.transport import Server
+from rlpa_lib.client.usage import Budget, Usage
 
 def session(url, folder):
     usage = Usage(folder + "/usage.jsonl")
     endpoint = ChatEndpoint(
-        base_url=url, model="m", api_key_env="NO_SUCH_KEY", role="judge", cache=ResponseCache(folder + "/c"), usage=usage,
-        budget=Budget(prices={}, spent=usage.spent()), concurrency=16,
+        Server("judge", url, "m", "NO_SUCH_KEY"), "judge", cache=ResponseCache(folder + "/c"), usage=usage,
+        budget=Budget(prices={}, spent=usage.spent()),
     )
     for start in range(0, 500, 20):
         questions = [json.dumps({"id": f"q{i}"}) for i in range(start, start + 20)]
         for answer in endpoint.complete([Request(({"role": "user", "content": q},)) for q in questions]):
-            print(answer.texts[0].removeprefix("answer to "), flush=True)
+            print(answer.text.removeprefix("answer to "), flush=True)
 
 for _ in sys.stdin:  # a session a line, each in a process of its own that need not load the library again
     pid = os.fork()

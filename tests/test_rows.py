@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from rlpa_lib import runs
-from rlpa_lib.agents import decoding, parties
+from rlpa_lib.agents import decoding, models
 from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.evaluation import rows, scoring, seeds
 from rlpa_lib.evaluation.rows import Row, Stage
@@ -39,7 +39,7 @@ def train(run, *names, scale=0.3):
     """Adapters that nobody trained but that change what the model says."""
     for number, name in enumerate(names):
         torch.manual_seed(number)
-        model, _ = parties.load_model(run.cfg)
+        model, _ = models.load_model(run.cfg)
         adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
         with torch.no_grad():
             for key, value in adapted.named_parameters():

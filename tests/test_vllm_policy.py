@@ -11,8 +11,8 @@ from conftest import byte_tokenizer
 from pretend_vllm import PretendVLLM
 from test_trainer import config, quiet, same, served
 
-from rlpa_lib.agents.vllm_client import Adapter, ServerLost, adapter_of
-from rlpa_lib.agents.vllm_policy import NoServerLeft, StaleSamples, VLLMPolicy, completions, too_old
+from rlpa_lib.agents.vllm_client import Adapter, ServerLost, read_adapter
+from rlpa_lib.agents.vllm_policy import NoServerLeft, StaleSamples, VLLMPolicy, read_completions, too_old
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.rlpa import ppo
 from rlpa_lib.settings.config import InputError
@@ -80,15 +80,15 @@ def test_too_old_counts_updates_behind_the_newest():
 
 
 def test_adapter_names_tell_weights_and_version_apart(adapter, tmp_path):
-    one = adapter_of(adapter("x"), 1)
+    one = read_adapter(adapter("x"), 1)
     assert one.version == 1 and one.name.startswith(one.owner + "v1-")
-    assert adapter_of(adapter("y"), 1).name != one.name
-    assert adapter_of(adapter("x"), 2).name != one.name
-    assert adapter_of(adapter("x", "beside"), 1).name == one.name
+    assert read_adapter(adapter("y"), 1).name != one.name
+    assert read_adapter(adapter("x"), 2).name != one.name
+    assert read_adapter(adapter("x", "beside"), 1).name == one.name
     (tmp_path / "run").mkdir()
-    assert adapter_of(adapter("x", "run/v1"), 1).owner != one.owner
+    assert read_adapter(adapter("x", "run/v1"), 1).owner != one.owner
     with pytest.raises(InputError, match="no adapter here"):
-        adapter_of(tmp_path / "nothing", 1)
+        read_adapter(tmp_path / "nothing", 1)
 
 
 def answer_with(**changes):
@@ -98,22 +98,22 @@ def answer_with(**changes):
 
 
 def test_an_answer_becomes_a_completion():
-    [made] = completions(answer_with(), [5, 6], Adapter("a", version=4), TOKENIZER)
+    [made] = read_completions(answer_with(), [5, 6], Adapter("a", version=4), TOKENIZER)
     assert made.prompt_ids == (5, 6) and made.token_ids == (70, 71, END) and made.logprobs == (-1.0, -2.0, -0.5)
     assert made.finished and made.version == 4 and made.text == TOKENIZER.decode([70, 71])
-    [cut] = completions(answer_with(finish_reason="length"), [5, 6], Adapter("a"), TOKENIZER)
+    [cut] = read_completions(answer_with(finish_reason="length"), [5, 6], Adapter("a"), TOKENIZER)
     assert not cut.finished and cut.text == TOKENIZER.decode([70, 71, END])
 
 
 @pytest.mark.parametrize("changes", [{"prompt_token_ids": [5]}, {"token_ids": [70]}, {"token_ids": None}, {"logprobs": None}])
 def test_an_answer_that_does_not_fit_is_refused(changes):
     with pytest.raises(ServerLost, match="is it vLLM"):
-        completions(answer_with(**changes), [5, 6], Adapter("a"), TOKENIZER)
+        read_completions(answer_with(**changes), [5, 6], Adapter("a"), TOKENIZER)
 
 
 def test_an_answer_by_other_weights_is_refused():
     with pytest.raises(ServerLost, match="asked for b"):
-        completions(answer_with(), [5, 6], Adapter("b"), TOKENIZER)
+        read_completions(answer_with(), [5, 6], Adapter("b"), TOKENIZER)
 
 
 def test_sampler_gap_by_hand():
@@ -327,7 +327,7 @@ def test_samples_that_became_too_old_are_drawn_again(servers, policy_of, adapter
         made = whole(path, body)
         if path.endswith("completions") and not swapped:
             swapped.append(True)
-            newest = adapter_of(adapter("y"), 2)
+            newest = read_adapter(adapter("y"), 2)
             server.adapters = {newest.name: newest.folder}
             policy.newest = newest
         return made
@@ -344,7 +344,7 @@ def test_samples_that_stay_too_old_are_an_error(servers, policy_of, adapter):
     def answer(path, body):
         made = whole(path, body)
         if path.endswith("completions"):
-            policy.newest = adapter_of(adapter("y"), next(versions))
+            policy.newest = read_adapter(adapter("y"), next(versions))
         return made
 
     server.answer = answer

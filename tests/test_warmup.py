@@ -7,7 +7,7 @@ from conftest import byte_tokenizer, random_model
 from safetensors.torch import load_file
 
 from rlpa_lib import runs
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import models, parties
 from rlpa_lib.dialogue.profile import parse_reply
 from rlpa_lib.rlpa import training, warmup
 from rlpa_lib.rlpa.networks import REFERENCE
@@ -46,7 +46,7 @@ def test_ppo_starts_from_the_warm_up_which_is_made_once(cold_run):
 def test_the_first_loss_is_that_of_the_replies(cold_run):
     cfg = cold_run.cfg
     people = parties.load_people(cfg, "train", None, 0, cold_run)
-    model, tokenizer = parties.load_model(cfg)
+    model, tokenizer = models.load_model(cfg)
     groups = warmup.make_replies(cfg, tokenizer, people, 0)
     assert len(groups) == 20 and groups == warmup.make_replies(cfg, tokenizer, people, 0)
     assert all(parse_reply(tokenizer.decode(reply[:-1])).format_ok and reply[-1] == 2 for _, (reply,) in groups)

@@ -1,4 +1,5 @@
-"""Slot conversion by a language model (appendix C.2): a description and a personality text become the ten slots."""
+"""Slot conversion by a language model (appendix C.2): a description and a personality text become the ten
+slots."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, create_model
 
-from rlpa_lib.agents.llm_judges import JudgePrompt
+from rlpa_lib.agents.asking import JudgePrompt
 from rlpa_lib.client.chat import Answer, Request
 from rlpa_lib.dialogue import quoting
 from rlpa_lib.dialogue.persona import Persona
@@ -23,20 +24,27 @@ ROUNDS = 3  # a first answer, and two in which the reasons against the one befor
 MAX_TEXT, MAX_VALUE = 8000, 200  # characters
 
 _ABSENT = re.compile(
-    r"(?:unknown|n/?a|none|null|nil|unspecified|undisclosed|undefined|unclear|not (?:known|given|clear|available)|no (?:data|information|details?)"
+    r"(?:unknown|n/?a|none|null|nil|unspecified|undisclosed|undefined|unclear"
+    r"|not (?:known|given|clear|available)|no (?:data|information|details?)"
     r"|无|暂无|不明|不知|不详|未知|未定|保密|没有|[-?/—–.…]*)",
     re.IGNORECASE,
 )
 _SAYS_ABSENT = re.compile(
-    r"\b(?:not|never|isn't|wasn't) (?:been |explicitly |directly )?(?:mentioned|specified|stated|provided|disclosed|indicated|applicable)\b"
-    r"|\bno (?:information|mention|details?) (?:is|are|was|of|on|about|given|provided|available)\b|\bunspecified\b|\bnot enough information\b"
-    r"|未(?:提及|提到|说明|指定|提供|明确|透露|注明|描述)|没有(?:提及|提到|说明|相关信息)|信息(?:不足|不详|缺失)|无(?:相关)?信息|情况不详|无从得知",
+    r"\b(?:not|never|isn't|wasn't) (?:been |explicitly |directly )?"
+    r"(?:mentioned|specified|stated|provided|disclosed|indicated|applicable)\b"
+    r"|\bno (?:information|mention|details?) (?:is|are|was|of|on|about|given|provided|available)\b"
+    r"|\bunspecified\b|\bnot enough information\b"
+    r"|未(?:提及|提到|说明|指定|提供|明确|透露|注明|描述)|没有(?:提及|提到|说明|相关信息)|信息(?:不足|不详|缺失)"
+    r"|无(?:相关)?信息|情况不详|无从得知",
     re.IGNORECASE,
 )
 _REMARK = re.compile(
-    r"[(（\[【][^)）\]】]*(?:infer|assum|based on|guess|presum|deduc|invented|made up|推断|推测|假设|根据|依据|猜测|虚构|编造)[^)）\]】]*[)）\]】]",
+    r"[(（\[【][^)）\]】]*(?:infer|assum|based on|guess|presum|deduc|invented|made up"
+    r"|推断|推测|假设|根据|依据|猜测|虚构|编造)[^)）\]】]*[)）\]】]",
     re.IGNORECASE,
 )
+# Inside a value it would end the profile block that carries it.
+_REPLY_TAG = re.compile(r"</?(?:profile|response)>", re.IGNORECASE)
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _REASONS = {
     "en": {
@@ -77,7 +85,8 @@ TenSlots = create_model("TenSlots", **{_key(slot): (SlotValue, ...) for slot in 
 
 
 def complaint(slot: str, value: str, language: Language) -> str | None:
-    """What is wrong with a value, as a key of the reasons: empty, absent, remark, language, long; None when it can stand."""
+    """What is wrong with a value, as a key of the reasons: empty, absent, remark, language, long; None when
+    it can stand."""
     text = value.strip()
     if not text:
         return "empty"
@@ -85,18 +94,22 @@ def complaint(slot: str, value: str, language: Language) -> str | None:
         return "absent"
     if _REMARK.search(text):
         return "remark"
-    if bool(_CHINESE.search(text)) != (language == "zh") and not (slot == "Age" and language == "zh" and re.search(r"\d", text)):
+    bare_age = slot == "Age" and language == "zh" and re.search(r"\d", text)
+    if bool(_CHINESE.search(text)) != (language == "zh") and not bare_age:
         return "language"
     return "long" if len(text) > MAX_VALUE else None
 
 
 def convert(
-    texts: Sequence[tuple[str, str]], endpoint: ChatEndpoint, prompt: JudgePrompt, *, language: Language, max_tokens: int = 1024
-) -> list[Profile]:
-    """A ten-slot profile for each (description, personality), in order; `filled` names the slots that the model says it invented.
+    texts: Sequence[tuple[str, str]], endpoint: ChatEndpoint, prompt: JudgePrompt, *, language: Language,
+    max_tokens: int = 1024,
+) -> list[Profile]:  # fmt: skip
+    """A ten-slot profile for each (description, personality), in order; `filled` names the slots that the
+    model says it invented.
 
-    A value that says "not mentioned" (or is empty, explained, overlong or in the wrong language) is refused and asked for again
-    with the reason, at most twice. ConversionFailed: it still does not stand. EndpointError: no readable answer.
+    A value that says "not mentioned" (or is empty, explained, overlong or in the wrong language) is refused
+    and asked for again with the reason, at most twice. ConversionFailed: it still does not stand.
+    EndpointError: no readable answer.
     """
     talks = [prompt.messages(_values(*pair)) for pair in texts]
     profiles: dict[int, Profile] = {}
@@ -107,34 +120,38 @@ def convert(
             break
         requests = [Request(talks[i], TenSlots, max_tokens=max_tokens) for i in asked]
         for i, answer in zip(asked, endpoint.complete(requests, desc="converter"), strict=True):
-            found, invented = _read(answer)
-            refused[i] = {slot: why for slot, value in found.items() if (why := complaint(slot, value, language))}
+            values, invented = _read(answer)
+            complaints = {slot: complaint(slot, value, language) for slot, value in values.items()}
+            refused[i] = {slot: why for slot, why in complaints.items() if why}
             if not refused[i]:
-                profiles[i] = Profile(tuple(found.items()), invented)
+                profiles[i] = Profile(tuple(values.items()), invented)
             talks[i] = (*talks[i], *_again(answer, refused[i], language))
     failed = [i for i in range(len(texts)) if i not in profiles]
     if failed:
         told = "; ".join(f"{slot} {_REASONS['en'][why]}" for slot, why in refused[failed[0]].items())
-        raise ConversionFailed(f"{len(failed)} of {len(texts)} personas could not be converted in {ROUNDS} rounds; number {failed[0] + 1}: {told}")
+        how_many = f"{len(failed)} of {len(texts)} personas could not be converted in {ROUNDS} rounds"
+        raise ConversionFailed(f"{how_many}; number {failed[0] + 1}: {told}")
     return [profiles[i] for i in range(len(texts))]
 
 
-def convert_personas(personas: Sequence[Persona], endpoint: ChatEndpoint, prompt: JudgePrompt, **options: Any) -> list[Persona]:
+def convert_personas(
+    personas: Sequence[Persona], endpoint: ChatEndpoint, prompt: JudgePrompt, **options: Any
+) -> list[Persona]:
     """The personas with profiles from `convert` in place of those that rules found."""
     profiles = convert([(p.description, p.personality) for p in personas], endpoint, prompt, **options)
     return [replace(persona, profile=profile) for persona, profile in zip(personas, profiles, strict=True)]
 
 
 def _values(description: str, personality: str) -> dict[str, str]:
-    return {"description": quoting.plain(description, MAX_TEXT), "personality": quoting.plain(personality, MAX_TEXT)}
+    texts = {"description": description, "personality": personality}
+    return {name: quoting.plain(text, MAX_TEXT) for name, text in texts.items()}
 
 
 def _read(answer: Answer) -> tuple[dict[str, str], frozenset[str]]:
     """Slot -> value on one line, and the slots that were invented."""
-    given = {slot: getattr(answer.parsed[0], _key(slot)) for slot in SLOTS}
+    given = {slot: getattr(answer.parsed, _key(slot)) for slot in SLOTS}
     values = {slot: " ".join(quoting.visible(item.value)[0].split()) for slot, item in given.items()}
-    # A reply tag inside a value would end the profile block that carries it.
-    values = {slot: re.sub(r"</?(?:profile|response)>", "", value, flags=re.IGNORECASE).strip() for slot, value in values.items()}
+    values = {slot: _REPLY_TAG.sub("", value).strip() for slot, value in values.items()}
     return values, frozenset(slot for slot, item in given.items() if not item.stated)
 
 
@@ -142,5 +159,5 @@ def _again(answer: Answer, refused: dict[str, str], language: Language) -> tuple
     if not refused:
         return ()
     words = _REASONS[language]
-    told = "\n".join(f"- {_key(slot)}: {words[why]}" for slot, why in refused.items())
-    return {"role": "assistant", "content": answer.texts[0]}, {"role": "user", "content": f"{words['again']}\n{told}"}
+    told = "\n".join([words["again"], *(f"- {_key(slot)}: {words[why]}" for slot, why in refused.items())])
+    return {"role": "assistant", "content": answer.text}, {"role": "user", "content": told}

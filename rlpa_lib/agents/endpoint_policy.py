@@ -1,4 +1,5 @@
-"""Any chat model behind an endpoint as the policy of an evaluation row: closed models, open models, models that think first."""
+"""Any chat model behind an endpoint as the policy of a row: closed models, open models, models that think
+first."""
 
 from __future__ import annotations
 
@@ -6,25 +7,28 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlpa_lib.agents.asking import open_endpoint
 from rlpa_lib.agents.prompt_tokens import window
 from rlpa_lib.client.chat import Answer, EndpointError, Refused, Request
 from rlpa_lib.dialogue import quoting
 from rlpa_lib.dialogue.protocols import Completion, Message
 from rlpa_lib.runs.seeds import derive_seed
-from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.config import Config, InputError
 
 if TYPE_CHECKING:
     from rlpa_lib.client.endpoint import ChatEndpoint
+    from rlpa_lib.runs.run import Run
 
 MAX_MESSAGE = 100_000  # characters; a chat message beyond it loses its middle
 
 
 @dataclass(frozen=True)
 class EndpointCompletion(Completion):
-    """What a server answered: visible `text`, hidden `reasoning`, how many tokens were generated in all and how many of them in thinking.
-    It has no token ids, so it cannot train."""
+    """What a server answered: visible `text`, hidden `reasoning`, how many tokens were generated in all and
+    how many of them in thinking. It has no token ids, so it cannot train."""
 
     reasoning: str = ""
     n_tokens: int = 0
@@ -39,51 +43,71 @@ class EndpointCompletion(Completion):
 class EndpointPolicy:
     """`Policy` over a chat endpoint, for evaluation only.
 
-    A sample is one request of its own with a seed made from (seed, prompt, how many equal prompts came before, sample), so that it is
-    cached and counted by itself; at temperature 0 no seed is sent. Prompts of more than `max_prompt_tokens` (estimated) lose their
-    oldest turns, counted in `n_cut`. A refusal is the model's answer and is kept as its text.
+    A sample is one request of its own with a seed made from (seed, prompt, how many equal prompts came
+    before, sample), so that it is cached and counted by itself; at temperature 0 no seed is sent. Prompts of
+    more than `max_prompt_tokens` (estimated) lose their oldest turns, counted in `n_cut`. A refusal is the
+    model's answer and is kept as its text.
     """
 
-    def __init__(self, endpoint: ChatEndpoint, *, top_p: float = 1.0, max_prompt_tokens: int = 4096, reasoning_tokens: int = 0):
+    def __init__(
+        self, endpoint: ChatEndpoint, *, top_p: float = 1.0, max_prompt_tokens: int = 4096,
+        reasoning_tokens: int = 0,
+    ):  # fmt: skip
         self.endpoint, self.top_p = endpoint, top_p
         self.max_prompt_tokens, self.reasoning_tokens, self.n_cut = max_prompt_tokens, reasoning_tokens, 0
 
     def generate(
         self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float, max_new_tokens: int
     ) -> list[list[Completion]]:
-        """n completions a message list, in order. InputError: a prompt is too long even without its history, or n, lengths or
-        temperature are below their minimum. EndpointError: the server cannot be used."""
+        """n completions a message list, in order. InputError: a prompt is too long even without its history,
+        or n, lengths or temperature are below their minimum. EndpointError: the server cannot be used."""
         if n < 1 or max_new_tokens < 1 or temperature < 0:
             raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
         if any(m[-1]["role"] != "user" for m in messages):
-            raise InputError("policy.kind: a model behind a chat endpoint cannot go on with a reply that was begun for it")
-        prompts, dropped = zip(*map(self._fit, messages), strict=True) if messages else ((), ())
-        seen: Counter[str] = Counter()
-        requests = []
-        for prompt in prompts:
+            begun = "cannot go on with a reply that was begun for it"
+            raise InputError(f"policy.kind: a model behind a chat endpoint {begun}")
+        fitted = [self._fit(m) for m in messages]
+        limit, seen, requests = max_new_tokens + self.reasoning_tokens, Counter(), []
+        for prompt, _ in fitted:
             key = json.dumps(prompt)
             for sample in range(n):
                 drawn = derive_seed(seed, key, seen[key], sample) % 2**31 if temperature else None
-                requests.append(Request(prompt, None, temperature, self.top_p, max_new_tokens + self.reasoning_tokens, drawn))
+                requests.append(Request(prompt, None, temperature, self.top_p, limit, drawn))
             seen[key] += 1
         answers = self.endpoint.complete(requests, desc="policy", on_error="return")
-        completions = [replace(completion(answer), dropped=dropped[i // n]) for i, answer in enumerate(answers)]
-        return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
+        completions = [replace(to_completion(a), dropped=fitted[i // n][1]) for i, a in enumerate(answers)]
+        return [completions[i * n : (i + 1) * n] for i in range(len(fitted))]
 
     def _fit(self, messages: list[Message]) -> tuple[tuple[Message, ...], int]:
-        """The messages with control signs broken up and, if need be, without their oldest turns (`window`), and how many these are."""
+        """The messages with control signs broken up and, if need be, without their oldest turns (`window`),
+        and how many these are."""
         said = [{**m, "content": quoting.plain(m["content"], MAX_MESSAGE)} for m in messages]
-        kept, dropped = window(said, self.max_prompt_tokens, lambda part: quoting.estimated_tokens(*(m["content"] for m in part)))
+        kept, dropped = window(said, self.max_prompt_tokens, _estimate)
         self.n_cut += bool(dropped)
         return tuple(kept), dropped
 
 
-def completion(answer: Answer | EndpointError) -> EndpointCompletion:
+def _estimate(messages: Sequence[Message]) -> int:
+    return quoting.estimated_tokens(*(m["content"] for m in messages))
+
+
+def to_completion(answer: Answer | EndpointError) -> EndpointCompletion:
     """A completion without token ids. An error that is no refusal is raised."""
     if isinstance(answer, Refused):
         return EndpointCompletion((), (), (), str(answer), True)
     if isinstance(answer, EndpointError):
         raise answer
-    text, thought = answer.texts[0], answer.reasoning[0]
-    finished = answer.finish_reasons[0] == "stop"
-    return EndpointCompletion((), (), (), text, finished, thought, answer.completion_tokens, answer.reasoning_tokens)
+    return EndpointCompletion(
+        (), (), (), answer.text, answer.finish_reason == "stop", reasoning=answer.reasoning,
+        n_tokens=answer.completion_tokens, n_reasoning=answer.reasoning_tokens,
+    )  # fmt: skip
+
+
+def make_policy(cfg: Config, run: Run | Path | None, adapter: Path | None = None) -> EndpointPolicy:
+    """The policy behind section `policy`'s endpoint. InputError: it cannot take an adapter."""
+    if adapter is not None:
+        raise InputError("policy.kind: endpoint cannot take a trained adapter; use local or vllm")
+    return EndpointPolicy(
+        open_endpoint(cfg, "policy", run), top_p=cfg.rollout.top_p,
+        max_prompt_tokens=cfg.rollout.max_prompt_tokens, reasoning_tokens=cfg.policy.reasoning_tokens,
+    )  # fmt: skip

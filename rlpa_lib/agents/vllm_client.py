@@ -1,4 +1,5 @@
-"""What the policy says to one vLLM server: sample these token ids, hold this adapter, drop that one. One client lives in one event loop."""
+"""What the policy says to one vLLM server: sample these token ids, hold this adapter, drop that one. One
+client lives in one event loop."""
 
 from __future__ import annotations
 
@@ -31,10 +32,12 @@ class AdapterRefused(Exception):
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a server is asked for by `name`: the base model (no folder), or the weights of `folder` after `version` updates.
+    """What a server is asked for by `name`: the base model (no folder), or the weights of `folder` after
+    `version` updates.
 
-    An adapter's name holds a digest of its weights, so an answer under that name was sampled with them and no others. It begins
-    with `owner`: adapters whose folders lie side by side replace one another, those of other runs on the server are left alone.
+    An adapter's name holds a digest of its weights, so an answer under that name was sampled with them and no
+    others. It begins with `owner`: adapters whose folders lie side by side replace one another, those of
+    other runs on the server are left alone.
     """
 
     name: str
@@ -43,28 +46,27 @@ class Adapter:
     owner: str = ""
 
 
-def adapter_of(folder: Path, version: int) -> Adapter:
+def read_adapter(folder: Path, version: int) -> Adapter:
     """The adapter in a folder of PEFT format. InputError: there is none."""
     files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     if not all(path.is_file() for path in files):
         raise InputError(f"{folder}: no adapter here (adapter_config.json, adapter_model.safetensors)")
-    digest, owner = storage.sha256(*(path.read_bytes() for path in files)), storage.sha256(str(folder.resolve().parent).encode())
-    return Adapter(f"rlpa-{owner[:8]}-v{version}-{digest[:12]}", folder.resolve(), version, f"rlpa-{owner[:8]}-")
+    digest = storage.sha256(*(path.read_bytes() for path in files))[:12]
+    owner = f"rlpa-{storage.sha256(str(folder.resolve().parent).encode())[:8]}-"
+    return Adapter(f"{owner}v{version}-{digest}", folder.resolve(), version, owner)
 
 
 class VLLMClient:
-    """An open connection to one server; `async with` closes it. `retries` is how often a request is sent again to a server that lives."""
+    """An open connection to one server; `async with` closes it. `retries` is how often a request is sent
+    again to a server that lives."""
 
     def __init__(self, url: str, *, api_key_env: str, timeout: float, retries: int):
         self.url, self.retries = url.rstrip("/"), retries
         self.lock = asyncio.Lock()  # for changes of what the server holds
         self._key = api_key_env
-        self._client = openai.AsyncOpenAI(
-            base_url=self.url,
-            api_key=os.environ.get(api_key_env) or "none",  # a server of one's own asks for none
-            timeout=openai.Timeout(timeout, connect=PROBE_SECONDS),
-            max_retries=0,
-        )
+        key = os.environ.get(api_key_env) or "none"  # a server of one's own asks for none
+        patience = openai.Timeout(timeout, connect=PROBE_SECONDS)
+        self._client = openai.AsyncOpenAI(base_url=self.url, api_key=key, timeout=patience, max_retries=0)
 
     async def __aenter__(self) -> VLLMClient:
         return self
@@ -75,7 +77,8 @@ class VLLMClient:
     async def models(self) -> dict[str, bool]:
         """Name -> whether it is an adapter, of all that the server can be asked for. Raises ServerLost."""
         try:
-            listed: Any = await self._client.get("/models", cast_to=object, options={"timeout": PROBE_SECONDS})
+            options = {"timeout": PROBE_SECONDS}
+            listed: Any = await self._client.get("/models", cast_to=object, options=options)
         except (openai.APIConnectionError, openai.InternalServerError) as error:
             raise ServerLost(_reason(error)) from error
         except openai.APIStatusError as error:
@@ -92,7 +95,8 @@ class VLLMClient:
         return Adapter(names[0])
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The server's answer to a /completions body. Raises ServerLost, AdapterMissing (no such model) and InputError (refused)."""
+        """The server's answer to a /completions body. Raises ServerLost, AdapterMissing and InputError
+        (refused)."""
         reason = ""
         for attempt in range(self.retries + 1):
             if attempt:
@@ -100,7 +104,7 @@ class VLLMClient:
                 await asyncio.sleep(min(2.0**attempt / 4, 5.0))
             try:
                 answer: Any = await self._client.post("/completions", cast_to=object, body=body)
-                if isinstance(answer, dict) and all(choice["finish_reason"] in ENDED for choice in answer["choices"]):
+                if isinstance(answer, dict) and {c["finish_reason"] for c in answer["choices"]} <= ENDED:
                     return answer
                 reason = "it broke off requests"
             except openai.NotFoundError as error:
@@ -112,22 +116,26 @@ class VLLMClient:
         raise ServerLost(reason)
 
     async def hold(self, adapter: Adapter) -> None:
-        """Make the server hold this adapter and none of its owner's others. Raises ServerLost and AdapterRefused.
+        """Make the server hold this adapter and none of its owner's others. Raises ServerLost and
+        AdapterRefused.
 
-        The new one is loaded under its own name, not over the old one (`load_inplace`): vLLM 0.32 then reads the files again at every
-        step of every request, takes key-value blocks of the old weights from its prefix cache, and an answer does not say
-        which weights it came from. The server's only adapter slot is filled anew all the same.
+        The new one is loaded under its own name, not over the old one (`load_inplace`): vLLM 0.32 then reads
+        the files again at every step of every request, takes key-value blocks of the old weights from its
+        prefix cache, and an answer does not say which weights it came from. The server's only adapter slot is
+        filled anew all the same.
         """
         held = await self.models()
         if adapter.name not in held:
-            await self._change("/load_lora_adapter", {"lora_name": adapter.name, "lora_path": str(adapter.folder)}, "already been loaded")
+            body = {"lora_name": adapter.name, "lora_path": str(adapter.folder)}
+            await self._change("/load_lora_adapter", body, done="already been loaded")
         for name, is_adapter in held.items():
             if is_adapter and name.startswith(adapter.owner) and name != adapter.name:
-                await self._change("/unload_lora_adapter", {"lora_name": name}, "cannot be found")
+                await self._change("/unload_lora_adapter", {"lora_name": name}, done="cannot be found")
 
     def _refused(self, error: openai.APIStatusError) -> InputError:
-        hint = f" (the key is taken from the environment variable {self._key})" if error.status_code in (401, 403) else ""
-        return InputError(f"policy.servers: {self.url} refused the request: {error.status_code}: {_reason(error)}{hint}")
+        told = f"policy.servers: {self.url} refused the request: {error.status_code}: {_reason(error)}"
+        hint = f" (the key is taken from the environment variable {self._key})"
+        return InputError(told + hint if error.status_code in (401, 403) else told)
 
     async def _change(self, path: str, body: dict[str, str], done: str) -> None:
         try:

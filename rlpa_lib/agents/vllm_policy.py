@@ -1,4 +1,5 @@
-"""`VLLMPolicy`: rollouts sampled by vLLM servers that hold the trainer's adapter. Token ids in, token ids and log-probabilities out."""
+"""`VLLMPolicy`: rollouts sampled by vLLM servers that hold the trainer's adapter. Token ids in, token ids and
+log-probabilities out."""
 
 from __future__ import annotations
 
@@ -9,21 +10,28 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from rlpa_lib.agents import vllm_client
+from rlpa_lib.agents.models import load_tokenizer
 from rlpa_lib.agents.prompt_tokens import fit_prompt
-from rlpa_lib.agents.vllm_client import Adapter, AdapterMissing, AdapterRefused, ServerLost, VLLMClient, adapter_of
-from rlpa_lib.client.exchange import run_to_end
+from rlpa_lib.agents.vllm_client import Adapter, AdapterMissing, AdapterRefused, ServerLost, VLLMClient
+from rlpa_lib.client.transport import run_to_end
 from rlpa_lib.dialogue.protocols import Completion, Message
 from rlpa_lib.runs.seeds import derive_seed
-from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.config import Config, InputError
+
+if TYPE_CHECKING:
+    from rlpa_lib.runs.run import Run
 
 Answer = TypeVar("Answer")
+Task = Callable[[dict[str, VLLMClient]], Awaitable[Answer]]
 ROUNDS = 3  # how often samples of an adapter that is too old are asked for again
 
 
 class NoServerLeft(RuntimeError):
-    """Every server is gone; the message says which and why. Nothing is lost: a run goes on from its last checkpoint."""
+    """Every server is gone; the message says which and why. Nothing is lost: a run goes on from its last
+    checkpoint."""
 
 
 class StaleSamples(RuntimeError):
@@ -32,7 +40,8 @@ class StaleSamples(RuntimeError):
 
 @dataclass
 class ServerState:
-    """A server across calls: the adapter it holds (None: not asked yet), and why it was dropped ("" while it is in use)."""
+    """A server across calls: the adapter it holds (None: not asked yet), and why it was dropped ("" while it
+    is in use)."""
 
     url: str
     adapter: Adapter | None = None
@@ -40,34 +49,28 @@ class ServerState:
 
 
 class VLLMPolicy:
-    """`Policy` over one or several servers (base URLs ending in /v1) that can read the folders of this machine's adapters.
+    """`Policy` over one or several servers (base URLs ending in /v1) that can read the folders of this
+    machine's adapters.
 
-    A prompt's n samples come from one server, which computes the prompt once; prompts go round the servers. A sample depends on
-    (weights, seed, prompt, how many equal prompts came before it in the call, sample index), not on the server, up to
-    rounding. A server that fails is dropped until the next `load_adapter`, its prompts are redone elsewhere. `n_cut` counts
-    prompts that lost turns to `max_prompt_tokens`, `n_redone` requests that were sent anew. Servers are to give log-probabilities
-    as sampled, as `vllm_server` starts them.
+    A prompt's n samples come from one server, which computes the prompt once; prompts go round the servers. A
+    sample depends on (weights, seed, prompt, how many equal prompts came before it in the call, sample
+    index), not on the server, up to rounding. A server that fails is dropped until the next `load_adapter`,
+    its prompts are redone elsewhere. `n_cut` counts prompts that lost turns to `max_prompt_tokens`,
+    `n_redone` requests that were sent anew. Servers are to give log-probabilities as sampled, as
+    `vllm_server` starts them.
     """
 
     def __init__(
-        self,
-        tokenizer,
-        servers: Sequence[str],
-        *,
-        max_prompt_tokens: int = 4096,
-        max_policy_lag: int = 0,
-        concurrency: int = 64,
-        retries: int = 2,
-        timeout: float = 600.0,
-        api_key_env: str = "VLLM_API_KEY",
-    ):
+        self, tokenizer, servers: Sequence[str], *, max_prompt_tokens: int = 4096, max_policy_lag: int = 0,
+        concurrency: int = 64, retries: int = 2, timeout: float = 600.0, api_key_env: str = "VLLM_API_KEY",
+    ):  # fmt: skip
         if not servers or len(set(servers)) != len(servers):
             raise InputError(f"policy.servers: needs one or several different base URLs, got {list(servers)}")
         if tokenizer.eos_token_id is None:
             raise InputError("policy.model: the tokenizer has no end token")
-        self.tokenizer = tokenizer
-        self.servers = [ServerState(url) for url in servers]
-        self.max_prompt_tokens, self.max_policy_lag, self.concurrency = max_prompt_tokens, max_policy_lag, concurrency
+        self.tokenizer, self.servers = tokenizer, [ServerState(url) for url in servers]
+        self.max_prompt_tokens, self.max_policy_lag = max_prompt_tokens, max_policy_lag
+        self.concurrency = concurrency
         self.newest: Adapter | None = None  # None: the base model
         self.n_cut = self.n_redone = 0
         self._settings = {"api_key_env": api_key_env, "timeout": timeout, "retries": retries}
@@ -80,7 +83,8 @@ class VLLMPolicy:
     def generate(
         self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float, max_new_tokens: int
     ) -> list[list[Completion]]:
-        """n completions a message list; `temperature` 0 is greedy. No sample is older than `max_policy_lag` updates when this returns.
+        """n completions a message list; `temperature` 0 is greedy. No sample is older than `max_policy_lag`
+        updates when this returns.
 
         Raises InputError (limits, or a request that servers refuse), NoServerLeft and StaleSamples.
         """
@@ -90,27 +94,31 @@ class VLLMPolicy:
             self._revive()
         bodies, seen = [], Counter()
         encoded = [self._encode(m) for m in messages]
+        options = {"n": n, "temperature": temperature, "max_tokens": max_new_tokens}
         for prompt, _ in encoded:
-            own_seed = derive_seed(seed, seen[prompt], *prompt) >> 1  # sample i adds i to it, still within 63 bits
+            own_seed = derive_seed(seed, seen[prompt], *prompt) >> 1  # sample i adds i: 63 bits
             seen[prompt] += 1
-            bodies.append(_body(prompt, n, own_seed, temperature, max_new_tokens, self.tokenizer.eos_token_id))
+            bodies.append(_build_body(prompt, own_seed, self.tokenizer.eos_token_id, options))
         answers: dict[int, list[Completion]] = {}
         wanted = list(range(len(bodies)))
         for _ in range(ROUNDS):
             answers |= dict(zip(wanted, self._run([self._asker(i, bodies[i]) for i in wanted]), strict=True))
-            wanted = too_old([answers[i][0].version for i in range(len(bodies))], self.version, self.max_policy_lag)
+            versions = [answers[i][0].version for i in range(len(bodies))]
+            wanted = too_old(versions, self.version, self.max_policy_lag)
             if not wanted:
-                return [[replace(c, dropped=dropped) for c in answers[i]] for i, (_, dropped) in enumerate(encoded)]
+                return [[replace(c, dropped=encoded[i][1]) for c in answers[i]] for i in range(len(bodies))]
             self.n_redone += len(wanted)
-        raise StaleSamples(f"{len(wanted)} prompts were sampled {ROUNDS} times by adapters older than policy.max_policy_lag = {self.max_policy_lag}")
+        lag = f"policy.max_policy_lag = {self.max_policy_lag}"
+        raise StaleSamples(f"{len(wanted)} prompts were sampled {ROUNDS} times by adapters older than {lag}")
 
     def load_adapter(self, folder: Path, version: int) -> None:
         """Swap the adapter of `folder` in on every server, dropped ones included; at return they hold it.
 
-        A server that does not take it is dropped, or kept while what it holds is at most `max_policy_lag` updates old. Any process
-        of a run may call it: what a server holds already is not loaded again. Raises InputError and NoServerLeft.
+        A server that does not take it is dropped, or kept while what it holds is at most `max_policy_lag`
+        updates old. Any process of a run may call it: what a server holds already is not loaded again. Raises
+        InputError and NoServerLeft.
         """
-        self.newest = adapter_of(folder, version)
+        self.newest = vllm_client.read_adapter(folder, version)
         self._revive()
         self._run([self._swapper(server) for server in self.servers])
         self._alive()
@@ -120,41 +128,45 @@ class VLLMPolicy:
         self.n_cut += bool(dropped)
         return tuple(ids), dropped
 
-    def _run(self, makers: Sequence[Callable[[dict[str, VLLMClient]], Awaitable[Answer]]]) -> list[Answer]:
-        """Results of all tasks in order, in one event loop with one connection pool a server; the first error stops the others."""
+    def _run(self, tasks: Sequence[Task[Answer]]) -> list[Answer]:
+        """Results of all tasks in order, in one event loop with one connection pool a server; the first error
+        stops the others."""
         results: list[Answer] = []
 
         async def main() -> None:
             async with AsyncExitStack() as stack:
-                clients = {s.url: await stack.enter_async_context(VLLMClient(s.url, **self._settings)) for s in self.servers}
+                clients = {s.url: VLLMClient(s.url, **self._settings) for s in self.servers}
+                for client in clients.values():
+                    await stack.enter_async_context(client)
                 room = asyncio.Semaphore(self.concurrency * len(clients))
-                tasks = [asyncio.create_task(_within(room, make, clients)) for make in makers]
+                running = [asyncio.create_task(_run_within(room, task, clients)) for task in tasks]
                 try:
-                    results.extend(await asyncio.gather(*tasks))
+                    results.extend(await asyncio.gather(*running))
                 finally:
-                    for task in tasks:
+                    for task in running:
                         task.cancel()
-                    await asyncio.gather(*tasks, return_exceptions=True)
+                    await asyncio.gather(*running, return_exceptions=True)
 
-        run_to_end(main)
+        run_to_end(main())
         return results
 
-    def _asker(self, index: int, body: dict[str, Any]) -> Callable[[dict[str, VLLMClient]], Awaitable[list[Completion]]]:
+    def _asker(self, index: int, body: dict[str, Any]) -> Task[list[Completion]]:
         async def ask(clients: dict[str, VLLMClient]) -> list[Completion]:
-            for _ in range(len(self.servers) + ROUNDS):  # each failure drops a server or gives it its adapter back
+            for _ in range(len(self.servers) + ROUNDS):  # each failure drops a server or reloads its adapter
                 alive = self._alive()
                 server = alive[index % len(alive)]
                 try:
                     adapter = await self._serving(server, clients[server.url])
                     answer = await clients[server.url].complete({"model": adapter.name, **body})
-                    return completions(answer, body["prompt"], adapter, self.tokenizer)
+                    return read_completions(answer, body["prompt"], adapter, self.tokenizer)
                 except AdapterMissing:
                     if server.adapter == adapter:  # otherwise another prompt has noticed before
                         server.adapter = None
                 except (ServerLost, AdapterRefused) as error:
                     self._drop(server, str(error))
                 self.n_redone += 1
-            raise NoServerLeft("policy.servers: adapters vanish from the servers as fast as they are loaded; does another run use them?")
+            vanished = "adapters vanish from the servers as fast as they are loaded"
+            raise NoServerLeft(f"policy.servers: {vanished}; does another run use them?")
 
         return ask
 
@@ -168,7 +180,7 @@ class VLLMPolicy:
                 server.adapter = held = newest or await client.base()
             return held
 
-    def _swapper(self, server: ServerState) -> Callable[[dict[str, VLLMClient]], Awaitable[None]]:
+    def _swapper(self, server: ServerState) -> Task[None]:
         async def swap(clients: dict[str, VLLMClient]) -> None:
             try:
                 await clients[server.url].hold(self.newest)
@@ -190,18 +202,20 @@ class VLLMPolicy:
         alive = [server for server in self.servers if not server.gone]
         if not alive:
             told = "; ".join(f"{s.url}: {s.gone}" for s in self.servers)
-            raise NoServerLeft(f"policy.servers: none is left ({told}). Start them and run the same again: it goes on from its last checkpoint")
+            remedy = "Start them and run the same again: it goes on from its last checkpoint"
+            raise NoServerLeft(f"policy.servers: none is left ({told}). {remedy}")
         return alive
 
     def _drop(self, server: ServerState, reason: str) -> None:
         if not server.gone:
             server.gone, server.adapter = reason or "no reason given", None
-            warnings.warn(f"policy.servers: {server.url} is dropped ({reason}); its prompts go to the others", stacklevel=2)
+            told = f"policy.servers: {server.url} is dropped ({reason}); its prompts go to the others"
+            warnings.warn(told, stacklevel=2)
 
 
-async def _within(room: asyncio.Semaphore, make: Callable[[Any], Awaitable[Answer]], clients: Any) -> Answer:
+async def _run_within(room: asyncio.Semaphore, task: Task[Answer], clients: dict[str, VLLMClient]) -> Answer:
     async with room:
-        return await make(clients)
+        return await task(clients)
 
 
 def too_old(versions: Sequence[int], newest: int, allowed: int) -> list[int]:
@@ -209,36 +223,45 @@ def too_old(versions: Sequence[int], newest: int, allowed: int) -> list[int]:
     return [i for i, version in enumerate(versions) if newest - version > allowed]
 
 
-def _body(prompt: tuple[int, ...], n: int, seed: int, temperature: float, max_new_tokens: int, end_id: int) -> dict[str, Any]:
-    """A /completions body that samples from the whole distribution and ends at `end_id` alone, whatever the server's defaults are."""
-    return {
-        "prompt": list(prompt),
-        "n": n,
-        "seed": seed,
-        "temperature": temperature,
-        "max_tokens": max_new_tokens,
-        "top_p": 1.0,
-        "top_k": 0,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "ignore_eos": True,
-        "stop_token_ids": [end_id],
-        "logprobs": 0,  # those of the sampled tokens alone
-        "return_token_ids": True,
-        "return_tokens_as_token_ids": True,
-    }
+# The whole distribution, whatever the server's defaults are, and the log-probabilities of the sampled tokens
+# alone.
+SAMPLING = {
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": True,
+    "logprobs": 0, "return_token_ids": True, "return_tokens_as_token_ids": True,
+}  # fmt: skip
 
 
-def completions(answer: dict[str, Any], prompt: Sequence[int], adapter: Adapter, tokenizer) -> list[Completion]:
-    """A server's answer as completions. Raises ServerLost when it is not an answer to this request: other weights, prompt or shapes."""
+def _build_body(prompt: tuple[int, ...], seed: int, end_id: int, options: dict[str, Any]) -> dict[str, Any]:
+    """A /completions body; samples end at `end_id` alone."""
+    return {"prompt": list(prompt), "seed": seed, "stop_token_ids": [end_id], **options, **SAMPLING}
+
+
+def read_completions(
+    answer: dict[str, Any], prompt: Sequence[int], adapter: Adapter, tokenizer
+) -> list[Completion]:
+    """A server's answer as completions. Raises ServerLost when it is not an answer to this request: other
+    weights, prompt or shapes."""
     if answer["model"] != adapter.name:
         raise ServerLost(f"asked for {adapter.name}, it answered with {answer['model']}")
-    made = []
+    completions = []
     for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
-        ids, logprobs = choice.get("token_ids") or (), (choice.get("logprobs") or {}).get("token_logprobs") or ()
+        ids, logprobs = choice.get("token_ids") or (), choice.get("logprobs") or {}
+        logprobs = logprobs.get("token_logprobs") or ()
         if choice.get("prompt_token_ids") != list(prompt) or not ids or len(ids) != len(logprobs):
-            raise ServerLost("its answer does not hold this prompt's token ids with one log-probability each; is it vLLM?")
+            missing = "does not hold this prompt's token ids with one log-probability each"
+            raise ServerLost(f"its answer {missing}; is it vLLM?")
         finished = choice["finish_reason"] == "stop" and ids[-1] == tokenizer.eos_token_id
-        text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        made.append(Completion(tuple(prompt), tuple(ids), tuple(logprobs), text, finished, version=adapter.version))
-    return made
+        plain = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        text = tokenizer.decode(ids[:-1] if finished else ids, **plain)
+        said = (tuple(prompt), tuple(ids), tuple(logprobs), text, finished)
+        completions.append(Completion(*said, version=adapter.version))
+    return completions
+
+
+def make_policy(cfg: Config, run: Run | Path | None, adapter: Path | None = None) -> VLLMPolicy:
+    """The policy on `policy.servers`, which hold the adapter at return where one is given."""
+    limits = {"max_prompt_tokens": cfg.rollout.max_prompt_tokens, "max_policy_lag": cfg.policy.max_policy_lag}
+    policy = VLLMPolicy(load_tokenizer(cfg), cfg.policy.servers, **limits)
+    if adapter is not None:
+        policy.load_adapter(adapter, 1)
+    return policy

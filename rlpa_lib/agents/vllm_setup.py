@@ -25,10 +25,13 @@ def python_of(venv: Path) -> Path:
 
 
 def setup(
-    venv: Path = DEFAULT_VENV, *, gpu: bool = False, torch_index: str | None = None, say: Callable[[str], None] = print
-) -> bool:
-    """Install vLLM into `venv` unless it is there already; True when something was installed. Raises ServerFailed."""
-    want = storage.sha256(PINS.read_bytes(), GPU_PACKAGE.encode() if gpu else b"", f"{sys.version_info[:2]}".encode())
+    venv: Path = DEFAULT_VENV, *, gpu: bool = False, torch_index: str | None = None,
+    say: Callable[[str], None] = print,
+) -> bool:  # fmt: skip
+    """Install vLLM into `venv` unless it is there already; True when something was installed. Raises
+    ServerFailed."""
+    package = GPU_PACKAGE if gpu else ""
+    want = storage.sha256(PINS.read_bytes(), package.encode(), f"{sys.version_info[:2]}".encode())
     stamp, python = venv / STAMP, python_of(venv)
     if python.exists() and stamp.exists() and stamp.read_text() == want:
         say(f"{venv}: vLLM is installed")
@@ -42,7 +45,8 @@ def setup(
     index = ["--extra-index-url", torch_index] if torch_index else []
     _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *index, *what])
     # on a machine without a GPU the default torch may be the CUDA build, whose libraries are not there
-    _run([str(python), "-c", "import vllm, vllm._C"], hint="; on Linux without a GPU try --torch-index with PyTorch's CPU wheels")
+    hint = "; on Linux without a GPU try --torch-index with PyTorch's CPU wheels"
+    _run([str(python), "-c", "import vllm, vllm._C"], hint=hint)
     stamp.write_text(want)
     return True
 
@@ -54,7 +58,8 @@ def _run(command: list[str], hint: str = "") -> None:
 
 
 def last_lines(text: str, n: int = 10) -> str:
-    """What a failed program said last, its last errors first (the cause stands well above the traceback that ends vLLM's log)."""
+    """What a failed program said last, its last errors first (the cause stands well above the traceback that
+    ends vLLM's log)."""
     lines = text.strip().splitlines()
     errors = [line for line in lines[:-n] if "ERROR" in line]
     return "\n".join(errors[-n:] + lines[-n:])

@@ -13,29 +13,25 @@ from rlpa_lib.runs.storage import hash_json
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a chat model; two equal requests are the same question and share their answers."""
+    """One question to a chat model; two equal requests are the same question and share their answer."""
 
     messages: tuple[dict[str, str], ...]  # role and content
     schema: type[pydantic.BaseModel] | None = None  # structured answer wanted
     temperature: float = 0.0
     top_p: float = 1.0
-    max_tokens: int = 512  # a sample, thinking included
+    max_tokens: int = 512  # thinking included
     seed: int | None = None
-    n: int = 1  # samples
-    logprobs: bool = False
-    extra: tuple[tuple[str, Any], ...] = ()  # server specific body keys
 
     def content(self) -> dict[str, Any]:
-        """Plain JSON of everything but `n`; the schema by a digest of what it demands."""
+        """Everything asked as plain JSON; the schema by a digest of what it demands."""
         return {
             "messages": list(self.messages),
-            "schema": _schema_digest(self.schema) if self.schema else None,
+            "schema": _hash_schema(self.schema) if self.schema else None,
             "temperature": float(self.temperature),
             "top_p": float(self.top_p),
             "max_tokens": self.max_tokens,
             "seed": self.seed,
-            "logprobs": self.logprobs,
-            "extra": dict(self.extra),
+            **{"logprobs": False, "extra": {}},  # which stand in the keys of caches that are already there
         }
 
 
@@ -46,35 +42,45 @@ def json_schema(schema: type[pydantic.BaseModel]) -> dict[str, Any]:
 
 
 @cache
-def _schema_digest(schema: type[pydantic.BaseModel]) -> str:
+def _hash_schema(schema: type[pydantic.BaseModel]) -> str:
     return hash_json(json_schema(schema))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """n samples in one answer; token counts are sums over them. Reasoning is told apart from the visible text, also where it came inline."""
+    """The answer to one request. Reasoning is told from the visible text wherever the server put it."""
 
-    texts: tuple[str, ...]  # visible texts
-    parsed: tuple[pydantic.BaseModel, ...]  # one a sample when a schema was asked for, else ()
-    reasoning: tuple[str, ...]  # "" where none
+    text: str  # visible
+    parsed: Any  # instance of the request's schema; None without one
+    reasoning: str  # "" where none
     prompt_tokens: int
     completion_tokens: int  # reasoning included
-    reasoning_tokens: int  # the server's count; shared out by length where the server has none
-    finish_reasons: tuple[str, ...]
-    cached: bool  # no request was sent for this one
-    token_ids: tuple[tuple[int, ...], ...] = ()  # one a sample, where the server returns them
-    logprobs: tuple[tuple[float, ...], ...] = ()  # one a sample, where asked for
-    prompt_token_ids: tuple[int, ...] = ()
+    reasoning_tokens: int  # the server's count; by length where the server has none
+    finish_reason: str
+    cached: bool = False  # no request was sent for this one
 
 
 class EndpointError(RuntimeError):
-    """A request without an answer. `role`: whose request it was."""
+    """A request without an answer. What follows from it is a matter of its class, or of the `facts` of this
+    one."""
 
-    role: str = ""
+    role = ""  # whose request it was
+    passing = False  # worth another try
+    hopeless = False  # no other request of the batch can do better
+    billed = False  # the server may have charged for it
+    wait: float | None = None  # seconds that the server asks for
+    told = param = ""  # by a server that does not take the request: its words, and the key that it names
+    raw = ""  # an answer that does not fit, as it came
+
+    def __init__(self, message: str, **facts: Any):
+        super().__init__(message)
+        vars(self).update(facts)
 
 
 class AuthError(EndpointError):
     """401, 403, or an account without money: wrong key or rights."""
+
+    hopeless = True
 
 
 class RequestError(EndpointError):
@@ -84,25 +90,30 @@ class RequestError(EndpointError):
 class RateLimitError(EndpointError):
     """429 until the retries were used up."""
 
+    passing = True
+
 
 class ServerError(EndpointError):
     """408, 409, 5xx, or a body that is no answer, until the retries were used up."""
+
+    passing = True
 
 
 class TimeoutError_(EndpointError):
     """No whole answer within the time allowed, until the retries were used up."""
 
+    passing = billed = True
+
 
 class ConnectionLost(EndpointError):
     """No connection, or one that broke, until the retries were used up."""
 
+    passing = True
+
 
 class BadAnswer(EndpointError):
-    """Answers that are not what the schema demands, also when asked again. `raw`: the last one, as it came."""
-
-    def __init__(self, message: str, raw: str):
-        super().__init__(message)
-        self.raw = raw
+    """Answers that are not what the schema demands, also when asked again. `raw`: the last one, as it
+    came."""
 
 
 class Refused(EndpointError):

@@ -1,121 +1,99 @@
-"""Client of OpenAI-compatible chat servers: a batch in, answers in order out; cached, retried, within a budget, counted per role."""
+"""Client of OpenAI-compatible chat servers: a batch in, answers in order out; cached, retried, within a
+budget."""
 
 from __future__ import annotations
 
-import os
-import re
+import asyncio
+import random
+import time
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache as remembered
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import openai
+from tqdm.auto import tqdm
 
-from rlpa_lib.client import answers, transport
-from rlpa_lib.client.chat import (
-    Answer,
-    AuthError,
-    BadAnswer,
-    BudgetExceeded,
-    CacheMiss,
-    ConnectionLost,
-    EndpointError,
-    Filtered,
-    RateLimitError,
-    Refused,
-    Request,
-    RequestError,
-    ServerError,
-    TimeoutError_,
-)
-from rlpa_lib.client.exchange import Exchange, Job, run_to_end
+from rlpa_lib.client import answers, chat, transport
+from rlpa_lib.client.chat import Answer, EndpointError, Request, RequestError
 from rlpa_lib.client.response_cache import ResponseCache, base_key, row_key
-from rlpa_lib.client.transport import Dialect, Failure, Settings
-from rlpa_lib.client.usage import Budget, Usage, read_prices
-from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.client.usage import Budget, Cost, Usage
+from rlpa_lib.settings.config import InputError
 from rlpa_lib.settings.schema import Endpoint
 
-# the names that the rest of the library imports from here
-__all__ = [
-    "Answer", "AuthError", "BadAnswer", "Budget", "BudgetExceeded", "CacheMiss", "ChatEndpoint", "ConnectionLost", "EndpointError", "Filtered",
-    "RateLimitError", "Refused", "Request", "RequestError", "ResponseCache", "ServerError", "TimeoutError_", "Usage", "endpoint_for",
-]  # fmt: skip
-
-Mode = Literal["auto", "json_schema", "text"]
-_DEFAULT_SERVER = "https://api.openai.com/v1"
-_NO_KEY = "local"  # sent to a local server when there is no key
-# section and key of the model behind each role of the usage record
-_ROLES = {
-    "user": ("user", "model"), "judge": ("judge", "model"), "response_judge": ("judge", "model"), "profile_judge": ("judge", "profile_model"),
-    "evaluator": ("evaluator", "model"), "converter": ("user", "model"), "rewriter": ("user", "model"),
-    "user_judge": ("judge", "model"), "policy": ("policy", "model"),
-}  # fmt: skip
+Row = dict[str, Any]
+_LONGEST_DELAY = 30.0  # seconds between two tries, unless the server asks for more
+_REFUSALS = 8  # things that one server can refuse to be told, one after the other
+_CONNECTIONS = 16  # of one HTTP client
+_BUDGET_POLL = 0.05  # seconds between two looks at a budget that requests under way have reserved
 
 
+@dataclass
+class Job:
+    """One distinct question of a batch: its key, its row where the cache has one, and how it ended."""
+
+    request: Request
+    base: str
+    row: Row | None = None
+    sent: bool = False
+    result: Answer | EndpointError | None = None
+
+
+@dataclass(eq=False)
 class ChatEndpoint:
-    """One model on one server in one role. Keys are read from the environment and kept nowhere.
+    """One model on one server in one role.
 
-    `mode`: how structured answers are asked for; auto = json_schema until the server refuses it. `retries` bounds the tries of a request that
-    may pass, `max_wait` (seconds) their whole time, `timeout` one try, `parse_retries` how often an answer that does not parse is asked for
-    again. `cache_only`: nothing is sent. InputError: bad address, no key for a server that is not local, no price but a budget in USD.
+    `limits` is section `endpoint` of the settings: `retries` bounds the tries of a request that may pass,
+    `max_wait` (seconds) their whole time, `timeout` one try, `parse_retries` how often an answer that does
+    not parse is asked for again; `cache_only`: nothing is sent. `mode`: how structured answers are asked for;
+    auto = json_schema until the server refuses it. InputError: no key for a server that is not local, no
+    price but a budget in USD.
     """
 
-    def __init__(
-        self, *, base_url: str | None, model: str, api_key_env: str, role: str, cache: ResponseCache | None, budget: Budget, usage: Usage,
-        concurrency: int = 16, retries: int = 5, timeout: float = 60.0, mode: Mode = "auto", parse_retries: int = 2, max_wait: float = 600.0,
-        backoff: float = 0.5, max_rpm: float | None = None, cache_only: bool = False, settings: Settings | None = None,
-    ):  # fmt: skip
-        server = (base_url or os.environ.get("OPENAI_BASE_URL") or _DEFAULT_SERVER).rstrip("/")
-        self.settings = settings or Settings(role, server, model, api_key_env)
-        self.server, self.model, self.api_key_env, self.role = server, model, api_key_env, role
-        self.cache, self.budget, self.usage = cache, budget, usage
-        self.concurrency, self.retries, self.timeout, self.mode = concurrency, retries, timeout, mode
-        self.parse_retries, self.max_wait, self.backoff, self.cache_only = parse_retries, max_wait, backoff, cache_only
-        self.dialect = Dialect("text" if mode == "text" else "schema")
-        self.pace = transport.Pace(max_rpm)
-        self._check()
-        local = transport.is_local(server)
-        self.price = budget.price(model, local=local, setting=f"{self.settings.section}.{self.settings.model_key}")
-        if not cache_only:
-            self._key()
+    server: transport.Server
+    role: str
+    cache: ResponseCache | None
+    budget: Budget
+    usage: Usage
+    limits: Endpoint = Endpoint()
+    mode: Literal["auto", "json_schema", "text"] = "auto"
+    backoff: float = 0.5  # seconds before the first retry, at most
 
-    def _check(self) -> None:
-        address, named = urlsplit(self.server), f"{self.settings.section}.base_url"
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise InputError(f"{named}: {self.server!r} is no address such as https://api.openai.com/v1")
-        if address.username or address.password:
-            raise InputError(f"{named}: holds a user name or password, which would end up in the run's record; use api_key_env")
-        if not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env):
-            raise InputError(f"{self.settings.section}.api_key_env: wants the NAME of an environment variable, not a key")
-        if self.cache_only and self.cache is None:
+    def __post_init__(self) -> None:
+        if self.limits.cache_only and self.cache is None:
             raise InputError("endpoint.cache_only: needs a cache (endpoint.cache)")
-
-    def _key(self) -> str:
-        if key := os.environ.get(self.api_key_env, "").strip():
-            return key
-        if transport.is_local(self.server):
-            return _NO_KEY
-        raise InputError(f"{self.settings.section}.api_key_env: the environment variable {self.api_key_env} is not set")
+        self.model = self.server.model
+        self.dialect = transport.Dialect("text" if self.mode == "text" else "schema")
+        self.pace = transport.Pace(self.limits.max_rpm)
+        setting = f"{self.server.section}.{self.server.model_key}"
+        local = transport.is_local(self.server.base_url)
+        self.price = self.budget.price(self.model, local=local, setting=setting)
+        if not self.limits.cache_only:
+            self.server.read_key()
 
     def complete(
         self, requests: Sequence[Request], *, desc: str = "", on_error: Literal["raise", "return"] = "raise"
     ) -> list[Answer | EndpointError]:
-        """Answers in the order of the requests; equal requests are sent once. Works in scripts, threads and notebook cells.
+        """Answers in the order of the requests; equal requests are sent once. Works in scripts, threads and
+        notebook cells.
 
-        With on_error="raise" the first error stops further sending, what is under way is awaited and kept, and the error is raised; with
-        "return" errors stand in their places. Wrong keys, unknown models and unreachable servers stop the rest of the batch either way.
+        With on_error="raise" the first error stops further sending, what is under way is awaited and kept,
+        and the error is raised; with "return" errors stand in their places. Wrong keys, unknown models and
+        unreachable servers stop the rest of the batch either way.
         """
         bases = [self._base(request) for request in requests]
-        jobs = self._jobs(requests, bases)
+        jobs = {base: Job(request, base) for request, base in zip(requests, bases, strict=True)}
+        keys = {row_key(base): job for base, job in jobs.items()}
+        for key, row in (self.cache.get_many(list(keys)) if self.cache else {}).items():
+            keys[key].row = row
         if jobs:
-            run_to_end(lambda: Exchange(self, on_error == "raise").run(list(jobs.values()), desc or self.role))
-        seen: set[str] = set()
+            exchange = _Exchange(self, stop_on_error=on_error == "raise")
+            transport.run_to_end(exchange.run(list(jobs.values()), desc or self.role))
         results: list[Answer | EndpointError] = []
-        for request, base in zip(requests, bases, strict=True):
-            results.append(_result(request, jobs[base], repeated=base in seen))
-            seen.add(base)
+        for job in map(jobs.__getitem__, bases):
+            answered = isinstance(job.result, Answer)
+            results.append(replace(job.result, cached=not job.sent) if answered else job.result)
+            job.sent = False  # an equal request further down was not sent
         failed = [result for result in results if isinstance(result, EndpointError)]
         if results:
             cached = sum(isinstance(result, Answer) and result.cached for result in results)
@@ -125,83 +103,179 @@ class ChatEndpoint:
         return results
 
     def _base(self, request: Request) -> str:
-        content = request.content()
-        if request.schema is not None:
-            content["mode"] = self.mode
-        return base_key(self.server, self.model, content)
+        mode = {} if request.schema is None else {"mode": self.mode}
+        return base_key(self.server.base_url, self.model, request.content() | mode)
 
-    def _jobs(self, requests: Sequence[Request], bases: Sequence[str]) -> dict[str, Job]:
-        """Distinct questions with the rows that the cache has."""
-        jobs: dict[str, Job] = {}
-        for request, base in zip(requests, bases, strict=True):
-            if base not in jobs or jobs[base].request.n < request.n:
-                jobs[base] = Job(request, base)
-        places = {row_key(job.base, sample): (job, sample) for job in jobs.values() for sample in range(job.request.n)}
-        for key, row in (self.cache.get_many(list(places)) if self.cache else {}).items():
-            job, sample = places[key]
-            job.rows[sample, 0] = row
-        return jobs
-
-    def connect(self) -> openai.AsyncOpenAI:
-        """A client for one event loop; retries are this library's."""
-        http = openai.DefaultAsyncHttpxClient(verify=transport.certificates())
-        return openai.AsyncOpenAI(base_url=self.server, api_key=self._key(), max_retries=0, timeout=self.timeout, http_client=http)
-
-    def learn(self, asked: Mapping[str, Any], failure: Failure) -> bool:
+    def learn(self, body: Mapping[str, Any], error: RequestError) -> bool:
         """Whether a refusal says what to leave out from now on; the change is told once."""
-        new = transport.learnt(self.dialect, asked, failure, may_fall_back=self.mode == "auto")
+        old = self.dialect
+        new = transport.adapt_dialect(old, body, error, auto=self.mode == "auto")
         if new is None:
             return False
-        if new != self.dialect:
-            dropped = sorted(new.refused - self.dialect.refused) or [f"structured output ({self.dialect.structure}; now: {new.structure})"]
-            warnings.warn(f"{self.role}: {self.model} refuses {dropped[0]} and is asked without it", stacklevel=2)
+        if new != old:
+            structure = f"structured output ({old.structure}; now: {new.structure})"
+            [key] = new.refused - old.refused or {structure}
+            warnings.warn(f"{self.role}: {self.model} refuses {key} and is asked without it", stacklevel=2)
             self.dialect = new
         return True
 
 
-def _result(request: Request, job: Job, repeated: bool) -> Answer | EndpointError:
-    if job.error is not None:
-        return job.error
-    rows, samples = zip(*job.read[: request.n], strict=True)
-    return answers.answer(request, list(rows), list(samples), cached=repeated or not job.sent)
+class _Exchange:
+    """The jobs of one `complete`, in one event loop: workers that ask, retry, keep and check until every
+    question has its answer or a typed error. HTTP clients are made when they are needed and closed with the
+    loop."""
 
+    def __init__(self, endpoint: ChatEndpoint, stop_on_error: bool):
+        self.endpoint, self.limits, self.stop_on_error = endpoint, endpoint.limits, stop_on_error
+        self.clients: list[openai.AsyncOpenAI] = []
+        self.stopped: EndpointError | None = None  # nothing more is sent
+        self.answered, self.turn = False, 0
 
-def endpoint_for(cfg: Config, role: str, run: Any, comparator: str | None = None) -> ChatEndpoint:
-    """The endpoint of a role (user, judge, response_judge, profile_judge, evaluator, converter, rewriter, user_judge, policy) in a run, given as
-    Run or directory; with `comparator`, of that row of evaluation.comparators.
+    async def run(self, jobs: list[Job], desc: str) -> None:
+        """Settle all jobs, at most `concurrency` at a time, under a progress bar."""
+        waiting = iter(jobs)
+        with tqdm(total=len(jobs), desc=desc, unit="request", leave=False, disable=None) as bar:
 
-    All roles of a run share its cache, budget and usage record (metrics/usage.jsonl), which go on where a former session stopped.
-    InputError: as for ChatEndpoint, or no model is named.
-    """
-    section, key = _ROLES[role]
-    party = getattr(cfg, section)
-    if comparator is not None:
-        section, party = f"evaluation.comparators.{comparator}", cfg.evaluation.comparators[comparator]
-    if key == "profile_model" and party.profile_model is None:
-        key = "model"
-    model = getattr(party, key)
-    if model is None:
-        raise InputError(f"{section}.{key}: is needed to ask a server")
-    given = cfg.endpoint
-    server = party.base_url or os.environ.get("OPENAI_BASE_URL") or _DEFAULT_SERVER
-    if (stand_in := getattr(run, "stand_in", None)) is not None:  # a rehearsal counts what would be asked
-        return stand_in(role, model, server)
-    cache, budget, usage = _shared(Path(getattr(run, "dir", run)).resolve(), given)
-    return ChatEndpoint(
-        base_url=server, model=model, api_key_env=party.api_key_env, role=role, cache=cache, budget=budget, usage=usage, mode=party.mode,
-        concurrency=given.concurrency, retries=given.retries, timeout=given.timeout, parse_retries=given.parse_retries,
-        max_wait=given.max_wait, max_rpm=given.max_rpm, cache_only=given.cache_only,
-        settings=Settings(section, server.rstrip("/"), model, party.api_key_env, key),
-    )  # fmt: skip
+            async def work() -> None:
+                for job in waiting:  # shared by all workers
+                    await self._settle(job)
+                    bar.update()
 
+            workers = [asyncio.create_task(work()) for _ in range(min(self.limits.concurrency, len(jobs)))]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+                for client in self.clients:
+                    await client.close()
 
-@remembered
-def _shared(run_dir: Path, given: Endpoint) -> tuple[ResponseCache | None, Budget, Usage]:
-    """Once per run and process, so that several endpoints keep to one budget."""
-    usage = Usage(run_dir / "metrics" / "usage.jsonl")
-    limits = {"max_usd": given.max_usd, "max_requests": given.max_requests, "max_tokens": given.max_tokens}
-    budget = Budget(**limits, prices=read_prices(given.prices), spent=usage.spent())
-    if given.cache == "off":
-        return None, budget, usage
-    file = run_dir / "cache" / "responses.sqlite" if given.cache == "run" else Path(given.cache).expanduser()
-    return ResponseCache(file), budget, usage
+    async def _settle(self, job: Job) -> None:
+        try:
+            job.result = await self._accept(job)
+        except EndpointError as error:
+            error.role = self.endpoint.role
+            job.result = error
+            if self.stop_on_error and self.stopped is None:
+                self.stopped = error
+
+    async def _accept(self, job: Job) -> Answer:
+        """An answer that parses; what does not is asked for again under another seed, and kept as well."""
+        endpoint, request, tries = self.endpoint, job.request, self.limits.parse_retries + 1
+        for attempt in range(tries):
+            key, row = row_key(job.base, attempt), None if attempt else job.row
+            if row is None and attempt and endpoint.cache:
+                row = endpoint.cache.get_many([key]).get(key)
+            row = row or await self._buy(job, key, attempt)
+            try:
+                return answers.read_answer(row, request.schema)
+            except answers.Unreadable as error:
+                why = str(error)
+        if row["finish_reason"] == "length":
+            why += f" ({endpoint.server.section}.max_tokens = {request.max_tokens})"
+        told = f"{endpoint.role}: no {request.schema.__name__} in {tries} answers: {why}"
+        raise chat.BadAnswer(told, raw=row["content"])
+
+    async def _buy(self, job: Job, key: str, attempt: int) -> Row:
+        """A row from the server, committed before it is returned. Raises the error that ended the tries."""
+        endpoint, limits = self.endpoint, self.limits
+        if limits.cache_only:
+            place = endpoint.server.name("base_url")
+            told = f"not in the cache, and endpoint.cache_only forbids to ask {place}"
+            raise chat.CacheMiss(f"{endpoint.role}: {told}")
+        job.sent = True
+        end = time.monotonic() + limits.max_wait
+        for retries in range(limits.retries + 1):
+            try:
+                row = await self._agree(job.request, key, attempt, again=retries > 0)
+                break
+            except EndpointError as error:
+                if error is self.stopped:
+                    raise
+                delay = self._delay(error, retries)
+                if not error.passing or retries == limits.retries or time.monotonic() + delay > end:
+                    self._give_up(error, retries + 1)
+                    raise
+            await asyncio.sleep(delay)
+        self.answered = True
+        return row if endpoint.cache is None else endpoint.cache.put({key: row})[key]
+
+    async def _agree(self, request: Request, key: str, attempt: int, again: bool) -> Row:
+        """One try; when the server refuses to be told something, at once another without it. An answer that
+        does not parse is asked for under another seed, made from its key."""
+        seed = int(key[:8], 16) % 2**31 if attempt else request.seed
+        for left in reversed(range(_REFUSALS)):
+            body = transport.build_body(self.endpoint.model, request, self.endpoint.dialect, seed, attempt)
+            try:
+                return await self._send(body, request.max_tokens, again)
+            except RequestError as error:
+                if error is self.stopped or not left or not self.endpoint.learn(body, error):
+                    raise
+        raise AssertionError("the last refusal is raised")
+
+    async def _send(self, body: dict[str, Any], max_tokens: int, again: bool) -> Row:
+        """One HTTP request, inside the budget; its cost is on record before its answer is used."""
+        endpoint, price = self.endpoint, self.endpoint.price
+        client, prompt = self._client(), transport.bound_prompt(body)
+        bound = Cost(1, prompt + max_tokens, price.usd(prompt, max_tokens) if price else 0.0)
+        await self._admit(bound)
+        # an answer that was under way when this was cancelled may be billed as well
+        line, cost = {"lost": 1, "lost_tokens": bound.tokens, "lost_usd": bound.usd}, bound
+        began = time.perf_counter()
+        try:
+            completion, row = await transport.send(client, body, self.limits.timeout, endpoint.server)
+            line, cost = self._bill(completion, row, prompt)
+            line["seconds"] = round(time.perf_counter() - began, 4)
+            return row
+        except EndpointError as error:
+            if not error.billed:
+                line, cost = {}, Cost(1)
+            raise
+        finally:
+            endpoint.usage.add(endpoint.role, endpoint.model, sent=1, retries=int(again), **line)
+            endpoint.budget.settle(bound, cost)
+
+    def _bill(self, completion: Row, row: Row, bound: int) -> tuple[dict[str, Any], Cost]:
+        """Usage line and cost of an answer; without the server's counts, upper bounds."""
+        told, price = answers.count_tokens(completion.get("usage")), self.endpoint.price
+        prompt, generated, cached, reasoning = told or (bound, len(row["content"].encode()), 0, 0)
+        line = {"prompt_tokens": prompt, "completion_tokens": generated, "reasoning_tokens": reasoning}
+        if not told:
+            line["estimated"] = 1
+        usd = price.usd(prompt, generated, cached) if price else None
+        return line | {"usd": usd}, Cost(1, prompt + generated, usd or 0.0)
+
+    async def _admit(self, bound: Cost) -> None:
+        """Wait for the pace and for the budget. Raises what stopped the batch; BudgetExceeded."""
+        await self.endpoint.pace.wait()
+        while self.stopped is None and not self.endpoint.budget.reserve(bound):
+            await asyncio.sleep(_BUDGET_POLL)
+        if self.stopped is not None:
+            raise self.stopped
+
+    def _client(self) -> openai.AsyncOpenAI:
+        """The clients in turn: a client looks at all its connections for every request, so a few small ones
+        are faster than a large one."""
+        if len(self.clients) * _CONNECTIONS < self.limits.concurrency:
+            self.clients.append(self.endpoint.server.connect(self.limits.timeout))
+        self.turn += 1
+        return self.clients[self.turn % len(self.clients)]
+
+    def _delay(self, error: EndpointError, retries: int) -> float:
+        """Seconds to the next try: doubling, with jitter; at least what the server asks for, which holds for
+        all."""
+        delay = min(_LONGEST_DELAY, self.endpoint.backoff * 2**retries) * random.uniform(0.5, 1.0)
+        if error.wait is None or error.wait > self.limits.max_wait:
+            return max(delay, error.wait or 0.0)
+        self.endpoint.pace.hold(error.wait)
+        return error.wait + delay
+
+    def _give_up(self, error: EndpointError, tries: int) -> None:
+        """Say what was tried; send nothing more when no other request can do better."""
+        if error.wait is not None and error.wait > self.limits.max_wait:
+            error.args = (f"{error}; the server asks to wait {error.wait:g} s, more than endpoint.max_wait",)
+        elif error.passing:
+            error.args = (f"{error}; given up after {tries} tries",)
+        if error.hopeless and not (isinstance(error, chat.ConnectionLost) and self.answered):
+            self.stopped = self.stopped or error

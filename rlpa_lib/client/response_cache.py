@@ -18,20 +18,21 @@ _BATCH = 500  # keys in one SELECT
 
 
 def base_key(server: str, model: str, content: Mapping[str, Any]) -> str:
-    """Digest of the canonical JSON of server, model and everything asked (messages, sampling, schema, seed, ...)."""
+    """Digest of the canonical JSON of server, model and everything asked (messages, sampling, schema, seed,
+    ...)."""
     return hash_json({"server": server.rstrip("/"), "model": model, **content})
 
 
-def row_key(base: str, sample: int, attempt: int = 0) -> str:
-    """Key of one sample of a question; another attempt at a sample (its answer did not parse) is another row."""
-    return sha256(base.encode(), str(sample).encode(), str(attempt).encode())
+def row_key(base: str, attempt: int = 0) -> str:
+    """Key of one answer to a question; another attempt (its answer did not parse) is another row."""
+    return sha256(base.encode(), b"0", str(attempt).encode())
 
 
 class ResponseCache:
-    """Rows of plain JSON by key, in write-ahead-log mode; shared by threads and by processes on one machine.
+    """Rows of plain JSON by key, shared by threads and by processes on one machine.
 
-    A row is on disk when `put` returns, and survives the death of the process. The first row stored under a key stays.
-    InputError: the file cannot be opened, or is not a cache of this version.
+    A row is on disk when `put` returns, and survives the death of the process. The first row stored under a
+    key stays. InputError: the file cannot be opened, or is not a cache of this version.
     """
 
     def __init__(self, path: str | Path):
@@ -40,50 +41,42 @@ class ResponseCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # isolation_level None: transactions begin and end where this class says so
-            self._db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            self._prepare()
+            options = {"isolation_level": None, "check_same_thread": False}
+            self._db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, **options)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            # a killed process loses nothing in this mode; a power cut may lose the last commits, never older
+            # ones
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            [version] = self._db.execute("PRAGMA user_version").fetchone()
+            if version not in (0, _VERSION):
+                raise sqlite3.DatabaseError(f"it is of version {version}, wanted {_VERSION}")
+            columns = "key TEXT PRIMARY KEY, row TEXT NOT NULL"
+            self._db.execute(f"CREATE TABLE IF NOT EXISTS answers ({columns}) WITHOUT ROWID")
+            if version == 0:
+                self._db.execute(f"PRAGMA user_version = {_VERSION}")
         except (OSError, sqlite3.Error) as error:
             raise InputError(f"{self.path}: cannot be used as a response cache: {error}") from None
 
-    def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        # a killed process loses nothing in this mode; a power cut may lose the last commits, never older ones
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        [version] = self._db.execute("PRAGMA user_version").fetchone()
-        if version not in (0, _VERSION):
-            raise sqlite3.DatabaseError(f"it is of version {version}, wanted {_VERSION}")
-        self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, row TEXT NOT NULL) WITHOUT ROWID")
-        if version == 0:
-            self._db.execute(f"PRAGMA user_version = {_VERSION}")
-
     def get_many(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The rows that exist among `keys`."""
-        found: dict[str, dict[str, Any]] = {}
+        rows: dict[str, dict[str, Any]] = {}
         with self._lock:
             for start in range(0, len(keys), _BATCH):
                 batch = keys[start : start + _BATCH]
-                marks = ",".join("?" * len(batch))
-                found.update(self._db.execute(f"SELECT key, row FROM answers WHERE key IN ({marks})", batch))
-        return {key: json.loads(row) for key, row in found.items()}
+                query = f"SELECT key, row FROM answers WHERE key IN ({','.join('?' * len(batch))})"
+                rows |= {key: json.loads(row) for key, row in self._db.execute(query, batch)}
+        return rows
 
     def put(self, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Store rows in one transaction; what is returned is committed, and is the older row where another writer was first."""
+        """Store rows in one transaction. What is returned is committed, and is the row of another writer
+        where that one was first."""
         lines = [(key, json.dumps(row, ensure_ascii=True)) for key, row in rows.items()]
-        with self._lock:
+        with self._lock, self._db:  # which commits, or rolls back
             self._db.execute("BEGIN IMMEDIATE")
-            try:
-                stored = self._db.executemany("INSERT INTO answers VALUES (?, ?) ON CONFLICT DO NOTHING", lines).rowcount
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-        return {key: dict(row) for key, row in rows.items()} if stored == len(lines) else self.get_many(list(rows))
+            insert = "INSERT INTO answers VALUES (?, ?) ON CONFLICT DO NOTHING"
+            self._db.executemany(insert, lines)
+        return self.get_many(list(rows))
 
     def __len__(self) -> int:
         with self._lock:
             return self._db.execute("SELECT count(*) FROM answers").fetchone()[0]
-
-    def close(self) -> None:
-        """Release the file; everything stored is already on disk."""
-        with self._lock:
-            self._db.close()

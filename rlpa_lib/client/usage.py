@@ -1,11 +1,13 @@
-"""What requests cost: the dated price table, the budget that stops a run before it is exceeded, and the usage record per role."""
+"""What requests cost: the dated price table, the budget that stops a run before it is exceeded, and the usage
+record per role."""
 
 from __future__ import annotations
 
 import math
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +21,8 @@ from rlpa_lib.settings.config import PARAMS_DIR, InputError
 
 _USD = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _COUNTS = (
-    "requests", "cached", "errors", "sent", "retries", "lost", "estimated", "prompt_tokens", "completion_tokens", "reasoning_tokens",
+    "requests", "cached", "errors", "sent", "retries", "lost", "estimated",
+    "prompt_tokens", "completion_tokens", "reasoning_tokens",
 )  # fmt: skip
 
 
@@ -38,7 +41,8 @@ class Price(BaseModel):
     def usd(self, prompt: int, completion: int, prompt_cached: int = 0) -> float:
         """Price of one answer; `prompt_cached` of the prompt tokens were seen before by the server."""
         cheap = self.input if self.cached_input is None else self.cached_input
-        return ((prompt - prompt_cached) * self.input + prompt_cached * cheap + completion * self.output) / 1e6
+        asked = (prompt - prompt_cached) * self.input + prompt_cached * cheap
+        return (asked + completion * self.output) / 1e6
 
 
 class _Table(BaseModel):
@@ -51,17 +55,16 @@ def read_prices(path: str | Path | None = None) -> dict[str, Price]:
     """Price by model name; params/prices.yaml by default. InputError names file and row."""
     file = Path(path).expanduser() if path else PARAMS_DIR / "prices.yaml"
     try:
-        table = _Table.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        prices = _Table.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))).prices
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{file}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
-    named = [(model, price) for price in table.prices for model in price.models]
-    twice = {model for model, _ in named if sum(other == model for other, _ in named) > 1}
-    if twice:
-        raise InputError(f"{file}: {sorted(twice)[0]} has two prices")
-    return dict(named)
+    times = Counter(model for price in prices for model in price.models)
+    if twice := sorted(model for model, n in times.items() if n > 1):
+        raise InputError(f"{file}: {twice[0]} has two prices")
+    return {model: price for price in prices for model in price.models}
 
 
 @dataclass(frozen=True)
@@ -80,16 +83,17 @@ class Cost:
 
 
 class Budget:
-    """Limits of a run (null = none), shared by all its endpoints and threads. A request is reserved at its upper bound before it is sent.
-
-    `spent`: what former sessions of the run have used. Requests whose answer was lost count at their upper bound.
+    """Limits of a run (None: no limit), shared by all its endpoints and threads. A request is reserved at its
+    upper bound before it is sent. `spent`: what former sessions of the run have used. Requests whose answer
+    was lost count at their upper bound.
     """
 
     def __init__(
         self, *, max_usd: float | None = None, max_requests: int | None = None, max_tokens: int | None = None,
         prices: Mapping[str, Price] | None = None, spent: Cost = Cost(),
     ):  # fmt: skip
-        self.limits = {"usd": max_usd, "requests": max_requests, "tokens": max_tokens}
+        given = {"usd": max_usd, "requests": max_requests, "tokens": max_tokens}
+        self.limits = {name: limit for name, limit in given.items() if limit is not None}
         self.prices = read_prices() if prices is None else prices
         self.spent, self.reserved = spent, Cost()
         self._lock = threading.Lock()
@@ -101,8 +105,9 @@ class Budget:
             return price
         if local:
             return Price(models=(model,), input=0, output=0, date=date.today(), source="a local server")
-        if self.limits["usd"] is not None:
-            raise InputError(f"{setting}: {model!r} has no price, so endpoint.max_usd cannot be kept; add it to the table (endpoint.prices)")
+        if "usd" in self.limits:
+            missing = f"{model!r} has no price, so endpoint.max_usd cannot be kept"
+            raise InputError(f"{setting}: {missing}; add it to the table (endpoint.prices)")
         return None
 
     def reserve(self, bound: Cost) -> bool:
@@ -111,16 +116,16 @@ class Budget:
         with self._lock:
             for name, limit in self.limits.items():
                 spent, wanted = getattr(self.spent, name), getattr(bound, name)
-                if limit is not None and spent + wanted > limit:
+                if spent + wanted > limit:
+                    amounts = f"{_format(spent)} used, the next request may take {_format(wanted)}"
                     raise BudgetExceeded(
-                        f"endpoint.max_{name} = {limit:,} would be exceeded: {_shown(spent)} used, the next request may take {_shown(wanted)}; "
+                        f"endpoint.max_{name} = {limit:,} would be exceeded: {amounts}; "
                         "what was answered so far is kept: raise the limit and run again"
                     )
-            if any(
-                limit is not None and getattr(self.spent + self.reserved + bound, name) > limit for name, limit in self.limits.items()
-            ):
+            taken = self.spent + self.reserved + bound
+            if any(getattr(taken, name) > limit for name, limit in self.limits.items()):
                 return False
-            self.reserved = self.reserved + bound
+            self.reserved += bound
             return True
 
     def settle(self, bound: Cost, actual: Cost) -> None:
@@ -129,28 +134,24 @@ class Budget:
             self.reserved, self.spent = self.reserved - bound, self.spent + actual
 
 
-def _shown(value: float) -> str:
+def _format(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.6f}"
 
 
-@dataclass
-class _Total:
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
-    usd: float | None = None  # None until a priced answer came
-    lost: Cost = Cost()
-    seconds: list[float] = field(default_factory=list)
-
-
 class Usage:
-    """Counts per (role, model). With a path (metrics/usage.jsonl of a run) every change is appended there first, and a later session goes on.
+    """Counts per (role, model). With a path (metrics/usage.jsonl of a run) every change is appended there
+    first, and a later session goes on.
 
-    A line is an increment: requests (asked), cached (of these, answered without sending), errors, sent (over the network), retries, lost
-    (sent, answer lost), estimated (server gave no counts), tokens, usd (absent when the model has no price), seconds (latency of an answer).
+    A line is an increment: requests (asked), cached (of these, answered without sending), errors, sent (over
+    the network), retries, lost (sent, answer lost; lost_tokens and lost_usd are its upper bounds), estimated
+    (the server gave no counts), tokens, usd (absent when the model has no price), seconds (latency of an
+    answer).
     """
 
     def __init__(self, path: str | Path | None = None):
         self.path = Path(path) if path else None
-        self._totals: dict[tuple[str, str], _Total] = {}
+        self._sums: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self._seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
         self._lock = threading.Lock()
         if self.path and self.path.exists():
             for line in storage.read_jsonl(self.path, appended=True):
@@ -158,51 +159,48 @@ class Usage:
 
     def add(self, role: str, model: str, **increments: Any) -> None:
         """Record one increment, on disk before it counts."""
-        line = {"role": role, "model": model, **{name: value for name, value in increments.items() if value is not None}}
+        given = {name: value for name, value in increments.items() if value is not None}
+        line = {"role": role, "model": model, **given}
         with self._lock:
             if self.path:
                 storage.append_jsonl(self.path, line)
             self._count(line)
 
-    def _count(self, line: Mapping[str, Any]) -> None:
-        total = self._totals.setdefault((line["role"], line["model"]), _Total())
-        for name in _COUNTS:
-            total.counts[name] += line.get(name, 0)
-        if "usd" in line:
-            total.usd = (total.usd or 0.0) + line["usd"]
-        if "lost" in line:
-            total.lost = total.lost + Cost(0, line["lost_tokens"], line.get("lost_usd", 0.0))
-        if "seconds" in line:
-            total.seconds.append(line["seconds"])
+    def _count(self, line: dict[str, Any]) -> None:
+        amounts = dict(line)
+        party = amounts.pop("role"), amounts.pop("model")
+        if "seconds" in amounts:
+            self._seconds[party].append(amounts.pop("seconds"))
+        self._sums[party].update(amounts)
 
     def spent(self) -> Cost:
         """All roles together; lost requests at their upper bound."""
         with self._lock:
-            return sum((self._cost(total) for total in self._totals.values()), Cost())
-
-    @staticmethod
-    def _cost(total: _Total) -> Cost:
-        tokens = total.counts["prompt_tokens"] + total.counts["completion_tokens"]
-        return Cost(total.counts["sent"], tokens, total.usd or 0.0) + total.lost
+            return sum(map(_cost, self._sums.values()), Cost())
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a (role, model): counts, cached_share, usd (null without a price), usd_lost (upper bound), latency in seconds."""
+        """One row a (role, model): counts, cached_share, usd (None without a price), usd_lost (upper bound),
+        latency in seconds."""
         with self._lock:
-            return [self._row(role, model, total) for (role, model), total in sorted(self._totals.items())]
+            return [self._row(party) for party in sorted(self._sums)]
 
-    @staticmethod
-    def _row(role: str, model: str, total: _Total) -> dict[str, Any]:
-        counts, ordered = total.counts, sorted(total.seconds)
+    def _row(self, party: tuple[str, str]) -> dict[str, Any]:
+        sums, seconds = self._sums[party], sorted(self._seconds[party])
         return {
-            "role": role,
-            "model": model,
-            **counts,
-            "cached_share": counts["cached"] / counts["requests"] if counts["requests"] else None,
-            "usd": total.usd,
-            "usd_lost": total.lost.usd,
-            "latency_p50": _percentile(ordered, 0.50),
-            "latency_p95": _percentile(ordered, 0.95),
+            "role": party[0],
+            "model": party[1],
+            **{name: sums[name] for name in _COUNTS},
+            "cached_share": sums["cached"] / sums["requests"] if sums["requests"] else None,
+            "usd": sums.get("usd"),
+            "usd_lost": sums.get("lost_usd", 0.0),
+            "latency_p50": _percentile(seconds, 0.50),
+            "latency_p95": _percentile(seconds, 0.95),
         }
+
+
+def _cost(sums: Counter[str]) -> Cost:
+    answered = Cost(sums["sent"], sums["prompt_tokens"] + sums["completion_tokens"], sums.get("usd", 0.0))
+    return answered + Cost(0, sums["lost_tokens"], sums.get("lost_usd", 0.0))
 
 
 def _percentile(ordered: list[float], share: float) -> float | None:

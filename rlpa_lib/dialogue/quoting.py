@@ -1,7 +1,9 @@
-"""Whatever a policy or a user wrote is data: made visible, made harmless and quoted before another model reads it.
+"""Whatever a policy or a user wrote is data: made visible, made harmless and quoted before another model
+reads it.
 
-A policy that is trained against a judge finds the judge's holes. So texts lose the characters that nobody sees, control tokens of
-chat models are broken up, overlong texts are cut by a stated rule, and everything goes into JSON strings that cannot end early.
+A policy that is trained against a judge finds the judge's holes. So texts lose the characters that nobody
+sees, control tokens of chat models are broken up, overlong texts are cut by a stated rule, and everything
+goes into JSON strings that cannot end early.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-# How chat models mark roles, turns and tools. Many servers turn these signs into control tokens wherever they stand in a message.
+# How chat models mark roles, turns and tools. Many servers turn these signs into control tokens wherever they
+# stand in a message.
 CONTROL_SIGNS = re.compile(
     r"<[|\uff5c][^<>|\uff5c\n]{1,60}[|\uff5c]>"  # <|im_end|>, <|system|>, and with the wide bars of DeepSeek
     r"|</?(?:s|bos|eos|pad|unk|mask|start_of_turn|end_of_turn|think|tool_call|tool_response)>"
@@ -29,15 +33,16 @@ GAP = " [...] "
 
 
 def visible(text: str) -> tuple[str, int]:
-    """(the text without characters that nobody sees, how many they were): zero-width, direction, tag and control characters,
-    variation selectors, private use, lone surrogates. All line ends become "\\n"."""
+    """(the text without characters that nobody sees, how many they were): zero-width, direction, tag and
+    control characters, variation selectors, private use, lone surrogates. All line ends become "\\n"."""
     text = re.sub("\r\n|[\r\u2028\u2029\x0b\x0c\x85]", "\n", text)
     kept = "".join(sign for sign in text if not _unseen(sign))
     return kept, len(text) - len(kept)
 
 
 def defuse(text: str, signs: re.Pattern[str] = CONTROL_SIGNS) -> str:
-    """The text with a blank after the first character of every control sign, so that no tokenizer reads it as one ("< |user|>")."""
+    """The text with a blank after the first character of every control sign, so that no tokenizer reads it as
+    one ("< |user|>")."""
     for _ in range(len(text) + 1):
         changed = signs.sub(lambda m: f"{m[0][0]} {m[0][1:]}" if len(m[0]) > 1 else "", text)
         if changed == text:
@@ -47,13 +52,14 @@ def defuse(text: str, signs: re.Pattern[str] = CONTROL_SIGNS) -> str:
 
 
 def exact_signs(signs: frozenset[str]) -> re.Pattern[str]:
-    """A pattern for these very strings, the longest first; for `defuse` with one tokenizer's own control tokens."""
+    """A pattern for these very strings, the longest first; for `defuse` with one tokenizer's own control
+    tokens."""
     return _exact_signs(tuple(sorted(signs, key=lambda sign: (-len(sign), sign))))
 
 
 def cap(text: str, limit: int) -> tuple[str, int]:
-    """(text of at most `limit` characters besides the gap, how many were left out). The rule: three quarters of the limit from the
-    start, one quarter from the end, since the end is what a next turn answers."""
+    """(text of at most `limit` characters besides the gap, how many were left out). The rule: three quarters
+    of the limit from the start, one quarter from the end, since the end is what a next turn answers."""
     if len(text) <= limit:
         return text, 0
     head = limit - limit // 4
@@ -61,8 +67,8 @@ def cap(text: str, limit: int) -> tuple[str, int]:
 
 
 def entry(text: str, limit: int) -> dict[str, Any]:
-    """A text made safe for a quotation: {"text": ...} and, only where something was taken out, how much. The counts stand beside
-    the text, where its writer cannot put them."""
+    """A text made safe for a quotation: {"text": ...} and, only where something was taken out, how much. The
+    counts stand beside the text, where its writer cannot put them."""
     seen, hidden = visible(text)
     short, cut = cap(defuse(seen), limit)
     counts = {"invisible_characters_removed": hidden, "characters_left_out": cut}
@@ -81,17 +87,26 @@ def dumps(value: Any) -> str:
 
 
 def quote(values: dict[str, Any]) -> str:
-    """A JSON object with one line a key (lists: one line an item), inside <data ...> tags that carry a digest of what they hold: a
-    writer cannot close them, since < is escaped, nor name them, since the digest depends on every character written."""
+    """A JSON object with one line a key (lists: one line an item), inside <data ...> tags that carry a digest
+    of what they hold: a writer cannot close them, since < is escaped, nor name them, since the digest depends
+    on every character written."""
     body = "{\n" + ",\n".join(f"{dumps(name)}: {_lines(value)}" for name, value in values.items()) + "\n}"
     key = hashlib.blake2b(body.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     return f"<data {key}>\n{body}\n</data {key}>"
 
 
 def estimated_tokens(*texts: str) -> int:
-    """How many tokens the texts take as chat messages, estimated high where no tokenizer is at hand: three bytes a token (English
-    is nearer four, a Chinese character is three) and four for each message."""
+    """How many tokens the texts take as chat messages, estimated high where no tokenizer is at hand: three
+    bytes a token (English is nearer four, a Chinese character is three) and four for each message."""
     return sum(-(-len(text.encode("utf-8", "surrogatepass")) // 3) + 4 for text in texts)
+
+
+def find_first(costs: Sequence[int], room: int) -> int:
+    """The index from which on all items fit into `room`; the last item stays even where it does not."""
+    first = len(costs) - 1
+    while first > 0 and sum(costs[first - 1 :]) <= room:
+        first -= 1
+    return first
 
 
 def _lines(value: Any) -> str:
@@ -103,7 +118,8 @@ def _lines(value: Any) -> str:
 def _unseen(sign: str) -> bool:
     if sign in KEPT_CONTROLS:
         return False
-    if sign in BLANKS or "\ufe00" <= sign <= "\ufe0f" or "\U000e0100" <= sign <= "\U000e01ef" or "\u180b" <= sign <= "\u180f":
+    selectors = (("\ufe00", "\ufe0f"), ("\U000e0100", "\U000e01ef"), ("\u180b", "\u180f"))
+    if sign in BLANKS or any(first <= sign <= last for first, last in selectors):
         return True
     return unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cs")
 

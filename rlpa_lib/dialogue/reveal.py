@@ -1,4 +1,5 @@
-"""How much of itself a simulated user may tell, what it has told, and whether it hears the same thing again (sections 3.1, 5.3)."""
+"""How much of itself a simulated user may tell, what it has told, and whether it hears the same thing again
+(sections 3.1, 5.3)."""
 
 from __future__ import annotations
 
@@ -15,12 +16,14 @@ SAME = 0.75  # share of common letter triples from which on a response counts as
 
 
 def reveal_budget(n_slots: int, turn: int, n_told: int) -> int:
-    """How many more items may be told at turn `turn` (from 1, "Hello"): at most two, and 15 % of the profile a turn on average."""
+    """How many more items may be told at turn `turn` (from 1, "Hello"): at most two, and 15 % of the profile
+    a turn on average."""
     return max(0, min(2, math.ceil(SHARE_PER_TURN * n_slots * (turn - 1)) - n_told, n_slots - n_told))
 
 
 def said_before(responses: Sequence[str]) -> bool:
-    """Is the last response nearly the same as an earlier one? Shares of common letter triples (Jaccard), in any language."""
+    """Is the last response nearly the same as an earlier one? Shares of common letter triples (Jaccard), in
+    any language."""
     if not responses:
         return False
     last = _triples(responses[-1])

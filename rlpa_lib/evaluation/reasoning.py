@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import models
 from rlpa_lib.dialogue import quoting
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.profile import Profile, render_reply
@@ -45,7 +45,7 @@ def make_counter(cfg: Config) -> Callable[[str], int]:
     """Counts the tokens of a text with the policy's own tokenizer, or estimates them behind an endpoint."""
     if not POLICIES[cfg.policy.kind].trainable:
         return lambda text: quoting.estimated_tokens(text) if text else 0
-    tokenizer = parties.load_tokenizer(cfg)
+    tokenizer = models.load_tokenizer(cfg)
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import models, parties
 from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import Policy, SimulatedUser
@@ -79,7 +79,7 @@ def select_rows(cfg: Config, methods: Sequence[str]) -> list[Row]:
 def version(run: Run, row: Row) -> str:
     """What a row's results depend on besides settings and code: its adapter, and for a borrower the dialogues
     that it borrows from."""
-    parts = [parties.hash_adapter(run.path(f"adapters/{row.adapter}"))] if row.adapter else []
+    parts = [models.hash_adapter(run.path(f"adapters/{row.adapter}"))] if row.adapter else []
     if row.entry.borrows:
         files = [run.path(f"dialogues/{row.entry.borrows}-{b}.jsonl") for b in run.cfg.evaluation.benchmarks]
         parts += [storage.sha256(file.read_bytes()) for file in files if file.is_file()]
@@ -167,13 +167,13 @@ class Stage:
         if not POLICIES[self.cfg.policy.kind].in_process:
             return parties.make_policy(self.cfg, self.run, adapter=folder)
         if self._model is None:
-            self._model, self._tokenizer = parties.load_model(self.cfg)
+            self._model, self._tokenizer = models.load_model(self.cfg)
         if self._adapted is not None:
             self._model, self._adapted = self._adapted.unload(), None
         if folder is not None:
-            self._adapted = parties.attach_adapter(self._model, folder)
+            self._adapted = models.attach_adapter(self._model, folder)
         portion = PORTION if self._model.device.type == "cpu" else None
-        return parties.make_local_policy(
+        return models.make_local_policy(
             self._adapted or self._model, self._tokenizer, self.cfg, portion=portion,
             reuse=portion is not None,
         )
@@ -189,7 +189,7 @@ def _check_adapter(run: Run, row: Row) -> None:
 def make_remote_policy(run: Run, name: str) -> Policy:
     """The policy of one of `evaluation.comparators`. InputError: see endpoint_for."""
     from rlpa_lib.agents.endpoint_policy import EndpointPolicy
-    from rlpa_lib.client.endpoint import endpoint_for  # here, because most runs need no server
+    from rlpa_lib.client.roles import endpoint_for  # here, because most runs need no server
 
     room = {
         "max_prompt_tokens": run.cfg.rollout.max_prompt_tokens,

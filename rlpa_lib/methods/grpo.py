@@ -23,7 +23,7 @@ import torch
 from peft import get_peft_model
 from trl import GRPOConfig, GRPOTrainer
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import models
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import Dialogue, policy_view
 from rlpa_lib.dialogue.judging import Judge, JudgeFailed
@@ -37,6 +37,7 @@ from rlpa_lib.methods.table import Answer
 from rlpa_lib.methods.training_data import fit_messages
 from rlpa_lib.rlpa.rewards import Reward, score_replies
 from rlpa_lib.rlpa.rollout import Sampling
+from rlpa_lib.rlpa.trainer import draw_cohort
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
@@ -190,7 +191,7 @@ def _make_trainer(
         history_profiles=cfg.ppo.history_profiles, temperature=rollout.temperature,
         max_new_tokens=rollout.max_new_tokens, fallback=rollout.fallback,
     )  # fmt: skip
-    policy = parties.make_local_policy(model, tokenizer, cfg)
+    policy = models.make_local_policy(model, tokenizer, cfg)
     cohort = draw_cohort(personas, settings.users, number, run.seed)
     moments = collect_moments(policy, user, cohort, rollout.turns, sampling, seed)
     common = trainers.make_arguments(

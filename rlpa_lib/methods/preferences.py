@@ -17,7 +17,7 @@ from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.dialogue.turns import play_turns
 from rlpa_lib.methods.table import Answer
-from rlpa_lib.personas.sources import load_personas
+from rlpa_lib.personas.sources import find_near_duplicates, load_personas
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import SOURCES, USERS

@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import models
 from rlpa_lib.agents.prompt_tokens import prompt_ids
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.methods import training_data
@@ -115,7 +115,7 @@ def make_dpo_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> 
             what_to_do = "run 11_sft with this run directory first"
             raise InputError(f"{folder}: no adapter here, and dpo.start is sft; {what_to_do}")
         model = PeftModel.from_pretrained(model, folder, is_trainable=True)
-        made_from += parties.hash_adapter(folder)
+        made_from += models.hash_adapter(folder)
     micro = math.gcd(batch, settings.micro_batch or batch)
     args = DPOConfig(
         **make_arguments(run, name_row("dpo", variant), settings, batch, micro, seed, made_from),

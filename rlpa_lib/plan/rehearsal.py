@@ -100,7 +100,7 @@ class Tally:
 
 
 class StandIn:
-    """Takes the place of a run: its parties get endpoints that count (`endpoint.endpoint_for` asks for them), its files go to a folder that
+    """Takes the place of a run: its parties get endpoints that count (`roles.endpoint_for` asks for them), its files go to a folder that
     is deleted. Equal questions count once, as they would be answered from the run's cache."""
 
     def __init__(self, cfg: Config, folder: Path, typical: Typical):
@@ -154,8 +154,8 @@ class CountingEndpoint:
             self.run.seen.add(key)
             place = (self.role, self.model, self.server)
             self.run.tally.asked[place] = self.run.tally.asked.get(place, Ask()).added(Ask(1, prompt, completion))
-        parsed = (request.schema.model_validate_json(text),) if request.schema else ()
-        return Answer((text,), parsed, ("",), round(prompt), round(completion), 0, ("stop",), False)
+        parsed = request.schema.model_validate_json(text) if request.schema else None
+        return Answer(text, parsed, "", round(prompt), round(completion), 0, "stop")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import TypeAdapter
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import models
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import Judge
 from rlpa_lib.dialogue.persona import Persona
@@ -78,7 +78,7 @@ class Trainer:
         if not personas:
             raise InputError("personas: there is no training user")
         self.user, self.judge, self.personas, self.tokenizer = user, judge, personas, tokenizer
-        self.policy = self.sampler = policy or parties.make_local_policy(learner.model, tokenizer, run.cfg)
+        self.policy = self.sampler = policy or models.make_local_policy(learner.model, tokenizer, run.cfg)
         self.serve = getattr(self.sampler, "refresh", None) or getattr(self.sampler, "load_adapter", None)
         self.served = self.processes.on_main(lambda: self.serve is not None)
         if self.served and self.cfg.policy.tuning != "lora":

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from rlpa_lib import runs
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import models, parties
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.personas.sources import hash_split
 from rlpa_lib.rlpa import warmup
@@ -62,7 +62,7 @@ def prepare(
     if cfg.policy.warm_up and cfg.policy.adapter is None:
         warm = str(warmup.make_adapter(run, people, accelerator, say))
         cfg = cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"adapter": warm})})
-    model, tokenizer = parties.load_model(cfg)
+    model, tokenizer = models.load_model(cfg)
     learner = Learner(model, cfg, seed=run.seed, accelerator=accelerator)
     weights = {role: sum(p.numel() for p in learner.parameters(role).values()) for role in ROLES}
     facts = {"users": len(people), "users_hash": hash_split(people)}

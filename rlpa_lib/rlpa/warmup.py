@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from rlpa_lib.agents import parties, world
+from rlpa_lib.agents import models, world
 from rlpa_lib.agents.prompt_tokens import fit_prompt
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import policy_view
@@ -41,7 +41,7 @@ def make_adapter(
     settings = cfg.ppo.model_copy(update={**steps, "packing": "rows", "critic": "head"})
     policy = cfg.policy.model_copy(update={"adapter": None, "tuning": "lora"})
     cfg = cfg.model_copy(update={"ppo": settings, "policy": policy})
-    model, tokenizer = parties.load_model(cfg)
+    model, tokenizer = models.load_model(cfg)
     learner = Learner(model, cfg, seed=run.seed, accelerator=accelerator)
     folder, processes = run.path(f"adapters/{NAME}"), learner.processes
     if processes.on_main(folder.exists):

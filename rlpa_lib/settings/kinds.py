@@ -121,6 +121,7 @@ class Party:
     label: str = ""  # what tables call it; "" = the name of its model
     scripted: bool = False
     prompt_sets: tuple[str, ...] = ("mini", "en", "zh")  # the prompt sets whose language it speaks
+    make_reveal: str = ""  # of a judge: make(cfg, run) of who reads what a user has revealed
 
 
 # make(cfg, split, seed, run, manner)
@@ -130,8 +131,10 @@ USERS: dict[str, Party] = {
 }
 # make(cfg, run, defended=..., failure_limit=...), the same for evaluators
 JUDGES: dict[str, Party] = {
-    "rule": Party("mini.world:make_reward_judge", "rule judge", scripted=True),
-    "llm": Party("agents.llm_judges:make_reward_judge"),
+    "rule": Party(
+        "mini.world:make_reward_judge", "rule judge", scripted=True, make_reveal="mini.world:make_reveal_judge"
+    ),
+    "llm": Party("agents.llm_judges:make_reward_judge", make_reveal="agents.llm_judges:make_reveal_judge"),
 }
 EVALUATORS: dict[str, Party] = {
     "rule": Party("mini.world:make_evaluation_judge", "rule judge", scripted=True),
@@ -150,7 +153,7 @@ class PolicyKind:
 
 
 POLICIES: dict[str, PolicyKind] = {
-    "local": PolicyKind("agents.parties:make_in_process_policy", in_process=True),
+    "local": PolicyKind("agents.models:make_policy", in_process=True),
     "endpoint": PolicyKind("agents.endpoint_policy:make_policy", trainable=False),
     "vllm": PolicyKind("agents.vllm_policy:make_policy", needs_servers=True),
 }

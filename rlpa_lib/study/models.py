@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, create_model
 
-from rlpa_lib.agents.llm_judges import MAX_RESPONSE, MAX_UTTERANCE, MAX_VALUE, JudgePrompt
+from rlpa_lib.agents.asking import MAX_RESPONSE, MAX_UTTERANCE, MAX_VALUE, JudgePrompt
 from rlpa_lib.client.chat import Answer, Request
 from rlpa_lib.dialogue import prompt_files, quoting
 from rlpa_lib.dialogue.dialogue import Dialogue
@@ -103,7 +103,7 @@ def _quote_items(profile: Profile) -> list[dict[str, str]]:
 
 
 def _ask(run: Run, role: str, prompt: str, cases: Sequence[Case]) -> list[Any]:
-    from rlpa_lib.client.endpoint import endpoint_for  # slow to import, and most runs need no server
+    from rlpa_lib.client.roles import endpoint_for  # slow to import, and most runs need no server
 
     cfg, name = run.cfg, "user" if role == "rewriter" else "judge"
     section, prompt_set = getattr(cfg, name), "en" if cfg.run.prompt_set == "mini" else cfg.run.prompt_set
@@ -114,4 +114,4 @@ def _ask(run: Run, role: str, prompt: str, cases: Sequence[Case]) -> list[Any]:
     room = max(1024, section.max_tokens, CLAIM_TOKENS * CLAIMS_EACH * longest)
     requests = [Request(words.messages(values), schema, max_tokens=room) for values, schema in cases]
     answers = endpoint_for(cfg, role, run).complete(requests, desc=role) if requests else []
-    return [answer.parsed[0] for answer in answers if isinstance(answer, Answer)]
+    return [answer.parsed for answer in answers if isinstance(answer, Answer)]

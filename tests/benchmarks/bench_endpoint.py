@@ -17,7 +17,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from rlpa_lib.client.endpoint import Budget, ChatEndpoint, Request, ResponseCache, Usage
+from rlpa_lib.client.chat import Request
+from rlpa_lib.client.endpoint import ChatEndpoint
+from rlpa_lib.client.response_cache import ResponseCache
+from rlpa_lib.client.transport import Server
+from rlpa_lib.client.usage import Budget, Usage
+from rlpa_lib.settings.schema import Endpoint
 
 REQUESTS, CONCURRENT, LATENCY, HITS = 2000, 64, 0.2, 10_000
 SERVER = Path(__file__).resolve().parents[1] / "misbehaving_server.py"
@@ -46,7 +51,8 @@ def measure(url: str, folder: str) -> None:
     """Run both measures and print them."""
     usage, cache = Usage(f"{folder}/usage.jsonl"), ResponseCache(f"{folder}/cache.sqlite")
     judge = ChatEndpoint(
-        base_url=url, model="m", api_key_env="NO_KEY", role="judge", cache=cache, budget=Budget(prices={}), usage=usage, concurrency=CONCURRENT
+        Server("judge", url, "m", "NO_KEY"), "judge", cache=cache, budget=Budget(prices={}), usage=usage,
+        limits=Endpoint(concurrency=CONCURRENT),
     )
     judge.complete([question(-1)])  # imports and schema
     wall, cpu = timed(lambda: judge.complete([question(i) for i in range(REQUESTS)]))

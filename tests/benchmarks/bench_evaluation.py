@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from rlpa_lib import runs
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import models, parties
 from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.evaluation import rows, scoring
 from rlpa_lib.methods.retrieval import load_encoder
@@ -51,7 +51,7 @@ def play(run, method, users) -> float:
 def main(users: int = 24, turns: int = 10) -> None:
     cfg = config.load_config("mini", [f"evaluation.users={users}", f"evaluation.turns={turns}", f"evaluation.methods=[{', '.join(LIKE)}]"])
     torch.set_num_threads(cfg.run.threads)
-    model, tokenizer = parties.load_model(cfg)
+    model, tokenizer = models.load_model(cfg)
     encoder, total, generating, estimate = load_encoder(cfg.evaluation.encoder), 0.0, 0.0, 0.0
     with tempfile.TemporaryDirectory() as folder:
         run = runs.claim(cfg, 0, Path(folder) / "run", "params/mini.yaml")

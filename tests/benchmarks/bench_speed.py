@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from rlpa_lib.agents import parties
+from rlpa_lib.agents import models
 from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import policy_view
@@ -40,7 +40,7 @@ def update(learner: Learner, groups: list) -> None:
 def main() -> None:
     cfg = config.load_config("mini")
     torch.set_num_threads(cfg.run.threads)
-    model, tokenizer = parties.load_model(cfg)
+    model, tokenizer = models.load_model(cfg)
     moments = [play_crowd(person, 0, "rlpa")[7][0] for person in builtin_personas("train", PROMPTS, 0)]
     views = [policy_view(d, prompt_files.load_prompt("policy", "mini")) for d in moments]
     policy = LocalPolicy(model, tokenizer)
@@ -51,7 +51,7 @@ def main() -> None:
     groups = [(g[0].prompt_ids, tuple(c.token_ids for c in g)) for g in samples]
     times = {}
     for packing in ("tree", "rows"):
-        learner = Learner(parties.load_model(cfg)[0], config.load_config("mini", [f"ppo.packing={packing}"]), seed=0)
+        learner = Learner(models.load_model(cfg)[0], config.load_config("mini", [f"ppo.packing={packing}"]), seed=0)
         times[packing] = seconds(lambda: update(learner, groups))  # noqa: B023 - called before the next round
     print(f"prompt tokens {sum(len(g[0]) for g in groups) / len(groups):.0f}, {cfg.run.threads} thread(s)")
     print(f"sampling: samples behind a shared prompt against one prompt each, batched: {batched / shared:.2f} x; one by one: {apart / shared:.2f} x")

@@ -1,0 +1,164 @@
+"""Putting questions to a model behind a server: its endpoint, its prompt, and what it is shown as quoted
+data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from rlpa_lib.client import chat
+from rlpa_lib.client.chat import Answer, EndpointError, Request
+from rlpa_lib.dialogue import prompt_files, quoting
+from rlpa_lib.dialogue.dialogue import Dialogue, judge_view
+from rlpa_lib.dialogue.judging import FailureTally
+from rlpa_lib.dialogue.profile import Profile
+from rlpa_lib.runs import storage
+from rlpa_lib.settings.config import Config, InputError
+
+if TYPE_CHECKING:
+    from rlpa_lib.client.endpoint import ChatEndpoint
+    from rlpa_lib.runs.run import Run
+
+# What leaves a case unjudged after the endpoint's own retries. Wrong settings, a spent budget and a server
+# that is gone stop the run instead: a resumed run can ask again.
+UNJUDGED = (chat.BadAnswer, chat.Refused, chat.RateLimitError, chat.ServerError, chat.TimeoutError_)
+MAX_RESPONSE, MAX_UTTERANCE, MAX_VALUE = 4000, 1500, 300  # characters of a text that a judge is shown
+MAX_ITEMS = 40  # of a profile; those behind them match nothing, so a policy gains nothing by writing hundreds
+
+
+@dataclass(frozen=True)
+class JudgePrompt:
+    """Instructions before the data, and what stands behind them."""
+
+    system: str
+    closing: str
+
+    @staticmethod
+    def read(text: str) -> JudgePrompt:
+        """A prompt file's text, in two parts at a line of three dashes; without that line nothing closes
+        it."""
+        system, _, closing = text.partition("\n---\n")
+        return JudgePrompt(system.strip(), closing.strip())
+
+    def messages(self, values: dict[str, Any], defended: bool = True) -> tuple[dict[str, str], ...]:
+        """System and user message. `defended=False` pastes the texts in bare, to measure what quotation is
+        worth."""
+        bare = "\n\n".join(f"{name}:\n{_paste(value)}" for name, value in values.items())
+        content = f"{quoting.quote(values) if defended else bare}\n\n{self.closing}".strip()
+        return {"role": "system", "content": self.system}, {"role": "user", "content": content}
+
+
+def _paste(value: Any) -> str:
+    if isinstance(value, list):
+        return "\n".join(map(_paste, value))
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_paste(item)}" for name, item in value.items())
+    return str(value)
+
+
+@dataclass
+class Questions:
+    """Puts cases to one endpoint, counts what stays unanswered, and hands every judgement to `keep` (JSONL
+    rows)."""
+
+    endpoint: ChatEndpoint
+    prompt: JudgePrompt
+    tally: FailureTally
+    max_tokens: int = 512
+    temperature: float = 0.0
+    max_prompt_tokens: int = 8000
+    defended: bool = True
+    keep: Callable[[list[dict]], None] = field(default=lambda rows: None)
+
+    def ask(self, cases: Sequence[tuple[str, dict[str, Any], type[BaseModel]]], desc: str) -> list[Any]:
+        """The parsed answer to each case (label, quoted values, schema), in order; None where there is none.
+        JudgeFailed: more failures than `tally` allows. EndpointError: the server cannot be used at all."""
+        options = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        prompts = [self.prompt.messages(values, self.defended) for _, values, _ in cases]
+        requests = [Request(prompt, case[2], **options) for prompt, case in zip(prompts, cases, strict=True)]
+        answers = self.endpoint.complete(requests, desc=desc, on_error="return") if requests else []
+        failures = [answer for answer in answers if isinstance(answer, EndpointError)]
+        # A refused request is a matter of settings, unless the server takes others of the same kind.
+        passable = UNJUDGED if len(failures) == len(answers) else (*UNJUDGED, chat.RequestError)
+        for failure in failures:
+            if not isinstance(failure, passable):
+                raise failure
+        self.keep([_describe(case[0], desc, answer) for case, answer in zip(cases, answers, strict=True)])
+        why = f"{type(failures[-1]).__name__}: {failures[-1]}" if failures else ""
+        self.tally.add(len(cases), len(failures), why)
+        return [answer.parsed if isinstance(answer, Answer) else None for answer in answers]
+
+    def text(self, text: str, limit: int) -> dict[str, Any]:
+        """A text as quoted, or bare where there is no defence."""
+        return quoting.entry(text, limit) if self.defended else {"text": text}
+
+    def items(self, profile: Profile, numbered: bool = False) -> list[dict[str, Any]]:
+        """A profile's first MAX_ITEMS items as quoted, numbered from 1 where the answer is to name them."""
+        rows = [
+            {"slot": self.text(slot, 80)["text"], "value": self.text(value, MAX_VALUE)["text"]}
+            for slot, value in profile.items[:MAX_ITEMS]
+        ]
+        return [{"number": i, **row} for i, row in enumerate(rows, start=1)] if numbered else rows
+
+    def conversation(self, dialogue: Dialogue, room: int) -> dict[str, Any]:
+        """The latest messages that fit into about `room` tokens, the pending one always; beside them stands
+        how many are left out."""
+        said = judge_view(dialogue)
+        lines = [{"speaker": speaker, **self.text(text, MAX_UTTERANCE)} for speaker, text in said]
+        first = quoting.find_first([quoting.estimated_tokens(quoting.dumps(line)) for line in lines], room)
+        left_out = {"earlier_messages_left_out": first} if first else {}
+        return {**left_out, "conversation": lines[first:]}
+
+    def room(self, *values: Any) -> int:
+        """Tokens left for the conversation beside the instructions, these values and the answer's own data
+        tags."""
+        fixed = (self.prompt.system, self.prompt.closing, *map(quoting.dumps, values))
+        return self.max_prompt_tokens - quoting.estimated_tokens(*fixed) - 50
+
+
+def _describe(label: str, desc: str, answer: Answer | EndpointError) -> dict[str, Any]:
+    if isinstance(answer, Answer):
+        return {"kind": desc, "case": label, "answer": answer.parsed.model_dump(mode="json")}
+    return {"kind": desc, "case": label, "error": f"{type(answer).__name__}: {answer}"[:1000]}
+
+
+def open_endpoint(cfg: Config, role: str, run: Run | Path | None) -> ChatEndpoint:
+    """The endpoint of a role. InputError: there is no run, or as in `endpoint_for`."""
+    from rlpa_lib.client.roles import endpoint_for  # here, because most runs need no server
+
+    if run is None:
+        kept = "its cache, budget and usage record are kept there"
+        raise InputError(f"{role}: a model behind a server needs the run: {kept}")
+    return endpoint_for(cfg, role, run)
+
+
+def load_prompt(cfg: Config, name: str) -> str:
+    """A prompt of a party behind a server; the miniature's own prompts are for its tiny model alone."""
+    prompt_set = "en" if cfg.run.prompt_set == "mini" else cfg.run.prompt_set
+    return prompt_files.load_prompt(name, prompt_set, cfg.run.prompt_dir)
+
+
+def make_questions(
+    cfg: Config, section: str, role: str, prompt: str, run: Run | Path | None, *, defended: bool = True,
+    failure_limit: float | None = None,
+) -> Questions:  # fmt: skip
+    """Questions of a role, under the settings of a section. Judgements are appended to
+    judgements/llm_<role>.jsonl, by a repeated run again, read from its cache."""
+    given = getattr(cfg, section)
+    endpoint = open_endpoint(cfg, role, run)  # first: it says what is missing
+    limit = cfg.run.max_judge_failure_rate if failure_limit is None else failure_limit
+    name = role if defended else f"{role}_undefended"
+    file = Path(getattr(run, "dir", run)) / "judgements" / f"llm_{name}.jsonl"
+
+    def keep(rows: list[dict]) -> None:
+        for row in rows:
+            storage.append_jsonl(file, row)
+
+    sizes = {"max_tokens": given.max_tokens, "max_prompt_tokens": given.max_prompt_tokens}
+    options = {"temperature": given.temperature, "defended": defended, "keep": keep}
+    read = JudgePrompt.read(load_prompt(cfg, prompt))
+    return Questions(endpoint, read, FailureTally(limit), **sizes, **options)
