@@ -28,11 +28,11 @@ def alignment_table(scores: Scores, model: str) -> pd.DataFrame:
     p is a permutation p-value with Holm's correction over all differences of the table.
     """
     lines = []
-    for name in tables.arranged(dict.fromkeys(name for name, _ in scores)):
+    for name in tables.arrange_rows(dict.fromkeys(name for name, _ in scores)):
         for manner in dict.fromkeys(m for n, m in scores if n == name):
             table = scores[name, manner][:, 1:]
             average = intervals.bootstrap_interval(table)
-            line = {**dict(zip(("model", "method"), tables.label(name, model), strict=True)), "manner": manner, "users": len(table),
+            line = {**dict(zip(("model", "method"), tables.label_row(name, model), strict=True)), "manner": manner, "users": len(table),
                     "avg": 100 * average.estimate, "avg_low": 100 * average.low, "avg_high": 100 * average.high}  # fmt: skip
             if manner != "willing" and (name, "willing") in scores:
                 c = intervals.paired_difference(table, scores[name, "willing"][:, 1:])

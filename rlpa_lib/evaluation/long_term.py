@@ -12,7 +12,8 @@ import pandas as pd
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.reveal import RevealJudge
-from rlpa_lib.evaluation import intervals, metrics
+from rlpa_lib.evaluation import intervals
+from rlpa_lib.evaluation.agreement_metrics import kappa_interval
 from rlpa_lib.runs.run import Run
 
 NAME = "long_term"  # in file names, where a benchmark's name stands otherwise
@@ -58,7 +59,7 @@ def agreement(table: pd.DataFrame) -> dict[str, float]:
     n, ledger, judge, both = (float(known[c].sum()) for c in ("n_true", "by_ledger", "by_judge", "both"))
     confusion = [[both, ledger - both], [judge - both, n - ledger - judge + both]]
     return {"slots": n, "agreement": float(known["agree"].sum() / n) if n else float("nan"),
-            "kappa": metrics.cohen_kappa(confusion) if n else float("nan"), "max_by_ledger": float((known["by_ledger"] / known["n_true"]).mean()),
+            "kappa": kappa_interval(confusion).estimate if n else float("nan"), "max_by_ledger": float((known["by_ledger"] / known["n_true"]).mean()),
             "max_by_judge": float((known["by_judge"] / known["n_true"]).mean()), "unjudged": int(table["by_judge"].isna().sum())}  # fmt: skip
 
 

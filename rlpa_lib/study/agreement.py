@@ -13,7 +13,8 @@ from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import CRITERIA, Verdict
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply
-from rlpa_lib.evaluation import metrics
+from rlpa_lib.evaluation.agreement_metrics import classification_metrics
+from rlpa_lib.evaluation.intervals import binomial_interval
 from rlpa_lib.runs.storage import read_jsonl
 from rlpa_lib.settings.config import InputError
 
@@ -50,11 +51,11 @@ def agreement(labels: Sequence[int], marks: Sequence[int]) -> dict[str, float]:
     """
     pairs = list(zip(labels, marks, strict=True))
     counts = {name: sum(pair == wanted for pair in pairs) for name, wanted in (("tp", (1, 1)), ("fp", (0, 1)), ("fn", (1, 0)), ("tn", (0, 0)))}
-    found = metrics.classification_metrics(**counts)
+    found = classification_metrics(**counts)
     tp, fp, fn, tn = counts.values()
     cases = {"accuracy": (tp + tn, len(pairs)), "precision": (tp, tp + fp), "recall": (tp, tp + fn), "f1": (tp, tp + (fp + fn) / 2),
              "specificity": (tn, tn + fp)}  # fmt: skip
-    ends = {name: metrics.binomial_interval(*shares) if shares[1] >= 1 else (NAN, NAN) for name, shares in cases.items()}
+    ends = {name: binomial_interval(*shares) if shares[1] >= 1 else (NAN, NAN) for name, shares in cases.items()}
     chance = ((tp + fp) * (tp + fn) + (tn + fp) * (tn + fn)) / len(pairs) ** 2
     ends["cohens_kappa"] = tuple((end - chance) / (1 - chance) if chance < 1 else NAN for end in ends["accuracy"])
     for name, (low, high) in ends.items():

@@ -14,7 +14,7 @@ from rlpa_lib.dialogue.judging import CRITERIA, Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Reply, parse_reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
-from rlpa_lib.evaluation import metrics
+from rlpa_lib.evaluation.agreement_metrics import classification_metrics
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
@@ -113,7 +113,7 @@ def table10(counts: pd.DataFrame, share: float | None = None) -> dict[str, Any]:
     rows = counts.set_index("model_label")[["human_1", "human_0"]].astype(float)
     if share is not None:
         rows = rows.div(rows.sum(axis=1), axis=0).mul(pd.Series({1: share, 0: 1 - share}), axis=0)
-    return metrics.classification_metrics(*rows.loc[1], *rows.loc[0])
+    return classification_metrics(*rows.loc[1], *rows.loc[0])
 
 
 def _by_turn(rows: Sequence[dict]) -> Iterator[tuple[int, list[dict]]]:
