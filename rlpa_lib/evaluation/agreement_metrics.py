@@ -1,8 +1,5 @@
-"""How well raters and judges agree (appendices G and H, tables 6 to 10), through statsmodels and
-krippendorff.
-
-Tables of ratings are items x raters, NaN where one has not rated.
-"""
+"""How well raters and judges agree (appendices G and H). Ratings are items x raters, NaN where one has not
+rated."""
 
 from __future__ import annotations
 
@@ -18,13 +15,14 @@ from statsmodels.stats.inter_rater import aggregate_raters, cohens_kappa, fleiss
 
 from rlpa_lib.evaluation.intervals import NAN, UNKNOWN, Interval
 
+_SCALES = {False: "nominal", True: "ordinal"}
+
 
 def kappa_interval(confusion: ArrayLike, weights: Literal["quadratic"] | None = None) -> Interval:
-    """Cohen's kappa of a square table of counts (rows one rater, columns the other), plain or with quadratic
-    weights.
+    """Cohen's kappa of a square table of counts (a rater each way) with its large-sample 95 % interval.
 
-    With the large-sample 95 % interval of Fleiss, Cohen and Everitt (1969). NaN when chance agreement is
-    complete (one category only). ValueError: not square, negative counts, empty, unknown weights.
+    The interval is that of Fleiss, Cohen and Everitt (1969). NaN when chance agreement is complete (one
+    category only). ValueError: not square, negative counts, empty, unknown weights.
     """
     counts = np.asarray(confusion, dtype=float)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or np.any(counts < 0) or counts.sum() == 0:
@@ -38,24 +36,16 @@ def kappa_interval(confusion: ArrayLike, weights: Literal["quadratic"] | None = 
 
 
 def classification_metrics(tp: float, fp: float, fn: float, tn: float) -> dict[str, float]:
-    """The columns of table 10 from the counts of table 9; a ratio with an empty denominator is NaN.
-
-    ValueError as in `kappa_interval`.
-    """
-    shares = {
-        "accuracy": (tp + tn, tp + fp + fn + tn),
-        "precision": (tp, tp + fp),
-        "recall": (tp, tp + fn),
-        "f1": (2 * tp, 2 * tp + fp + fn),
-        "specificity": (tn, tn + fp),
-    }
+    """The columns of table 10 from the counts of table 9; a ratio with an empty denominator is NaN."""
+    shares = {"accuracy": (tp + tn, tp + fp + fn + tn), "precision": (tp, tp + fp), "recall": (tp, tp + fn),
+              "f1": (2 * tp, 2 * tp + fp + fn), "specificity": (tn, tn + fp)}  # fmt: skip
     ratios = {name: part / total if total else NAN for name, (part, total) in shares.items()}
     return {**ratios, "cohens_kappa": kappa_interval([[tp, fp], [fn, tn]]).estimate}
 
 
 def overlap_metrics(predicted_E: ArrayLike, true_E: ArrayLike) -> dict[str, float]:
-    """The columns of table 8 for overlap counts (E,): exact and fuzzy (off by at most 1) accuracy in percent,
-    MSE, RMSE.
+    """The columns of table 8 for overlap counts (E,): accuracies in percent (fuzzy: off by at most 1), MSE,
+    RMSE.
 
     ValueError: shapes differ or no case.
     """
@@ -68,8 +58,7 @@ def overlap_metrics(predicted_E: ArrayLike, true_E: ArrayLike) -> dict[str, floa
 
 
 def pairwise_kappa(ratings: pd.DataFrame, categories: Sequence[Any], ordinal: bool) -> pd.DataFrame:
-    """Cohen's kappa of every two raters over the items that both rated, and with quadratic weights where
-    categories are `ordinal`.
+    """Kappa of every two raters over the items that both rated, where `ordinal` also with quadratic weights.
 
     Columns first, second, n, kappa, kappa_low, kappa_high (and kappa_quadratic...). ValueError: a rating that
     is no category.
@@ -88,11 +77,10 @@ def pairwise_kappa(ratings: pd.DataFrame, categories: Sequence[Any], ordinal: bo
 
 
 def group_agreement(ratings: pd.DataFrame, categories: Sequence[Any], ordinal: bool) -> dict[str, float]:
-    """Fleiss' kappa over the items that all raters rated, Krippendorff's alpha over all items with two
-    ratings or more, and their numbers.
+    """Fleiss' kappa over items that all raters rated, Krippendorff's alpha over items with two ratings or
+    more.
 
-    Alpha is nominal, or ordinal where categories are. NaN where it is not defined: fewer than two raters, no
-    item, a single category.
+    Alpha is nominal, or ordinal where categories are. NaN: fewer than two raters, no item, a single category.
     """
     import krippendorff  # slow to import, and few who need metrics need this
 
@@ -105,16 +93,14 @@ def group_agreement(ratings: pd.DataFrame, categories: Sequence[Any], ordinal: b
     if ratings.shape[1] >= 2 and len(np.unique(complete)) > 1:
         fleiss = float(fleiss_kappa(aggregate_raters(complete.astype(int), len(categories))[0]))
     if len(np.unique(shared[~np.isnan(shared)])) > 1:
-        level = "ordinal" if ordinal else "nominal"
-        values = list(range(len(categories)))
-        alpha = float(krippendorff.alpha(shared.T, value_domain=values, level_of_measurement=level))
+        scale = {"value_domain": [*range(len(categories))], "level_of_measurement": _SCALES[ordinal]}
+        alpha = float(krippendorff.alpha(shared.T, **scale))
     counts = {"raters": ratings.shape[1], "items_by_all": len(complete)}
     return {**counts, "fleiss_kappa": fleiss, "krippendorff_alpha": alpha}
 
 
 def majority(ratings: pd.DataFrame, otherwise: Any) -> pd.Series:
-    """Each item's value that more than half of its raters gave; `otherwise` where there is none (H.1: an open
-    vote is no agreement)."""
+    """Each item's value that more than half of its raters gave (H.1); `otherwise` where there is none."""
 
     def vote(row: pd.Series) -> Any:
         counts = row.dropna().value_counts()

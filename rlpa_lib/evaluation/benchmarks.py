@@ -1,5 +1,5 @@
-"""The two benchmarks of section 4.1: Vanilla (the ten slots, held-out content) and Extended (free slots), and
-the proof that they share nobody with training or with each other.
+"""The benchmarks of section 4.1: Vanilla (ten slots, held-out content) and Extended (free slots), and the
+check that they share nobody with training or with each other.
 
 The paper announces 74 users for both, but the numbers of its table 5 fit 73: `evaluation.extended_users`
 chooses.
@@ -56,8 +56,8 @@ def disjointness(
 
 
 def refuse_shared(where: str, known: Sequence[Persona], name: str, people: Sequence[Persona]) -> None:
-    """InputError: one of `people` (of benchmark `name`) is, exactly or nearly, one of `known` (of split
-    `where`)."""
+    """InputError: one of `people` (benchmark `name`) is, exactly or nearly, one of `known` (split `where`).
+    """
     profiles = {person.profile.items: person.id for person in known}
     for person in people:
         if twin := profiles.get(person.profile.items):
@@ -65,6 +65,6 @@ def refuse_shared(where: str, known: Sequence[Persona], name: str, people: Seque
     if near := near_duplicates(people, known):
         mine, theirs = near[0]
         raise InputError(
-            f"personas: {mine.id} of {name} shares {NEAR_DUPLICATE:.0%} or more of its words with {theirs.id} "
-            f"of {where} ({len(near)} such pairs); a test user must not be known from elsewhere"
+            f"personas: {mine.id} of {name} shares {NEAR_DUPLICATE:.0%} or more of its words with {theirs.id} of "
+            f"{where} ({len(near)} such pairs); a test user must not be known from elsewhere"
         )

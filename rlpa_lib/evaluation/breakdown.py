@@ -22,18 +22,13 @@ NUMBER: Limits = (0.0, np.inf)
 
 
 def diagnostics(rows: Sequence[dict]) -> dict[str, float]:
-    """Rates over all turns, each with its 95 % interval over users (_low, _high).
-
-    Format, each criterion among what was judged, profile, guesses, lengths, tokens. `distinct_responses`
-    counts what this run said and has no interval.
+    """Rates over all turns with their 95 % intervals over users (_low, _high): format, criteria of what was
     """
     shares = {
         "format_rate": lambda r: (r["format_ok"], 1),
         **{c: lambda r, c=c: (r["marks"][c], 1) if r["marks"] else NOTHING for c in EVALUATION_CRITERIA},
         "profile_f1": lambda r: NOTHING if r["n_matched"] is None else (r["profile_f1"], 1),
-        "profile_recall_of_told": lambda r: (
-            NOTHING if r["n_matched"] is None else (r["n_matched"] - r["n_right_guesses"], r["n_told"])
-        ),
+        "profile_recall_of_told": lambda r: NOTHING if r["n_matched"] is None else _matched_of_told(r),
         "theoretical_max": lambda r: (r["n_told"] / r["n_true"], 1),
         "guess_precision": lambda r: (r["n_right_guesses"], r["n_guesses"]),
         "unjudged": lambda r: (r["score"] is None, 1),
@@ -90,8 +85,8 @@ def first_turn(rows: Sequence[dict]) -> dict[str, float]:
 
 
 def mean_table(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Mean of each column, in [0, 1], per group, with its 95 % interval over users (_low, _high); NaN cells
-    are left out."""
+    """Mean of each column, in [0, 1], per group, with its interval over users (_low, _high), without NaN
+    cells."""
     lines = []
     for key, part in frame.groupby(list(by), sort=False):
         line = dict(zip(by, key, strict=True))
@@ -103,8 +98,7 @@ def mean_table(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -
 
 
 def by_turn(rows: Sequence[dict]) -> pd.DataFrame:
-    """Share aligned with the own and with another user's persona at each turn, in [0, 1]: columns turn, own,
-    swapped, each with its interval."""
+    """Share aligned with the own and with another user's persona at each turn, in [0, 1], with intervals."""
     names = {"user": "user", "turn": "turn", "score": "own", "swapped_score": "swapped"}
     frame = pd.DataFrame(rows)[list(names)].rename(columns=names).astype({"own": float, "swapped": float})
     return mean_table(frame.sort_values("turn"), ["turn"], ["own", "swapped"])
@@ -123,6 +117,10 @@ def cost(lines: Sequence[dict]) -> pd.DataFrame:
 
 def _fail_mark(criterion: str, row: dict) -> tuple[bool, int]:
     return bool(row["marks"] and not row["marks"][criterion]), 1
+
+
+def _matched_of_told(row: dict) -> tuple[int, int]:
+    return row["n_matched"] - row["n_right_guesses"], row["n_told"]
 
 
 def _count_words(row: dict) -> tuple[int, int]:

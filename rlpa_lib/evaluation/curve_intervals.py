@@ -29,9 +29,9 @@ _STUDIES = 256
 # Where the candidates of a path lie, in first-order standard errors from the observed statistic.
 _PATH = np.linspace(-3.2, 3.2, 33)
 # Squared standard errors spent on levelling the top and the bottom of a candidate. The range is biased most
-# where extremes tie, and noise hides ties of the true curve. More of it makes intervals longer: 1 was chosen
-# by simulation.
-_LEVELLING = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
+# where extremes tie, and noise hides ties of the true curve. More makes intervals longer: 1 was chosen by
+# simulation.
+_LEVELLING = (0.0, 1.0)
 # Candidates farther from the observed curve than chance allows are not asked.
 _PLAUSIBLE = 0.99
 # Error allowed to a path on each side, in multiples of (1 - level) / 2. The true curve lies near a path, not
@@ -160,17 +160,16 @@ def _path_families(study: _Study, statistic: Statistic, limits: Limits, tie_star
         starts.append(study.steps(tied[None])[0])
     scale_K = np.sqrt((study.root_KK**2).sum(axis=1))
     paths = [study.curves(_path(study, statistic, limits, start)) for start in starts]
-    return [
-        -_cut_top(-_cut_top(path, scale_K, top), scale_K, bottom) for path in paths for top, bottom in _LEVELLING
-    ]
+    levelled = [-_cut_top(path, scale_K, top) for path in paths for top in _LEVELLING]
+    return [-_cut_top(path, scale_K, bottom) for path in levelled for bottom in _LEVELLING]
 
 
 def _path(study: _Study, statistic: Statistic, limits: Limits, start_K: Floats) -> Floats:
-    """Steps (C, K) from the observed curve to curves near `start_K` that have given values, by constrained
-    least squares.
+    """Steps (C, K) from the observed curve to those nearest to `start_K` that have given values of the
+    statistic.
 
-    Slopes are taken over one standard error on either side: over less, a minimum or maximum shows only one of
-    its turns.
+    Slopes are taken over one standard error on either side: over less, an extreme shows only one of its
+    turns.
     """
     n_turns = len(start_K)
     offsets = np.concatenate([np.eye(n_turns), -np.eye(n_turns)])
@@ -202,8 +201,7 @@ def _cut_top(angle_CK: Floats, scale_K: Floats, cost: float) -> Floats:
 
 
 def _simple_families(study: _Study) -> list[Floats]:
-    """Towards the flat, straight, never falling, never rising and one-step curves nearest to the observed
-    one.
+    """Towards the nearest flat, straight, never falling, never rising and one-step curves.
 
     The statistics take their extreme and conventional values there, and no path along slopes arrives.
     """

@@ -57,10 +57,7 @@ def average_alignment(al_K: ArrayLike) -> Floats:
 
 
 def binomial_interval(successes: ArrayLike, n: ArrayLike) -> tuple[Floats, Floats]:
-    """Exact (Clopper-Pearson) interval of a share, as fractions, elementwise; never covers less than 95 %.
-
-    ValueError: counts outside 0..n, or n < 1.
-    """
+    """Exact (Clopper-Pearson) interval of a share, elementwise. ValueError: counts outside 0..n, or n < 1."""
     x, total = np.asarray(successes, dtype=float), np.asarray(n, dtype=float)
     if np.any((x < 0) | (x > total) | (total < 1)):
         raise ValueError("successes must lie in 0..n and n must be at least 1")
@@ -102,11 +99,8 @@ def bootstrap_interval(
 
 
 def constant_interval(estimate: float, n_users: int, limits: Limits = SHARE) -> Interval:
-    """Interval of a mean over users of which no two differ.
-
-    The share of users who may be otherwise (exact binomial, none of n seen) could lie anywhere on the scale.
-    For a share of 0 or 1 this is the exact binomial interval.
-    """
+    """Interval of a mean over users of which no two differ: the share of users who may be otherwise (exact
+    binomial, none of n seen) could lie anywhere on the scale."""
     share = float(binomial_interval(0, n_users)[1])
     return Interval(estimate, *(estimate + share * (limit - estimate) for limit in limits))
 

@@ -20,8 +20,8 @@ _FLAT = 1e-12
 def alignment_level(scores_EK: ArrayLike) -> NDArray[np.float64]:
     """AL(k), shape (K,): mean over users of scores (E, K) in [0, 1] (appendix C.3).
 
-    NaN marks a judge failure and is left out; a turn without any valid score is NaN. ValueError: not two
-    axes, or a score outside [0, 1].
+    NaN marks a judge failure and is left out; a turn without a valid score is NaN. ValueError: not two axes,
+    or a score outside [0, 1].
     """
     scores = np.asarray(scores_EK, dtype=float)
     if scores.ndim != 2 or 0 in scores.shape:

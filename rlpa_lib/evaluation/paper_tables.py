@@ -1,5 +1,4 @@
-"""What an audit reads and writes: a folder of CSV tables shaped like the paper's, and findings about their
-cells."""
+"""The paper's tables, read from a folder of CSVs, and an audit's findings about their cells."""
 
 from __future__ import annotations
 
@@ -36,8 +35,7 @@ class MissingRow(LookupError):
 
 @dataclass(frozen=True)
 class Finding:
-    """A discrepancy: place, printed and recomputed value, whether a claim changes with it, what may explain
-    it."""
+    """A discrepancy: place, printed and recomputed value, whether a claim changes, what may explain it."""
 
     table: str
     row: str
@@ -51,21 +49,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Tables:
-    """The seven CSVs: `numbers` holds floats (blank cells NaN), `text` the cells as printed, both keyed by
-    file name without ending.
-
-    Frames of turnwise.csv carry `table` (table2, table4, table5), so `rows("table5")` is that part of it.
-    """
+    """The seven CSVs by name, as floats (blank cells NaN) and as printed; tables 2, 4 and 5 share
+    turnwise.csv."""
 
     numbers: dict[str, pd.DataFrame]
     text: dict[str, pd.DataFrame]
 
     def rows(self, table: str) -> pd.DataFrame:
         """Numeric rows of one printed table; an empty frame when the folder has none of it."""
-        if table not in SETTINGS:
-            return self.numbers[table]
-        turnwise = self.numbers["turnwise"]
-        return turnwise[turnwise["table"] == table]
+        rows = self.numbers["turnwise" if table in SETTINGS else table]
+        return rows[rows["table"] == table] if table in SETTINGS else rows
 
     def row(self, table: str, model: str, method: str = "") -> pd.Series:
         """The first row with this model (release date ignored) and method; MissingRow if there is none."""
@@ -77,8 +70,7 @@ class Tables:
         return rows.iloc[0]
 
     def decimals(self, source: str, index: int, column: str, at_least: int) -> int:
-        """Printed decimals of a cell of file `source`, but `at_least` this many: the CSVs drop trailing
-        zeros."""
+        """Printed decimals of a cell, but `at_least` this many: the CSVs drop trailing zeros."""
         return max(at_least, len(self.text[source].at[index, column].partition(".")[2]))
 
 
@@ -105,13 +97,10 @@ def label(row: pd.Series) -> str:
 
 
 def load(folder: str | Path) -> Tables:
-    """Read the seven CSVs of a folder; extra columns are ignored. InputError names file, row and column of
-    what is missing or no number."""
-    numbers, text = {}, {}
-    for name in _SCHEMA:
-        text[name] = _read(Path(folder) / f"{name}.csv", name)
-        numbers[name] = _to_numbers(text[name], name)
-    return Tables(numbers, text)
+    """Read a folder's seven CSVs, extra columns ignored. InputError names file, row and column of what is
+    wrong."""
+    text = {name: _read(Path(folder) / f"{name}.csv", name) for name in _SCHEMA}
+    return Tables({name: _to_numbers(table, name) for name, table in text.items()}, text)
 
 
 def read_printed_row(table: str, model: str, method: str) -> dict[str, str]:
@@ -146,11 +135,10 @@ def _read(path: Path, name: str) -> pd.DataFrame:
 
 def _to_numbers(text: pd.DataFrame, name: str) -> pd.DataFrame:
     labels, values = _SCHEMA[name]
-    numbers = {
-        column: [_to_number(cell, name, row, column) for row, cell in enumerate(text[column], start=1)]
-        for column in values
-    }
-    return text[list(labels)].assign(**numbers)
+    numbers = text[list(labels)].copy()
+    for column in values:
+        numbers[column] = [_to_number(cell, name, i, column) for i, cell in enumerate(text[column], start=1)]
+    return numbers
 
 
 def _to_number(cell: str, name: str, row: int, column: str) -> float:

@@ -1,5 +1,4 @@
-"""From judgements to the paper's tables: 1 (summary), 4 and 5 (turn by turn), and paired comparisons, all
-with intervals.
+"""The paper's tables 1 (summary), 4 and 5 (turn by turn), and paired comparisons, all with intervals.
 
 A row's key is its method, or "method@model" for a model of evaluation.comparators (`rows.Row.name`).
 """
@@ -40,15 +39,15 @@ def name_row(name: str) -> str:
 
 
 def summary(scores_EK: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """avg (percent), n_ir and n_r2 (eq. 8; with _running the other normalisation), each with its 95 %
-    interval over users (_low, _high)."""
+    """avg (percent), n_ir and n_r2 (eq. 8, as in `improvement`), each with its interval over users (_low,
+    _high)."""
     average = intervals.bootstrap_interval(scores_EK, seed=seed)
     return average.columns("avg", 100) | improvement(scores_EK, seed)
 
 
 def improvement(scores: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """N-IR and N-R² under both normalisations with 95 % intervals, from scores (E, K), or (S, E, K) of 3 or
-    more seeds."""
+    """N-IR and N-R² under both normalisations ("global", and "running" as _running), from (E, K) or (S, E,
+    K)."""
     # table 1 and the turn-by-turn tables ask for the same rows
     return dict(_improvement(np.ascontiguousarray(scores, dtype=float).tobytes(), scores.shape, seed))
 
@@ -79,8 +78,7 @@ def turnwise_row(scores_EK: np.ndarray) -> dict[str, float]:
 
 
 def main_table(scores: Scores, model: str) -> pd.DataFrame:
-    """Table 1: one row a method, vanilla and extended side by side; a benchmark that was not run leaves no
-    column."""
+    """Table 1: one row a method, benchmarks side by side; a benchmark that was not run leaves no column."""
     rows = []
     for name in arrange_rows(dict.fromkeys(name for name, _ in scores)):
         row = _label_cells(name, model)
@@ -93,8 +91,8 @@ def main_table(scores: Scores, model: str) -> pd.DataFrame:
 
 
 def paired_table(scores: Scores, treated: str = "rlpa") -> pd.DataFrame:
-    """RLPA against each other row on the same users: difference in percent points, interval, p and
-    Holm-corrected p.
+    """RLPA against each other row on the same users: difference in percent points, interval, p, and p by
+    Holm.
 
     The correction is over all comparisons of the table, both benchmarks and the controls included.
     """
@@ -114,10 +112,10 @@ def without_first_turn(scores: Scores, treated: str = "rlpa") -> pd.DataFrame:
 
 
 def seeds_table(by_seed: Sequence[Scores], model: str, treated: str = "rlpa") -> pd.DataFrame:
-    """Over S seeds and their users: avg (percent), N-IR and N-R² of each row, and RLPA minus the row's avg,
-    with 95 % intervals.
+    """Over S seeds and their users: avg (percent), N-IR and N-R² of each row that all have, and RLPA's avg
+    minus it.
 
-    A row that not every seed has is left out. ValueError: fewer than three seeds.
+    With 95 % intervals. ValueError: fewer than three seeds.
     """
     rows = []
     scores = stack_seeds(by_seed)

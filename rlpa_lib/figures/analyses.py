@@ -11,33 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlpa_lib.evaluation import tables
-from rlpa_lib.figures.frame import (
-    GREY,
-    PALETTE,
-    SMALL_TITLES,
-    draw_band,
-    error_bars,
-    finish_turns,
-    legend_below,
-    panels,
-    use_whole_numbers,
-)  # fmt: skip
+from rlpa_lib.figures import frame
+from rlpa_lib.figures.frame import GREY, PALETTE, Drawn, draw_band, error_bars, panels
 
-_STYLE = {**SMALL_TITLES, "lines.markersize": 3.5}
-_USERS = {
-    "change": {"color": PALETTE[0], "marker": "o", "label": "the user changes"},
-    "no change": {"color": GREY, "linestyle": "--", "label": "same users, no change"},
-}
-_VALUES = {
-    "old": {"color": PALETTE[1], "marker": "s", "label": "old value"},
-    "new": {"color": PALETTE[0], "marker": "o", "label": "new value"},
-}
-_MEASURES = {
-    "profile score": {"color": PALETTE[0], "marker": "o"},
-    "recall": {"color": PALETTE[2], "marker": "D"},
-    "Theoretical Max": {"color": "black", "linestyle": "--"},
-    "best score": {"color": GREY, "linestyle": ":"},
-}
+_USERS = {"change": {"color": PALETTE[0], "marker": "o", "label": "the user changes"},
+          "no change": {"color": GREY, "linestyle": "--", "label": "same users, no change"}}  # fmt: skip
+_VALUES = {"old": {"color": PALETTE[1], "marker": "s", "label": "old value"},
+           "new": {"color": PALETTE[0], "marker": "o", "label": "new value"}}  # fmt: skip
+_MEASURES = {"profile score": {"color": PALETTE[0], "marker": "o"},
+             "recall": {"color": PALETTE[2], "marker": "D"},
+             "Theoretical Max": {"color": "black", "linestyle": "--"},
+             "best score": {"color": GREY, "linestyle": ":"}}  # fmt: skip
 
 
 @contextmanager
@@ -48,63 +32,55 @@ def _panel_each_row(
     names = tables.arrange_rows(dict.fromkeys(data["method"]))
     columns = min(columns, len(names))
     size = max(4.2, 2.6 * columns + 0.4), height * -(-len(names) // columns) + 0.7
-    with panels(len(names), columns, size, _STYLE, sharex=True, sharey=True) as (figure, grid):
+    with panels(len(names), columns, size, 10, sharex=True, sharey=True) as (figure, grid):
         for axes, name in zip(grid, names, strict=True):
             axes.set_title(tables.name_row(name))
         yield figure, [(axes, data[data["method"] == name]) for axes, name in zip(grid, names, strict=True)]
-        finish_turns(figure, grid, label)
+        frame.finish_turns(figure, grid, label)
 
 
 def _mark_change(axes: Axes, at: int) -> None:
     axes.axvline(at - 0.5, color=PALETTE[3], linewidth=1, label="change")
 
 
-def conflict_alignment(data: pd.DataFrame, at: int) -> tuple[Figure, pd.DataFrame]:
-    """Figure 4a: AL(k) in percent with exact 95 % intervals around the change at turn `at`.
-
-    One panel a row of `conflict.alignment_curves`.
-    """
+def conflict_alignment(data: pd.DataFrame, at: int) -> Drawn:
+    """Figure 4a: AL(k) in percent around the change at turn `at`, from `conflict.alignment_curves`."""
     with _panel_each_row(data, 3, 2.1, "AL(k), %") as (figure, rows):
         for axes, row in rows:
             for users, style in _USERS.items():
                 if len(part := row[row["users"] == users]):
-                    draw_band(axes, part, "al", **style)
+                    draw_band(axes, part, "al", markersize=3.5, **style)
             _mark_change(axes, at)
     return figure, data
 
 
-def conflict_profiles(data: pd.DataFrame, at: int) -> tuple[Figure, pd.DataFrame]:
-    """Share of inferred profiles that hold the old and the new value, with exact 95 % intervals.
-
-    One panel a row of `conflict.held_curves`.
-    """
+def conflict_profiles(data: pd.DataFrame, at: int) -> Drawn:
+    """Share of inferred profiles that hold the old and the new value, from `conflict.held_curves`."""
     percent = data.assign(**{column: 100 * data[column] for column in ("share", "low", "high")})
     with _panel_each_row(percent, 3, 2.6, "profiles that hold it, %") as (figure, rows):
         for axes, row in rows:
             for value, style in _VALUES.items():
-                draw_band(axes, row[row["value"] == value], "share", **style)
+                draw_band(axes, row[row["value"] == value], "share", markersize=3.5, **style)
             _mark_change(axes, at)
     return figure, data
 
 
-def long_term_progress(data: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Figure 4b: profile score, recall and Theoretical Max at the checkpoints with 95 % intervals.
-
-    The AVG of the profile score is a thin line. One panel a row of `long_term.progress`.
+def long_term_progress(data: pd.DataFrame) -> Drawn:
+    """Figure 4b: the measures of `long_term.progress` by turn; a thin line is the AVG of the profile score.
     """
     with _panel_each_row(data, 2, 3.4, "%") as (figure, rows):
         for axes, row in rows:
             for measure, style in _MEASURES.items():
-                draw_band(axes, row[row["measure"] == measure], "value", label=measure, **style)
+                part = row[row["measure"] == measure]
+                draw_band(axes, part, "value", label=measure, markersize=3.5, **style)
             average = row.loc[row["measure"] == "profile score", "value"].mean()
             line = {"color": PALETTE[0], "linewidth": 0.8, "linestyle": "-."}
             axes.axhline(average, label="AVG of the profile score", **line)
     return figure, data
 
 
-def time_and_memory(lines: Sequence[dict], users: int) -> tuple[Figure, pd.DataFrame]:
-    """Milliseconds a user and turn (all parties together) and memory of the process in MB, over the turns, by
-    row."""
+def time_and_memory(lines: Sequence[dict], users: int) -> Drawn:
+    """Milliseconds a user and turn (all parties together) and memory of the process in MB, over the turns."""
     data = pd.DataFrame(lines).drop_duplicates(["method", "turn"], keep="last")
     data = data.sort_values(["method", "turn"])
     data["ms"] = 1000 * (data["method_s"] + data["user_s"] + data["judges_s"]) / users
@@ -116,18 +92,14 @@ def time_and_memory(lines: Sequence[dict], users: int) -> tuple[Figure, pd.DataF
                 axes.plot(part["turn"], part[column].astype(float), color=color, label=tables.name_row(name))
             axes.set(xlabel="turn k", ylabel=label)
             axes.set_ylim(bottom=0)
-            use_whole_numbers(axes)
-        legend_below(figure, grid, 3)
+            frame.use_whole_numbers(axes)
+        frame.legend_below(figure, grid, 3)
     return figure, data[["method", "turn", *labels]]
 
 
-def score_and_reasoning(
-    table: pd.DataFrame, missing: Sequence[tuple[str, str]]
-) -> tuple[Figure, pd.DataFrame]:
-    """Figure 5: AVG in percent and reasoning tokens a turn as pairs of bars with 95 % intervals.
-
-    `missing` (model, method) were not run and are named without a bar.
-    """
+def score_and_reasoning(table: pd.DataFrame, missing: Sequence[tuple[str, str]]) -> Drawn:
+    """Figure 5: AVG in percent and reasoning tokens a turn as pairs of bars; `missing` (model, method) have
+    none."""
     ours = list(zip(table["model"], table["method"], strict=True))
     names = [f"{method}\n{model}" for model, method in [*ours, *missing]]
     kinds = (("avg", "AVG, %", PALETTE[0]), ("tokens", "reasoning tokens a turn", PALETTE[1]))
@@ -146,15 +118,12 @@ def score_and_reasoning(
     return figure, table
 
 
-def difficult_users(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """AVG in percent of each row with each kind of user, with 95 % intervals.
-
-    One panel a row of `difficult.alignment_table`.
-    """
+def difficult_users(table: pd.DataFrame) -> Drawn:
+    """AVG in percent of each row with each kind of user, from `difficult.alignment_table`."""
     rows = table.groupby(["model", "method"], sort=False)
     manners, columns = list(table["manner"].unique()), min(3, len(rows))
     size = max(4.2, 2.6 * columns + 0.4), (0.6 + 0.26 * len(manners)) * -(-len(rows) // columns) + 0.7
-    with panels(len(rows), columns, size, _STYLE, sharex=True, sharey=True) as (figure, grid):
+    with panels(len(rows), columns, size, 10, sharex=True, sharey=True) as (figure, grid):
         for axes, ((_, method), part) in zip(grid, rows, strict=True):
             places = [manners.index(m) for m in part["manner"]]
             colors = [GREY if m == "willing" else PALETTE[0] for m in part["manner"]]

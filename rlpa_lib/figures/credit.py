@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from rlpa_lib.evaluation import scoring, tables
-from rlpa_lib.figures.frame import PALETTE, draw_band, panels, use_whole_numbers
+from rlpa_lib.figures.frame import PALETTE, Drawn, draw_band, panels, use_whole_numbers
 from rlpa_lib.figures.training import average_seeds, read_samples
 from rlpa_lib.runs import record, storage
 
@@ -19,10 +18,7 @@ _COMMON_PPO = ("iterations", "reward_parts", "history_profiles", "kl_coef", "epo
 
 
 def comparable_runs(run_dir: Path, name: str = "ppo") -> list[Path]:
-    """This run and those beside it that differ in nothing but credit scheme and seed.
-
-    So they have the same users, model, judge, rollouts and amount of training.
-    """
+    """This run and those beside it with the same users, model, judge, rollouts and amount of training."""
     folders = sorted(file.parents[1] for file in run_dir.parent.glob(f"*/metrics/{name}.jsonl"))
     wanted = _hash_common_settings(run_dir)
     return [f for f in folders if (f / "record.json").exists() and _hash_common_settings(f) == wanted]
@@ -58,12 +54,13 @@ def training_by_turn(folders: Sequence[Path], name: str = "ppo") -> pd.DataFrame
             rows = [(s["turn"], s["reward"]["total"], s["chosen"], s["reward"]["format_ok"]) for s in samples]
             frame = pd.DataFrame(rows, columns=["turn", "reward", "chosen", "format_rate"])
             frame["chosen_reward"] = frame["reward"].where(frame.pop("chosen"))
-            means.append(frame.groupby("turn", as_index=False).mean().assign(**run, cohort=update["iteration"]))
+            by_turn = frame.groupby("turn", as_index=False).mean()
+            means.append(by_turn.assign(**run, cohort=update["iteration"]))
     columns = ["scheme", "seed", "run", "cohort", "turn", "reward", "chosen_reward", "format_rate"]
     return pd.concat(means, ignore_index=True)[columns]
 
 
-def credit_curves(by_turn: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def credit_curves(by_turn: pd.DataFrame) -> Drawn:
     """Learning curves of the credit schemes: reward by cohort, and reward by turn over the last third of the
     cohorts.
 

@@ -7,21 +7,17 @@ from textwrap import fill
 
 import pandas as pd
 import seaborn as sns
-from matplotlib.figure import Figure
 
 from rlpa_lib.dialogue.profile import Profile
 from rlpa_lib.evaluation.breakdown import mean_table
 from rlpa_lib.evaluation.intervals import bootstrap_interval
-from rlpa_lib.figures.frame import GREY, PALETTE, SMALL_TITLES, draw_band, error_bars, legend_below, panels
+from rlpa_lib.figures.frame import GREY, PALETTE, Drawn, draw_band, error_bars, legend_below, panels
 
 PACES = ("talkative", "balanced", "reserved")
 
 
-def slot_distribution(statistics: pd.DataFrame, title: str) -> tuple[Figure, pd.DataFrame]:
-    """Figure 6: share of personas that have each slot, split into stated in the text and filled.
-
-    `statistics` is `personas.slot_statistics`.
-    """
+def slot_distribution(statistics: pd.DataFrame, title: str) -> Drawn:
+    """Figure 6: share of personas that have each slot, stated or filled, from `personas.slot_statistics`."""
     data = statistics.assign(found_share=statistics["share"] * (1 - statistics["filled_share"]))
     found, filled = 100 * data["found_share"], 100 * (data["share"] - data["found_share"])
     with panels(1, 1, (7, 0.9 + 0.32 * len(data))) as (figure, [axes]):
@@ -36,7 +32,7 @@ def slot_distribution(statistics: pd.DataFrame, title: str) -> tuple[Figure, pd.
     return figure, data
 
 
-def profile_card(profile: Profile, title: str) -> tuple[Figure, pd.DataFrame]:
+def profile_card(profile: Profile, title: str) -> Drawn:
     """Figure 7: one profile as a table of slots and values; a filled value is marked."""
     rows = [(slot, value, slot in profile.filled) for slot, value in profile.items]
     cells = [[slot, fill(value, 62) + (" (filled)" if filled else "")] for slot, value, filled in rows]
@@ -55,7 +51,7 @@ def profile_card(profile: Profile, title: str) -> tuple[Figure, pd.DataFrame]:
     return figure, pd.DataFrame(rows, columns=["slot", "value", "filled"])
 
 
-def reveal_curve(shares: pd.DataFrame, limit: float, title: str) -> tuple[Figure, pd.DataFrame]:
+def reveal_curve(shares: pd.DataFrame, limit: float, title: str) -> Drawn:
     """Share of the profile revealed up to each turn by pace, and of all users (Theoretical Max, section 5.3).
 
     `shares` has columns user, pace, turn, share in [0, 1]; `limit` is the share allowed per turn. Bands span
@@ -70,7 +66,7 @@ def reveal_curve(shares: pd.DataFrame, limit: float, title: str) -> tuple[Figure
         for color, marker, name in zip(PALETTE, "osD", PACES, strict=False):
             part = percent[percent["pace"] == name]
             if len(part):
-                band = part.drop(columns=["share_low", "share_high"]).rename(columns={"p10": "low", "p90": "high"})
+                band = part[["turn", "share"]].assign(low=part["p10"], high=part["p90"])
                 label = f"{name} (n = {part['users'].max()})"
                 draw_band(axes, band, "share", color=color, marker=marker, label=label)
         everybody = percent[percent["pace"] == "all"]
@@ -91,7 +87,7 @@ def _revealed_by_turn(shares: pd.DataFrame) -> pd.DataFrame:
     return mean_table(shares, ["turn"], ["share"]).merge(spread.reset_index(), on="turn")
 
 
-def score_bars(scores: pd.DataFrame, label: str, title: str) -> tuple[Figure, pd.DataFrame]:
+def score_bars(scores: pd.DataFrame, label: str, title: str) -> Drawn:
     """Mean of each column of `scores` (one row a user, in [0, 1]) with its 95 % bootstrap interval over
     users."""
     means = {name: bootstrap_interval(scores[[name]].to_numpy()) for name in scores}
@@ -108,45 +104,40 @@ def score_bars(scores: pd.DataFrame, label: str, title: str) -> tuple[Figure, pd
     return figure, data
 
 
-def judge_confusion(table: pd.DataFrame, title: str) -> tuple[Figure, pd.DataFrame]:
-    """Hand labels against a judge's marks, one panel a row of `table`.
-
-    Columns mark, tp, fp, fn, tn, cohens_kappa, cohens_kappa_low, cohens_kappa_high.
-    """
+def judge_confusion(table: pd.DataFrame, title: str) -> Drawn:
+    """Hand labels against a judge's marks: columns mark, tp, fp, fn, tn, cohens_kappa (_low, _high)."""
     columns = min(4, len(table))
     size = (8, 0.7 + 2.3 * -(-len(table) // columns))
-    style = {**SMALL_TITLES, "axes.titleweight": "normal"}
     cells = {"annot": True, "fmt": "d", "cmap": "Blues", "vmin": 0, "cbar": False, "square": True}
     names = {"xticklabels": ["1", "0"], "yticklabels": ["1", "0"]}
-    with panels(len(table), columns, size, style) as (figure, grid):
+    with panels(len(table), columns, size, 10) as (figure, grid):
         for axes, row in zip(grid, table.to_dict("records"), strict=True):
             counts = [[row["tp"], row["fn"]], [row["fp"], row["tn"]]]
             total = row["tp"] + row["fp"] + row["fn"] + row["tn"]
             sns.heatmap(counts, vmax=total, ax=axes, **cells, **names)
             kappa, low, high = (row[f"cohens_kappa{end}"] for end in ("", "_low", "_high"))
             text = f"{row['mark']}: kappa {kappa:.2f}\n[{low:.2f}, {high:.2f}]"
-            axes.set(title=text, xlabel="judge", ylabel="hand label")
+            axes.set(xlabel="judge", ylabel="hand label")
+            axes.set_title(text, fontweight="normal")
         figure.suptitle(title, fontsize=12, fontweight="bold")
     return figure, table
 
 
-def overlap_counts(found: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """How far profile judges count from the truth: true against counted overlap, one panel a judge and set.
-
-    `found` is `rewrites.counts` with a column `set`; areas are cases.
+def overlap_counts(found: pd.DataFrame) -> Drawn:
+    """True against counted overlap by judge and set (`rewrites.counts` with a column `set`); areas are cases.
     """
     keys = ["set", "judge", "true", "predicted"]
     data = found.dropna(subset="predicted").groupby(keys, as_index=False).size()
     data = data.rename(columns={"size": "cases"}).astype({"predicted": int})
     sets, judges = found["set"].unique(), found["judge"].unique()
     top = int(data[["true", "predicted"]].max().max())
-    frame = {"xlim": (-0.7, top + 0.7), "ylim": (-0.7, top + 0.7)}
+    limits = {"xlim": (-0.7, top + 0.7), "ylim": (-0.7, top + 0.7)}
     n, size = len(sets) * len(judges), (2.8 * len(judges), 0.4 + 2.8 * len(sets))
-    with panels(n, len(judges), size, SMALL_TITLES, sharex=True, sharey=True) as (figure, grid):
+    with panels(n, len(judges), size, 10, sharex=True, sharey=True) as (figure, grid):
         for axes, (name, judge) in zip(grid, [(s, j) for s in sets for j in judges], strict=True):
             part = data[(data["set"] == name) & (data["judge"] == judge)]
             areas = 300 * part["cases"] / data["cases"].max() + 8
             axes.plot([0, top], [0, top], color=GREY, linewidth=0.8, zorder=0)
             axes.scatter(part["true"], part["predicted"], s=areas, color=PALETTE[0], alpha=0.7)
-            axes.set(title=f"{judge}, {name}", xlabel="true overlap", ylabel="counted", **frame)
+            axes.set(title=f"{judge}, {name}", xlabel="true overlap", ylabel="counted", **limits)
     return figure, data

@@ -9,23 +9,13 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from rlpa_lib.evaluation import tables
 from rlpa_lib.evaluation.breakdown import mean_table
 from rlpa_lib.evaluation.paper_tables import TURNS, read_printed_row
 from rlpa_lib.evaluation.presentation import CLOSED
-from rlpa_lib.figures.frame import (
-    GREY,
-    PALETTE,
-    SMALL_TITLES,
-    draw_band,
-    error_bars,
-    finish_turns,
-    legend_below,
-    panels,
-    use_whole_numbers,
-)  # fmt: skip
+from rlpa_lib.figures import frame
+from rlpa_lib.figures.frame import GREY, PALETTE, Drawn, draw_band, error_bars, panels
 from rlpa_lib.settings.kinds import METHODS
 
 Wanted = Sequence[tuple[str, str]]
@@ -39,7 +29,7 @@ CONTROLS = {METHODS["oracle"].label: "--", METHODS["random"].label: ":"}  # line
 
 def turnwise_panels(
     table: pd.DataFrame, benchmark: str, wanted: Wanted, columns: int, paper_model: str = ""
-) -> tuple[Figure, pd.DataFrame]:
+) -> Drawn:
     """Figures 3, 14, 15 from table 4 or 5: AL(k) in percent with exact 95 % intervals, one panel a row, floor
     and ceiling in each.
 
@@ -48,12 +38,12 @@ def turnwise_panels(
     """
     data = _read_curves(table, benchmark, wanted, paper_model)
     size = (2.5 * columns + 0.4, 2.2 * -(-len(wanted) // columns) + 0.6)
-    with panels(len(wanted), columns, size, SMALL_TITLES, sharex=True, sharey=True) as (figure, grid):
+    with panels(len(wanted), columns, size, 10, sharex=True, sharey=True) as (figure, grid):
         for axes, (model, method) in zip(grid, wanted, strict=True):
             part = data[(data["panel_model"] == model) & (data["method"] == method)]
             _draw_curves(axes, part, data[data["method"].isin(CONTROLS)])
             axes.set_title(model or method)
-        finish_turns(figure, grid, "AL(k), %")
+        frame.finish_turns(figure, grid, "AL(k), %")
     return figure, data
 
 
@@ -91,19 +81,14 @@ def _draw_curves(axes: Axes, part: pd.DataFrame, controls: pd.DataFrame) -> None
         axes.plot(paper["turn"], paper["al"], label="paper", **style)
 
 
-def personal_part(
-    curves: Mapping[str, pd.DataFrame], benchmark: str, columns: int = 4
-) -> tuple[Figure, pd.DataFrame]:
-    """The swap test by turn, one panel a row key: shares aligned with the own and with another user's
-    persona.
-
-    With 95 % intervals; between the lines lies what is personal. `curves` holds `breakdown.by_turn`.
-    """
+def personal_part(curves: Mapping[str, pd.DataFrame], benchmark: str, columns: int = 4) -> Drawn:
+    """The swap test by turn: shares aligned with the own and with another user's persona; between them lies
+    what is personal. One panel a row key, from `breakdown.by_turn`."""
     names = tables.arrange_rows(curves)
     styles = {"own": {"color": PALETTE[0], "marker": "o", "label": "own persona"},
               "swapped": {"color": PALETTE[1], "marker": "s", "label": "another user's persona"}}  # fmt: skip
     size = (2.5 * columns + 0.4, 2.1 * -(-len(names) // columns) + 0.6)
-    with panels(len(names), columns, size, {"axes.titlesize": 9}, sharex=True, sharey=True) as (figure, grid):
+    with panels(len(names), columns, size, 9, sharex=True, sharey=True) as (figure, grid):
         for axes, name in zip(grid, names, strict=True):
             percent, turns = 100 * curves[name].drop(columns="turn"), curves[name]["turn"]
             between = {"color": PALETTE[0], "alpha": 0.2, "linewidth": 0}
@@ -112,11 +97,11 @@ def personal_part(
                 bars = {"yerr": error_bars(percent, column), "markersize": 3, "elinewidth": 0.8}
                 axes.errorbar(turns, percent[column], **bars, **style)
             axes.set_title(next(filter(None, tables.label_row(name, ""))))
-        finish_turns(figure, grid, f"aligned responses, % ({benchmark})", 2)
+        frame.finish_turns(figure, grid, f"aligned responses, % ({benchmark})", 2)
     return figure, pd.concat([curves[name].assign(row=name) for name in names], ignore_index=True)
 
 
-def score_and_cost(data: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def score_and_cost(data: pd.DataFrame) -> Drawn:
     """AVG in percent with its interval against the tokens generated for one answer, one panel a benchmark.
 
     `data` has columns method, benchmark, avg, avg_low, avg_high, tokens_per_turn.
@@ -132,11 +117,11 @@ def score_and_cost(data: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             axes.set(title=benchmark, xlabel="tokens generated an answer", xlim=(0, None))
             axes.set_ylim(bottom=0)
         grid[0].set_ylabel("AVG, %")
-        legend_below(figure, grid, 3)
+        frame.legend_below(figure, grid, 3)
     return figure, data
 
 
-def alignment_over_seeds(by_seed: Sequence[tables.Scores]) -> tuple[Figure, pd.DataFrame]:
+def alignment_over_seeds(by_seed: Sequence[tables.Scores]) -> Drawn:
     """AL(k) in percent of every row that all S seeds have, scores (E, K) each, with 95 % intervals over seeds
     and users; a panel a benchmark."""
     lines = []
@@ -154,7 +139,7 @@ def alignment_over_seeds(by_seed: Sequence[tables.Scores]) -> tuple[Figure, pd.D
                 part = data[(data["benchmark"] == benchmark) & (data["method"] == name)]
                 draw_band(axes, part, "al", label=tables.name_row(name), **_style_line(name, number))
             axes.set_title(benchmark)
-        finish_turns(figure, grid, "AL(k), %", 5)
+        frame.finish_turns(figure, grid, "AL(k), %", 5)
     return figure, data
 
 
@@ -167,14 +152,14 @@ def _style_line(name: str, number: int) -> dict[str, Any]:
     return {**line, "marker": "o", "markersize": 4}
 
 
-def profile_progress(rows_by_method: Mapping[str, Sequence[dict]]) -> tuple[Figure, pd.DataFrame]:
+def profile_progress(rows_by_method: Mapping[str, Sequence[dict]]) -> Drawn:
     """Profile score and Theoretical Max by turn (as in figure 4b, ten turns), with 95 % intervals over users.
     """
-    frame = pd.concat([pd.DataFrame(rows).assign(method=name) for name, rows in rows_by_method.items()])
-    frame["ceiling"] = frame["n_told"] / frame["n_true"]
-    frame["recall"] = frame["n_matched"] / frame["n_true"]
-    frame = frame.sort_values(["method", "turn"])
-    data = mean_table(frame, ["method", "turn"], ["profile_f1", "recall", "ceiling"])
+    told = pd.concat([pd.DataFrame(rows).assign(method=name) for name, rows in rows_by_method.items()])
+    told["ceiling"] = told["n_told"] / told["n_true"]
+    told["recall"] = told["n_matched"] / told["n_true"]
+    told = told.sort_values(["method", "turn"])
+    data = mean_table(told, ["method", "turn"], ["profile_f1", "recall", "ceiling"])
     with panels(2, 2, (10, 3.6), sharey=True) as (figure, [score, recall]):
         lines = ((score, "profile_f1", "-", "o"), (recall, "recall", "-", "o"), (recall, "ceiling", "--", ""))
         for (name, part), color in zip(data.groupby("method"), PALETTE, strict=False):
@@ -184,6 +169,6 @@ def profile_progress(rows_by_method: Mapping[str, Sequence[dict]]) -> tuple[Figu
         score.legend(frameon=False)
         score.set(xlabel="turn k", ylabel="profile score, F1", ylim=(0, 1))
         recall.set(xlabel="turn k", ylabel="recall; dashed: Theoretical Max")
-        use_whole_numbers(score)
-        use_whole_numbers(recall)
+        frame.use_whole_numbers(score)
+        frame.use_whole_numbers(recall)
     return figure, data

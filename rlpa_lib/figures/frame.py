@@ -18,26 +18,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+Drawn = tuple[Figure, pd.DataFrame]
 PALETTE = sns.color_palette("colorblind")
 GREY = "0.35"
-TITLES = {"axes.titlesize": 12, "axes.titleweight": "bold"}
-STYLE = {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_scale=0.9), **TITLES}
-SMALL_TITLES = {"axes.titlesize": 10}
+STYLE = {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_scale=0.9)}
 
 
 @contextmanager
 def panels(
-    n: int, columns: int, size: tuple[float, float], style: dict[str, Any] | None = None, **options: Any
+    n: int, columns: int, size: tuple[float, float], title_size: int = 12, **options: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure of `size` (width, height) with n panels in rows of `columns`, while it is drawn.
 
     The empty places of the last row are blank. pyplot forgets the figure at the end, so that a notebook shows
     it once and its memory is freed. `options` go to `plt.subplots`.
     """
-    with plt.rc_context(STYLE | (style or {})):
-        figure, grid = plt.subplots(
-            -(-n // columns), columns, figsize=size, squeeze=False, layout="constrained", **options
-        )
+    options |= {"figsize": size, "squeeze": False, "layout": "constrained"}
+    with plt.rc_context({**STYLE, "axes.titlesize": title_size, "axes.titleweight": "bold"}):
+        figure, grid = plt.subplots(-(-n // columns), columns, **options)
         try:
             for axes in grid.flat[n:]:
                 axes.axis("off")

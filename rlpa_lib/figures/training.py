@@ -10,37 +10,29 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy import stats
 
 from rlpa_lib.evaluation.intervals import ratio_interval
-from rlpa_lib.figures.frame import PALETTE, draw_band, panels, use_whole_numbers
+from rlpa_lib.figures.frame import PALETTE, Drawn, draw_band, panels, use_whole_numbers
 from rlpa_lib.runs import storage
 
 # column -> (field of a sample's reward, label)
-PARTS = {
-    "reward_total": ("total", "total reward (0 to 2)"),
-    "reward_profile": ("profile", "profile reward, F1"),
-    "reward_response": ("response", "response reward"),
-    "format_rate": ("format_ok", "format rate"),
-}
+PARTS = {"reward_total": ("total", "total reward (0 to 2)"),
+         "reward_profile": ("profile", "profile reward, F1"),
+         "reward_response": ("response", "response reward"),
+         "format_rate": ("format_ok", "format rate")}  # fmt: skip
 # Figure 18's own: panel -> (column of the metrics, label)
-PANELS = {
-    "reward": ("reward_total", "what each is rewarded for"),
-    "profile": ("reward_profile", "profile reward"),
-    "response": ("reward_response", "response reward"),
-    "format_rate": ("format_rate", "format rate"),
-}
+PANELS = {"reward": ("reward_total", "what each is rewarded for"),
+          "profile": ("reward_profile", "profile reward"),
+          "response": ("reward_response", "response reward"),
+          "format_rate": ("format_rate", "format rate")}  # fmt: skip
 
 
-def learning_curves(
-    histories: Mapping[str, Sequence[dict]], columns: Mapping[str, str]
-) -> tuple[Figure, pd.DataFrame]:
+def learning_curves(histories: Mapping[str, Sequence[dict]], columns: Mapping[str, str]) -> Drawn:
     """One panel a column of the metrics (name -> label of its axis), one line a training, over optimiser
     steps.
 
-    These are the numbers of the very batches that were trained on, a log; nothing is estimated, so there is
-    no interval.
+    This is a log of the very batches that were trained on; nothing is estimated, so there is no interval.
     """
     data = pd.concat([pd.DataFrame(h)[["step", *columns]].assign(row=name) for name, h in histories.items()])
     with panels(len(columns), len(columns), (3.5 * len(columns), 3.2)) as (figure, grid):
@@ -55,7 +47,7 @@ def learning_curves(
 
 def reward_by_samples(
     grpo: Sequence[dict], ppo: Sequence[dict], samples: Mapping[str, int], block: int
-) -> tuple[Figure, pd.DataFrame]:
+) -> Drawn:
     """Mean reward over samples judged so far, GRPO against PPO; `samples` a step of each ("GRPO", "PPO").
 
     Either may be empty. PPO's steps are turns of a cohort, easy ones first, so each of its points is a mean
@@ -111,7 +103,7 @@ def cohort_rewards(folder: Path, name: str = "ppo") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def training_curve(by_run: Mapping[str, pd.DataFrame], turns: int) -> tuple[Figure, pd.DataFrame]:
+def training_curve(by_run: Mapping[str, pd.DataFrame], turns: int) -> Drawn:
     """Figure 18: `cohort_rewards` of each run (its name first), one panel for each part; bands are their
     intervals."""
     data = pd.concat([frame.assign(run=name) for name, frame in by_run.items()], ignore_index=True)
@@ -157,7 +149,7 @@ def average_seeds(rows: pd.DataFrame, x: str, column: str) -> pd.DataFrame:
     return pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half, "seeds": n})
 
 
-def reward_progress(rows: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def reward_progress(rows: pd.DataFrame) -> Drawn:
     """Figure 18 (appendix I): PRR, PR and RR by training step, and "Sum", what PR and RR reach in their own
     part together.
 
