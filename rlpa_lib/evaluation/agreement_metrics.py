@@ -1,5 +1,4 @@
-"""How well raters and judges agree (appendices G and H). Ratings are items x raters, NaN where one has not
-rated."""
+"""Agreement of raters and judges (appendices G and H). Ratings: items x raters, NaN where not rated."""
 
 from __future__ import annotations
 
@@ -44,8 +43,7 @@ def classification_metrics(tp: float, fp: float, fn: float, tn: float) -> dict[s
 
 
 def overlap_metrics(predicted_E: ArrayLike, true_E: ArrayLike) -> dict[str, float]:
-    """The columns of table 8 for overlap counts (E,): accuracies in percent (fuzzy: off by at most 1), MSE,
-    RMSE.
+    """Table 8's columns for overlap counts (E,): accuracies in percent (fuzzy: off by 1 at most), MSE, RMSE.
 
     ValueError: shapes differ or no case.
     """
@@ -60,8 +58,7 @@ def overlap_metrics(predicted_E: ArrayLike, true_E: ArrayLike) -> dict[str, floa
 def pairwise_kappa(ratings: pd.DataFrame, categories: Sequence[Any], ordinal: bool) -> pd.DataFrame:
     """Kappa of every two raters over the items that both rated, where `ordinal` also with quadratic weights.
 
-    Columns first, second, n, kappa, kappa_low, kappa_high (and kappa_quadratic...). ValueError: a rating that
-    is no category.
+    Columns first, second, n, kappa... (and kappa_quadratic...). ValueError: a rating that is no category.
     """
     _check_ratings(ratings, categories)
     kinds = {"kappa": None, "kappa_quadratic": "quadratic"} if ordinal else {"kappa": None}
@@ -77,8 +74,7 @@ def pairwise_kappa(ratings: pd.DataFrame, categories: Sequence[Any], ordinal: bo
 
 
 def group_agreement(ratings: pd.DataFrame, categories: Sequence[Any], ordinal: bool) -> dict[str, float]:
-    """Fleiss' kappa over items that all raters rated, Krippendorff's alpha over items with two ratings or
-    more.
+    """Fleiss' kappa over items that all rated, Krippendorff's alpha over items with two ratings or more.
 
     Alpha is nominal, or ordinal where categories are. NaN: fewer than two raters, no item, a single category.
     """

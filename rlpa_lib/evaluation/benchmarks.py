@@ -1,8 +1,7 @@
 """The benchmarks of section 4.1: Vanilla (ten slots, held-out content) and Extended (free slots), and the
 check that they share nobody with training or with each other.
 
-The paper announces 74 users for both, but the numbers of its table 5 fit 73: `evaluation.extended_users`
-chooses.
+The paper announces 74 users for both, its table 5 fits 73: `evaluation.extended_users` chooses.
 """
 
 from __future__ import annotations
@@ -65,6 +64,6 @@ def refuse_shared(where: str, known: Sequence[Persona], name: str, people: Seque
     if near := near_duplicates(people, known):
         mine, theirs = near[0]
         raise InputError(
-            f"personas: {mine.id} of {name} shares {NEAR_DUPLICATE:.0%} or more of its words with {theirs.id} of "
-            f"{where} ({len(near)} such pairs); a test user must not be known from elsewhere"
+            f"personas: {mine.id} of {name} shares {NEAR_DUPLICATE:.0%} or more of its words with "
+            f"{theirs.id} of {where} ({len(near)} such pairs); a test user must not be known from elsewhere"
         )

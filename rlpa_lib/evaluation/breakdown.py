@@ -61,8 +61,7 @@ def swap_summary(rows: Sequence[dict], first: int = 2) -> dict[str, float]:
 
 
 def first_turn(rows: Sequence[dict]) -> dict[str, float]:
-    """What AL(1) is made of, in shares of users. The user has said "Hello", so a response can only be well
-    made, or guess.
+    """What AL(1) is made of, in shares of users. All have said "Hello" and nothing else.
 
     `al1`; `swapped`, the share that would also suit another user; `broken` and, per criterion, `fails_X`; how
     many ask something; words; profile items (all guesses) and how many are right: each with its 95 % interval
@@ -85,8 +84,7 @@ def first_turn(rows: Sequence[dict]) -> dict[str, float]:
 
 
 def mean_table(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Mean of each column, in [0, 1], per group, with its interval over users (_low, _high), without NaN
-    cells."""
+    """Mean of each column, in [0, 1], per group, with its interval over users; NaN is left out."""
     lines = []
     for key, part in frame.groupby(list(by), sort=False):
         line = dict(zip(by, key, strict=True))

@@ -1,5 +1,4 @@
-"""Intervals of N-IR and N-R² (eq. 8): each of many curves near ours is asked whether our study would be rare
-if it were true.
+"""Intervals of N-IR and N-R² (eq. 8): they span the curves under which a study like ours would not be rare.
 
 Both statistics divide by a noisy minimum-to-maximum range, which is biased upwards and has corners;
 resampling and the delta method are far too short for them. Axes: S seeds, E users, K turns, C candidate
@@ -8,8 +7,7 @@ curves, B simulated studies. Curves are handled as angles arcsin(sqrt(AL)), whos
 Coverage of the 95 % intervals in simulated studies of 74 users and ten turns: "global" 94 to 100 % (this
 module, 200 studies a curve; tests/benchmarks/bench_coverage.py measures it), "running" 98 to 100 % (a
 prototype, 1,000 studies a curve; lowest of all 92 %). So an interval is often longer than it need be, seldom
-shorter. Where turns may all be equal neither number is determined: N-IR then reaches far to both sides of 0
-and N-R² from 0 to nearly 1.
+shorter. Where turns may all be equal, N-IR reaches far to both sides of 0 and N-R² from 0 to nearly 1.
 """
 
 from __future__ import annotations
@@ -29,8 +27,7 @@ _STUDIES = 256
 # Where the candidates of a path lie, in first-order standard errors from the observed statistic.
 _PATH = np.linspace(-3.2, 3.2, 33)
 # Squared standard errors spent on levelling the top and the bottom of a candidate. The range is biased most
-# where extremes tie, and noise hides ties of the true curve. More makes intervals longer: 1 was chosen by
-# simulation.
+# where extremes tie, and noise hides ties of the true curve. Chosen by simulation: more makes intervals longer.
 _LEVELLING = (0.0, 1.0)
 # Candidates farther from the observed curve than chance allows are not asked.
 _PLAUSIBLE = 0.99
@@ -83,8 +80,7 @@ def improvement_interval(
 ) -> Interval:
     """95 % interval of N-IR or N-R² (eq. 8) at the true AL curve.
 
-    Scores (E, K), or (S, E, K) with the same users in each of 3 or more seeds. ValueError: fewer users or
-    seeds, or a turn without a valid score.
+    Scores (E, K), or (S, E, K) with 3 seeds or more. ValueError: fewer users or seeds, a turn without scores.
     """
     study, tie_start = _observe(scores, seed), norm == "running"
     if name == "n_ir":
@@ -165,11 +161,9 @@ def _path_families(study: _Study, statistic: Statistic, limits: Limits, tie_star
 
 
 def _path(study: _Study, statistic: Statistic, limits: Limits, start_K: Floats) -> Floats:
-    """Steps (C, K) from the observed curve to those nearest to `start_K` that have given values of the
-    statistic.
+    """Steps (C, K) from the observed curve to those nearest to `start_K` with given statistics.
 
-    Slopes are taken over one standard error on either side: over less, an extreme shows only one of its
-    turns.
+    Slopes are taken over one standard error either way: over less, an extreme shows one of its turns only.
     """
     n_turns = len(start_K)
     offsets = np.concatenate([np.eye(n_turns), -np.eye(n_turns)])
@@ -255,8 +249,7 @@ def _user_root(away_EK: Floats, al_K: Floats) -> Floats:
     covariance = away_EK.T @ away_EK / (n_users * (n_users - 1))
     spread_K = np.sqrt(np.diag(covariance))
     varies = spread_K > 0
-    # d arcsin(sqrt(p)) = dp / (2 sqrt(p (1 - p))); a turn on which all users agree is taken to vary as marks
-    # of 0 and 1 do.
+    # d arcsin(sqrt(p)) = dp / (2 sqrt(p (1 - p))). Where all users agree, the spread of 0/1 marks stands in.
     scale_K = np.full(n_turns, 0.5 / np.sqrt(n_users - 1))
     scale_K[varies] = spread_K[varies] / (2 * np.sqrt(al_K * (1 - al_K))[varies])
     apart_K = np.where(varies, spread_K, 1.0)

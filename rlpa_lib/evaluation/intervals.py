@@ -110,8 +110,7 @@ def ratio_interval(parts_E: ArrayLike, wholes_E: ArrayLike, limits: Limits = SHA
 
     What one user did stays together. Linearised with the t law, ends kept inside `limits`. A share of users,
     each counted once, gets the exact binomial interval; a ratio in which no two users differ
-    `constant_interval`, or NaN for ends if the scale is open. NaN for ends of one user alone. No wholes: all
-    NaN.
+    `constant_interval`, or NaN for ends if the scale is open. NaN for ends of one user; no wholes: all NaN.
     """
     parts, wholes = np.asarray(parts_E, dtype=float), np.asarray(wholes_E, dtype=float)
     parts, wholes = parts[wholes > 0], wholes[wholes > 0]
@@ -156,11 +155,9 @@ def seed_interval(
 def paired_difference(
     a_EK: ArrayLike, b_EK: ArrayLike, *, n_resamples: int = 2000, seed: int = 0
 ) -> Comparison:
-    """AVG(a) - AVG(b) on the same users and turns: BCa interval and sign-flip permutation test, both over
-    users.
+    """AVG(a) - AVG(b) on the same users and turns: BCa interval and sign-flip test, both over users.
 
-    A cell missing on either side is left out on both. ValueError: shapes differ, or a turn without a common
-    score.
+    A cell missing on either side is left out on both. ValueError: shapes differ, a turn has no common score.
     """
     a, b = _read_scores(a_EK), _read_scores(b_EK)
     if a.shape != b.shape:
@@ -170,8 +167,7 @@ def paired_difference(
     signs_BE = np.random.default_rng(seed + 1).choice([-1.0, 1.0], size=(n_resamples, len(delta)))
     valid = ~np.isnan(delta)
     flipped_B = (signs_BE @ np.nan_to_num(delta) / valid.sum(axis=0)).mean(axis=1)
-    # The tolerance counts ties that differ by rounding alone; the added one counts the observed labelling
-    # itself.
+    # The tolerance counts ties that differ by rounding; the added one is the observed labelling itself.
     extreme = (np.abs(flipped_B) >= abs(interval.estimate) - 1e-12).sum()
     p_value = float((extreme + 1) / (n_resamples + 1))
     return Comparison(interval.estimate, interval.low, interval.high, p_value, int(valid.any(axis=1).sum()))

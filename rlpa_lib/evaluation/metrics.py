@@ -1,8 +1,6 @@
-"""Alignment level and normalised improvement (appendix C.3, eq. 8). Intervals: `intervals` and
-`curve_intervals`.
+"""Alignment level and normalised improvement (appendix C.3, eq. 8).
 
-Axes: E users (dialogues), K turns, B stacked curves. Alignment levels are fractions in [0, 1]; the paper
-prints percent.
+Axes: E users (dialogues), K turns, B stacked curves. Levels are fractions; the paper prints percent.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ _FLAT = 1e-12
 def alignment_level(scores_EK: ArrayLike) -> NDArray[np.float64]:
     """AL(k), shape (K,): mean over users of scores (E, K) in [0, 1] (appendix C.3).
 
-    NaN marks a judge failure and is left out; a turn without a valid score is NaN. ValueError: not two axes,
-    or a score outside [0, 1].
+    NaN marks a judge failure and is left out; a turn that has nothing else is NaN.
+    ValueError: not two axes, or a score outside [0, 1].
     """
     scores = np.asarray(scores_EK, dtype=float)
     if scores.ndim != 2 or 0 in scores.shape:
@@ -58,8 +56,7 @@ def normalize_levels(al_K: ArrayLike, norm: Norm = "global") -> NDArray[np.float
 
 
 def normalized_improvement(al_K: ArrayLike, norm: Norm = "global") -> tuple[float, float]:
-    """(N-IR, N-R²) of appendix C.3: slope and determination of the least-squares line through N-AL(k), k =
-    1..K.
+    """(N-IR, N-R²) of appendix C.3: slope and determination of the line fitted to N-AL(k), k = 1..K.
 
     Input (K,) in any unit, or (B, K), which gives two arrays (B,). A flat curve gives (0.0, 0.0). Default
     "global": all turns of a curve are then measured on one scale, so curves can be compared. Under "running"

@@ -49,8 +49,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Tables:
-    """The seven CSVs by name, as floats (blank cells NaN) and as printed; tables 2, 4 and 5 share
-    turnwise.csv."""
+    """The seven CSVs by name, as floats (blanks NaN) and as printed; 2, 4 and 5 are parts of turnwise."""
 
     numbers: dict[str, pd.DataFrame]
     text: dict[str, pd.DataFrame]
@@ -97,8 +96,7 @@ def label(row: pd.Series) -> str:
 
 
 def load(folder: str | Path) -> Tables:
-    """Read a folder's seven CSVs, extra columns ignored. InputError names file, row and column of what is
-    wrong."""
+    """Read a folder's seven CSVs. InputError names file, row and column of what is wrong."""
     text = {name: _read(Path(folder) / f"{name}.csv", name) for name in _SCHEMA}
     return Tables({name: _to_numbers(table, name) for name, table in text.items()}, text)
 

@@ -1,8 +1,6 @@
-"""Tables 1, 4 and 5 as a reader sees them: the paper's rows in the paper's order, "not run" where a row was
-not run.
+"""Tables 1, 4 and 5 as a reader sees them: in the paper's order, "not run" where a row was not run.
 
-At the paper's scale the printed values stand under ours. A miniature's numbers never stand beside the
-paper's.
+At the paper's scale the printed values stand under ours; a miniature's numbers never stand beside them.
 """
 
 from __future__ import annotations
@@ -25,15 +23,13 @@ _DECIMALS = {"avg": 1, "n_ir": 3, "n_r2": 3}
 
 
 def comparable(cfg: Config) -> bool:
-    """Whether a run may be set beside the paper: its base model, and language models as user and evaluation
-    judge."""
+    """Whether a run may stand beside the paper: its base model, and language models as user and evaluator."""
     scripted = USERS[cfg.user.kind].scripted or EVALUATORS[cfg.evaluator.kind].scripted
     return cfg.policy.model.endswith(PAPER_MODEL) and not scripted
 
 
 def format_paper_table(table: pd.DataFrame, name: str, cfg: Config) -> pd.DataFrame:
-    """table1, table4 or table5 as text, indexed by model, method and source (ours, or paper where
-    `comparable`).
+    """table1, table4 or table5 as text, by model, method and source (ours; paper where `comparable`).
 
     Our cells are "estimate [low, high]". Every row of the paper is there, and every row that was run.
     """
@@ -53,8 +49,7 @@ def format_paper_table(table: pd.DataFrame, name: str, cfg: Config) -> pd.DataFr
 
 
 def join_intervals(table: pd.DataFrame, decimals: int = 2) -> pd.DataFrame:
-    """A table with its columns x, x_low, x_high as one column x of text, "estimate [low, high]"; "-" without
-    an estimate."""
+    """A table with x, x_low, x_high as one column x of text, "estimate [low, high]", or "-"."""
     text = table[estimate_columns(table)].astype(object)
     for column in text:
         if f"{column}_low" in table:
@@ -69,8 +64,7 @@ def estimate_columns(table: pd.DataFrame) -> list[str]:
 
 
 def _format_cell(row: pd.Series, column: str, decimals: int) -> str:
-    """A cell "estimate [low, high]", the paper's scores with the decimals that it prints; "" without an
-    estimate."""
+    """A cell "estimate [low, high]", with the paper's decimals; "" without an estimate."""
     for score, printed in _DECIMALS.items():
         if column.removesuffix("_running").endswith(score):
             decimals = printed

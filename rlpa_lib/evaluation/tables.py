@@ -39,15 +39,13 @@ def name_row(name: str) -> str:
 
 
 def summary(scores_EK: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """avg (percent), n_ir and n_r2 (eq. 8, as in `improvement`), each with its interval over users (_low,
-    _high)."""
+    """avg (percent), N-IR and N-R² as in `improvement`, each with its interval over users."""
     average = intervals.bootstrap_interval(scores_EK, seed=seed)
     return average.columns("avg", 100) | improvement(scores_EK, seed)
 
 
 def improvement(scores: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """N-IR and N-R² under both normalisations ("global", and "running" as _running), from (E, K) or (S, E,
-    K)."""
+    """N-IR and N-R² in both normalisations (n_ir, n_ir_running, ...), from (E, K) or (S, E, K)."""
     # table 1 and the turn-by-turn tables ask for the same rows
     return dict(_improvement(np.ascontiguousarray(scores, dtype=float).tobytes(), scores.shape, seed))
 
@@ -62,8 +60,7 @@ def _improvement(data: bytes, shape: tuple[int, ...], seed: int) -> dict[str, fl
 
 
 def turnwise_table(scores: Scores, benchmark: str, model: str) -> pd.DataFrame:
-    """Table 4 or 5: AL(k) in percent with exact 95 % intervals, then avg, N-IR and N-R2 in both
-    normalisations."""
+    """Table 4 or 5: AL(k) in percent with exact 95 % intervals, then `summary`."""
     names = arrange_rows(name for name, bench in scores if bench == benchmark)
     return pd.DataFrame([_label_cells(name, model) | turnwise_row(scores[name, benchmark]) for name in names])
 
@@ -91,8 +88,7 @@ def main_table(scores: Scores, model: str) -> pd.DataFrame:
 
 
 def paired_table(scores: Scores, treated: str = "rlpa") -> pd.DataFrame:
-    """RLPA against each other row on the same users: difference in percent points, interval, p, and p by
-    Holm.
+    """RLPA against each other row on the same users: percent points with interval, p, and p by Holm.
 
     The correction is over all comparisons of the table, both benchmarks and the controls included.
     """
@@ -112,8 +108,7 @@ def without_first_turn(scores: Scores, treated: str = "rlpa") -> pd.DataFrame:
 
 
 def seeds_table(by_seed: Sequence[Scores], model: str, treated: str = "rlpa") -> pd.DataFrame:
-    """Over S seeds and their users: avg (percent), N-IR and N-R² of each row that all have, and RLPA's avg
-    minus it.
+    """Over S seeds and their users: avg, N-IR and N-R² of each row that all have, and RLPA's avg minus it.
 
     With 95 % intervals. ValueError: fewer than three seeds.
     """

@@ -1,5 +1,4 @@
-"""Figures: each function takes data and returns (figure, the DataFrame that was drawn), for
-`Run.save_figure`."""
+"""Figures: each function takes data and returns the figure and the DataFrame that was drawn."""
 # ruff: noqa: F401, I001
 
 from rlpa_lib.figures.data import (

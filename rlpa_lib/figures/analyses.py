@@ -1,5 +1,4 @@
-"""Figures 4a, 4b and 5, and what goes beyond the paper: profiles through a change, time and memory, difficult
-users."""
+"""Figures 4a, 4b and 5, profiles through a change, time and memory, users who do not cooperate."""
 
 from __future__ import annotations
 
@@ -98,8 +97,7 @@ def time_and_memory(lines: Sequence[dict], users: int) -> Drawn:
 
 
 def score_and_reasoning(table: pd.DataFrame, missing: Sequence[tuple[str, str]]) -> Drawn:
-    """Figure 5: AVG in percent and reasoning tokens a turn as pairs of bars; `missing` (model, method) have
-    none."""
+    """Figure 5: AVG in percent and reasoning tokens a turn; `missing` (model, method) were not run."""
     ours = list(zip(table["model"], table["method"], strict=True))
     names = [f"{method}\n{model}" for model, method in [*ours, *missing]]
     kinds = (("avg", "AVG, %", PALETTE[0]), ("tokens", "reasoning tokens a turn", PALETTE[1]))

@@ -41,8 +41,7 @@ def name_scheme(params: dict) -> str:
 
 
 def training_by_turn(folders: Sequence[Path], name: str = "ppo") -> pd.DataFrame:
-    """Mean reward of each cohort's turns: columns scheme, seed, run, cohort, turn, reward, chosen_reward,
-    format_rate.
+    """Mean reward of each cohort's turns, by scheme, seed and run: columns reward, chosen_reward, format_rate.
 
     `reward` is over all samples of a turn, `chosen_reward` over those with which the dialogues went on.
     """
@@ -61,11 +60,9 @@ def training_by_turn(folders: Sequence[Path], name: str = "ppo") -> pd.DataFrame
 
 
 def credit_curves(by_turn: pd.DataFrame) -> Drawn:
-    """Learning curves of the credit schemes: reward by cohort, and reward by turn over the last third of the
-    cohorts.
+    """Credit schemes in training: reward by cohort, and by turn over the last third of the cohorts.
 
-    Thin lines are seeds, the thick line their mean, the band its 95 % t interval over seeds (none for a
-    single seed).
+    Thin lines are seeds, thick ones their mean, bands 95 % t intervals over seeds (none for a single one).
     """
     late = by_turn[by_turn["cohort"] > by_turn["cohort"].max() * 2 / 3]
     parts = [("cohort", by_turn, "cohort of new users"), ("turn", late, "turn, last third of the cohorts")]

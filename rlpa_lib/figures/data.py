@@ -1,5 +1,4 @@
-"""Figures of data and judges: slots (6), a profile (7), revelation, score bars, confusion tables, overlap
-counts."""
+"""Figures of data and judges: slots (6), profile (7), revelation, scores, confusion and overlap counts."""
 
 from __future__ import annotations
 
@@ -88,8 +87,7 @@ def _revealed_by_turn(shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_bars(scores: pd.DataFrame, label: str, title: str) -> Drawn:
-    """Mean of each column of `scores` (one row a user, in [0, 1]) with its 95 % bootstrap interval over
-    users."""
+    """Mean of each column of `scores` (a row a user, in [0, 1]) with its bootstrap interval over users."""
     means = {name: bootstrap_interval(scores[[name]].to_numpy()) for name in scores}
     rows = [(name, i.estimate, i.low, i.high, len(scores)) for name, i in means.items()]
     data = pd.DataFrame(rows, columns=["name", "mean", "low", "high", "users"])

@@ -1,5 +1,4 @@
-"""Figures 3, 14 and 15 in the paper's arrangement, and beyond: swap test, price of a score, profiles, several
-seeds."""
+"""Figures 3, 14 and 15 in the paper's arrangement; swap test, price of a score, profiles, several seeds."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ from rlpa_lib.figures.frame import GREY, PALETTE, Drawn, draw_band, error_bars, 
 from rlpa_lib.settings.kinds import METHODS
 
 Wanted = Sequence[tuple[str, str]]
-# Panels (model, method) in the paper's order: figure 3, and figures 14 and 15 (a) to (l). Without a model:
-# the run's own.
+# Panels (model, method) in the paper's order: figure 3, and 14 and 15 (a) to (l). No model: the run's own.
 _OWN = ("sft", "dpo", "self_critic", "rlpa", "base", "cot", "reminder", "rag")
 FIGURE_14 = (*(("", METHODS[name].label) for name in _OWN), *CLOSED[:4])
 FIGURE_3 = FIGURE_14[:4]
@@ -30,11 +28,9 @@ CONTROLS = {METHODS["oracle"].label: "--", METHODS["random"].label: ":"}  # line
 def turnwise_panels(
     table: pd.DataFrame, benchmark: str, wanted: Wanted, columns: int, paper_model: str = ""
 ) -> Drawn:
-    """Figures 3, 14, 15 from table 4 or 5: AL(k) in percent with exact 95 % intervals, one panel a row, floor
-    and ceiling in each.
+    """Figures 3, 14, 15 from table 4 or 5: AL(k) in percent, one panel a row, floor and ceiling in each.
 
-    A panel whose row was not run says so. With `paper_model` (at the paper's scale alone) the printed curve
-    is drawn beside ours.
+    A panel without a row says so. `paper_model` (only at the paper's scale) adds the printed curve.
     """
     data = _read_curves(table, benchmark, wanted, paper_model)
     size = (2.5 * columns + 0.4, 2.2 * -(-len(wanted) // columns) + 0.6)
@@ -122,8 +118,7 @@ def score_and_cost(data: pd.DataFrame) -> Drawn:
 
 
 def alignment_over_seeds(by_seed: Sequence[tables.Scores]) -> Drawn:
-    """AL(k) in percent of every row that all S seeds have, scores (E, K) each, with 95 % intervals over seeds
-    and users; a panel a benchmark."""
+    """AL(k) in percent of every row that all seeds have, with 95 % intervals over seeds and users."""
     lines = []
     for (name, benchmark), scores_SEK in tables.stack_seeds(by_seed).items():
         for k in range(scores_SEK.shape[2]):

@@ -1,8 +1,6 @@
-"""What all figures share: style, colours, a frame of panels, bands, error bars, axes in turns, and one
-legend.
+"""What all figures share: style, colours, a frame of panels, bands, error bars and legends.
 
-Sizes are inches at 150 dpi; about 7 wide, so that a picture of 1000 px can be read. The palette is safe for
-colour-blind readers.
+Sizes are inches at 150 dpi, about 7 wide. The palette is safe for colour-blind readers.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Learning curves: PPO's and its ablations' (figure 18), SFT's and DPO's, GRPO beside PPO. Credit schemes:
-`figures.credit`."""
+"""Learning curves: PPO's and its ablations' (figure 18), SFT's and DPO's, GRPO beside PPO."""
 
 from __future__ import annotations
 
@@ -71,8 +70,7 @@ def reward_by_samples(
 
 
 def read_samples(folder: Path, name: str) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Each update of a training with its samples that a judge could read, from metrics/ and dialogues/ of a
-    run."""
+    """Each update of a training with its samples that a judge could read, from a run's directory."""
     for update in storage.read_jsonl(folder / "metrics" / f"{name}.jsonl", appended=True):
         file = folder / "dialogues" / name / f"update-{update['update']:04d}.jsonl"
         samples = map(json.loads, file.read_text(encoding="utf-8").splitlines())
@@ -80,11 +78,9 @@ def read_samples(folder: Path, name: str) -> Iterator[tuple[dict[str, Any], list
 
 
 def cohort_rewards(folder: Path, name: str = "ppo") -> pd.DataFrame:
-    """Mean over the samples of each cohort of new users, with 95 % intervals over its dialogues (_low,
-    _high).
+    """Mean over the samples of each cohort of new users, with 95 % intervals over its dialogues.
 
-    Columns cohort, dialogues, reward_total (0 to 2), reward_profile, reward_response, format_rate. What no
-    judge could read is left out.
+    Columns cohort, dialogues, reward_total (0 to 2), reward_profile, reward_response, format_rate.
     """
     cohorts: dict[int, dict[str, list]] = {}
     for update, samples in read_samples(folder, name):
@@ -104,8 +100,7 @@ def cohort_rewards(folder: Path, name: str = "ppo") -> pd.DataFrame:
 
 
 def training_curve(by_run: Mapping[str, pd.DataFrame], turns: int) -> Drawn:
-    """Figure 18: `cohort_rewards` of each run (its name first), one panel for each part; bands are their
-    intervals."""
+    """Figure 18: `cohort_rewards` of each run (its name first), one panel for each part."""
     data = pd.concat([frame.assign(run=name) for name, frame in by_run.items()], ignore_index=True)
     with panels(len(PARTS), len(PARTS), (13, 3.2), sharex=True) as (figure, grid):
         for axes, (part, (_, label)) in zip(grid, PARTS.items(), strict=True):
@@ -119,8 +114,7 @@ def training_curve(by_run: Mapping[str, pd.DataFrame], turns: int) -> Drawn:
 
 
 def reward_rows(histories: Mapping[int, Mapping[str, list[dict]]]) -> pd.DataFrame:
-    """seed -> training -> metrics of its updates, as rows: seed, run, update, iteration, and the columns of
-    PANELS.
+    """seed -> training -> metrics of its updates, as rows: seed, run, update, iteration and the PANELS.
 
     `reward` is what the training itself was rewarded for (PRR 0..2, PR and RR 0..1), the others are logged
     whether rewarded or not. Sum is PR's profile reward plus RR's response reward at the same step; it has no
@@ -138,8 +132,7 @@ def reward_rows(histories: Mapping[int, Mapping[str, list[dict]]]) -> pd.DataFra
 
 
 def average_seeds(rows: pd.DataFrame, x: str, column: str) -> pd.DataFrame:
-    """Mean over seeds of a column at each x, with its 95 % t interval over seeds: columns mean, low, high,
-    seeds.
+    """Mean over seeds of a column at each x with its 95 % t interval: mean, low, high, seeds.
 
     Ends are NaN with a single seed.
     """
@@ -150,8 +143,7 @@ def average_seeds(rows: pd.DataFrame, x: str, column: str) -> pd.DataFrame:
 
 
 def reward_progress(rows: pd.DataFrame) -> Drawn:
-    """Figure 18 (appendix I): PRR, PR and RR by training step, and "Sum", what PR and RR reach in their own
-    part together.
+    """Figure 18 (appendix I): PRR, PR, RR and Sum (PR's and RR's own rewards together) by training step.
 
     Four panels of `reward_rows`. Thin: every step (its cohort stands at one turn, so steps differ by turn);
     thick: a cohort's mean at its last step; band: 95 % t interval of that over seeds (none for a single
