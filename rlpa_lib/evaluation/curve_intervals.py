@@ -27,7 +27,7 @@ _STUDIES = 256
 # Where the candidates of a path lie, in first-order standard errors from the observed statistic.
 _PATH = np.linspace(-3.2, 3.2, 33)
 # Squared standard errors spent on levelling the top and the bottom of a candidate. The range is biased most
-# where extremes tie, and noise hides ties of the true curve. Chosen by simulation: more makes intervals longer.
+# where extremes tie, and noise hides ties of the true curve. By simulation: more makes intervals longer.
 _LEVELLING = (0.0, 1.0)
 # Candidates farther from the observed curve than chance allows are not asked.
 _PLAUSIBLE = 0.99

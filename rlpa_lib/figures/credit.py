@@ -41,7 +41,7 @@ def name_scheme(params: dict) -> str:
 
 
 def training_by_turn(folders: Sequence[Path], name: str = "ppo") -> pd.DataFrame:
-    """Mean reward of each cohort's turns, by scheme, seed and run: columns reward, chosen_reward, format_rate.
+    """Mean reward of each cohort's turns by scheme, seed and run: reward, chosen_reward, format_rate.
 
     `reward` is over all samples of a turn, `chosen_reward` over those with which the dialogues went on.
     """

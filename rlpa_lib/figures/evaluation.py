@@ -148,8 +148,7 @@ def _style_line(name: str, number: int) -> dict[str, Any]:
 
 
 def profile_progress(rows_by_method: Mapping[str, Sequence[dict]]) -> Drawn:
-    """Profile score and Theoretical Max by turn (as in figure 4b, ten turns), with 95 % intervals over users.
-    """
+    """Profile score and Theoretical Max by turn (as in figure 4b, ten turns), with intervals over users."""
     told = pd.concat([pd.DataFrame(rows).assign(method=name) for name, rows in rows_by_method.items()])
     told["ceiling"] = told["n_told"] / told["n_true"]
     told["recall"] = told["n_matched"] / told["n_true"]

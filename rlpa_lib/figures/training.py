@@ -125,17 +125,16 @@ def reward_rows(histories: Mapping[int, Mapping[str, list[dict]]]) -> pd.DataFra
     for seed, trainings in histories.items():
         own = {name: pd.DataFrame(history)[list(names)] for name, history in trainings.items()}
         if {"PR", "RR"} <= set(own):
-            total = own["PR"]["reward_profile"] + own["RR"]["reward_response"]
+            profile, response = own["PR"]["reward_profile"], own["RR"]["reward_response"]
+            total = profile.to_numpy() + response.to_numpy()  # as many updates in both, or an error
             own["Sum"] = own["PR"][["update", "iteration"]].assign(reward_total=total)
         tables += [table.rename(columns=names).assign(seed=seed, run=name) for name, table in own.items()]
     return pd.concat(tables, ignore_index=True)[["seed", "run", *names.values()]]
 
 
 def average_seeds(rows: pd.DataFrame, x: str, column: str) -> pd.DataFrame:
-    """Mean over seeds of a column at each x with its 95 % t interval: mean, low, high, seeds.
-
-    Ends are NaN with a single seed.
-    """
+    """Mean over seeds of a column at each x with its 95 % t interval (NaN for one seed): mean, low, high,
+    seeds."""
     seeds = rows.groupby(["seed", x])[column].mean().unstack("seed")
     n, mean = seeds.shape[1], seeds.mean(axis=1)
     half = seeds.std(axis=1, ddof=1) / n**0.5 * (stats.t.ppf(0.975, n - 1) if n > 1 else np.nan)
@@ -146,8 +145,7 @@ def reward_progress(rows: pd.DataFrame) -> Drawn:
     """Figure 18 (appendix I): PRR, PR, RR and Sum (PR's and RR's own rewards together) by training step.
 
     Four panels of `reward_rows`. Thin: every step (its cohort stands at one turn, so steps differ by turn);
-    thick: a cohort's mean at its last step; band: 95 % t interval of that over seeds (none for a single
-    seed).
+    thick: a cohort's mean at its last step; band: 95 % t interval of that over seeds, if there are several.
     """
     drawn = []
     with panels(4, 2, (10, 6.4), sharex=True) as (figure, grid):
