@@ -14,7 +14,7 @@ from rlpa_lib.dialogue.judging import CRITERIA, Verdict
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.evaluation import ablations
 from rlpa_lib.evaluation.paper_tables import PAPER_TABLES
-from rlpa_lib.figures import ablation
+from rlpa_lib.figures import training as drawn_as
 from rlpa_lib.rlpa.rewards import ABLATED, score
 from rlpa_lib.rlpa.trainer import count_updates
 from rlpa_lib.settings import config as settings
@@ -106,15 +106,15 @@ def history(rewards, profile, response):
 def test_sum_adds_what_each_is_rewarded_for():
     one = {"PRR": history([1, 1.2, 1.4, 1.6], [0.5] * 4, [0.5, 0.7, 0.9, 1.1]), "PR": history([0.5] * 4, [0.5] * 4, [0.1] * 4),
            "RR": history([0.2, 0.4, 0.6, 0.8], [0.3] * 4, [0.2, 0.4, 0.6, 0.8])}  # fmt: skip
-    rows = ablation.reward_rows({0: one, 1: one, 2: {"PRR": one["PRR"]}})
+    rows = drawn_as.reward_rows({0: one, 1: one, 2: {"PRR": one["PRR"]}})
     total = rows[(rows["run"] == "Sum") & (rows["seed"] == 0)]
     assert total["reward"].tolist() == pytest.approx([0.7, 0.9, 1.1, 1.3]) and total["profile"].isna().all()
     assert set(rows.loc[rows["run"] == "Sum", "seed"]) == {0, 1}
-    figure, drawn = ablation.reward_progress(rows)
+    figure, drawn = drawn_as.reward_progress(rows)
     point = drawn[(drawn["panel"] == "reward") & (drawn["run"] == "PRR")].set_index("step")
     assert point["mean"].to_dict() == pytest.approx({2: 1.1, 4: 1.5}) and (point["seeds"] == 3).all() and (point["low"] == point["mean"]).all()
-    assert set(drawn["panel"]) == set(ablation.PANELS) and len(figure.axes) == 4
-    alone = ablation.reward_progress(ablation.reward_rows({0: one}))[1]
+    assert set(drawn["panel"]) == set(drawn_as.PANELS) and len(figure.axes) == 4
+    alone = drawn_as.reward_progress(drawn_as.reward_rows({0: one}))[1]
     assert alone["low"].isna().all()  # one seed has no interval
 
 

@@ -20,6 +20,8 @@ def test_quadratic_weights_by_hand():
     # errors of one step cost 1, of two steps 4: observed cost 10 * 1, expected (20*... ) = 50 with these margins
     assert kappa_interval([[10, 0, 0], [10, 0, 0], [0, 0, 10]], "quadratic").estimate == pytest.approx(1 - 10 / 50)
     assert math.isnan(kappa_interval([[5, 0], [0, 0]]).estimate)
+    # plain: observed .7; chance (.5 x .6 + .5 x .4) = .5
+    assert kappa_interval([[20, 5], [10, 15]]).estimate == pytest.approx(0.4)
     for bad in ([[1, 2]], [[-1, 0], [0, 1]], [[0, 0], [0, 0]]):
         with pytest.raises(ValueError, match="square"):
             kappa_interval(bad)

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from rlpa_lib.evaluation import metrics
+from rlpa_lib.evaluation.agreement_metrics import overlap_metrics
 from rlpa_lib.evaluation.paper_tables import PAPER_TABLES
 from rlpa_lib.study import tables
 
@@ -71,10 +71,10 @@ def test_rmse_of_table_8_follows_from_its_mse():
     for _, row in paper("table8").iterrows():
         assert round(row["mse"] ** 0.5, 2) == row["rmse"], row["model"]
     # GPT-4.1-mini: 75 right and 25 off by one
-    found = metrics.overlap_metrics([0] * 75 + [1] * 25, [0] * 100)
+    found = overlap_metrics([0] * 75 + [1] * 25, [0] * 100)
     assert found == {"exact_acc": 75.0, "fuzzy_acc": 100.0, "mse": 0.25, "rmse": 0.5}
     # O3-mini: 77 right, 21 off by one, 2 off by two: 21 + 8 = 29
-    assert round(metrics.overlap_metrics([0] * 77 + [1] * 21 + [2] * 2, [0] * 100)["rmse"], 2) == 0.54
+    assert round(overlap_metrics([0] * 77 + [1] * 21 + [2] * 2, [0] * 100)["rmse"], 2) == 0.54
 
 
 def test_table_10_from_table_9():

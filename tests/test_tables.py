@@ -6,7 +6,7 @@ import pytest
 
 from rlpa_lib.evaluation import breakdown, presentation, tables
 from rlpa_lib.figures import evaluation as drawn_as
-from rlpa_lib.settings import config
+from rlpa_lib.settings import config, kinds
 
 SCORES = {("rlpa", "vanilla"): np.array([[0, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0]], dtype=float),
           ("self_critic@GPT-4o", "vanilla"): np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0]], dtype=float),
@@ -32,7 +32,7 @@ def test_rows_stand_in_the_papers_order():
     assert table["model"].tolist() == ["GPT-4o", "Qwen2.5-3B-Instruct", "Qwen2.5-3B-Instruct"]
     assert table["method"].tolist() == ["Self-Critic", "Base", "RLPA"]
     assert "extended_avg" not in table
-    assert tables.arranged(["oracle", "rlpa", "dpo", "cot@X", "base"]) == ["cot@X", "base", "dpo", "rlpa", "oracle"]
+    assert tables.arrange_rows(["oracle", "rlpa", "dpo", "cot@X", "base"]) == ["cot@X", "base", "dpo", "rlpa", "oracle"]
 
 
 def test_what_was_not_run_says_so_and_a_miniature_stands_alone():
@@ -121,6 +121,19 @@ def test_diagnostics_by_hand():
     assert found["hidden_tokens_per_turn"] == 3 / 8 and found["tokens_per_turn"] == 4 and found["unjudged"] == 0
     unmatched = breakdown.diagnostics([{**r, "n_matched": None, "profile_f1": None} for r in ROWS])
     assert np.isnan(unmatched["profile_f1"])
+
+
+def test_another_reward_criterion_changes_no_evaluation_table(monkeypatch):
+    def make_tables():
+        rates = pd.DataFrame([breakdown.diagnostics(ROWS) | breakdown.first_turn(ROWS)])
+        return rates, tables.main_table(SCORES, "tiny"), tables.turnwise_table(SCORES, "vanilla", "tiny")
+
+    before = make_tables()
+    honest = kinds.Criterion("honesty", "Honest: claims nothing that is untrue.")
+    monkeypatch.setitem(kinds.REWARD_CRITERIA, "H", honest)
+    assert list(kinds.REWARD_CRITERIA) == [*kinds.EVALUATION_CRITERIA, "H"]
+    for was, now in zip(before, make_tables(), strict=True):
+        pd.testing.assert_frame_equal(was, now)
 
 
 def test_the_last_of_two_plays_of_a_turn_counts_as_its_cost():

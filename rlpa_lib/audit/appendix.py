@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from rlpa_lib.audit.checks import on_grid
-from rlpa_lib.evaluation.metrics import classification_metrics
+from rlpa_lib.evaluation.agreement_metrics import classification_metrics
 from rlpa_lib.evaluation.paper_tables import SETTINGS, TURNS, Finding, Tables, label
 
 RATED_CASES = 30  # appendix G: 3 annotators x 10 personas

@@ -107,7 +107,7 @@ def score_training(
 
 def ablation_table(scores: Mapping[str, np.ndarray], model: str) -> pd.DataFrame:
     """Table 2's columns (AL(k), avg, N-IR, N-R2, with intervals), a row a variant -> scores (E, K)."""
-    name = tables.label("rlpa", model)[0]
+    name = tables.label_row("rlpa", model)[0]
     return pd.DataFrame(
         [
             {"model": name, "method": LABELS[v], **tables.turnwise_row(found_EK)}
@@ -155,10 +155,10 @@ def seeds_table(by_seed: Mapping[int, Mapping[str, Training]]) -> pd.DataFrame:
         own = np.stack([some[variant] for some in scores])
         line = {
             "method": LABELS[variant], "seeds": own.shape[0], "users": own.shape[1],
-            **tables.percent("avg", own),
+            **tables.average_over_seeds("avg", own),
         }
         if variant != BOTH_REWARDS:
-            line |= tables.percent("rlpa_minus", np.stack([some[BOTH_REWARDS] for some in scores]) - own)
+            line |= tables.average_over_seeds("rlpa_minus", np.stack([some[BOTH_REWARDS] for some in scores]) - own)
         lines.append(line)
     return pd.DataFrame(lines)
 

@@ -1,4 +1,4 @@
-"""Agreement between raters (appendices G and H), through statsmodels and krippendorff. Tables are items x raters, NaN where one has not rated."""
+"""Agreement of raters and judges (appendices G and H). Ratings: items x raters, NaN where not rated."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from statsmodels.stats.inter_rater import aggregate_raters, cohens_kappa, fleiss_kappa
 
-from rlpa_lib.evaluation.intervals import Interval
+from rlpa_lib.evaluation.intervals import NAN, UNKNOWN, Interval
+
+_SCALES = {False: "nominal", True: "ordinal"}
 
 
 def kappa_interval(confusion: ArrayLike, weights: Literal["quadratic"] | None = None) -> Interval:
-    """Cohen's kappa of a square table of counts (rows one rater, columns the other), plain or with quadratic weights, with the
-    large-sample 95 % interval of Fleiss, Cohen and Everitt (1969).
+    """Cohen's kappa of a square table of counts (a rater each way) with its large-sample 95 % interval.
 
-    NaN when chance agreement is complete (one category only). ValueError: not square, negative counts, empty, unknown weights.
+    The interval is that of Fleiss, Cohen and Everitt (1969). NaN when chance agreement is complete (one
+    category only). ValueError: not square, negative counts, empty, unknown weights.
     """
-    from statsmodels.stats.inter_rater import cohens_kappa  # slow to import, and few who need metrics need this
-
     counts = np.asarray(confusion, dtype=float)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or np.any(counts < 0) or counts.sum() == 0:
         raise ValueError("a confusion table is square, with counts of 0 or more and at least one case")
@@ -30,50 +31,72 @@ def kappa_interval(confusion: ArrayLike, weights: Literal["quadratic"] | None = 
     with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # 0 / 0 where there is one category: that is the NaN
         found = cohens_kappa(counts, wt=weights)
-    return Interval(float(found.kappa), float(found.kappa_low), float(min(1.0, found.kappa_upp)), 0.95)
+    return Interval(float(found.kappa), float(found.kappa_low), float(min(1.0, found.kappa_upp)))
+
+
+def classification_metrics(tp: float, fp: float, fn: float, tn: float) -> dict[str, float]:
+    """The columns of table 10 from the counts of table 9; a ratio with an empty denominator is NaN."""
+    shares = {"accuracy": (tp + tn, tp + fp + fn + tn), "precision": (tp, tp + fp), "recall": (tp, tp + fn),
+              "f1": (2 * tp, 2 * tp + fp + fn), "specificity": (tn, tn + fp)}  # fmt: skip
+    ratios = {name: part / total if total else NAN for name, (part, total) in shares.items()}
+    return {**ratios, "cohens_kappa": kappa_interval([[tp, fp], [fn, tn]]).estimate}
+
+
+def overlap_metrics(predicted_E: ArrayLike, true_E: ArrayLike) -> dict[str, float]:
+    """Table 8's columns for overlap counts (E,): accuracies in percent (fuzzy: off by 1 at most), MSE, RMSE.
+
+    ValueError: shapes differ or no case.
+    """
+    predicted, true = np.asarray(predicted_E, dtype=float), np.asarray(true_E, dtype=float)
+    if predicted.shape != true.shape or predicted.size == 0:
+        raise ValueError("predicted and true counts must be equally long and not empty")
+    error = np.abs(predicted - true)
+    exact, fuzzy, mse = (float(part.mean()) for part in (error == 0, error <= 1, error**2))
+    return {"exact_acc": 100 * exact, "fuzzy_acc": 100 * fuzzy, "mse": mse, "rmse": mse**0.5}
 
 
 def pairwise_kappa(ratings: pd.DataFrame, categories: Sequence[Any], ordinal: bool) -> pd.DataFrame:
-    """Cohen's kappa of every two raters over the items that both rated, and with quadratic weights where categories are `ordinal`.
+    """Kappa of every two raters over the items that both rated, where `ordinal` also with quadratic weights.
 
-    Columns first, second, n, kappa, kappa_low, kappa_high (and kappa_quadratic...). ValueError: a rating that is no category.
+    Columns first, second, n, kappa... (and kappa_quadratic...). ValueError: a rating that is no category.
     """
-    _check(ratings, categories)
+    _check_ratings(ratings, categories)
+    kinds = {"kappa": None, "kappa_quadratic": "quadratic"} if ordinal else {"kappa": None}
     rows = []
     for one, other in combinations(ratings.columns, 2):
         both = ratings[[one, other]].dropna()
+        counts = [[((both[one] == a) & (both[other] == b)).sum() for b in categories] for a in categories]
         row: dict[str, Any] = {"first": one, "second": other, "n": len(both)}
-        table = np.array([[((both[one] == a) & (both[other] == b)).sum() for b in categories] for a in categories])
-        for weights, name in ((None, "kappa"), *((("quadratic", "kappa_quadratic"),) if ordinal else ())):
-            found = kappa_interval(table, weights) if len(both) else Interval(*[float("nan")] * 3, 0.95)
-            row |= {name: found.estimate, f"{name}_low": found.low, f"{name}_high": found.high}
+        for name, weights in kinds.items():
+            row |= (kappa_interval(counts, weights) if len(both) else UNKNOWN).columns(name)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def group_agreement(ratings: pd.DataFrame, categories: Sequence[Any], ordinal: bool) -> dict[str, float]:
-    """Fleiss' kappa over the items that all raters rated, Krippendorff's alpha over all items with two ratings or more, and their numbers.
+    """Fleiss' kappa over items that all rated, Krippendorff's alpha over items with two ratings or more.
 
-    Alpha is nominal, or ordinal where categories are. NaN where it is not defined: fewer than two raters, no item, a single category.
+    Alpha is nominal, or ordinal where categories are. NaN: fewer than two raters, no item, a single category.
     """
-    import krippendorff
-    from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
+    import krippendorff  # slow to import, and few who need metrics need this
 
-    _check(ratings, categories)
+    _check_ratings(ratings, categories)
     places = {value: place for place, value in enumerate(categories)}
     coded = ratings.map(lambda value: places.get(value, np.nan)).to_numpy(dtype=float)
-    whole, used = coded[~np.isnan(coded).any(axis=1)], coded[(~np.isnan(coded)).sum(axis=1) >= 2]
-    result = {"raters": ratings.shape[1], "items_by_all": len(whole), "fleiss_kappa": float("nan"), "krippendorff_alpha": float("nan")}
-    if ratings.shape[1] >= 2 and len(whole) and len(np.unique(whole)) > 1:
-        result["fleiss_kappa"] = float(fleiss_kappa(aggregate_raters(whole.astype(int), len(categories))[0]))
-    if len(used) and len(np.unique(used[~np.isnan(used)])) > 1:
-        level = "ordinal" if ordinal else "nominal"
-        result["krippendorff_alpha"] = float(krippendorff.alpha(used.T, value_domain=list(range(len(categories))), level_of_measurement=level))
-    return result
+    n_ratings = (~np.isnan(coded)).sum(axis=1)
+    complete, shared = coded[n_ratings == ratings.shape[1]], coded[n_ratings >= 2]
+    fleiss = alpha = NAN
+    if ratings.shape[1] >= 2 and len(np.unique(complete)) > 1:
+        fleiss = float(fleiss_kappa(aggregate_raters(complete.astype(int), len(categories))[0]))
+    if len(np.unique(shared[~np.isnan(shared)])) > 1:
+        scale = {"value_domain": [*range(len(categories))], "level_of_measurement": _SCALES[ordinal]}
+        alpha = float(krippendorff.alpha(shared.T, **scale))
+    counts = {"raters": ratings.shape[1], "items_by_all": len(complete)}
+    return {**counts, "fleiss_kappa": fleiss, "krippendorff_alpha": alpha}
 
 
 def majority(ratings: pd.DataFrame, otherwise: Any) -> pd.Series:
-    """Each item's value that more than half of its raters gave; `otherwise` where there is none (H.1: an open vote is no agreement)."""
+    """Each item's value that more than half of its raters gave (H.1); `otherwise` where there is none."""
 
     def vote(row: pd.Series) -> Any:
         counts = row.dropna().value_counts()
@@ -82,7 +105,7 @@ def majority(ratings: pd.DataFrame, otherwise: Any) -> pd.Series:
     return ratings.apply(vote, axis=1)
 
 
-def _check(ratings: pd.DataFrame, categories: Sequence[Any]) -> None:
-    found = {value for value in ratings.to_numpy().ravel() if not pd.isna(value)}
-    if not found <= set(categories):
-        raise ValueError(f"ratings that are no category: {sorted(found - set(categories), key=str)}")
+def _check_ratings(ratings: pd.DataFrame, categories: Sequence[Any]) -> None:
+    unknown = {value for value in ratings.to_numpy().ravel() if not pd.isna(value)} - set(categories)
+    if unknown:
+        raise ValueError(f"ratings that are no category: {sorted(unknown, key=str)}")

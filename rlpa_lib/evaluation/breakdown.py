@@ -1,4 +1,4 @@
-"""What a score is made of: format, criteria, guesses, the personal part (swap test), and the first turn, where nothing personal is known.
+"""What a score is made of: format, criteria, guesses, the personal part (swap test), and the first turn.
 
 All functions take the judgement rows of one method and benchmark (`scoring.Judgement.to_json`).
 """
@@ -7,41 +7,127 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from rlpa_lib.dialogue.judging import CRITERIA
-from rlpa_lib.evaluation import intervals, scoring
+from rlpa_lib.evaluation import scoring
+from rlpa_lib.evaluation.intervals import SHARE, UNKNOWN, Limits, bootstrap_interval, ratio_interval
+from rlpa_lib.settings.kinds import EVALUATION_CRITERIA
 
-NAN = float("nan")
 Measure = Callable[[dict], tuple[float, float]]  # of one judgement row: (part, whole), summed over each user
 NOTHING = (0, 0)
+NUMBER: Limits = (0.0, np.inf)
 
 
 def diagnostics(rows: Sequence[dict]) -> dict[str, float]:
-    """Rates over all turns, each with its 95 % interval over users (_low, _high): format, each criterion among what was judged, profile,
-    guesses, lengths, tokens. `distinct_responses` counts what this run said and has none."""
+    """Rates over all turns with their 95 % intervals over users (_low, _high): format, criteria of what was
+    """
     shares = {
         "format_rate": lambda r: (r["format_ok"], 1),
-        **{c: lambda r, c=c: (r["marks"][c], 1) if r["marks"] else NOTHING for c in CRITERIA},
-        "profile_f1": lambda r: (r["profile_f1"], 1) if r["n_matched"] is not None else NOTHING,
-        "profile_recall_of_told": lambda r: (r["n_matched"] - r["n_right_guesses"], r["n_told"]) if r["n_matched"] is not None else NOTHING,
+        **{c: lambda r, c=c: (r["marks"][c], 1) if r["marks"] else NOTHING for c in EVALUATION_CRITERIA},
+        "profile_f1": lambda r: NOTHING if r["n_matched"] is None else (r["profile_f1"], 1),
+        "profile_recall_of_told": lambda r: NOTHING if r["n_matched"] is None else _matched_of_told(r),
         "theoretical_max": lambda r: (r["n_told"] / r["n_true"], 1),
         "guess_precision": lambda r: (r["n_right_guesses"], r["n_guesses"]),
         "unjudged": lambda r: (r["score"] is None, 1),
     }
     numbers = {
         "guesses_per_turn": lambda r: (r["n_guesses"], 1),
-        "response_words": lambda r: (len(r["response"].split()), 1),
+        "response_words": _count_words,
         "tokens_per_turn": lambda r: (r["n_tokens"], 1),
         "hidden_tokens_per_turn": lambda r: (sum(step["n_tokens"] for step in r["hidden"]), 1),
     }
     distinct = {"distinct_responses": len({r["response"] for r in rows}) / len(rows)}
-    return {**_over_users(rows, shares), **_over_users(rows, numbers, (0.0, np.inf)), **distinct}
+    return _rate_over_users(rows, shares) | _rate_over_users(rows, numbers, NUMBER) | distinct
 
 
-def _over_users(rows: Sequence[dict], measures: Mapping[str, Measure], limits: tuple[float, float] = (0.0, 1.0)) -> dict[str, float]:
+def swap_summary(rows: Sequence[dict], first: int = 2) -> dict[str, float]:
+    """Share aligned with the own and with another user's persona from turn `first` on, in [0, 1].
+
+    Before turn 2 only "Hello" has been said. `personal_share` is the difference. 95 % intervals over users.
+    NaN when the run has no such turn or no swap.
+    """
+    own, swapped = (scoring.score_table(rows, field)[:, first - 1 :] for field in ("score", "swapped_score"))
+    both = ~np.isnan(own) & ~np.isnan(swapped)
+    known = both.any(axis=0).all() and own.shape[1] and len(own) >= 2
+    found = {}
+    for name, table in (("own", own), ("swapped", swapped), ("personal_share", own - swapped)):
+        limits = (-1.0 if name == "personal_share" else 0.0, 1.0)
+        interval = bootstrap_interval(np.where(both, table, np.nan), limits=limits) if known else UNKNOWN
+        found |= interval.columns(name)
+    return found
+
+
+def first_turn(rows: Sequence[dict]) -> dict[str, float]:
+    """What AL(1) is made of, in shares of users. All have said "Hello" and nothing else.
+
+    `al1`; `swapped`, the share that would also suit another user; `broken` and, per criterion, `fails_X`; how
+    many ask something; words; profile items (all guesses) and how many are right: each with its 95 % interval
+    (_low, _high). How many responses differ from each other or are the commonest one counts what this run
+    said.
+    """
+    now = [r for r in rows if r["turn"] == 1]
+    texts = Counter(r["response"] for r in now)
+    shares = {
+        "al1": lambda r: NOTHING if r["score"] is None else (r["score"], 1),
+        "swapped": lambda r: NOTHING if r["swapped_score"] is None else (r["swapped_score"], 1),
+        "broken": lambda r: (not r["format_ok"], 1),
+        **{f"fails_{c}": partial(_fail_mark, c) for c in EVALUATION_CRITERIA},
+        "asks": lambda r: ("?" in r["response"] or "？" in r["response"], 1),
+        "right_items": lambda r: (r["n_matched"] or 0, r["n_inferred"]),
+    }
+    numbers = {"words": _count_words, "profile_items": lambda r: (r["n_inferred"], 1)}
+    counted = {"distinct": len(texts) / len(now), "commonest": texts.most_common(1)[0][1] / len(now)}
+    return _rate_over_users(now, shares) | counted | _rate_over_users(now, numbers, NUMBER)
+
+
+def mean_table(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Mean of each column, in [0, 1], per group, with its interval over users; NaN is left out."""
+    lines = []
+    for key, part in frame.groupby(list(by), sort=False):
+        line = dict(zip(by, key, strict=True))
+        for column in columns:
+            sums = part.groupby("user")[column].agg(["sum", "count"])
+            line |= ratio_interval(sums["sum"], sums["count"]).columns(column)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def by_turn(rows: Sequence[dict]) -> pd.DataFrame:
+    """Share aligned with the own and with another user's persona at each turn, in [0, 1], with intervals."""
+    names = {"user": "user", "turn": "turn", "score": "own", "swapped_score": "swapped"}
+    frame = pd.DataFrame(rows)[list(names)].rename(columns=names).astype({"own": float, "swapped": float})
+    return mean_table(frame.sort_values("turn"), ["turn"], ["own", "swapped"])
+
+
+def cost(lines: Sequence[dict]) -> pd.DataFrame:
+    """Seconds by party and tokens of each row, from metrics/evaluation.jsonl.
+
+    Of a turn that was played twice (after a kill or a change of the code) the last line counts.
+    """
+    frame = pd.DataFrame(lines).drop_duplicates(["method", "benchmark", "turn"], keep="last")
+    columns = ["method_s", "user_s", "judges_s", "tokens"]
+    sums = frame.groupby(["method", "benchmark"], sort=False)[columns].sum().reset_index()
+    return sums.assign(tokens_per_second=sums["tokens"] / sums["method_s"])
+
+
+def _fail_mark(criterion: str, row: dict) -> tuple[bool, int]:
+    return bool(row["marks"] and not row["marks"][criterion]), 1
+
+
+def _matched_of_told(row: dict) -> tuple[int, int]:
+    return row["n_matched"] - row["n_right_guesses"], row["n_told"]
+
+
+def _count_words(row: dict) -> tuple[int, int]:
+    return len(row["response"].split()), 1
+
+
+def _rate_over_users(
+    rows: Sequence[dict], measures: Mapping[str, Measure], limits: Limits = SHARE
+) -> dict[str, float]:
     """Sum of parts over sum of wholes of each measure, with its interval over users."""
     places = {user: place for place, user in enumerate(dict.fromkeys(r["user"] for r in rows))}
     found = {}
@@ -49,74 +135,5 @@ def _over_users(rows: Sequence[dict], measures: Mapping[str, Measure], limits: t
         sums = np.zeros((len(places), 2))
         for row in rows:
             sums[places[row["user"]]] += measure(row)
-        interval = intervals.ratio_interval(*sums.T, limits)
-        found |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        found |= ratio_interval(*sums.T, limits).columns(name)
     return found
-
-
-def swap_summary(rows: Sequence[dict], first: int = 2) -> dict[str, float]:
-    """Share aligned with the own and with another user's persona from turn `first` on (before that only "Hello" has been said), in
-    [0, 1]; `personal_share` is the difference. 95 % intervals over users. NaN when the run has no such turn or no swap."""
-    own, swapped = scoring.score_table(rows), scoring.score_table(rows, "swapped_score")
-    own, swapped = own[:, first - 1 :], swapped[:, first - 1 :]
-    both = ~np.isnan(own) & ~np.isnan(swapped)
-    none = not both.any(axis=0).all() or not own.shape[1] or len(own) < 2
-    found = {}
-    for name, table, bottom in (("own", own, 0.0), ("swapped", swapped, 0.0), ("personal_share", own - swapped, -1.0)):
-        missing = intervals.Interval(NAN, NAN, NAN, 0.95)
-        interval = missing if none else intervals.bootstrap_interval(np.where(both, table, np.nan), limits=(bottom, 1.0))
-        found |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return found
-
-
-def first_turn(rows: Sequence[dict]) -> dict[str, float]:
-    """What AL(1) is made of, in shares of users. The user has said "Hello", so a response can only be well made, or guess.
-
-    `al1`; `swapped`, the share that would also suit another user; `broken` and, per criterion, `fails_X`; how many ask something; words;
-    profile items (all guesses) and how many are right: each with its 95 % interval (_low, _high). How many responses differ
-    from each other or are the commonest one counts what this run said.
-    """
-    now = [r for r in rows if r["turn"] == 1]
-    texts = Counter(r["response"] for r in now)
-    shares = {
-        "al1": lambda r: (r["score"], 1) if r["score"] is not None else NOTHING,
-        "swapped": lambda r: (r["swapped_score"], 1) if r["swapped_score"] is not None else NOTHING,
-        "broken": lambda r: (not r["format_ok"], 1),
-        **{f"fails_{c}": lambda r, c=c: (bool(r["marks"]) and not r["marks"][c], 1) for c in CRITERIA},
-        "asks": lambda r: ("?" in r["response"] or "？" in r["response"], 1),
-        "right_items": lambda r: (r["n_matched"] or 0, r["n_inferred"]),
-    }
-    numbers = {"words": lambda r: (len(r["response"].split()), 1), "profile_items": lambda r: (r["n_inferred"], 1)}
-    counted = {"distinct": len(texts) / len(now), "commonest": texts.most_common(1)[0][1] / len(now)}
-    return {**_over_users(now, shares), **counted, **_over_users(now, numbers, (0.0, np.inf))}
-
-
-def mean_table(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str], user: str = "user") -> pd.DataFrame:
-    """Mean of each column, in [0, 1], per group, with its 95 % interval over users (_low, _high); NaN cells are left out."""
-    lines = []
-    for key, part in frame.groupby(list(by), sort=False):
-        line = dict(zip(by, key, strict=True))
-        for column in columns:
-            sums = part.groupby(user)[column].agg(["sum", "count"])
-            found = intervals.ratio_interval(sums["sum"], sums["count"])
-            line |= {column: found.estimate, f"{column}_low": found.low, f"{column}_high": found.high}
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def by_turn(rows: Sequence[dict]) -> pd.DataFrame:
-    """Share aligned with the own and with another user's persona at each turn, in [0, 1]: columns turn, own, swapped, each with its interval."""
-    frame = pd.DataFrame(rows)[["user", "turn", "score", "swapped_score"]].astype({"score": float, "swapped_score": float})
-    named = frame.rename(columns={"score": "own", "swapped_score": "swapped"}).sort_values("turn")
-    return mean_table(named, ["turn"], ["own", "swapped"])
-
-
-def cost(lines: Sequence[dict]) -> pd.DataFrame:
-    """Seconds by party and tokens of each row, from metrics/evaluation.jsonl; `overhead` is all seconds over those of the methods.
-
-    Of a turn that was played twice (after a kill or a change of the code) the last line counts.
-    """
-    frame = pd.DataFrame(lines).drop_duplicates(["method", "benchmark", "turn"], keep="last")
-    table = frame.groupby(["method", "benchmark"], sort=False)[["method_s", "user_s", "judges_s", "tokens"]].sum().reset_index()
-    table["tokens_per_second"] = table["tokens"] / table["method_s"]
-    return table

@@ -1,14 +1,13 @@
-"""Intervals of N-IR and N-R² (eq. 8): many curves near the observed one are asked "were you true, would a study as far off be rare?"
+"""Intervals of N-IR and N-R² (eq. 8): they span the curves under which a study like ours would not be rare.
 
-Both statistics divide by a noisy minimum-to-maximum range, which is biased upwards and has corners; resampling and the delta method are far
-too short for them. Axes: S seeds, E users, K turns, C candidate curves, B simulated studies. Curves are handled as angles
-arcsin(sqrt(AL)), whose noise does not depend on AL.
+Both statistics divide by a noisy minimum-to-maximum range, which is biased upwards and has corners;
+resampling and the delta method are far too short for them. Axes: S seeds, E users, K turns, C candidate
+curves, B simulated studies. Curves are handled as angles arcsin(sqrt(AL)), whose noise does not depend on AL.
 
-What 95 % intervals covered in simulated studies of 74 users and ten turns. A prototype of this algorithm in another language, 1,000 studies
-for each of nine curves: "global" 94 to 98 % (a curve near zero 100 %), "running" 98 to 100 %; the lowest of further curves, with fewer
-studies, 92 %. This module, 200 studies, "global" only: 94 to 100 %. tests/benchmarks/bench_coverage.py measures it. So an interval is often
-longer than it need be, seldom shorter. Where turns may all be equal neither number is determined: the rule needs no exception, N-IR then
-reaches far to both sides of 0 and N-R² from 0 to nearly 1.
+Coverage of the 95 % intervals in simulated studies of 74 users and ten turns: "global" 94 to 100 % (this
+module, 200 studies a curve; tests/benchmarks/bench_coverage.py measures it), "running" 98 to 100 % (a
+prototype, 1,000 studies a curve; lowest of all 92 %). So an interval is often longer than it need be, seldom
+shorter. Where turns may all be equal, N-IR reaches far to both sides of 0 and N-R² from 0 to nearly 1.
 """
 
 from __future__ import annotations
@@ -21,35 +20,32 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
-from rlpa_lib.evaluation.intervals import Floats, Interval, Statistic
+from rlpa_lib.evaluation.intervals import LEVEL, Floats, Interval, Limits, Statistic
 from rlpa_lib.evaluation.metrics import Norm, normalized_improvement
 
 _STUDIES = 256
 # Where the candidates of a path lie, in first-order standard errors from the observed statistic.
 _PATH = np.linspace(-3.2, 3.2, 33)
-# Squared standard errors spent on levelling the top and the bottom of a candidate. The range is biased most where extremes tie, and
-# noise hides ties of the true curve. More of it makes intervals longer: 1 was chosen by simulation.
-_LEVELLING = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
+# Squared standard errors spent on levelling the top and the bottom of a candidate. The range is biased most
+# where extremes tie, and noise hides ties of the true curve. By simulation: more makes intervals longer.
+_LEVELLING = (0.0, 1.0)
 # Candidates farther from the observed curve than chance allows are not asked.
 _PLAUSIBLE = 0.99
-# Error allowed to a path on each side, in multiples of (1 - level) / 2. The true curve lies near a path, not on it, and is rarely farther than
-# the path's end: with 1 instead most coverages were 97 to 99 %.
+# Error allowed to a path on each side, in multiples of (1 - level) / 2. The true curve lies near a path, not
+# on it, and is rarely farther than the path's end: with 1 instead most coverages were 97 to 99 %.
 _PATH_TAIL = 1.5
 
 
 @dataclass(frozen=True)
 class _Study:
-    """AL (K,), its angles (K,), a root of their covariance (K, K), simulated errors of the angles (B, K), marks behind each AL(k) (K,).
-
-    `whole`: scores are 0 or 1, so a simulated AL(k) is a whole number of marks.
-    """
+    """What was observed, and how it may vary."""
 
     al_K: Floats
     angle_K: Floats
-    root_KK: Floats
-    error_BK: Floats
-    marks_K: Floats
-    whole: bool
+    root_KK: Floats  # root of the covariance of the angles
+    error_BK: Floats  # simulated errors of the angles
+    marks_K: Floats  # number of scores behind each AL(k)
+    whole: bool  # scores are 0 or 1, so a simulated AL(k) is a whole number of marks
 
     def curves(self, z_CK: Floats) -> Floats:
         """Angles of the curves that lie z standard errors from the observed one."""
@@ -71,48 +67,43 @@ class _Study:
 
 @dataclass(frozen=True)
 class _Arm:
-    """Candidates (C, K) on one side (-1 or 1) of the estimate with their statistics (C,), nearest first; the error allowed on that side."""
+    """Candidates on one side of the estimate with their statistics, nearest first."""
 
-    side: int
-    tail: float
+    side: int  # -1 or 1
+    tail: float  # error allowed on that side
     value_C: Floats
     angle_CK: Floats
 
 
 def improvement_interval(
-    scores: ArrayLike, name: Literal["n_ir", "n_r2"], norm: Norm = "global", *, level: float = 0.95, seed: int = 0
+    scores: ArrayLike, name: Literal["n_ir", "n_r2"], norm: Norm = "global", *, seed: int = 0
 ) -> Interval:
-    """Interval of N-IR or N-R² of eq. 8 at the true AL curve; scores (E, K), or (S, E, K) with 3 or more seeds. Errors: curve_interval."""
-    options = {"tie_start": norm == "running", "level": level, "seed": seed}
-    if name == "n_ir":
-        return curve_interval(scores, lambda al: normalized_improvement(al, norm)[0], **options)
-    # N-R² ends at 0, where a test has only one side; its signed root, the correlation, goes on through.
-    root = curve_interval(scores, lambda al: _correlation(al, norm), limits=(-1.0, 1.0), **options)
-    low, high = sorted((root.low**2, root.high**2))
-    return Interval(root.estimate**2, 0.0 if root.low <= 0 <= root.high else low, high, level)
+    """95 % interval of N-IR or N-R² (eq. 8) at the true AL curve.
 
-
-def curve_interval(
-    scores: ArrayLike,
-    statistic: Statistic,
-    *,
-    limits: tuple[float, float] = (-np.inf, np.inf),
-    tie_start: bool = False,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Interval of a bent statistic of the true AL curve, from scores (E, K) or, same users in every seed, (S, E, K) with S >= 3.
-
-    A curve is kept when in at least (1 - level) / 2 of its simulated studies the statistic is as far off as in ours, on our side. The
-    interval spans the kept curves and the estimate, so it is the longer the more the unknown rest of the curve matters. `limits` is the
-    scale of the statistic; `tie_start` also tries curves whose first two turns tie. ValueError: fewer than 2 users, 1 or 2 seeds
-    as three axes, a turn without a valid score.
+    Scores (E, K), or (S, E, K) with 3 seeds or more. ValueError: fewer users or seeds, a turn without scores.
     """
-    study = _observe(scores, level, seed)
+    study, tie_start = _observe(scores, seed), norm == "running"
+    if name == "n_ir":
+        no_limits = (-np.inf, np.inf)
+        return _curve_interval(study, lambda al: normalized_improvement(al, norm)[0], no_limits, tie_start)
+    # N-R² ends at 0, where a test has only one side; its signed root, the correlation, goes on through.
+    root = _curve_interval(study, lambda al: _correlation(al, norm), (-1.0, 1.0), tie_start)
+    low, high = sorted((root.low**2, root.high**2))
+    return Interval(root.estimate**2, 0.0 if root.low <= 0 <= root.high else low, high)
+
+
+def _curve_interval(study: _Study, statistic: Statistic, limits: Limits, tie_start: bool) -> Interval:
+    """Interval of a bent statistic of the true AL curve; `limits` is its scale.
+
+    A curve is kept when in at least 2.5 % of its simulated studies the statistic is as far off as in ours, on
+    our side. The interval spans the kept curves and the estimate, so it is the longer the more the unknown
+    rest of the curve matters. `tie_start` also tries curves whose first two turns tie.
+    """
     estimate = float(statistic(study.al_K))
     paths, simple = _path_families(study, statistic, limits, tie_start), _simple_families(study)
-    families, tail = [*paths, *simple], (1 - level) / 2
-    family_C, angle_CK = np.repeat(np.arange(len(families)), [len(f) for f in families]), np.concatenate(families)
+    families = [*paths, *simple]
+    family_C = np.repeat(np.arange(len(families)), [len(f) for f in families])
+    angle_CK = np.concatenate(families)
     near = (study.steps(angle_CK) ** 2).sum(axis=1) <= stats.chi2.ppf(_PLAUSIBLE, angle_CK.shape[1])
     away_C = np.asarray(statistic(_al(angle_CK))) - estimate
     arms = []
@@ -120,14 +111,16 @@ def curve_interval(
         members = np.flatnonzero(near & (family_C == family) & (side * away_C > 0))
         if len(members):
             outward = members[np.argsort(side * away_C[members])]
-            allowed = tail * (_PATH_TAIL if family < len(paths) else 1.0)
-            arms.append(_Arm(side, allowed, estimate + away_C[outward], angle_CK[outward]))
-    ends = [estimate, *_reach(study, statistic, arms, estimate, limits)]
-    return Interval(estimate, min(ends), max(ends), level)
+            tail = (1 - LEVEL) / 2 * (_PATH_TAIL if family < len(paths) else 1.0)
+            arms.append(_Arm(side, tail, estimate + away_C[outward], angle_CK[outward]))
+    ends = [estimate, *_find_ends(study, statistic, arms, estimate, limits)]
+    return Interval(estimate, min(ends), max(ends))
 
 
-def _reach(study: _Study, statistic: Statistic, arms: list[_Arm], estimate: float, limits: tuple[float, float]) -> list[float]:
-    # Bisection on all arms at once: where does the observed study become rare?
+def _find_ends(
+    study: _Study, statistic: Statistic, arms: list[_Arm], estimate: float, limits: Limits
+) -> list[float]:
+    """Where on each arm the observed study becomes rare, by bisection on all arms at once."""
     kept, lost = np.full(len(arms), -1), np.array([len(arm.value_C) for arm in arms], dtype=int)
     share_kept, share_lost = np.full((2, len(arms)), np.nan)
     while len(asked := np.flatnonzero(lost - kept > 1)):
@@ -153,7 +146,7 @@ def _reach(study: _Study, statistic: Statistic, arms: list[_Arm], estimate: floa
     return ends
 
 
-def _path_families(study: _Study, statistic: Statistic, limits: tuple[float, float], tie_start: bool) -> list[Floats]:
+def _path_families(study: _Study, statistic: Statistic, limits: Limits, tie_start: bool) -> list[Floats]:
     """Curves along the path from the observed one, as they are and with levelled ends."""
     starts = [np.zeros_like(study.angle_K)]
     if tie_start:
@@ -163,13 +156,14 @@ def _path_families(study: _Study, statistic: Statistic, limits: tuple[float, flo
         starts.append(study.steps(tied[None])[0])
     scale_K = np.sqrt((study.root_KK**2).sum(axis=1))
     paths = [study.curves(_path(study, statistic, limits, start)) for start in starts]
-    return [-_capped(-_capped(path, scale_K, top), scale_K, bottom) for path in paths for top, bottom in _LEVELLING]
+    levelled = [-_cut_top(path, scale_K, top) for path in paths for top in _LEVELLING]
+    return [-_cut_top(path, scale_K, bottom) for path in levelled for bottom in _LEVELLING]
 
 
-def _path(study: _Study, statistic: Statistic, limits: tuple[float, float], start_K: Floats) -> Floats:
-    """Steps (C, K) from the observed curve to curves near `start_K` that have given values, by constrained least squares.
+def _path(study: _Study, statistic: Statistic, limits: Limits, start_K: Floats) -> Floats:
+    """Steps (C, K) from the observed curve to those nearest to `start_K` with given statistics.
 
-    Slopes are taken over one standard error on either side: over less, a minimum or maximum shows only one of its turns.
+    Slopes are taken over one standard error either way: over less, an extreme shows one of its turns only.
     """
     n_turns = len(start_K)
     offsets = np.concatenate([np.eye(n_turns), -np.eye(n_turns)])
@@ -183,13 +177,14 @@ def _path(study: _Study, statistic: Statistic, limits: tuple[float, float], star
     step = np.zeros((len(_PATH), n_turns))
     for _ in range(8):
         value, slope = look(start_K + step)
-        full = slope * ((target - value + (slope * step).sum(axis=1)) / ((slope**2).sum(axis=1) + 1e-8))[:, None]
+        missing = target - value + (slope * step).sum(axis=1)
+        full = slope * (missing / ((slope**2).sum(axis=1) + 1e-8))[:, None]
         full *= np.minimum(1.0, 5.0 / np.maximum(np.linalg.norm(full, axis=1), 1e-9))[:, None]
         step += 0.7 * (full - step)
     return start_K + step
 
 
-def _capped(angle_CK: Floats, scale_K: Floats, cost: float) -> Floats:
+def _cut_top(angle_CK: Floats, scale_K: Floats, cost: float) -> Floats:
     """Each curve cut off at the height where the squared standard errors cut off add up to `cost`."""
     low, high = angle_CK.min(axis=1), angle_CK.max(axis=1)
     for _ in range(25 if cost else 0):
@@ -200,7 +195,7 @@ def _capped(angle_CK: Floats, scale_K: Floats, cost: float) -> Floats:
 
 
 def _simple_families(study: _Study) -> list[Floats]:
-    """From the observed curve towards the flat, straight, never falling, never rising and one-step curves nearest to it.
+    """Towards the nearest flat, straight, never falling, never rising and one-step curves.
 
     The statistics take their extreme and conventional values there, and no path along slopes arrives.
     """
@@ -209,7 +204,8 @@ def _simple_families(study: _Study) -> list[Floats]:
     turns = np.arange(n_turns) - (n_turns - 1) / 2
     ends = np.clip(al_K.mean() + turns[[0, -1]] * (turns @ al_K) / (turns @ turns), 0.0, 1.0)
     monotone = [optimize.isotonic_regression(al_K, increasing=rising).x for rising in (True, False)]
-    targets = [np.full(n_turns, one @ angle / (one @ one)), *np.arcsin(np.sqrt([np.linspace(*ends, n_turns), *monotone]))]
+    flat, straight = np.full(n_turns, one @ angle / (one @ one)), np.linspace(*ends, n_turns)
+    targets = [flat, *np.arcsin(np.sqrt([straight, *monotone]))]
     for turn in range(1, n_turns):
         levels = study.angle_K[:turn].mean(), study.angle_K[turn:].mean()
         targets.append(np.repeat(levels, [turn, n_turns - turn]))
@@ -217,19 +213,19 @@ def _simple_families(study: _Study) -> list[Floats]:
     return [_inside(study.angle_K + parts * (target - study.angle_K)) for target in targets]
 
 
-def _observe(scores: ArrayLike, level: float, seed: int) -> _Study:
+def _observe(scores: ArrayLike, seed: int) -> _Study:
     scores = np.asarray(scores, dtype=float)
     if scores.ndim == 2:
         scores = scores[None]
     elif scores.ndim != 3 or len(scores) < 3:
-        raise ValueError("scores must have shape (users, turns), or (seeds, users, turns) with at least 3 seeds")
+        raise ValueError("scores need shape (users, turns), or (seeds, users, turns) with at least 3 seeds")
     n_seeds, n_users, n_turns = scores.shape
     valid = ~np.isnan(scores)
     if n_users < 2 or not valid.any(axis=1).all():
-        raise ValueError("an interval needs at least two users and, in every seed, a valid score at every turn")
+        raise ValueError("an interval needs two users and, in every seed, a valid score at every turn")
     marks_K = valid.sum(axis=(0, 1)).astype(float)
     al_K = np.where(valid, scores, 0.0).sum(axis=(0, 1)) / marks_K
-    root_KK = _user_root(np.where(valid, scores - al_K, 0.0).sum(axis=0) * n_users / marks_K, al_K, level)
+    root_KK = _user_root(np.where(valid, scores - al_K, 0.0).sum(axis=0) * n_users / marks_K, al_K)
     # Scrambled Sobol points are a fairer sample than as many independent ones.
     uniform = stats.qmc.Sobol(n_turns + n_seeds + 1, rng=seed).random(_STUDIES)
     normal = special.ndtri(uniform)
@@ -240,29 +236,31 @@ def _observe(scores: ArrayLike, level: float, seed: int) -> _Study:
         # So few seeds need the t law: their spread is itself drawn.
         spread_B = np.sqrt(stats.chi2.ppf(uniform[:, -1], n_seeds - 1) / (n_seeds - 1))
         error_BK += normal[:, n_turns:-1] @ apart_SK / spread_B[:, None]
-        root_KK = np.linalg.cholesky(root_KK @ root_KK.T + _t_to_normal(level, n_seeds) ** 2 * apart_SK.T @ apart_SK)
+        between_KK = _t_to_normal(n_seeds) ** 2 * apart_SK.T @ apart_SK
+        root_KK = np.linalg.cholesky(root_KK @ root_KK.T + between_KK)
     angle_K = np.arcsin(np.sqrt((al_K * marks_K + 0.375) / (marks_K + 0.75)))
-    return _Study(al_K, angle_K, root_KK, error_BK, marks_K, bool(np.isin(scores[valid], (0.0, 1.0)).all()))
+    whole = bool(np.isin(scores[valid], (0.0, 1.0)).all())
+    return _Study(al_K, angle_K, root_KK, error_BK, marks_K, whole)
 
 
-def _user_root(away_EK: Floats, al_K: Floats, level: float) -> Floats:
+def _user_root(away_EK: Floats, al_K: Floats) -> Floats:
     """Root (K, K) of the covariance over users of the angles of AL, from each user's deviations (E, K)."""
     n_users, n_turns = away_EK.shape
     covariance = away_EK.T @ away_EK / (n_users * (n_users - 1))
     spread_K = np.sqrt(np.diag(covariance))
     varies = spread_K > 0
-    # d arcsin(sqrt(p)) = dp / (2 sqrt(p (1 - p))); a turn on which all users agree is taken to vary as marks of 0 and 1 do.
+    # d arcsin(sqrt(p)) = dp / (2 sqrt(p (1 - p))). Where all users agree, the spread of 0/1 marks stands in.
     scale_K = np.full(n_turns, 0.5 / np.sqrt(n_users - 1))
     scale_K[varies] = spread_K[varies] / (2 * np.sqrt(al_K * (1 - al_K))[varies])
     apart_K = np.where(varies, spread_K, 1.0)
     # A little shrinkage keeps the correlations of few users invertible.
     correlation = 0.97 * covariance / np.outer(apart_K, apart_K)
     np.fill_diagonal(correlation, 1.0)
-    return np.linalg.cholesky(correlation) * (_t_to_normal(level, n_users) * scale_K)[:, None]
+    return np.linalg.cholesky(correlation) * (_t_to_normal(n_users) * scale_K)[:, None]
 
 
-def _t_to_normal(level: float, n: int) -> float:
-    return float(special.stdtrit(n - 1, (1 + level) / 2) / special.ndtri((1 + level) / 2))
+def _t_to_normal(n: int) -> float:
+    return float(special.stdtrit(n - 1, (1 + LEVEL) / 2) / special.ndtri((1 + LEVEL) / 2))
 
 
 def _correlation(al: Floats, norm: Norm) -> Floats:

@@ -30,11 +30,11 @@ def alignment_table(scores: Scores, model: str) -> pd.DataFrame:
     over all differences of the table.
     """
     lines = []
-    for name in tables.arranged(dict.fromkeys(name for name, _ in scores)):
+    for name in tables.arrange_rows(dict.fromkeys(name for name, _ in scores)):
         for manner in dict.fromkeys(m for n, m in scores if n == name):
             table = scores[name, manner][:, 1:]
             average = intervals.bootstrap_interval(table)
-            who, method = tables.label(name, model)
+            who, method = tables.label_row(name, model)
             line = {"model": who, "method": method, "manner": manner, "users": len(table)}
             ends = {"avg": average.estimate, "avg_low": average.low, "avg_high": average.high}
             line |= {key: 100 * end for key, end in ends.items()}

@@ -12,7 +12,8 @@ import pandas as pd
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.reveal import RevealJudge
-from rlpa_lib.evaluation import intervals, metrics
+from rlpa_lib.evaluation import intervals
+from rlpa_lib.evaluation.agreement_metrics import kappa_interval
 from rlpa_lib.runs.run import Run
 
 NAME = "long_term"  # in file names, where a benchmark's name stands otherwise
@@ -68,7 +69,7 @@ def compare_ledgers(table: pd.DataFrame) -> dict[str, float]:
     return {
         "slots": n,
         "agreement": float(known["agree"].sum() / n) if n else float("nan"),
-        "kappa": metrics.cohen_kappa(confusion) if n else float("nan"),
+        "kappa": kappa_interval(confusion).estimate if n else float("nan"),
         **{f"max_{who}": float((known[who] / known["n_true"]).mean()) for who in ("by_ledger", "by_judge")},
         "unjudged": int(table["by_judge"].isna().sum()),
     }

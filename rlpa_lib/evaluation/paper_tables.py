@@ -1,11 +1,10 @@
-"""What an audit reads and writes: a folder of CSV tables shaped like the paper's, and findings about their cells."""
+"""The paper's tables, read from a folder of CSVs, and an audit's findings about their cells."""
 
 from __future__ import annotations
 
 import csv
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ TURNS = tuple(f"k{turn}" for turn in range(1, 11))
 SETTINGS = {"table2": "vanilla", "table4": "vanilla", "table5": "extended"}
 _SCORES = ("avg", "n_ir", "n_r2")
 _SCHEMA = {
-    "table1": (("model", "method"), tuple(f"{setting}_{score}" for setting in ("vanilla", "extended") for score in _SCORES)),
+    "table1": (("model", "method"), tuple(f"{b}_{s}" for b in ("vanilla", "extended") for s in _SCORES)),
     "turnwise": (("table", "setting", "model", "method"), (*TURNS, *_SCORES)),
     "table6": (("model",), ("coherence", "stability", "proactivity", "persona_fit", "all_avg", "kappa")),
     "table7": (("system_label",), ("total", "same", "different", "uncertain", "accuracy_pct")),
@@ -36,7 +35,7 @@ class MissingRow(LookupError):
 
 @dataclass(frozen=True)
 class Finding:
-    """One discrepancy: where it stands, printed and recomputed value, whether a claim of the paper changes with it, and what may explain it."""
+    """A discrepancy: place, printed and recomputed value, whether a claim changes, what may explain it."""
 
     table: str
     row: str
@@ -50,30 +49,27 @@ class Finding:
 
 @dataclass(frozen=True)
 class Tables:
-    """The seven CSVs: `numbers` holds floats (blank cells NaN), `text` the cells as printed, both keyed by file name without ending.
-
-    Frames of turnwise.csv carry `table` (table2, table4, table5), so `rows("table5")` is that part of it.
-    """
+    """The seven CSVs by name, as floats (blanks NaN) and as printed; 2, 4 and 5 are parts of turnwise."""
 
     numbers: dict[str, pd.DataFrame]
     text: dict[str, pd.DataFrame]
 
     def rows(self, table: str) -> pd.DataFrame:
         """Numeric rows of one printed table; an empty frame when the folder has none of it."""
-        if table not in SETTINGS:
-            return self.numbers[table]
-        turnwise = self.numbers["turnwise"]
-        return turnwise[turnwise["table"] == table]
+        rows = self.numbers["turnwise" if table in SETTINGS else table]
+        return rows[rows["table"] == table] if table in SETTINGS else rows
 
     def row(self, table: str, model: str, method: str = "") -> pd.Series:
         """The first row with this model (release date ignored) and method; MissingRow if there is none."""
-        for _, row in self.rows(table).iterrows():
-            if strip_date(row["model"]) == model and (not method or row["method"] == method):
-                return row
-        raise MissingRow(f"{table} has no row {model} {method}".strip())
+        rows = self.rows(table)
+        rows = rows[rows["model"].map(strip_date) == model]
+        rows = rows[rows["method"] == method] if method else rows
+        if rows.empty:
+            raise MissingRow(f"{table} has no row {model} {method}".strip())
+        return rows.iloc[0]
 
     def decimals(self, source: str, index: int, column: str, at_least: int) -> int:
-        """Printed decimals of a cell of file `source`, but `at_least` this many: the CSVs drop trailing zeros."""
+        """Printed decimals of a cell, but `at_least` this many: the CSVs drop trailing zeros."""
         return max(at_least, len(self.text[source].at[index, column].partition(".")[2]))
 
 
@@ -95,17 +91,24 @@ def version(model: str) -> str:
 
 def label(row: pd.Series) -> str:
     """How findings name a row: its model and method, or whichever label it has."""
-    parts = [str(row[name]) for name in ("model", "method", "system_label", "model_label") if name in row.index]
-    return " | ".join(parts) or "only row"
+    names = ("model", "method", "system_label", "model_label")
+    return " | ".join(str(row[name]) for name in names if name in row.index) or "only row"
 
 
 def load(folder: str | Path) -> Tables:
-    """Read the seven CSVs of a folder; extra columns are ignored. InputError names file, row and column of what is missing or no number."""
-    numbers, text = {}, {}
-    for name in _SCHEMA:
-        text[name] = _read(Path(folder) / f"{name}.csv", name)
-        numbers[name] = _to_numbers(text[name], name)
-    return Tables(numbers, text)
+    """Read a folder's seven CSVs. InputError names file, row and column of what is wrong."""
+    text = {name: _read(Path(folder) / f"{name}.csv", name) for name in _SCHEMA}
+    return Tables({name: _to_numbers(table, name) for name, table in text.items()}, text)
+
+
+def read_printed_row(table: str, model: str, method: str) -> dict[str, str]:
+    """Column -> text of one row of the paper as printed; empty when the paper has no such row."""
+    tables = load(PAPER_TABLES)
+    try:
+        index = tables.row(table, model, method).name
+    except MissingRow:
+        return {}
+    return tables.text["turnwise" if table in SETTINGS else table].loc[index].to_dict()
 
 
 def _read(path: Path, name: str) -> pd.DataFrame:
@@ -119,8 +122,8 @@ def _read(path: Path, name: str) -> pd.DataFrame:
         raise InputError(f"{path}: needs a header and at least one row")
     header = [cell.strip() for cell in lines[0]]
     for column in (*labels, *values):
-        if header.count(column) != 1:
-            raise InputError(f"{path}: column {column} must be there once, found {header.count(column)} times")
+        if (count := header.count(column)) != 1:
+            raise InputError(f"{path}: column {column} must be there once, found {count} times")
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(header):
             raise InputError(f"{path}: row {number} has {len(line)} cells, the header has {len(header)}")
@@ -130,20 +133,17 @@ def _read(path: Path, name: str) -> pd.DataFrame:
 
 def _to_numbers(text: pd.DataFrame, name: str) -> pd.DataFrame:
     labels, values = _SCHEMA[name]
-    frame = text[list(labels)].copy()
+    numbers = text[list(labels)].copy()
     for column in values:
-        frame[column] = [_number(cell, f"{name}.csv, row {i + 1}, column {column}", name) for i, cell in _cells(text, column)]
-    return frame
+        numbers[column] = [_to_number(cell, name, i, column) for i, cell in enumerate(text[column], start=1)]
+    return numbers
 
 
-def _cells(text: pd.DataFrame, column: str) -> Iterator[tuple[int, str]]:
-    return enumerate(text[column].tolist())
-
-
-def _number(cell: str, where: str, name: str) -> float:
+def _to_number(cell: str, name: str, row: int, column: str) -> float:
     # Only table 7 prints dashes: its overall row has no counts.
     if cell == "" and name == "table7":
-        return float("nan")
+        return math.nan
+    where = f"{name}.csv, row {row}, column {column}"
     try:
         value = float(cell)
     except ValueError as error:

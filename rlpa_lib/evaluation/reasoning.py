@@ -68,8 +68,8 @@ def figure_table(
     Both with 95 % bootstrap intervals over users; `per_point` is what was spent for one percent point.
     """
     lines = []
-    for name in tables.arranged(scores):
-        who, method = tables.label(name, model)
+    for name in tables.arrange_rows(scores):
+        who, method = tables.label_row(name, model)
         line: dict[str, object] = {"model": who, "method": method}
         for key, table, factor in (("avg", scores[name], 100), ("tokens", tokens[name], 1)):
             # Tokens have no scale: where no two users differ, the range that was seen stands for it.

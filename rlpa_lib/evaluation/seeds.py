@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed: a trained row is compared over training seeds, not over users of one training alone."""
+"""Runs that differ in nothing but the seed: trained rows are compared over training seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlpa_lib.settings.config import InputError
 
 
 def find_siblings(run: Run) -> list[Run]:
-    """The run and those in directories beside it with the same settings and another seed, by seed; only to read from."""
+    """The run and, only to read from, those beside it with the same settings and another seed, by seed."""
     found = {run.seed: run}
     for file in sorted(run.dir.parent.glob("*/record.json")):
         try:
@@ -27,7 +27,7 @@ def find_siblings(run: Run) -> list[Run]:
 
 
 def load_seed_scores(run: Run) -> Scores:
-    """(row key, benchmark) -> scores (E, K) of every row that this run has finished with the code and weights that are there now."""
+    """Scores (E, K) of every row that this run has finished with the code and weights that are there now."""
     scores = {}
     for row in rows.list_rows(run.cfg):
         if row.adapter and not (run.dir / "adapters" / row.adapter / "adapter_model.safetensors").is_file():

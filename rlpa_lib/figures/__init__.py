@@ -1,11 +1,12 @@
-"""Figures: each function takes data and returns (figure, the DataFrame that was drawn), for `Run.save_figure`."""
+"""Figures: each function takes data and returns the figure and the DataFrame that was drawn."""
+# ruff: noqa: F401, I001
 
-from rlpa_lib.figures.data import judge_confusion, profile_card, reveal_curve, score_bars, slot_distribution
-from rlpa_lib.figures.evaluation import alignment_over_seeds, personal_part, profile_progress, score_and_cost, turnwise_panels
-from rlpa_lib.figures.frame import GREY, PALETTE, STYLE
-from rlpa_lib.figures.training import cohort_rewards, learning_curves, reward_by_samples, training_curve
-
-__all__ = [
-    "GREY", "PALETTE", "STYLE", "alignment_over_seeds", "cohort_rewards", "judge_confusion", "learning_curves", "personal_part", "profile_card",
-    "profile_progress", "reveal_curve", "reward_by_samples", "score_and_cost", "score_bars", "slot_distribution", "training_curve", "turnwise_panels",
-]  # fmt: skip
+from rlpa_lib.figures.data import (
+    judge_confusion, overlap_counts, profile_card, reveal_curve, score_bars, slot_distribution,
+)  # fmt: skip
+from rlpa_lib.figures.evaluation import (
+    alignment_over_seeds, personal_part, profile_progress, score_and_cost, turnwise_panels,
+)  # fmt: skip
+from rlpa_lib.figures.training import (
+    cohort_rewards, learning_curves, reward_by_samples, reward_progress, reward_rows, training_curve,
+)  # fmt: skip

@@ -1,121 +1,110 @@
-"""Figures 4a, 4b and 5, and what goes beyond the paper: profiles through a change, time and memory a turn, users who do not cooperate."""
+"""Figures 4a, 4b and 5, profiles through a change, time and memory, users who do not cooperate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlpa_lib.evaluation import tables
-from rlpa_lib.figures.frame import GREY, PALETTE, legend_below, panels, whole
+from rlpa_lib.figures import frame
+from rlpa_lib.figures.frame import GREY, PALETTE, Drawn, draw_band, error_bars, panels
 
-_STYLES = {"change": (PALETTE[0], "-", "o", "the user changes"), "no change": (GREY, "--", "", "same users, no change")}
-_VALUES = {"old": (PALETTE[1], "s", "old value"), "new": (PALETTE[0], "o", "new value")}
-_MEASURES = {"profile score": (PALETTE[0], "-", "o"), "recall": (PALETTE[2], "-", "D"), "Theoretical Max": ("black", "--", ""),
-             "best score": (GREY, ":", "")}  # fmt: skip
-
-
-def _named(row: str) -> str:
-    model, method = tables.label(row, "")
-    return f"{model}, {method}" if model else method
-
-
-def _size(n: int, columns: int, height: float) -> tuple[float, float]:
-    return max(4.2, 2.6 * min(columns, n) + 0.4), height * -(-n // columns) + 0.7
+_USERS = {"change": {"color": PALETTE[0], "marker": "o", "label": "the user changes"},
+          "no change": {"color": GREY, "linestyle": "--", "label": "same users, no change"}}  # fmt: skip
+_VALUES = {"old": {"color": PALETTE[1], "marker": "s", "label": "old value"},
+           "new": {"color": PALETTE[0], "marker": "o", "label": "new value"}}  # fmt: skip
+_MEASURES = {"profile score": {"color": PALETTE[0], "marker": "o"},
+             "recall": {"color": PALETTE[2], "marker": "D"},
+             "Theoretical Max": {"color": "black", "linestyle": "--"},
+             "best score": {"color": GREY, "linestyle": ":"}}  # fmt: skip
 
 
-def _band(axes: Axes, part: pd.DataFrame, value: str, color, style: str, marker: str, label: str) -> None:
-    axes.fill_between(part["turn"], part["low"], part["high"], color=color, alpha=0.18, linewidth=0)
-    axes.plot(part["turn"], part[value], color=color, linestyle=style, marker=marker or None, markersize=3.5, label=label)
-
-
-def _finish(figure: Figure, grid: list[Axes], y: str) -> None:
-    for axes in grid:
-        whole(axes)
-        axes.set_ylim(-2, 102)
-    columns = grid[0].get_subplotspec().get_gridspec().ncols
-    for axes in grid[-columns:]:  # the lowest of each column; one label for all would stand in the legend's place
-        axes.set_xlabel("turn k", fontsize=10)
-    figure.supylabel(y, fontsize=10)
-    legend_below(figure, grid, 4)
-
-
-def conflict_alignment(data: pd.DataFrame, at: int) -> tuple[Figure, pd.DataFrame]:
-    """Figure 4a: AL(k) in percent with exact 95 % intervals around the change at turn `at`, one panel a row of `conflict.alignment_curves`."""
-    names = tables.arranged(dict.fromkeys(data["method"]))
-    columns = min(3, len(names))
-    with panels(len(names), columns, _size(len(names), columns, 2.1), {"axes.titlesize": 10}, sharex=True, sharey=True) as (figure, grid):
+@contextmanager
+def _panel_each_row(
+    data: pd.DataFrame, columns: int, height: float, label: str
+) -> Iterator[tuple[Figure, list[tuple[Axes, pd.DataFrame]]]]:
+    """The figure, and for each row of the evaluation its panel and its part of `data`."""
+    names = tables.arrange_rows(dict.fromkeys(data["method"]))
+    columns = min(columns, len(names))
+    size = max(4.2, 2.6 * columns + 0.4), height * -(-len(names) // columns) + 0.7
+    with panels(len(names), columns, size, 10, sharex=True, sharey=True) as (figure, grid):
         for axes, name in zip(grid, names, strict=True):
-            for kind, (color, style, marker, label) in _STYLES.items():
-                part = data[(data["method"] == name) & (data["users"] == kind)]
-                if len(part):
-                    _band(axes, part, "al", color, style, marker, label)
-            axes.axvline(at - 0.5, color=PALETTE[3], linewidth=1, label="change")
-            axes.set_title(_named(name))
-        _finish(figure, grid, "AL(k), %")
+            axes.set_title(tables.name_row(name))
+        yield figure, [(axes, data[data["method"] == name]) for axes, name in zip(grid, names, strict=True)]
+        frame.finish_turns(figure, grid, label)
+
+
+def _mark_change(axes: Axes, at: int) -> None:
+    axes.axvline(at - 0.5, color=PALETTE[3], linewidth=1, label="change")
+
+
+def conflict_alignment(data: pd.DataFrame, at: int) -> Drawn:
+    """Figure 4a: AL(k) in percent around the change at turn `at`, from `conflict.alignment_curves`."""
+    with _panel_each_row(data, 3, 2.1, "AL(k), %") as (figure, rows):
+        for axes, row in rows:
+            for users, style in _USERS.items():
+                if len(part := row[row["users"] == users]):
+                    draw_band(axes, part, "al", markersize=3.5, **style)
+            _mark_change(axes, at)
     return figure, data
 
 
-def conflict_profiles(data: pd.DataFrame, at: int) -> tuple[Figure, pd.DataFrame]:
-    """Share of inferred profiles that hold the old and the new value, with exact 95 % intervals, one panel a row of `conflict.profile_curves`."""
-    names = tables.arranged(dict.fromkeys(data["method"]))
-    columns = min(3, len(names))
-    with panels(len(names), columns, _size(len(names), columns, 2.6), {"axes.titlesize": 10}, sharex=True, sharey=True) as (figure, grid):
-        for axes, name in zip(grid, names, strict=True):
-            for value, (color, marker, label) in _VALUES.items():
-                part = data[(data["method"] == name) & (data["value"] == value)]
-                _band(axes, part.assign(**{c: 100 * part[c] for c in ("share", "low", "high")}), "share", color, "-", marker, label)
-            axes.axvline(at - 0.5, color=PALETTE[3], linewidth=1, label="change")
-            axes.set_title(_named(name))
-        _finish(figure, grid, "profiles that hold it, %")
+def conflict_profiles(data: pd.DataFrame, at: int) -> Drawn:
+    """Share of inferred profiles that hold the old and the new value, from `conflict.held_curves`."""
+    percent = data.assign(**{column: 100 * data[column] for column in ("share", "low", "high")})
+    with _panel_each_row(percent, 3, 2.6, "profiles that hold it, %") as (figure, rows):
+        for axes, row in rows:
+            for value, style in _VALUES.items():
+                draw_band(axes, row[row["value"] == value], "share", markersize=3.5, **style)
+            _mark_change(axes, at)
     return figure, data
 
 
-def long_term_progress(data: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Figure 4b: profile score, recall and Theoretical Max at the checkpoints with 95 % intervals, and the AVG of the profile score as a thin line;
-    one panel a row of `long_term.progress_table`."""
-    names = tables.arranged(dict.fromkeys(data["method"]))
-    columns = min(2, len(names))
-    with panels(len(names), columns, _size(len(names), columns, 3.4), {"axes.titlesize": 10}, sharex=True, sharey=True) as (figure, grid):
-        for axes, name in zip(grid, names, strict=True):
-            for measure, (color, style, marker) in _MEASURES.items():
-                part = data[(data["method"] == name) & (data["measure"] == measure)]
-                _band(axes, part, "value", color, style, marker, measure)
-                if measure == "profile score":
-                    axes.axhline(part["value"].mean(), color=color, linewidth=0.8, linestyle="-.", label="AVG of the profile score")
-            axes.set_title(_named(name))
-        _finish(figure, grid, "%")
+def long_term_progress(data: pd.DataFrame) -> Drawn:
+    """Figure 4b: the measures of `long_term.progress` by turn; a thin line is the AVG of the profile score.
+    """
+    with _panel_each_row(data, 2, 3.4, "%") as (figure, rows):
+        for axes, row in rows:
+            for measure, style in _MEASURES.items():
+                part = row[row["measure"] == measure]
+                draw_band(axes, part, "value", label=measure, markersize=3.5, **style)
+            average = row.loc[row["measure"] == "profile score", "value"].mean()
+            line = {"color": PALETTE[0], "linewidth": 0.8, "linestyle": "-."}
+            axes.axhline(average, label="AVG of the profile score", **line)
     return figure, data
 
 
-def time_and_memory(lines: Sequence[dict], users: int) -> tuple[Figure, pd.DataFrame]:
-    """Milliseconds a user and turn (method, user and judges together) and memory of the process in MB, over the turns, one line a row."""
-    data = pd.DataFrame(lines).drop_duplicates(["method", "turn"], keep="last").sort_values(["method", "turn"])
-    data = data.assign(ms=1000 * (data["method_s"] + data["user_s"] + data["judges_s"]) / users)[["method", "turn", "ms", "memory_mb"]]
+def time_and_memory(lines: Sequence[dict], users: int) -> Drawn:
+    """Milliseconds a user and turn (all parties together) and memory of the process in MB, over the turns."""
+    data = pd.DataFrame(lines).drop_duplicates(["method", "turn"], keep="last")
+    data = data.sort_values(["method", "turn"])
+    data["ms"] = 1000 * (data["method_s"] + data["user_s"] + data["judges_s"]) / users
+    labels = {"ms": "ms a user and turn", "memory_mb": "memory of the process, MB"}
     with panels(2, 2, (8, 3)) as (figure, grid):
-        for i, name in enumerate(tables.arranged(dict.fromkeys(data["method"]))):
-            part = data[data["method"] == name]
-            for axes, column in zip(grid, ("ms", "memory_mb"), strict=True):
-                axes.plot(part["turn"], part[column].astype(float), color=PALETTE[i], label=_named(name))
-        grid[0].set(xlabel="turn k", ylabel="ms a user and turn")
-        grid[1].set(xlabel="turn k", ylabel="memory of the process, MB")
-        for axes in grid:
+        for axes, (column, label) in zip(grid, labels.items(), strict=True):
+            for color, name in zip(PALETTE, tables.arrange_rows(data["method"].unique()), strict=False):
+                part = data[data["method"] == name]
+                axes.plot(part["turn"], part[column].astype(float), color=color, label=tables.name_row(name))
+            axes.set(xlabel="turn k", ylabel=label)
             axes.set_ylim(bottom=0)
-            whole(axes)
-        legend_below(figure, grid, 3)
-    return figure, data
+            frame.use_whole_numbers(axes)
+        frame.legend_below(figure, grid, 3)
+    return figure, data[["method", "turn", *labels]]
 
 
-def score_and_reasoning(table: pd.DataFrame, missing: Sequence[tuple[str, str]]) -> tuple[Figure, pd.DataFrame]:
-    """Figure 5: AVG in percent and reasoning tokens a turn as pairs of bars with 95 % intervals; `missing` (model, method) were not run and
-    are named without a bar."""
-    names = [f"{row['method']}\n{row['model']}" for row in table.to_dict("records")] + [f"{method}\n{model}" for model, method in missing]
+def score_and_reasoning(table: pd.DataFrame, missing: Sequence[tuple[str, str]]) -> Drawn:
+    """Figure 5: AVG in percent and reasoning tokens a turn; `missing` (model, method) were not run."""
+    ours = list(zip(table["model"], table["method"], strict=True))
+    names = [f"{method}\n{model}" for model, method in [*ours, *missing]]
+    kinds = (("avg", "AVG, %", PALETTE[0]), ("tokens", "reasoning tokens a turn", PALETTE[1]))
     with panels(2, 2, (8, 0.9 + 0.52 * len(names)), sharey=True) as (figure, grid):
-        for axes, (key, label, color) in zip(grid, (("avg", "AVG, %", PALETTE[0]), ("tokens", "reasoning tokens a turn", PALETTE[1])), strict=True):
-            reach = [table[key] - table[f"{key}_low"], table[f"{key}_high"] - table[key]]
-            axes.barh(range(len(table)), table[key], height=0.6, color=color, xerr=reach, error_kw={"capsize": 3})
+        for axes, (key, label, color) in zip(grid, kinds, strict=True):
+            bars = {"height": 0.6, "xerr": error_bars(table, key), "error_kw": {"capsize": 3}}
+            axes.barh(range(len(table)), table[key], color=color, **bars)
             for row, (value, high) in enumerate(zip(table[key], table[f"{key}_high"], strict=True)):
                 axes.text(max(value, high), row, f"  {value:.1f}", va="center", fontsize=9)
             for row in range(len(table), len(names)):
@@ -127,18 +116,17 @@ def score_and_reasoning(table: pd.DataFrame, missing: Sequence[tuple[str, str]])
     return figure, table
 
 
-def difficult_users(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """AVG in percent of each row with each kind of user, with 95 % intervals, one panel a row of `difficult.alignment_table`."""
-    methods = list(dict.fromkeys(zip(table["model"], table["method"], strict=True)))
-    manners = list(dict.fromkeys(table["manner"]))
-    columns, height = min(3, len(methods)), 0.6 + 0.26 * len(manners)
-    with panels(len(methods), columns, _size(len(methods), columns, height), {"axes.titlesize": 10}, sharex=True, sharey=True) as (figure, grid):
-        for axes, (model, method) in zip(grid, methods, strict=True):
-            part = table[(table["model"] == model) & (table["method"] == method)]
+def difficult_users(table: pd.DataFrame) -> Drawn:
+    """AVG in percent of each row with each kind of user, from `difficult.alignment_table`."""
+    rows = table.groupby(["model", "method"], sort=False)
+    manners, columns = list(table["manner"].unique()), min(3, len(rows))
+    size = max(4.2, 2.6 * columns + 0.4), (0.6 + 0.26 * len(manners)) * -(-len(rows) // columns) + 0.7
+    with panels(len(rows), columns, size, 10, sharex=True, sharey=True) as (figure, grid):
+        for axes, ((_, method), part) in zip(grid, rows, strict=True):
             places = [manners.index(m) for m in part["manner"]]
-            reach = [part["avg"] - part["avg_low"], part["avg_high"] - part["avg"]]
             colors = [GREY if m == "willing" else PALETTE[0] for m in part["manner"]]
-            axes.barh(places, part["avg"], height=0.65, color=colors, xerr=reach, error_kw={"capsize": 2, "linewidth": 1})
+            bars = {"xerr": error_bars(part, "avg"), "error_kw": {"capsize": 2, "linewidth": 1}}
+            axes.barh(places, part["avg"], height=0.65, color=colors, **bars)
             axes.set(title=method, xlim=(0, 100))
             axes.set_yticks(range(len(manners)), manners)
             axes.grid(axis="y", visible=False)

@@ -1,51 +1,49 @@
-"""Figures 3, 14 and 15 in the paper's arrangement, and what goes beyond them: swap test, price of a score, profiles, several seeds."""
+"""Figures 3, 14 and 15 in the paper's arrangement; swap test, price of a score, profiles, several seeds."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from rlpa_lib.evaluation import tables
 from rlpa_lib.evaluation.breakdown import mean_table
-from rlpa_lib.evaluation.intervals import seed_interval
-from rlpa_lib.evaluation.presentation import printed_curve
-from rlpa_lib.figures.frame import GREY, PALETTE, legend_below, panels, whole
+from rlpa_lib.evaluation.paper_tables import TURNS, read_printed_row
+from rlpa_lib.evaluation.presentation import CLOSED
+from rlpa_lib.figures import frame
+from rlpa_lib.figures.frame import GREY, PALETTE, Drawn, draw_band, error_bars, panels
+from rlpa_lib.settings.kinds import METHODS
 
-# Panels in the paper's order: figure 3, and figures 14 and 15 (a) to (l). Without a model: a method on the run's own model.
-FIGURE_3 = (("", "SFT"), ("", "DPO"), ("", "Self-Critic"), ("", "RLPA"))
-_OTHERS = (("", "Base"), ("", "CoT"), ("", "Reminder"), ("", "RAG(Top-5)"))
-_CLOSED = tuple((model, "Self-Critic") for model in ("GPT-4o-mini", "GPT-4o", "Claude-3.5-Sonnet", "Claude-3.5-Haiku"))
-FIGURE_14 = (*FIGURE_3, *_OTHERS, *_CLOSED)
-CONTROLS = {"oracle control": ("--", "oracle control"), "random control": (":", "random control")}
+Wanted = Sequence[tuple[str, str]]
+# Panels (model, method) in the paper's order: figure 3, and 14 and 15 (a) to (l). No model: the run's own.
+_OWN = ("sft", "dpo", "self_critic", "rlpa", "base", "cot", "reminder", "rag")
+FIGURE_14 = (*(("", METHODS[name].label) for name in _OWN), *CLOSED[:4])
+FIGURE_3 = FIGURE_14[:4]
+CONTROLS = {METHODS["oracle"].label: "--", METHODS["random"].label: ":"}  # line styles of ceiling and floor
 
 
 def turnwise_panels(
-    table: pd.DataFrame, benchmark: str, wanted: Sequence[tuple[str, str]], columns: int, paper_model: str = ""
-) -> tuple[Figure, pd.DataFrame]:
-    """Figures 3, 14, 15 from table 4 or 5: AL(k) in percent with exact 95 % intervals, one panel a row, floor and ceiling in each.
+    table: pd.DataFrame, benchmark: str, wanted: Wanted, columns: int, paper_model: str = ""
+) -> Drawn:
+    """Figures 3, 14, 15 from table 4 or 5: AL(k) in percent, one panel a row, floor and ceiling in each.
 
-    A panel whose row was not run says so. With `paper_model` (at the paper's scale alone) the printed curve is drawn beside ours.
+    A panel without a row says so. `paper_model` (only at the paper's scale) adds the printed curve.
     """
-    data = _curves(table, benchmark, wanted, paper_model)
+    data = _read_curves(table, benchmark, wanted, paper_model)
     size = (2.5 * columns + 0.4, 2.2 * -(-len(wanted) // columns) + 0.6)
-    with panels(len(wanted), columns, size, {"axes.titlesize": 10}, sharex=True, sharey=True) as (figure, grid):
+    with panels(len(wanted), columns, size, 10, sharex=True, sharey=True) as (figure, grid):
         for axes, (model, method) in zip(grid, wanted, strict=True):
             part = data[(data["panel_model"] == model) & (data["method"] == method)]
-            _panel(axes, part, data[data["method"].isin(CONTROLS)], model or method)
-        for axes in grid[::columns]:
-            axes.set_ylabel("AL(k), %")
-        for axes in grid[-columns:]:
-            axes.set_xlabel("turn k")
-        legend_below(figure, grid, 4)
+            _draw_curves(axes, part, data[data["method"].isin(CONTROLS)])
+            axes.set_title(model or method)
+        frame.finish_turns(figure, grid, "AL(k), %")
     return figure, data
 
 
-def _curves(table: pd.DataFrame, benchmark: str, wanted: Sequence[tuple[str, str]], paper_model: str) -> pd.DataFrame:
+def _read_curves(table: pd.DataFrame, benchmark: str, wanted: Wanted, paper_model: str) -> pd.DataFrame:
     """Long form: panel_model, model, method, source (ours or paper), turn, al, low, high."""
     turns = sorted(int(c[1:]) for c in table.columns if re.fullmatch(r"k\d+", c))
     others = {model for model, _ in wanted if model}
@@ -53,111 +51,118 @@ def _curves(table: pd.DataFrame, benchmark: str, wanted: Sequence[tuple[str, str
     for _, row in table.iterrows():
         panel = row["model"] if row["model"] in others else ""
         if (panel, row["method"]) in wanted or row["method"] in CONTROLS:
-            lines += [(panel, row["model"], row["method"], "ours", k, row[f"k{k}"], row[f"k{k}_low"], row[f"k{k}_high"]) for k in turns]
+            key = panel, row["model"], row["method"], "ours"
+            lines += [(*key, k, row[f"k{k}"], row[f"k{k}_low"], row[f"k{k}_high"]) for k in turns]
     for panel, method in wanted if paper_model else ():
-        model = panel or paper_model
-        lines += [(panel, model, method, "paper", k, al, None, None) for k, al in printed_curve(benchmark, model, method).items()]
+        key = panel, panel or paper_model, method, "paper"
+        printed = read_printed_row(tables.TABLE_OF[benchmark], *key[1:3])
+        lines += [(*key, k, printed[turn], None, None) for k, turn in enumerate(TURNS, start=1) if printed]
     names = ["panel_model", "model", "method", "source", "turn", "al", "low", "high"]
     return pd.DataFrame(lines, columns=names).astype({"al": float, "low": float, "high": float})
 
 
-def _panel(axes: Axes, part: pd.DataFrame, controls: pd.DataFrame, title: str) -> None:
-    for name, (style, text) in CONTROLS.items():
+def _draw_curves(axes: Axes, part: pd.DataFrame, controls: pd.DataFrame) -> None:
+    ours, paper = part[part["source"] == "ours"], part[part["source"] == "paper"]
+    for name, linestyle in CONTROLS.items():
         line = controls[controls["method"] == name]
         if len(line):
-            axes.fill_between(line["turn"], line["low"], line["high"], color=GREY, alpha=0.1, linewidth=0)
-            axes.plot(line["turn"], line["al"], color=GREY, linestyle=style, linewidth=1, label=text)
-    ours, paper = part[part["source"] == "ours"], part[part["source"] == "paper"]
+            draw_band(axes, line, "al", color=GREY, linestyle=linestyle, linewidth=1, label=name)
     if len(ours):
-        axes.fill_between(ours["turn"], ours["low"], ours["high"], color=PALETTE[0], alpha=0.25, linewidth=0)
-        axes.plot(ours["turn"], ours["al"], color=PALETTE[0], marker="o", markersize=3, label="this run, 95 % interval")
+        style = {"color": PALETTE[0], "marker": "o", "markersize": 3}
+        draw_band(axes, ours, "al", label="this run, 95 % interval", **style)
     else:
         axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", color=GREY)
     if len(paper):
-        axes.plot(paper["turn"], paper["al"], color=PALETTE[1], marker="s", markersize=3, linewidth=1, label="paper")
-    axes.set(title=title, ylim=(-2, 102))
-    whole(axes)
+        style = {"color": PALETTE[1], "marker": "s", "markersize": 3, "linewidth": 1}
+        axes.plot(paper["turn"], paper["al"], label="paper", **style)
 
 
-def personal_part(curves: Mapping[str, pd.DataFrame], benchmark: str, columns: int = 4) -> tuple[Figure, pd.DataFrame]:
-    """The swap test by turn, one panel a row key: share aligned with the own persona, and with another user's, with 95 % intervals; between
-    them lies what is personal. `curves` holds `breakdown.by_turn`."""
-    names = tables.arranged(curves)
-    data = pd.concat([curves[name].assign(row=name) for name in names], ignore_index=True)
+def personal_part(curves: Mapping[str, pd.DataFrame], benchmark: str, columns: int = 4) -> Drawn:
+    """The swap test by turn: shares aligned with the own and with another user's persona; between them lies
+    what is personal. One panel a row key, from `breakdown.by_turn`."""
+    names = tables.arrange_rows(curves)
+    styles = {"own": {"color": PALETTE[0], "marker": "o", "label": "own persona"},
+              "swapped": {"color": PALETTE[1], "marker": "s", "label": "another user's persona"}}  # fmt: skip
     size = (2.5 * columns + 0.4, 2.1 * -(-len(names) // columns) + 0.6)
-    with panels(len(names), columns, size, {"axes.titlesize": 9}, sharex=True, sharey=True) as (figure, grid):
+    with panels(len(names), columns, size, 9, sharex=True, sharey=True) as (figure, grid):
         for axes, name in zip(grid, names, strict=True):
-            part, (model, method) = curves[name], tables.label(name, "")
-            axes.fill_between(part["turn"], 100 * part["swapped"], 100 * part["own"], color=PALETTE[0], alpha=0.2, linewidth=0)
-            for column, color, marker, text in (("own", PALETTE[0], "o", "own persona"), ("swapped", PALETTE[1], "s", "another user's persona")):
-                middle = 100 * part[column]
-                reach = [middle - 100 * part[f"{column}_low"], 100 * part[f"{column}_high"] - middle]
-                axes.errorbar(part["turn"], middle, yerr=reach, color=color, marker=marker, markersize=3, elinewidth=0.8, label=text)
-            axes.set(title=model or method, ylim=(-2, 102))
-            whole(axes)
-        figure.supylabel(f"aligned responses, % ({benchmark})", fontsize=10)
-        for axes in grid[-columns:]:  # each its own: a legend below would cover a label of the whole figure
-            axes.set_xlabel("turn k")
-        legend_below(figure, grid, 2)
-    return figure, data
+            percent, turns = 100 * curves[name].drop(columns="turn"), curves[name]["turn"]
+            between = {"color": PALETTE[0], "alpha": 0.2, "linewidth": 0}
+            axes.fill_between(turns, percent["swapped"], percent["own"], **between)
+            for column, style in styles.items():
+                bars = {"yerr": error_bars(percent, column), "markersize": 3, "elinewidth": 0.8}
+                axes.errorbar(turns, percent[column], **bars, **style)
+            axes.set_title(next(filter(None, tables.label_row(name, ""))))
+        frame.finish_turns(figure, grid, f"aligned responses, % ({benchmark})", 2)
+    return figure, pd.concat([curves[name].assign(row=name) for name in names], ignore_index=True)
 
 
-def score_and_cost(data: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """AVG in percent with its interval against the tokens generated for one answer; `data` has columns method, benchmark, avg, avg_low,
-    avg_high, tokens_per_turn."""
-    benchmarks = list(dict.fromkeys(data["benchmark"]))
-    with panels(len(benchmarks), len(benchmarks), (3.6 * len(benchmarks) + 0.6, 3.4), sharey=True) as (figure, grid):
-        for axes, benchmark in zip(grid, benchmarks, strict=True):
-            part = data[data["benchmark"] == benchmark].reset_index(drop=True)
-            for i, row in part.iterrows():
-                reach = [[row["avg"] - row["avg_low"]], [row["avg_high"] - row["avg"]]]
-                axes.errorbar(row["tokens_per_turn"], row["avg"], yerr=reach, marker="o", capsize=3, color=PALETTE[i % 10], label=row["method"])
+def score_and_cost(data: pd.DataFrame) -> Drawn:
+    """AVG in percent with its interval against the tokens generated for one answer, one panel a benchmark.
+
+    `data` has columns method, benchmark, avg, avg_low, avg_high, tokens_per_turn.
+    """
+    benchmarks = data.groupby("benchmark", sort=False)
+    n = len(benchmarks)
+    with panels(n, n, (3.6 * n + 0.6, 3.4), sharey=True) as (figure, grid):
+        for axes, (benchmark, part) in zip(grid, benchmarks, strict=True):
+            for i in range(len(part)):
+                row = part.iloc[[i]]
+                style = {"marker": "o", "capsize": 3, "color": PALETTE[i % 10], "label": row["method"].item()}
+                axes.errorbar(row["tokens_per_turn"], row["avg"], yerr=error_bars(row, "avg"), **style)
             axes.set(title=benchmark, xlabel="tokens generated an answer", xlim=(0, None))
             axes.set_ylim(bottom=0)
         grid[0].set_ylabel("AVG, %")
-        legend_below(figure, grid, 3)
+        frame.legend_below(figure, grid, 3)
     return figure, data
 
 
-def alignment_over_seeds(by_seed: Sequence[Mapping[tuple[str, str], np.ndarray]]) -> tuple[Figure, pd.DataFrame]:
-    """AL(k) in percent of every row that all S seeds have, scores (E, K) each, with 95 % intervals over seeds and users; a panel a benchmark."""
-    rows = []
-    for name, benchmark in set.intersection(*(set(scores) for scores in by_seed)):
-        scores_SEK = np.stack([scores[name, benchmark] for scores in by_seed])
-        for turn in range(scores_SEK.shape[2]):
-            found = seed_interval(scores_SEK[:, :, turn : turn + 1])
-            rows.append((benchmark, name, turn + 1, 100 * found.estimate, 100 * max(0, found.low), 100 * min(1, found.high)))
-    data = pd.DataFrame(rows, columns=["benchmark", "method", "turn", "al", "low", "high"]).sort_values(["benchmark", "method", "turn"])
-    benchmarks, names = sorted(data["benchmark"].unique(), reverse=True), tables.arranged(data["method"].unique())
+def alignment_over_seeds(by_seed: Sequence[tables.Scores]) -> Drawn:
+    """AL(k) in percent of every row that all seeds have, with 95 % intervals over seeds and users."""
+    lines = []
+    for (name, benchmark), scores_SEK in tables.stack_seeds(by_seed).items():
+        for k in range(scores_SEK.shape[2]):
+            al = tables.average_over_seeds("al", scores_SEK[:, :, k : k + 1])
+            lines.append((benchmark, name, k + 1, *al.values()))
+    data = pd.DataFrame(lines, columns=["benchmark", "method", "turn", "al", "low", "high"])
+    data = data.sort_values(["benchmark", "method", "turn"], ignore_index=True)
+    benchmarks = sorted(data["benchmark"].unique(), reverse=True)
+    names = tables.arrange_rows(data["method"].unique())
     with panels(len(benchmarks), len(benchmarks), (5 * len(benchmarks), 4.2), sharey=True) as (figure, grid):
         for axes, benchmark in zip(grid, benchmarks, strict=True):
             for number, name in enumerate(names):
                 part = data[(data["benchmark"] == benchmark) & (data["method"] == name)]
-                own = name == "rlpa"  # stands out; colours begin again, dashed, where there are more rows than colours
-                color = "black" if own else PALETTE[number % len(PALETTE)]
-                axes.fill_between(part["turn"], part["low"], part["high"], color=color, alpha=0.12, linewidth=0)
-                axes.plot(part["turn"], part["al"], color=color, linestyle="-" if number < len(PALETTE) or own else "--", zorder=3 if own else 2,
-                          linewidth=2.5 if own else 1.4, marker="o", markersize=4, label=tables.LABELS.get(name, name))
-            axes.set(xlabel="turn k", ylabel="AL(k), %", title=benchmark, ylim=(-2, 102))
-            whole(axes)
-        legend_below(figure, grid, 5)
-    return figure, data.reset_index(drop=True)
+                draw_band(axes, part, "al", label=tables.name_row(name), **_style_line(name, number))
+            axes.set_title(benchmark)
+        frame.finish_turns(figure, grid, "AL(k), %", 5)
+    return figure, data
 
 
-def profile_progress(rows_by_method: Mapping[str, Sequence[dict]]) -> tuple[Figure, pd.DataFrame]:
-    """Profile score and Theoretical Max by turn (as in figure 4b, ten turns), with 95 % intervals over users."""
-    frame = pd.concat([pd.DataFrame(rows).assign(method=name) for name, rows in rows_by_method.items()])
-    frame["ceiling"] = frame["n_told"] / frame["n_true"]
-    frame["recall"] = frame["n_matched"] / frame["n_true"]
-    data = mean_table(frame.sort_values(["method", "turn"]), ["method", "turn"], ["profile_f1", "recall", "ceiling"])
+def _style_line(name: str, number: int) -> dict[str, Any]:
+    """RLPA stands out; colours begin again, dashed, where there are more rows than colours."""
+    if name == "rlpa":
+        return {"color": "black", "linewidth": 2.5, "zorder": 3, "marker": "o", "markersize": 4}
+    again, place = divmod(number, len(PALETTE))
+    line = {"color": PALETTE[place], "linestyle": "--" if again else "-", "linewidth": 1.4}
+    return {**line, "marker": "o", "markersize": 4}
+
+
+def profile_progress(rows_by_method: Mapping[str, Sequence[dict]]) -> Drawn:
+    """Profile score and Theoretical Max by turn (as in figure 4b, ten turns), with intervals over users."""
+    told = pd.concat([pd.DataFrame(rows).assign(method=name) for name, rows in rows_by_method.items()])
+    told["ceiling"] = told["n_told"] / told["n_true"]
+    told["recall"] = told["n_matched"] / told["n_true"]
+    told = told.sort_values(["method", "turn"])
+    data = mean_table(told, ["method", "turn"], ["profile_f1", "recall", "ceiling"])
     with panels(2, 2, (10, 3.6), sharey=True) as (figure, [score, recall]):
+        lines = ((score, "profile_f1", "-", "o"), (recall, "recall", "-", "o"), (recall, "ceiling", "--", ""))
         for (name, part), color in zip(data.groupby("method"), PALETTE, strict=False):
-            for axes, column, style in ((score, "profile_f1", "-"), (recall, "recall", "-"), (recall, "ceiling", "--")):
-                reach = (part[column] - part[f"{column}_low"], part[f"{column}_high"] - part[column])
-                axes.errorbar(part["turn"], part[column], reach, color=color, linestyle=style, marker="o" if style == "-" else "", label=name)
+            for axes, column, linestyle, marker in lines:
+                style = {"color": color, "linestyle": linestyle, "marker": marker, "label": name}
+                axes.errorbar(part["turn"], part[column], error_bars(part, column), **style)
         score.legend(frameon=False)
         score.set(xlabel="turn k", ylabel="profile score, F1", ylim=(0, 1))
         recall.set(xlabel="turn k", ylabel="recall; dashed: Theoretical Max")
-        whole(score)
-        whole(recall)
+        frame.use_whole_numbers(score)
+        frame.use_whole_numbers(recall)
     return figure, data

@@ -13,7 +13,8 @@ from rlpa_lib.agents import parties, world
 from rlpa_lib.dialogue.judging import Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile
-from rlpa_lib.evaluation import intervals, metrics
+from rlpa_lib.evaluation import intervals
+from rlpa_lib.evaluation.agreement_metrics import overlap_metrics
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import Config, InputError
@@ -175,7 +176,7 @@ def table8(found: pd.DataFrame) -> pd.DataFrame:
     for name, part in found.groupby("judge", sort=False):
         answered = part.dropna(subset="predicted")
         error = (answered["predicted"] - answered["true"]).to_numpy()
-        row = {"model": name, **metrics.overlap_metrics(answered["predicted"], answered["true"])}
+        row = {"model": name, **overlap_metrics(answered["predicted"], answered["true"])}
         for column, hits in (("exact_acc", error == 0), ("fuzzy_acc", np.abs(error) <= 1)):
             low, high = intervals.binomial_interval(hits.sum(), len(hits))
             row |= {f"{column}_low": 100 * float(low), f"{column}_high": 100 * float(high)}
