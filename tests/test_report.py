@@ -94,14 +94,14 @@ def build(run):
 
 
 def verdicts(run):
-    return dict(zip(report.headline(run)["claim"], report.headline(run)["verdict"], strict=True))
+    return dict(zip(report.tabulate_claims(run)["claim"], report.tabulate_claims(run)["verdict"], strict=True))
 
 
 def test_a_page_without_results_says_not_run(empty):
     html = build(empty)
     page = Page(html)
     assert (empty.dir / "report.html").is_file()
-    assert set(report.headline(empty)["verdict"]) == {"not tested"}
+    assert set(report.tabulate_claims(empty)["verdict"]) == {"not tested"}
     assert html.count(">not run<") > 20
     for heading in ("Which claims of the paper hold in this run", "Tables", "Figures", "Sample dialogues", "What was run",
                     "Deviations from the paper", "How to repeat it"):  # fmt: skip
@@ -162,7 +162,7 @@ def test_claims_follow_their_rule(full):
 
 def test_a_run_with_few_users_tests_nothing(empty):
     empty.save_table(paired(20.0), "paired")
-    found = claims.claims(empty.dir)
+    found = claims.check_claims(empty.dir)
     assert {claim.verdict for claim in found} == {"not tested"}
     assert found[0].evidence.startswith("only 8 users; vanilla, Base: +30.0")
 
@@ -183,7 +183,7 @@ def test_dialogues_are_the_first_two_users_with_marks(full):
 
 
 def test_the_command_repeats_the_run(full):
-    make, command = parts.commands(full.record, full.dir)
+    make, command = parts.build_commands(full.record, full.dir)
     assert make == "make reproduce SCALE=mini SEED=0 RUN_DIR=runs/mini-0 'SET=ppo.lr=1.0e-05 evaluation.users=37'"
     changes = re.findall(r"--set (\S+)", command)
     assert config.load_config("mini", changes) == full.cfg

@@ -87,7 +87,7 @@ def check_table7(tables: Tables) -> Iterator[Finding]:
 def check_table8(tables: Tables) -> Iterator[Finding]:
     """RMSE against MSE; MSE against what exact and fuzzy accuracy leave room for (appendix H.1)."""
     rows = tables.rows("table8")
-    cases = profile_cases(rows)
+    cases = infer_cases(rows)
     for index, row in rows.iterrows():
         half = 0.5 * 10.0 ** -tables.decimals("table8", index, "mse", 2)
         # Squared errors add up to a whole number, so few values of the MSE can stand behind the printed one.
@@ -105,7 +105,7 @@ def check_table8(tables: Tables) -> Iterator[Finding]:
         if row["exact_acc"] > row["fuzzy_acc"] or not low - half - _TIE <= row["mse"] <= high + half:
             text = f"{low:.2f} to {high:.2f}"
             yield Finding("table8", label(row), "mse", "bounds", row["mse"], text, True, "bounds that exact and fuzzy accuracy put on the MSE")
-        elif not attainable_mse(row["exact_acc"], row["fuzzy_acc"], row["mse"], cases, half):
+        elif not can_give_mse(row["exact_acc"], row["fuzzy_acc"], row["mse"], cases, half):
             note = f"no set of whole errors over {cases} cases gives this MSE with these accuracies"
             yield Finding("table8", label(row), "mse", "granularity", row["mse"], None, False, note)
 
@@ -129,7 +129,7 @@ def check_tables9_10(tables: Tables) -> Iterator[Finding]:
                 yield Finding("table10", "only row", column, "ratio", row[column], round(value, 4), True, "from the confusion table, table 9")
 
 
-def profile_cases(rows: pd.DataFrame) -> int:
+def infer_cases(rows: pd.DataFrame) -> int:
     """Number of test cases behind table 8, which the paper does not print: the smallest that fits four fifths of the accuracies."""
     values = rows[["exact_acc", "fuzzy_acc"]].to_numpy(dtype=float)
     fits = {cases: float(on_grid(values, cases, 1).mean()) for cases in range(10, 401)}
@@ -143,7 +143,7 @@ def mse_bounds(exact_acc: float, fuzzy_acc: float) -> tuple[float, float]:
     return one + 4 * more, one + LARGEST_ERROR**2 * more
 
 
-def attainable_mse(exact_acc: float, fuzzy_acc: float, mse: float, cases: int, half: float) -> bool:
+def can_give_mse(exact_acc: float, fuzzy_acc: float, mse: float, cases: int, half: float) -> bool:
     """Whether some whole errors over `cases` cases give accuracies and MSE (within `half` of a unit) at once."""
     ones, more = round((fuzzy_acc - exact_acc) * cases / 100), round((100 - fuzzy_acc) * cases / 100)
     base, top = ones + 4 * more, math.floor((mse + half) * cases + _TIE)

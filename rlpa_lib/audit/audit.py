@@ -13,8 +13,8 @@ import pandas as pd
 
 from rlpa_lib.audit.appendix import check_ranges, check_table6, check_table7, check_table8, check_tables9_10
 from rlpa_lib.audit.checks import check_copies, check_turnwise
-from rlpa_lib.audit.claims import claims
-from rlpa_lib.audit.resolution import first_turn_share
+from rlpa_lib.audit.claims import check_claims
+from rlpa_lib.audit.resolution import compare_first_turn
 from rlpa_lib.evaluation.paper_tables import PAPER_TABLES, Finding, MissingRow, Tables, load
 from rlpa_lib.settings.config import InputError
 
@@ -61,7 +61,7 @@ def _write(findings: list[Finding], path: Path) -> None:
 def _construct(tables: Tables) -> Iterator[Finding]:
     for table in ("table4", "table5"):
         try:
-            ours, others = first_turn_share(tables, table)
+            ours, others = compare_first_turn(tables, table)
         except MissingRow:
             continue  # a folder without RLPA makes no such comparison
         if ours > others:
@@ -81,7 +81,7 @@ def _construct(tables: Tables) -> Iterator[Finding]:
 
 
 def _contradicted(tables: Tables) -> Iterator[Finding]:
-    for claim in claims(tables):
+    for claim in check_claims(tables):
         if claim.verdict == "does not hold":
             results = claim.where.startswith(("abstract", "section 4.2", "section 5"))
             note = f"{claim.text}. {claim.charitable}".strip()

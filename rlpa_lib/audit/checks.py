@@ -25,12 +25,12 @@ def on_grid(percent: np.ndarray, users: int, decimals: int = 2) -> np.ndarray:
     return np.abs(percent - exact) <= 0.5 * 10.0**-decimals + _TIE
 
 
-def consistent_users(percent: np.ndarray, candidates: range = _CANDIDATE_USERS) -> list[int]:
+def find_users(percent: np.ndarray, candidates: range = _CANDIDATE_USERS) -> list[int]:
     """All numbers of users for which every percentage of a row passes the GRIM test."""
     return [users for users in candidates if on_grid(percent, users).all()]
 
 
-def table_users(rows: pd.DataFrame) -> int:
+def infer_users(rows: pd.DataFrame) -> int:
     """The number of users that fits most cells of a table; the stated 74 wins ties, then the smallest."""
     values = rows[list(TURNS)].to_numpy(dtype=float)
     fits = {users: int(on_grid(values, users).sum()) for users in _CANDIDATE_USERS}
@@ -38,7 +38,7 @@ def table_users(rows: pd.DataFrame) -> int:
     return STATED_USERS if fits[STATED_USERS] == best else min(users for users, n in fits.items() if n == best)
 
 
-def row_users(percent: np.ndarray, users: int) -> int:
+def infer_row_users(percent: np.ndarray, users: int) -> int:
     """The table's number of users, or the smallest multiple of it (to 10) that fits a row which does not fit `users`."""
     if (~on_grid(percent, users)).sum() < _OFF_FOR_ROW:
         return users
@@ -47,29 +47,29 @@ def row_users(percent: np.ndarray, users: int) -> int:
     return multiples[int(np.argmax(fits))] if max(fits) >= 0.8 else users
 
 
-def exact_curve(percent: np.ndarray, users: int) -> tuple[np.ndarray, bool]:
+def recover_curve(percent: np.ndarray, users: int) -> tuple[np.ndarray, bool]:
     """The row in unrounded percent when every cell is a whole number of users, and whether it is; else the row as printed."""
-    grid = row_users(percent, users)
+    grid = infer_row_users(percent, users)
     if on_grid(percent, grid).all():
         return 100 * np.round(percent * grid / 100) / grid, True
     return percent, False
 
 
-def reading(rows: pd.DataFrame) -> str:
+def infer_reading(rows: pd.DataFrame) -> str:
     """Which reading of eq. 8 reproduces more of a table's printed N-IR and N-R² cells."""
-    users = table_users(rows)
+    users = infer_users(rows)
     return max(READINGS, key=lambda norm: sum(len(_matches(row, users, norm)) for _, row in rows.iterrows()))
 
 
 def check_turnwise(tables: Tables) -> Iterator[Finding]:
     """Findings inside tables 2, 4 and 5: settings, duplicates, versions, users, averages, N-IR and N-R²."""
-    main = reading(tables.rows("table4")) if len(tables.rows("table4")) else "global"
+    main = infer_reading(tables.rows("table4")) if len(tables.rows("table4")) else "global"
     for table in SETTINGS:
         rows = tables.rows(table)
         if rows.empty:
             yield Finding(table, "all rows", "table", "missing_row", None, None, False, "turnwise.csv holds no row of this table")
             continue
-        users, norm = table_users(rows), reading(rows)
+        users, norm = infer_users(rows), infer_reading(rows)
         if norm != main:
             yield _reading_finding(table, norm, main)
         yield from _labels(table, rows)
@@ -133,7 +133,7 @@ def _granularity(table: str, rows: pd.DataFrame, users: int) -> Iterator[Finding
         yield Finding(table, "all rows", "k1..k10", "granularity", STATED_USERS, users, False, note)
     for _, row in rows.iterrows():
         values = curve(row)
-        grid = row_users(values, users)
+        grid = infer_row_users(values, users)
         off = ~on_grid(values, users)
         if off.sum() >= _OFF_FOR_ROW:
             note = f"{off.sum()} of 10 values are no whole number of {users} users"
@@ -148,7 +148,7 @@ def _granularity(table: str, rows: pd.DataFrame, users: int) -> Iterator[Finding
 
 
 def _scores(tables: Tables, table: str, index: int, row: pd.Series, users: int, norm: str) -> Iterator[Finding]:
-    levels, exact = exact_curve(curve(row), users)
+    levels, exact = recover_curve(curve(row), users)
     digits = tables.decimals("turnwise", index, "avg", 2)
     slack = _TIE if exact else 0.5 * 10.0**-2
     if abs(row["avg"] - levels.mean()) > 0.5 * 10.0**-digits + slack:
@@ -163,7 +163,7 @@ def _scores(tables: Tables, table: str, index: int, row: pd.Series, users: int, 
 
 def _matches(row: pd.Series, users: int, norm: str) -> list[str]:
     # Both the rounded turns (from which the paper's cells follow to the digit) and the users behind them count as a source.
-    sources = [normalized_improvement(levels, norm) for levels in (curve(row), exact_curve(curve(row), users)[0])]
+    sources = [normalized_improvement(levels, norm) for levels in (curve(row), recover_curve(curve(row), users)[0])]
     return [name for i, name in enumerate(_SCORES[1:]) if any(abs(row[name] - pair[i]) <= 0.0005 + _TIE for pair in sources)]
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import pandas as pd
 
-from rlpa_lib.audit.checks import STATED_USERS, on_grid, table_users
+from rlpa_lib.audit.checks import STATED_USERS, on_grid, infer_users
 from rlpa_lib.audit.facts import CHARITABLE, FIGURE_CLAIMS, TEXT_CLAIMS
 from rlpa_lib.audit.resolution import average_error
 from rlpa_lib.evaluation.metrics import normalized_improvement
@@ -37,7 +37,7 @@ class Claim:
     charitable: str
 
 
-def claims(tables: Tables) -> list[Claim]:
+def check_claims(tables: Tables) -> list[Claim]:
     """All claims with verdicts, in the paper's order of kind: against tables, about figures, inside the text."""
     judged = [_judge(tables, *entry) for entry in _table_claims()]
     fixed = [Claim(*entry) for entry in (*FIGURE_CLAIMS, *TEXT_CLAIMS)]
@@ -139,7 +139,7 @@ def _beats(tables: Tables, *models: str) -> tuple[bool, str]:
 def _near(tables: Tables, model: str) -> tuple[bool, str]:
     parts, holds = [], True
     for table in ("table4", "table5"):
-        users = table_users(tables.rows(table))
+        users = infer_users(tables.rows(table))
         pair = [curve(tables.row(table, *names)) for names in ((QWEN, "RLPA"), (model, "Self-Critic"))]
         gap = float(pair[0].mean() - pair[1].mean())
         # Independent turns give the narrowest error, so a gap inside it is inside chance whatever the correlation.
@@ -227,7 +227,7 @@ def _average_is(tables: Tables, method: str, stated: float) -> tuple[bool, str]:
 
 
 def _ablation_drop(tables: Tables) -> tuple[bool, str]:
-    users, ours = table_users(tables.rows("table2")), curve(tables.row("table2", QWEN, "RLPA"))
+    users, ours = infer_users(tables.rows("table2")), curve(tables.row("table2", QWEN, "RLPA"))
     drops = []
     for method in ("RLPA w/ PR", "RLPA w/ RR"):
         other = curve(tables.row("table2", QWEN, method))
@@ -251,7 +251,7 @@ def _users_extended(tables: Tables) -> tuple[bool, str]:
     rows = tables.rows("table5")
     if rows.empty:
         raise MissingRow("turnwise.csv has no rows of table5")
-    users = table_users(rows)
+    users = infer_users(rows)
     off = int((~on_grid(rows[[f"k{k}" for k in range(1, 11)]].to_numpy(float), STATED_USERS)).sum())
     return users == STATED_USERS, f"table 5's percentages fit {users} users; {off} of {10 * len(rows)} are no whole number of {STATED_USERS}"
 

@@ -12,29 +12,29 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from rlpa_lib.audit.checks import READINGS, consistent_users, exact_curve, reading, row_users, table_users
+from rlpa_lib.audit.checks import READINGS, find_users, recover_curve, infer_reading, infer_row_users, infer_users
 from rlpa_lib.evaluation.intervals import adjust_holm, binomial_interval
 from rlpa_lib.evaluation.metrics import normalized_improvement
 from rlpa_lib.evaluation.paper_tables import SETTINGS, TURNS, MissingRow, Tables, curve, strip_date
 
 
-def granularity_table(tables: Tables) -> pd.DataFrame:
+def tabulate_users(tables: Tables) -> pd.DataFrame:
     """Row by row, the numbers of users up to 150 for which all ten percentages are whole users, and the number used further on."""
     records = []
     for table in SETTINGS:
-        users = table_users(tables.rows(table))
+        users = infer_users(tables.rows(table))
         for _, row in tables.rows(table).iterrows():
-            fitting = ", ".join(map(str, consistent_users(curve(row)))) or "none"
-            records.append({**_names(table, row), "users that fit": fitting, "used here": row_users(curve(row), users)})
+            fitting = ", ".join(map(str, find_users(curve(row)))) or "none"
+            records.append({**_names(table, row), "users that fit": fitting, "used here": infer_row_users(curve(row), users)})
     return pd.DataFrame(records)
 
 
-def reading_table(tables: Tables) -> pd.DataFrame:
+def tabulate_readings(tables: Tables) -> pd.DataFrame:
     """N-IR and N-R² of every row as printed and recomputed under both readings, the reading its table used, and ranks within table and reading."""
     records = []
     for table in SETTINGS:
         rows = tables.rows(table)
-        used = reading(rows)
+        used = infer_reading(rows)
         for _, row in rows.iterrows():
             record = {**_names(table, row), "table's reading": used, "n_ir printed": row["n_ir"], "n_r2 printed": row["n_r2"]}
             for norm in READINGS:
@@ -49,10 +49,10 @@ def reading_table(tables: Tables) -> pd.DataFrame:
 
 def turn_intervals(tables: Tables, table: str, level: float = 0.95) -> pd.DataFrame:
     """Exact binomial interval of each printed AL(k), in percent, long form; rows whose marks are no whole users are left out."""
-    users = table_users(tables.rows(table))
+    users = infer_users(tables.rows(table))
     records = []
     for _, row in tables.rows(table).iterrows():
-        if row_users(curve(row), users) != users:
+        if infer_row_users(curve(row), users) != users:
             continue
         counts = np.round(curve(row) * users / 100)
         low, high = binomial_interval(counts, users, level)
@@ -70,12 +70,12 @@ def average_error(percent_K: np.ndarray, users: int, correlation: float) -> floa
     return float(np.sqrt(((spread_K**2).sum() + correlation * between) / users) / len(spread_K))
 
 
-def average_table(tables: Tables, table: str, first_turn: int = 1, level: float = 0.95) -> pd.DataFrame:
+def tabulate_averages(tables: Tables, table: str, first_turn: int = 1, level: float = 0.95) -> pd.DataFrame:
     """AVG over turns first_turn..K per row with its narrowest and widest interval (within-user correlation 0 and 1), in percent."""
-    users, z = table_users(tables.rows(table)), stats.norm.ppf((1 + level) / 2)
+    users, z = infer_users(tables.rows(table)), stats.norm.ppf((1 + level) / 2)
     records = []
     for _, row in tables.rows(table).iterrows():
-        levels = exact_curve(curve(row), users)[0][first_turn - 1 :]
+        levels = recover_curve(curve(row), users)[0][first_turn - 1 :]
         record = {**_names(table, row), "avg": levels.mean()}
         for name, correlation in (("narrow", 0.0), ("wide", 1.0)):
             half = z * average_error(levels, users, correlation)
@@ -86,14 +86,14 @@ def average_table(tables: Tables, table: str, first_turn: int = 1, level: float 
     return frame
 
 
-def pair_table(tables: Tables, table: str, first_turn: int = 1, alpha: float = 0.05, power: float = 0.8) -> pd.DataFrame:
+def compare_pairs(tables: Tables, table: str, first_turn: int = 1, alpha: float = 0.05, power: float = 0.8) -> pd.DataFrame:
     """Every pair of rows: difference of AVG, Holm-adjusted p under both correlations, a verdict, and the users each would need (unpaired).
 
     Verdict: "beyond chance" if significant even with correlation 1, "within chance" if not even with 0, else "depends on correlation".
     Users needed are per row, two-sided `alpha` without correction, at `power`. Variation between training seeds is not in the tables.
     """
-    rows, users = tables.rows(table), table_users(tables.rows(table))
-    curves = [(f"{strip_date(r['model'])} {r['method']}", exact_curve(curve(r), users)[0][first_turn - 1 :]) for _, r in rows.iterrows()]
+    rows, users = tables.rows(table), infer_users(tables.rows(table))
+    curves = [(f"{strip_date(r['model'])} {r['method']}", recover_curve(curve(r), users)[0][first_turn - 1 :]) for _, r in rows.iterrows()]
     quantiles = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
     records = []
     for (name_a, a), (name_b, b) in itertools.combinations(curves, 2):
@@ -112,17 +112,17 @@ def pair_table(tables: Tables, table: str, first_turn: int = 1, alpha: float = 0
     return frame
 
 
-def turn_pair_table(tables: Tables, table: str, method: str = "RLPA", model: str = "Qwen2.5-3B-Instruct") -> pd.DataFrame:
+def compare_turns(tables: Tables, table: str, method: str = "RLPA", model: str = "Qwen2.5-3B-Instruct") -> pd.DataFrame:
     """One row of a table against each other one, turn by turn: Fisher's exact test, Holm over the ten turns; signs where p < .05.
 
     "+" the named row is higher, "-" lower, "." within chance. MissingRow if the named row is absent.
     """
-    users = table_users(tables.rows(table))
+    users = infer_users(tables.rows(table))
     ours = np.round(curve(tables.row(table, model, method)) * users / 100).astype(int)
     records = []
     for _, row in tables.rows(table).iterrows():
         theirs = np.round(curve(row) * users / 100).astype(int)
-        if (row["model"], row["method"]) == (model, method) or row_users(curve(row), users) != users:
+        if (row["model"], row["method"]) == (model, method) or infer_row_users(curve(row), users) != users:
             continue
         p = adjust_holm([stats.fisher_exact([[x, users - x], [y, users - y]]).pvalue for x, y in zip(ours, theirs, strict=True)])
         signs = np.where(p >= 0.05, ".", np.where(ours > theirs, "+", "-"))
@@ -138,7 +138,7 @@ def guess_gain(n_found: int, n_listed: int, n_true: int, chance: float) -> float
     return 2 * (n_found + chance) / (n_listed + 1 + n_true) - 2 * n_found / (n_listed + n_true)
 
 
-def first_turn_share(tables: Tables, table: str) -> tuple[float, float]:
+def compare_first_turn(tables: Tables, table: str) -> tuple[float, float]:
     """AL(1) of RLPA and the highest AL(1) of any other row, in percent: nothing about the user has been said yet. MissingRow without RLPA."""
     ours = tables.row(table, "Qwen2.5-3B-Instruct", "RLPA")
     others = tables.rows(table).query("method != 'RLPA'")

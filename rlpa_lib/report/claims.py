@@ -47,7 +47,7 @@ class Claim:
     evidence: str
 
 
-def claims(run_dir: Path) -> list[Claim]:
+def check_claims(run_dir: Path) -> list[Claim]:
     """Verdicts on the paper's main claims from a run directory alone; whatever is missing there makes a claim "not tested"."""
     found = [*_against_methods(run_dir), _rises_over_turns(run_dir), _reward_rises(run_dir), *_without_rule()]
     users = records.read(run_dir)["params"]["evaluation"]["users"]
@@ -73,7 +73,7 @@ def read_table(run_dir: Path, name: str) -> pd.DataFrame | None:
     return table if len(table) else None
 
 
-def number(row: pd.Series, column: str) -> float:
+def read_number(row: pd.Series, column: str) -> float:
     """The row's value as a float; NaN when the column is missing or empty."""
     value = row.get(column)
     return float(value) if value is not None and not isinstance(value, str) else math.nan
@@ -125,7 +125,7 @@ def _beats(paired: pd.DataFrame | None, methods: Sequence[str], benchmarks: Sequ
     for benchmark in benchmarks:
         for method in methods:
             rows = paired[(paired["benchmark"] == benchmark) & paired["method"].isin((LABELS[method], method))]
-            if rows.empty or math.isnan(number(rows.iloc[0], "low")):
+            if rows.empty or math.isnan(read_number(rows.iloc[0], "low")):
                 missing.append(f"{LABELS[method]} ({benchmark})")
                 continue
             row = rows.iloc[0]
@@ -140,7 +140,7 @@ def _rises_over_turns(run_dir: Path) -> Claim:
     table, shown, lows = read_table(run_dir, "table1"), [], []
     rows = None if table is None or "method" not in table else table[table["method"].isin((LABELS["rlpa"], "rlpa"))]
     for benchmark in _BOTH if rows is not None and len(rows) else ():
-        slope, low, high = (number(rows.iloc[0], f"{benchmark}_n_ir{part}") for part in ("", "_low", "_high"))
+        slope, low, high = (read_number(rows.iloc[0], f"{benchmark}_n_ir{part}") for part in ("", "_low", "_high"))
         if not math.isnan(low):
             lows.append(low)
             shown.append(f"{benchmark}: N-IR {slope:+.3f} [{low:.3f}, {high:.3f}]")
@@ -151,12 +151,12 @@ def _rises_over_turns(run_dir: Path) -> Claim:
 
 
 def _reward_rises(run_dir: Path) -> Claim:
-    verdict, evidence = _halves(training_reward(run_dir))
+    verdict, evidence = _halves(load_rewards(run_dir))
     rule = "Mean reward of the second half of the cohorts minus the first half lies above 0 (Welch interval over cohorts; at least four)."
     return Claim("Training raises the reward", "appendix I, figure 18", "a rising curve, no numbers", rule, verdict, evidence)
 
 
-def training_reward(run_dir: Path) -> list[float]:
+def load_rewards(run_dir: Path) -> list[float]:
     """Mean turn reward of each finished cohort in metrics/ppo.jsonl, in order; [] when training was not run."""
     file = run_dir / "metrics" / "ppo.jsonl"
     rows = storage.read_jsonl(file, appended=True) if file.is_file() else []

@@ -16,7 +16,7 @@ import pandas as pd
 
 from rlpa_lib.evaluation.presentation import estimate_columns
 from rlpa_lib.evaluation.tables import LABELS
-from rlpa_lib.report.claims import number, read_table
+from rlpa_lib.report.claims import read_number, read_table
 from rlpa_lib.runs import storage
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
@@ -61,7 +61,7 @@ class Picture:
     source: str
 
 
-def score_grid(run_dir: Path, name: str, columns: Mapping[str, tuple[str, int]]) -> Grid:
+def build_score_grid(run_dir: Path, name: str, columns: Mapping[str, tuple[str, int]]) -> Grid:
     """A table of the paper: every method and closed model has a row, in a fixed order; what the CSV does not hold was not run.
 
     `columns` maps a CSV column to (head, decimals); columns that are missing from the CSV are left out.
@@ -80,7 +80,7 @@ def score_grid(run_dir: Path, name: str, columns: Mapping[str, tuple[str, int]])
 
 
 def _score(row: pd.Series, column: str, decimals: int) -> Cell:
-    value, low, high = (number(row, f"{column}{part}") for part in ("", "_low", "_high"))
+    value, low, high = (read_number(row, f"{column}{part}") for part in ("", "_low", "_high"))
     if math.isnan(value):
         return Cell("–")
     interval = "" if math.isnan(low) else f"{low:.{decimals}f} to {high:.{decimals}f}"
@@ -88,14 +88,14 @@ def _score(row: pd.Series, column: str, decimals: int) -> Cell:
     return Cell(f"{value:.{decimals}f}", interval, bar)
 
 
-def paired_grid(run_dir: Path, name: str) -> Grid | None:
+def build_paired_grid(run_dir: Path, name: str) -> Grid | None:
     """RLPA minus each other row: difference with its interval, p and Holm-corrected p; None when it was not run."""
     table = read_table(run_dir, name)
     if table is None or not {"benchmark", "method", "difference"} <= set(table):
         return None
     rows = []
     for _, row in table.iterrows():
-        low, high, p, p_holm = (number(row, column) for column in ("low", "high", "p", "p_holm"))
+        low, high, p, p_holm = (read_number(row, column) for column in ("low", "high", "p", "p_holm"))
         difference = Cell(f"{row['difference']:+.1f}", "" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}")
         rows.append((str(row["method"]), (Cell(str(row["benchmark"])), difference, Cell(_p(p)), Cell(_p(p_holm)))))
     return Grid(name, ("benchmark", "difference, points", "p", "p, Holm"), tuple(rows), head="RLPA minus")
@@ -105,7 +105,7 @@ def _p(value: float) -> str:
     return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def plain_grid(table: pd.DataFrame, name: str, rows: int = MOST_ROWS) -> Grid:
+def build_grid(table: pd.DataFrame, name: str, rows: int = MOST_ROWS) -> Grid:
     """Any table with its own column names, at most `rows` of it; the first column heads the rows, x_low and x_high go below x."""
     columns = estimate_columns(table)
     heads = [str(column).replace("_", " ") for column in columns]
@@ -126,7 +126,7 @@ def _text(value: Any) -> str:
     return LABELS.get(value, value) if isinstance(value, str) else str(value)
 
 
-def pictures(run_dir: Path) -> list[Picture]:
+def load_pictures(run_dir: Path) -> list[Picture]:
     """Every figures/*.png of the run, the paper's first and by number; caption and alt text from the JSON beside it."""
     files = sorted((run_dir / "figures").glob("*.png"), key=lambda file: _order(file.stem))
     return [_picture(file) for file in files]
@@ -142,7 +142,7 @@ def _picture(file: Path) -> Picture:
     facts = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     png = file.read_bytes()
     width, height = (int.from_bytes(png[start : start + 4]) for start in (16, 20)) if png[:4] == b"\x89PNG" else (0, 0)
-    data = plain_grid(pd.read_csv(table), file.stem) if table.is_file() and table.stat().st_size > 1 else None
+    data = build_grid(pd.read_csv(table), file.stem) if table.is_file() and table.stat().st_size > 1 else None
     made_by = ("run", "seed", "params", "commit", "data_sha256")
     source = ", ".join(f"{key.replace('_', ' ')} {str(facts[key])[:40]}" for key in made_by if facts.get(key) is not None)
     src = f"data:image/png;base64,{base64.b64encode(png).decode()}"
@@ -150,7 +150,7 @@ def _picture(file: Path) -> Picture:
     return Picture(file.stem, facts.get("caption") or file.stem, alt, src, width, height, data, source)
 
 
-def sampled_dialogues(run_dir: Path) -> list[dict[str, Any]]:
+def load_dialogues(run_dir: Path) -> list[dict[str, Any]]:
     """The first users of a benchmark (unselected), each as RLPA and the untrained methods met them, with marks where judged."""
     for benchmark in ("vanilla", "extended"):
         files = {m: run_dir / "dialogues" / f"{m}-{benchmark}.jsonl" for m in SAMPLED}
@@ -185,7 +185,7 @@ def _dialogue(row: Mapping[str, Any], method: str, benchmark: str, marks: Mappin
     return {"method": LABELS[method], "benchmark": benchmark, "user": row["persona_id"], "turns": turns}
 
 
-def notebook_times(run_dir: Path) -> list[tuple[str, str, str]]:
+def read_times(run_dir: Path) -> list[tuple[str, str, str]]:
     """(notebook, time, how it ended) of the executed copies, in order; copies that are being written are left out."""
     times = []
     for file in sorted((run_dir / "notebooks").glob("*.ipynb")):
@@ -194,17 +194,17 @@ def notebook_times(run_dir: Path) -> list[tuple[str, str, str]]:
             continue
         facts = json.loads(file.read_text(encoding="utf-8")).get("metadata", {}).get("papermill", {})
         seconds = facts.get("duration")
-        times.append((name, "–" if seconds is None else clock(seconds), "failed" if state == "failed" or facts.get("exception") else "done"))
+        times.append((name, "–" if seconds is None else format_seconds(seconds), "failed" if state == "failed" or facts.get("exception") else "done"))
     return times
 
 
-def clock(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """12 s, or 3 min 05 s."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def commands(record: Mapping[str, Any], run_dir: Path) -> tuple[str, str]:
+def build_commands(record: Mapping[str, Any], run_dir: Path) -> tuple[str, str]:
     """The exact commands that repeat the run: the make target, and the same without make."""
     scale, folder = _scale(record["params_name"]), f"runs/{run_dir.name}"
     changes = list(_changes(record))
@@ -239,12 +239,12 @@ def _yaml(value: Any) -> str:
     return re.sub(r"^(-?\d+)e", r"\1.0e", text) if isinstance(value, float) else text
 
 
-def settings(params: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+def list_settings(params: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(section.key, value) of every setting."""
     return [(f"{section}.{key}", str(_yaml(value))) for section, values in params.items() for key, value in values.items()]
 
 
-def other_tables(run_dir: Path, shown: Sequence[str]) -> list[Grid]:
+def load_other_tables(run_dir: Path, shown: Sequence[str]) -> list[Grid]:
     """Every table of the run that has no place of its own on the page."""
     names = sorted(file.stem for file in (run_dir / "tables").glob("*.csv") if file.stem not in shown)
-    return [plain_grid(table, name) for name in names if (table := read_table(run_dir, name)) is not None]
+    return [build_grid(table, name) for name in names if (table := read_table(run_dir, name)) is not None]

@@ -65,7 +65,7 @@ def load_map(path: Path | None = None) -> list[dict[str, Any]]:
     return [_row(KINDS[section], entry, str(source)) for section in KINDS for entry in tree[section] or ()]
 
 
-def replication_table(cfgs: Mapping[str, Config], rows: Sequence[Mapping[str, Any]] | None = None) -> pd.DataFrame:
+def build_table(cfgs: Mapping[str, Config], rows: Sequence[Mapping[str, Any]] | None = None) -> pd.DataFrame:
     """One line an item: what paper and released code say, where it is here, why it deviates, and the live settings of each config.
 
     `cfgs` maps a column's name to a config; its cells hold "key = value" of the row's keys, one a line. A key that does not

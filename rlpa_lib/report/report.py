@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from rlpa_lib.report import claims, parts, replication
 from rlpa_lib.report.claims import VERDICTS, read_table
-from rlpa_lib.report.parts import Grid, plain_grid, score_grid
+from rlpa_lib.report.parts import Grid, build_grid, build_score_grid
 from rlpa_lib.runs import record as records
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
@@ -31,21 +31,21 @@ _SHOWN = ("table1", "table4", "table5", "paired", "paired_without_k1", "diagnost
 
 def build_report(run: Run) -> Path:
     """Write report.html into the run directory and return its path; parts that were not run are shown as such."""
-    html = _template().render(**context(run))
+    html = _template().render(**gather_context(run))
     return storage.write_bytes(run.path("report.html"), html.encode())
 
 
-def headline(run: Run) -> pd.DataFrame:
+def tabulate_claims(run: Run) -> pd.DataFrame:
     """The page's first table: the paper's claims with this run's verdicts and evidence."""
-    return claims.to_frame(claims.claims(run.dir))
+    return claims.to_frame(claims.check_claims(run.dir))
 
 
-def context(run: Run) -> dict[str, Any]:
+def gather_context(run: Run) -> dict[str, Any]:
     """Everything that the template shows."""
     facts = records.read(run.dir)
-    found = claims.claims(run.dir)
+    found = claims.check_claims(run.dir)
     counts = Counter(claim.verdict for claim in found if not claim.where.startswith(claims.OURS))
-    make, command = parts.commands(facts, run.dir)
+    make, command = parts.build_commands(facts, run.dir)
     return {
         "scale": _scale(facts),
         "run_name": run.dir.name,
@@ -55,13 +55,13 @@ def context(run: Run) -> dict[str, Any]:
         "claims": found,
         "rule": claims.RULE,
         "counts": [(verdict, counts[verdict]) for verdict in VERDICTS],
-        "times": parts.notebook_times(run.dir),
-        "settings": parts.settings(facts["params"]),
+        "times": parts.read_times(run.dir),
+        "settings": parts.list_settings(facts["params"]),
         "notes": _notes(facts),
         "grids": _grids(run.dir),
-        "others": parts.other_tables(run.dir, _SHOWN),
-        "pictures": parts.pictures(run.dir),
-        "dialogues": parts.sampled_dialogues(run.dir),
+        "others": parts.load_other_tables(run.dir, _SHOWN),
+        "pictures": parts.load_pictures(run.dir),
+        "dialogues": parts.load_dialogues(run.dir),
         "make": make,
         "command": command,
         **_paper_items(run),
@@ -98,19 +98,19 @@ def _notes(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _grids(run_dir: Path) -> dict[str, Grid | None]:
-    grids: dict[str, Grid | None] = {"table1": score_grid(run_dir, "table1", _TABLE_1)}
-    grids |= {name: score_grid(run_dir, name, _TURNS) for name in ("table4", "table5")}
-    grids |= {name: parts.paired_grid(run_dir, name) for name in ("paired", "paired_without_k1")}
+    grids: dict[str, Grid | None] = {"table1": build_score_grid(run_dir, "table1", _TABLE_1)}
+    grids |= {name: build_score_grid(run_dir, name, _TURNS) for name in ("table4", "table5")}
+    grids |= {name: parts.build_paired_grid(run_dir, name) for name in ("paired", "paired_without_k1")}
     for name in ("diagnostics", "swap", "training"):
         table = read_table(run_dir, name)
-        grids[name] = None if table is None else plain_grid(table, name)
+        grids[name] = None if table is None else build_grid(table, name)
     return grids
 
 
 def _paper_items(run: Run) -> dict[str, Any]:
     """Deviations from the paper by kind, and the paper's tables and figures of which this run holds nothing."""
     rows = replication.load_map()
-    table = replication.replication_table({"this run's": run.cfg}, rows)
+    table = replication.build_table({"this run's": run.cfg}, rows)
     deviations = {kind: table[(table["kind"] == kind) & (table["why"] != "")].to_dict("records") for kind in replication.KINDS.values()}
     drawn = {file.stem for folder in ("tables", "figures") for file in (run.dir / folder).glob("*.*")}
     absent = [
