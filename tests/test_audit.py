@@ -11,8 +11,8 @@ import pytest
 from rlpa_lib.audit import appendix as audit_appendix
 from rlpa_lib.audit import audit
 from rlpa_lib.audit import resolution as audit_resolution
-from rlpa_lib.audit.checks import STATED_USERS, find_users, on_grid, infer_reading
 from rlpa_lib.audit.claims import check_claims
+from rlpa_lib.audit.resolution import STATED_USERS, find_users, infer_reading, on_grid
 from rlpa_lib.evaluation.paper_tables import PAPER_TABLES, curve, load
 from rlpa_lib.settings.config import InputError
 
