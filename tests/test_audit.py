@@ -11,8 +11,8 @@ import pytest
 from rlpa_lib.audit import appendix as audit_appendix
 from rlpa_lib.audit import audit
 from rlpa_lib.audit import resolution as audit_resolution
-from rlpa_lib.audit.checks import STATED_USERS, consistent_users, on_grid, reading
-from rlpa_lib.audit.claims import claims
+from rlpa_lib.audit.claims import check_claims
+from rlpa_lib.audit.resolution import STATED_USERS, find_users, infer_reading, on_grid
 from rlpa_lib.evaluation.paper_tables import PAPER_TABLES, curve, load
 from rlpa_lib.settings.config import InputError
 
@@ -216,7 +216,7 @@ def test_extra_columns_and_absent_rows_are_no_error(folder):
     with (folder / "turnwise.csv").open() as file:
         kept = [line for line in file if "RLPA" not in line]
     (folder / "turnwise.csv").write_text("".join(kept))
-    verdicts = {claim.key: claim.verdict for claim in claims(load(folder))}
+    verdicts = {claim.key: claim.verdict for claim in check_claims(load(folder))}
     assert verdicts["beats-gpt4o"] == "cannot be checked"
     assert ("table2", "all rows", "table", "missing_row") in keys(folder)
 
@@ -224,23 +224,23 @@ def test_extra_columns_and_absent_rows_are_no_error(folder):
 def test_grim_by_hand():
     # 1 of 74 is 1.35, 1 of 73 is 1.37; 50.00 fits every even number.
     assert on_grid(np.array([1.35, 1.37]), 74).tolist() == [True, False]
-    assert consistent_users(np.array([1.37, 49.32]), range(5, 140)) == [73]
+    assert find_users(np.array([1.37, 49.32]), range(5, 140)) == [73]
 
 
 def test_every_row_fits_one_number_of_users(paper):
     for table, users in (("table4", 74), ("table5", 73)):
         for _, row in paper.rows(table).iterrows():
-            assert consistent_users(curve(row)) == [users, 2 * users]
-    assert consistent_users(curve(paper.row("table2", QWEN, "RLPA w/ RR"))) == []
+            assert find_users(curve(row)) == [users, 2 * users]
+    assert find_users(curve(paper.row("table2", QWEN, "RLPA w/ RR"))) == []
     assert STATED_USERS == 74
 
 
 def test_reading_of_each_table(paper):
-    assert [reading(paper.rows(table)) for table in ("table2", "table4", "table5")] == ["global", "global", "running"]
+    assert [infer_reading(paper.rows(table)) for table in ("table2", "table4", "table5")] == ["global", "global", "running"]
 
 
 def test_common_reading_moves_the_extended_ranks(paper):
-    frame = audit_resolution.reading_table(paper)
+    frame = audit_resolution.tabulate_readings(paper)
     ours = frame[(frame["table"] == "table5") & (frame["method"] == "RLPA")].iloc[0]
     assert (ours["rank n_ir printed"], ours["rank n_r2 printed"]) == (1, 1)
     assert (ours["rank n_ir global"], ours["rank n_r2 global"]) == (4, 2)
@@ -249,9 +249,9 @@ def test_common_reading_moves_the_extended_ranks(paper):
 def test_bounds_of_table_8_by_hand():
     # Exact 77, within one 98: 21 errors of 1 and 2 of at least 2, so at least .21 + .08; 0.30 would need one error of size sqrt(5).
     assert audit_appendix.mse_bounds(77, 98) == pytest.approx((0.29, 2.21))
-    assert audit_appendix.attainable_mse(77, 98, 0.29, 100, 0.005)
-    assert not audit_appendix.attainable_mse(77, 98, 0.30, 100, 0.005)
-    assert audit_appendix.attainable_mse(77, 98, 0.34, 100, 0.005)
+    assert audit_appendix.can_give_mse(77, 98, 0.29, 100, 0.005)
+    assert not audit_appendix.can_give_mse(77, 98, 0.30, 100, 0.005)
+    assert audit_appendix.can_give_mse(77, 98, 0.34, 100, 0.005)
 
 
 def test_standard_error_of_the_average_by_hand():
@@ -261,7 +261,7 @@ def test_standard_error_of_the_average_by_hand():
 
 
 def test_what_users_resolve(paper):
-    pairs = audit_resolution.pair_table(paper, "table4").set_index(["a", "b"])
+    pairs = audit_resolution.compare_pairs(paper, "table4").set_index(["a", "b"])
     ours = f"{QWEN} RLPA"
     assert pairs.loc[("GPT-4o Self-Critic", ours), "verdict"] == "within chance"
     assert pairs.loc[(f"{QWEN} SFT", ours), "verdict"] == "beyond chance"
@@ -269,7 +269,7 @@ def test_what_users_resolve(paper):
 
 def test_without_the_first_turn_rlpa_loses_a_rank(paper):
     for table, with_first, without in (("table4", 3, 4), ("table5", 2, 3)):
-        ranks = [audit_resolution.average_table(paper, table, first).set_index("method").loc["RLPA", "rank"] for first in (1, 2)]
+        ranks = [audit_resolution.tabulate_averages(paper, table, first).set_index("method").loc["RLPA", "rank"] for first in (1, 2)]
         assert ranks == [with_first, without]
 
 

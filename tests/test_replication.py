@@ -110,7 +110,7 @@ def test_a_broken_map_is_one_line(tree, problems):
 def test_the_table_shows_live_settings():
     cfgs = {name: config.load_config(name) for name in ("mini", "paper", "released")}
     cfgs["mini"] = config.load_config("mini", ["ppo.lr=1.25e-4"])
-    table = replication.replication_table(cfgs).set_index("item")
+    table = replication.build_table(cfgs).set_index("item")
     rates = table.loc["actor learning rate"]
     assert [rates[f"{name} settings"] for name in cfgs] == ["ppo.lr = 0.000125", "ppo.lr = 2.5e-06", "ppo.lr = 5e-07"]
     assert (table["paper"] != "").all()
@@ -118,7 +118,7 @@ def test_the_table_shows_live_settings():
 
 
 def test_html_is_escaped_and_whole():
-    table = replication.replication_table({"mini": config.load_config("mini")})
+    table = replication.build_table({"mini": config.load_config("mini")})
     table.loc[0, "why"] = "<b>" + "long " * 40
     html = replication.to_html(table, "equation")
     assert "<b>" not in html and "&lt;b&gt;" in html
@@ -128,6 +128,6 @@ def test_html_is_escaped_and_whole():
 
 def test_html_says_a_common_setting_once_and_a_different_one_per_scale():
     cfgs = {name: config.load_config(name) for name in ("mini", "paper", "released")}
-    html = replication.to_html(replication.replication_table(cfgs), "hyper-parameter")
+    html = replication.to_html(replication.build_table(cfgs), "hyper-parameter")
     assert f"ppo.kl_coef = {cfgs['paper'].ppo.kl_coef}" in html
     assert f"ppo.lr: mini {cfgs['mini'].ppo.lr}; paper 2.5e-06; released 5e-07" in html

@@ -11,8 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from rlpa_lib import runs
-from rlpa_lib.evaluation.tables import LABELS
+from rlpa_lib.evaluation import ablations
 from rlpa_lib.report import claims, parts, report
+from rlpa_lib.report.claims import LABELS
 from rlpa_lib.settings import config
 
 matplotlib.use("Agg")
@@ -94,14 +95,14 @@ def build(run):
 
 
 def verdicts(run):
-    return dict(zip(report.headline(run)["claim"], report.headline(run)["verdict"], strict=True))
+    return dict(zip(report.tabulate_claims(run)["claim"], report.tabulate_claims(run)["verdict"], strict=True))
 
 
 def test_a_page_without_results_says_not_run(empty):
     html = build(empty)
     page = Page(html)
     assert (empty.dir / "report.html").is_file()
-    assert set(report.headline(empty)["verdict"]) == {"not tested"}
+    assert set(report.tabulate_claims(empty)["verdict"]) == {"not tested"}
     assert html.count(">not run<") > 20
     for heading in ("Which claims of the paper hold in this run", "Tables", "Figures", "Sample dialogues", "What was run",
                     "Deviations from the paper", "How to repeat it"):  # fmt: skip
@@ -160,19 +161,44 @@ def test_claims_follow_their_rule(full):
     assert verdicts(full)["Training with RLPA improves alignment with new users"] == "not tested"
 
 
+def test_table_2_is_tested_where_21_ablations_ran(full):
+    """From the table that the notebook saves, whose rows are variants and whose users are Vanilla's alone."""
+    claim = "Both rewards are needed"
+    assert verdicts(full)[claim] == "not tested"
+    rng = np.random.default_rng(0)
+    scores = {variant: (rng.random((40, 5)) < share).astype(float) for variant, share in (("PRR", 0.8), ("PR", 0.2))}
+    full.save_table(ablations.comparison_table(scores), "ablation_paired")
+    found = next(c for c in claims.check_claims(full.dir) if c.claim == claim)
+    assert found.verdict == "not tested" and found.evidence.endswith("not run: RLPA w/ RR (vanilla)")
+    full.save_table(ablations.comparison_table({**scores, "RR": scores["PR"][::-1]}), "ablation_paired")
+    assert verdicts(full)[claim] == "holds"
+    full.save_table(ablations.comparison_table({**scores, "RR": scores["PRR"][::-1]}), "ablation_paired")
+    assert verdicts(full)[claim] == "does not hold"
+
+
+def test_another_models_row_is_not_taken_for_ours(full):
+    """evaluation.comparators puts rows of other models first, under the same methods."""
+    rows = [{"model": model, "method": method, **{f"vanilla_avg{part}": value for part in ("", "_low", "_high")}}
+            for model, method, value in (("DeepSeek-R1", "Base", 90.0), ("GPT-4o", "Self-Critic", 80.0), ("tiny", "Base", 10.0))]  # fmt: skip
+    full.save_table(pd.DataFrame(rows), "table1")
+    cells = dict(parts.build_score_grid(full.dir, "table1", {"vanilla_avg": ("AVG", 1)}).rows)
+    shown = {label: row[0].text for label, row in cells.items() if row}
+    assert shown == {"Base": "10.0", "GPT-4o, Self-Critic": "80.0", "DeepSeek-R1, Base": "90.0"}
+
+
 def test_a_run_with_few_users_tests_nothing(empty):
     empty.save_table(paired(20.0), "paired")
-    found = claims.claims(empty.dir)
+    found = claims.check_claims(empty.dir)
     assert {claim.verdict for claim in found} == {"not tested"}
     assert found[0].evidence.startswith("only 8 users; vanilla, Base: +30.0")
 
 
 def test_reward_needs_four_cohorts_and_a_clear_rise():
-    assert claims._halves([]) == ("not tested", "no training in this run")
-    assert claims._halves([0.1, 0.2, 0.3])[0] == "not tested"
-    assert claims._halves([0.5, 0.5, 0.5, 0.5])[0] == "not tested"
-    assert claims._halves([0.1, 0.2, 0.9, 1.0])[0] == "holds"
-    assert claims._halves([0.9, 0.1, 0.8, 0.3])[0] == "does not hold"
+    assert claims._compare_halves([]) == ("not tested", "no training in this run")
+    assert claims._compare_halves([0.1, 0.2, 0.3])[0] == "not tested"
+    assert claims._compare_halves([0.5, 0.5, 0.5, 0.5])[0] == "not tested"
+    assert claims._compare_halves([0.1, 0.2, 0.9, 1.0])[0] == "holds"
+    assert claims._compare_halves([0.9, 0.1, 0.8, 0.3])[0] == "does not hold"
 
 
 def test_dialogues_are_the_first_two_users_with_marks(full):
@@ -183,7 +209,7 @@ def test_dialogues_are_the_first_two_users_with_marks(full):
 
 
 def test_the_command_repeats_the_run(full):
-    make, command = parts.commands(full.record, full.dir)
+    make, command = parts.build_commands(full.record, full.dir)
     assert make == "make reproduce SCALE=mini SEED=0 RUN_DIR=runs/mini-0 'SET=ppo.lr=1.0e-05 evaluation.users=37'"
     changes = re.findall(r"--set (\S+)", command)
     assert config.load_config("mini", changes) == full.cfg
@@ -204,4 +230,4 @@ def test_changed_code_is_said(full):
 
 def test_floats_survive_yaml():
     for value in (1e-5, 3e-4, 0.0, 2.5e-7, 1e22, 5.0):
-        assert config.load_config("mini", [f"endpoint.max_usd={parts._yaml(value)}"]).endpoint.max_usd == value
+        assert config.load_config("mini", [f"endpoint.max_usd={parts.format_value(value)}"]).endpoint.max_usd == value

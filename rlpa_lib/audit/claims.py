@@ -1,32 +1,38 @@
-"""Claims of the abstract, sections 1-5 and appendices C-I against the paper's own tables: holds, does not hold, cannot be checked.
+"""Claims of the abstract, sections 1-5 and appendices C-I against the paper's own tables.
 
-Claims are worded here in our own words. A verdict is about the printed numbers alone, never about what was done.
-Average scores are recomputed from the ten printed turns, so that slips in printed averages do not decide a claim.
+Claims are in our own words. A verdict is about the printed numbers alone, never about what was done. Averages
+are recomputed from the ten printed turns, so that slips in printed averages do not decide a claim.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+import yaml
+from numpy.typing import ArrayLike
 
-from rlpa_lib.audit.checks import STATED_USERS, on_grid, table_users
-from rlpa_lib.audit.facts import CHARITABLE, FIGURE_CLAIMS, TEXT_CLAIMS
-from rlpa_lib.audit.resolution import average_error
+from rlpa_lib.audit.resolution import QWEN, STATED_USERS, average_error, infer_users, name_row, on_grid
 from rlpa_lib.evaluation.metrics import normalized_improvement
-from rlpa_lib.evaluation.paper_tables import MissingRow, Tables, curve, strip_date
+from rlpa_lib.evaluation.paper_tables import TURNS, MissingRow, Tables, curve
 
 Verdict = Literal["holds", "does not hold", "cannot be checked"]
-Check = Callable[[Tables], tuple[bool | None, str]]
-QWEN = "Qwen2.5-3B-Instruct"
+Parts = Iterator[tuple[bool, str]]  # of a claim: whether each holds, and the evidence; all must
+Check = Callable[..., Parts]  # is given the tables and what stands behind it in TABLE_CLAIMS
+OURS = f"{QWEN} RLPA"
+_MAIN = ("table4", "table5")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim: short key, place in the paper, our paraphrase, the value or order it states, verdict, evidence, charitable reading."""
+    """One claim: place in the paper, our paraphrase, the value or order it states, and what tables say."""
 
     key: str
     where: str
@@ -34,233 +40,227 @@ class Claim:
     stated: str
     verdict: Verdict
     evidence: str
-    charitable: str
+    charitable: str = ""
 
 
-def claims(tables: Tables) -> list[Claim]:
-    """All claims with verdicts, in the paper's order of kind: against tables, about figures, inside the text."""
-    judged = [_judge(tables, *entry) for entry in _table_claims()]
-    fixed = [Claim(*entry) for entry in (*FIGURE_CLAIMS, *TEXT_CLAIMS)]
-    return [*judged, *fixed]
+def check_claims(tables: Tables) -> list[Claim]:
+    """All claims with verdicts: first those about tables, then those about figures and inside the text."""
+    checked = [_check(tables, where, *entry) for where, entries in TABLE_CLAIMS.items() for entry in entries]
+    return [*checked, *(Claim(**entry) for entry in _load_facts()["claims"])]
 
 
-def to_frame(found: list[Claim]) -> pd.DataFrame:
-    """Claims as a table, one row each."""
-    return pd.DataFrame([vars(claim) for claim in found])
+@cache
+def _load_facts() -> dict[str, Any]:
+    return yaml.safe_load((resources.files("rlpa_lib.audit") / "facts.yaml").read_text(encoding="utf-8"))
 
 
-def _judge(tables: Tables, key: str, where: str, text: str, stated: str, check: Check) -> Claim:
+def _check(tables: Tables, where: str, key: str, text: str, stated: str, check: Check, *told: Any) -> Claim:
     try:
-        holds, evidence = check(tables)
+        holds, evidence = zip(*check(tables, *told), strict=True)
     except MissingRow as error:
-        return Claim(key, where, text, stated, "cannot be checked", str(error), "")
-    verdict: Verdict = "cannot be checked" if holds is None else "holds" if holds else "does not hold"
-    return Claim(key, where, text, stated, verdict, evidence, CHARITABLE.get(key, "") if verdict != "holds" else "")
+        return Claim(key, where, text, stated, "cannot be checked", str(error))
+    if all(holds):
+        return Claim(key, where, text, stated, "holds", "; ".join(evidence))
+    charitable = _load_facts()["charitable"].get(key, "")
+    return Claim(key, where, text, stated, "does not hold", "; ".join(evidence), charitable)
 
 
-def _table_claims() -> Iterator[tuple[str, str, str, str, Check]]:
-    yield from _headline_claims()
-    yield from _section_4_claims()
-    yield from _section_5_claims()
-    yield from _appendix_claims()
+def _curve(tables: Tables, table: str, method: str = "RLPA", model: str = QWEN) -> np.ndarray:
+    return curve(tables.row(table, model, method))
 
 
-def _headline_claims() -> Iterator[tuple[str, str, str, str, Check]]:
-    yield "beats-backbone", "abstract", "RLPA beats all prompting and offline methods", "RLPA first on its backbone", _first_on_backbone
-    yield "beats-gpt4o", "abstract", "RLPA surpasses GPT-4o", "RLPA > GPT-4o", lambda t: _beats(t, "GPT-4o")
-    yield "beats-claude", "abstract", "RLPA surpasses Claude-3.5", "RLPA > Claude-3.5", lambda t: _beats(t, "Claude-3.5-Sonnet", "Claude-3.5-Haiku")
-    yield "beats-deepseek", "section 1", "RLPA surpasses DeepSeek-V3", "RLPA > DeepSeek-V3", lambda t: _beats(t, "DeepSeek-V3")
-    yield "on-par-gpt4o", "section 1", "RLPA is on par with GPT-4o", "difference within chance", lambda t: _near(t, "GPT-4o")
+def _average(tables: Tables, table: str, method: str = "RLPA", model: str = QWEN) -> float:
+    return float(_curve(tables, table, method, model).mean())
 
 
-def _section_4_claims() -> Iterator[tuple[str, str, str, str, Check]]:
-    where = "section 4.2"
-    yield "best-avg-both", where, "RLPA has the highest average in both settings", "rank 1, 1", _ranks_first
-    yield "best-n-r2", where, "Vanilla: best N-R² of all models", "0.855", lambda t: _best_printed(t, "table4", "n_r2")
-    yield "best-n-ir", where, "Vanilla: best N-IR of all models", "0.090", lambda t: _best_printed(t, "table4", "n_ir")
-    yield "gain-sft", where, "Vanilla: RLPA is 29.06 above SFT", "29.06", lambda t: _gain(t, "table4", "SFT", 29.06)
-    yield "gain-dpo", where, "Vanilla: RLPA is 28.11 above DPO", "28.11", lambda t: _gain(t, "table4", "DPO", 28.11)
-    yield "gain-extended", where, "Extended: more than 28 points above SFT and DPO", "> 28", _gain_extended
-    yield "gpt4o-r2", where, "Vanilla: N-R² of GPT-4o and GPT-4o-mini are 0.380 and 0.500", "0.380, 0.500", _gpt_r2
-    yield "leads-extended", where, "Extended: RLPA leads in all three metrics", "rank 1, 1, 1", _leads_extended
-    yield "peak-5", "section 4.2, fig. 3", "Extended: SFT and DPO peak around turn 5 and fall later", "turn 5", _peaks
-    yield "rising", "section 4.2, fig. 3", "Extended: RLPA rises over the ten turns", "rising", _rises
+def _averages(tables: Tables, table: str) -> pd.Series:
+    rows = [row for _, row in tables.rows(table).iterrows()]
+    return pd.Series([curve(row).mean() for row in rows], index=[name_row(row) for row in rows])
 
 
-def _section_5_claims() -> Iterator[tuple[str, str, str, str, Check]]:
-    where = "section 5.1"
-    yield "ablation-pr", where, "Profile reward alone averages 45.54", "45.54", lambda t: _average_is(t, "RLPA w/ PR", 45.54)
-    yield "ablation-rr", where, "Response reward alone averages 66.19", "66.19", lambda t: _average_is(t, "RLPA w/ RR", 66.19)
-    yield "ablation-drop", where, "Removing either reward lowers the average substantially", "RLPA above both", _ablation_drop
-    yield "ablation-first", where, "Response reward alone starts lower, 58.92", "58.92 < RLPA", _ablation_first
-    yield "ablation-unstable", where, "Response reward alone is unstable in later turns", "more falls than RLPA", _ablation_falls
-
-
-def _appendix_claims() -> Iterator[tuple[str, str, str, str, Check]]:
-    yield "users-extended", "appendix C.2", "74 personas sampled for Extended", "74", _users_extended
-    yield "user-model-score", "appendix G", "DeepSeek-V3 simulates users best, averaging 4.23", "4.23", lambda t: _user_model(t, "all_avg", 4.23)
-    yield "user-model-kappa", "appendix G", "DeepSeek-V3 has the highest kappa, 0.81", "0.81", lambda t: _user_model(t, "kappa", 0.81)
-    yield "judge-quality", "appendix H.2", "Response judge: accuracy 87 %, kappa 0.74", "0.87, 0.74", _judge_quality
-
-
-def _average(tables: Tables, table: str, model: str, method: str) -> float:
-    return float(curve(tables.row(table, model, method)).mean())
-
-
-def _scores(tables: Tables, table: str) -> pd.Series:
-    rows = tables.rows(table)
-    names = [f"{strip_date(row['model'])} {row['method']}" for _, row in rows.iterrows()]
-    return pd.Series([curve(row).mean() for _, row in rows.iterrows()], index=names)
-
-
-def _first_on_backbone(tables: Tables) -> tuple[bool, str]:
-    parts, holds = [], True
-    for table in ("table4", "table5"):
-        ours = _average(tables, table, QWEN, "RLPA")
-        others = _scores(tables, table).filter(like=QWEN).drop(f"{QWEN} RLPA")
+def _first_on_backbone(tables: Tables) -> Parts:
+    for table in _MAIN:
+        ours = _average(tables, table)
+        others = _averages(tables, table).filter(like=QWEN).drop(OURS)
         if others.empty:
             raise MissingRow(f"{table} has no other {QWEN} row")
-        holds &= bool(ours > others.max())
-        parts.append(f"{table}: {ours:.2f} against {others.max():.2f} ({others.idxmax().removeprefix(QWEN).strip()})")
-    return holds, "; ".join(parts) + "; on average, not at every turn"
+        best = others.idxmax().removeprefix(QWEN).strip()
+        yield ours > others.max(), f"{table}: {ours:.2f} against {others.max():.2f} ({best})"
+    yield True, "on average, not at every turn"
 
 
-def _beats(tables: Tables, *models: str) -> tuple[bool, str]:
-    parts, holds = [], True
-    for table in ("table4", "table5"):
-        ours = _average(tables, table, QWEN, "RLPA")
-        for model in models:
-            theirs = _average(tables, table, model, "Self-Critic")
-            holds &= ours > theirs
-            parts.append(f"{table}: {ours:.2f} against {theirs:.2f} ({model})")
-    return holds, "; ".join(parts)
+def _beats(tables: Tables, *models: str) -> Parts:
+    for table, model in itertools.product(_MAIN, models):
+        ours, theirs = _average(tables, table), _average(tables, table, "Self-Critic", model)
+        yield ours > theirs, f"{table}: {ours:.2f} against {theirs:.2f} ({model})"
 
 
-def _near(tables: Tables, model: str) -> tuple[bool, str]:
-    parts, holds = [], True
-    for table in ("table4", "table5"):
-        users = table_users(tables.rows(table))
-        pair = [curve(tables.row(table, *names)) for names in ((QWEN, "RLPA"), (model, "Self-Critic"))]
+def _near_gpt4o(tables: Tables) -> Parts:
+    for table in _MAIN:
+        users = infer_users(tables.rows(table))
+        pair = _curve(tables, table), _curve(tables, table, "Self-Critic", "GPT-4o")
         gap = float(pair[0].mean() - pair[1].mean())
-        # Independent turns give the narrowest error, so a gap inside it is inside chance whatever the correlation.
+        # Independent turns give the narrowest error: a gap inside it is chance whatever the correlation.
         half = 1.96 * math.hypot(*(average_error(levels, users, 0.0) for levels in pair))
-        holds &= abs(gap) <= half
-        parts.append(f"{table}: {gap:+.2f}, chance allows at least {half:.2f}")
-    return holds, "; ".join(parts)
+        yield abs(gap) <= half, f"{table}: {gap:+.2f}, chance allows at least {half:.2f}"
 
 
-def _rank(values: pd.Series, name: str) -> tuple[int, str]:
-    if name not in values:
-        raise MissingRow(f"no row {name}")
-    rank = int((values > values[name]).sum()) + 1
-    return rank, f"rank {rank} ({values[name]:.3g}; highest {values.max():.3g}, {values.idxmax()})"
+def _rank(tables: Tables, table: str, values: ArrayLike) -> tuple[int, str]:
+    """RLPA's rank by a value of each row of a table, and how the evidence says it."""
+    series = pd.Series(np.asarray(values), index=_averages(tables, table).index)
+    if OURS not in series:
+        raise MissingRow(f"no row {OURS}")
+    rank = int((series > series[OURS]).sum()) + 1
+    return rank, f"rank {rank} ({series[OURS]:.3g}; highest {series.max():.3g}, {series.idxmax()})"
 
 
-def _ranks_first(tables: Tables) -> tuple[bool, str]:
-    ranks = []
-    for table in ("table4", "table5"):
+def _ranks_first(tables: Tables) -> Parts:
+    for table in _MAIN:
         tables.row(table, QWEN, "RLPA")
-        scores = _scores(tables, table)
-        above = scores[scores > scores[f"{QWEN} RLPA"]].sort_values(ascending=False)
+        scores = _averages(tables, table)
+        above = scores[scores > scores[OURS]].sort_values(ascending=False)
         ahead = ", ".join(f"{name} {value:.2f}" for name, value in above.items())
-        ranks.append((len(above) + 1, f"{table}: rank {len(above) + 1}" + (f" behind {ahead}" if ahead else "")))
-    return all(rank == 1 for rank, _ in ranks), "; ".join(text for _, text in ranks)
+        yield above.empty, f"{table}: rank {len(above) + 1}" + (f" behind {ahead}" if ahead else "")
 
 
-def _best_printed(tables: Tables, table: str, column: str) -> tuple[bool, str]:
-    tables.row(table, QWEN, "RLPA")
-    rows = tables.rows(table)
-    rank, text = _rank(pd.Series(rows[column].to_numpy(), index=[f"{strip_date(r['model'])} {r['method']}" for _, r in rows.iterrows()]), f"{QWEN} RLPA")
-    return rank == 1, text
+def _best_printed(tables: Tables, column: str) -> Parts:
+    tables.row("table4", QWEN, "RLPA")
+    rank, text = _rank(tables, "table4", tables.rows("table4")[column])
+    yield rank == 1, text
 
 
-def _gain(tables: Tables, table: str, method: str, stated: float) -> tuple[bool, str]:
-    ours, theirs = tables.row(table, QWEN, "RLPA"), tables.row(table, QWEN, method)
+def _gain(tables: Tables, method: str, stated: float) -> Parts:
+    ours, theirs = tables.row("table4", QWEN, "RLPA"), tables.row("table4", QWEN, method)
     gain, printed = float(curve(ours).mean() - curve(theirs).mean()), float(ours["avg"] - theirs["avg"])
-    return abs(gain - stated) < 0.02, f"from the turns {gain:.2f}, from the printed averages {printed:.2f}"
+    yield abs(gain - stated) < 0.02, f"from the turns {gain:.2f}, from the printed averages {printed:.2f}"
 
 
-def _gain_extended(tables: Tables) -> tuple[bool, str]:
-    gains = {m: _average(tables, "table5", QWEN, "RLPA") - _average(tables, "table5", QWEN, m) for m in ("SFT", "DPO")}
-    return min(gains.values()) > 28, ", ".join(f"{gain:.2f} over {method}" for method, gain in gains.items())
+def _gain_extended(tables: Tables) -> Parts:
+    ours = _average(tables, "table5")
+    gains = {method: ours - _average(tables, "table5", method) for method in ("SFT", "DPO")}
+    yield min(gains.values()) > 28, ", ".join(f"{gain:.2f} over {method}" for method, gain in gains.items())
 
 
-def _gpt_r2(tables: Tables) -> tuple[bool, str]:
-    values = [float(tables.row("table4", model, "Self-Critic")["n_r2"]) for model in ("GPT-4o", "GPT-4o-mini")]
-    text = "; a curve that is already at 92 % by turn 4 has a low N-R² by its shape, so this says little about coherence"
-    return values == [0.38, 0.5], f"table 4 prints {values[0]:.3f}, {values[1]:.3f}{text}"
+def _gpt_r2(tables: Tables) -> Parts:
+    large, small = (tables.row("table4", model, "Self-Critic")["n_r2"] for model in ("GPT-4o", "GPT-4o-mini"))
+    yield (large, small) == (0.38, 0.5), f"table 4 prints {large:.3f}, {small:.3f}"
+    note = "a curve that is already at 92 % by turn 4 has a low N-R² by its shape"
+    yield True, f"{note}, so this says little about coherence"
 
 
-def _leads_extended(tables: Tables) -> tuple[bool, str]:
-    checks = {"average": _ranks_first_in(tables, "table5"), **{c: _best_printed(tables, "table5", c) for c in ("n_ir", "n_r2")}}
-    text = "; ".join(f"{name}: {text}" for name, (_, text) in checks.items())
-    return all(ok for ok, _ in checks.values()), f"{text}; by table 4's reading {_global_ranks(tables, 'table5')}"
+def _leads_extended(tables: Tables) -> Parts:
+    rows = tables.rows("table5")
+    scores = {"average": _averages(tables, "table5"), "n_ir": rows["n_ir"], "n_r2": rows["n_r2"]}
+    for name, values in scores.items():
+        rank, text = _rank(tables, "table5", values)
+        yield rank == 1, f"{name}: {text}"
+    pairs = [normalized_improvement(curve(row), "global") for _, row in rows.iterrows()]
+    n_ir, n_r2 = (_rank(tables, "table5", values)[0] for values in zip(*pairs, strict=True))
+    yield True, f"by table 4's reading N-IR rank {n_ir}, N-R² rank {n_r2}"
 
 
-def _global_ranks(tables: Tables, table: str) -> str:
-    names = list(_scores(tables, table).index)
-    pairs = [normalized_improvement(curve(row), "global") for _, row in tables.rows(table).iterrows()]
-    ranks = [_rank(pd.Series([pair[i] for pair in pairs], index=names), f"{QWEN} RLPA")[0] for i in (0, 1)]
-    return f"N-IR rank {ranks[0]}, N-R² rank {ranks[1]}"
+def _peaks(tables: Tables) -> Parts:
+    for method in ("SFT", "DPO"):
+        al = _curve(tables, "table5", method)
+        text = f"{method} peaks at turn {al.argmax() + 1} ({al.max():.2f}) and ends at {al[-1]:.2f}"
+        yield bool(3 <= al.argmax() <= 5 and al[-1] < al.max()), text
 
 
-def _ranks_first_in(tables: Tables, table: str) -> tuple[bool, str]:
-    rank, text = _rank(_scores(tables, table), f"{QWEN} RLPA")
-    return rank == 1, text
+def _rises(tables: Tables) -> Parts:
+    al = _curve(tables, "table5")
+    falls = ", ".join(f"{a:.2f} to {b:.2f}" for a, b in zip(al, al[1:], strict=False) if b < a) or "none"
+    yield bool(al[-1] > al[0]), f"{al[0]:.2f} at turn 1, {al[-1]:.2f} at turn 10; falls on the way: {falls}"
 
 
-def _peaks(tables: Tables) -> tuple[bool, str]:
-    curves = {method: curve(tables.row("table5", QWEN, method)) for method in ("SFT", "DPO")}
-    holds = all(3 <= int(al.argmax()) <= 5 and al[-1] < al.max() for al in curves.values())
-    return holds, "; ".join(f"{m} peaks at turn {al.argmax() + 1} ({al.max():.2f}) and ends at {al[-1]:.2f}" for m, al in curves.items())
+def _average_is(tables: Tables, method: str, stated: float) -> Parts:
+    value = _average(tables, "table2", method)
+    yield abs(value - stated) < 0.011, f"mean of the ten turns {value:.2f}"
 
 
-def _rises(tables: Tables) -> tuple[bool, str]:
-    al = curve(tables.row("table5", QWEN, "RLPA"))
-    falls = [f"{a:.2f} to {b:.2f}" for a, b in zip(al, al[1:], strict=False) if b < a]
-    return bool(al[-1] > al[0]), f"{al[0]:.2f} at turn 1, {al[-1]:.2f} at turn 10; falls on the way: {', '.join(falls) or 'none'}"
-
-
-def _average_is(tables: Tables, method: str, stated: float) -> tuple[bool, str]:
-    value = _average(tables, "table2", QWEN, method)
-    return abs(value - stated) < 0.011, f"mean of the ten turns {value:.2f}"
-
-
-def _ablation_drop(tables: Tables) -> tuple[bool, str]:
-    users, ours = table_users(tables.rows("table2")), curve(tables.row("table2", QWEN, "RLPA"))
-    drops = []
-    for method in ("RLPA w/ PR", "RLPA w/ RR"):
-        other = curve(tables.row("table2", QWEN, method))
-        halves = [1.96 * math.hypot(*(average_error(al, users, corr) for al in (ours, other))) for corr in (0.0, 1.0)]
+def _ablation_drop(tables: Tables) -> Parts:
+    users, ours = infer_users(tables.rows("table2")), _curve(tables, "table2")
+    for method, note in (("RLPA w/ PR", ""), ("RLPA w/ RR", " (by how a user's turns correlate)")):
+        other = _curve(tables, "table2", method)
+        errors = [[average_error(al, users, corr) for al in (ours, other)] for corr in (0.0, 1.0)]
+        low, high = (1.96 * math.hypot(*pair) for pair in errors)
         drop = float(ours.mean() - other.mean())
-        drops.append((drop, f"{method} {drop:.2f} lower, chance allows {halves[0]:.2f} to {halves[1]:.2f}"))
-    return all(drop > 0 for drop, _ in drops), "; ".join(text for _, text in drops) + " (by how a user's turns correlate)"
+        yield drop > 0, f"{method} {drop:.2f} lower, chance allows {low:.2f} to {high:.2f}{note}"
 
 
-def _ablation_first(tables: Tables) -> tuple[bool, str]:
-    ours, ablated = (float(tables.row("table2", QWEN, m)["k1"]) for m in ("RLPA", "RLPA w/ RR"))
-    return ablated == 58.92 and ablated < ours, f"{ablated:.2f} against {ours:.2f}: a gap of {(ours - ablated) * STATED_USERS / 100:.1f} users of 74"
+def _ablation_first(tables: Tables) -> Parts:
+    ours, ablated = (float(_curve(tables, "table2", method)[0]) for method in ("RLPA", "RLPA w/ RR"))
+    gap = f"a gap of {(ours - ablated) * STATED_USERS / 100:.1f} users of 74"
+    yield ablated == 58.92 and ablated < ours, f"{ablated:.2f} against {ours:.2f}: {gap}"
 
 
-def _ablation_falls(tables: Tables) -> tuple[bool, str]:
-    falls = {m: int((pd.Series(curve(tables.row("table2", QWEN, m))).diff() < 0).sum()) for m in ("RLPA", "RLPA w/ RR")}
-    return falls["RLPA w/ RR"] > falls["RLPA"], f"falls between turns: RR {falls['RLPA w/ RR']}, RLPA {falls['RLPA']} of 9"
+def _ablation_falls(tables: Tables) -> Parts:
+    curves = [_curve(tables, "table2", method) for method in ("RLPA", "RLPA w/ RR")]
+    ours, ablated = (int((np.diff(al) < 0).sum()) for al in curves)
+    yield ablated > ours, f"falls between turns: RR {ablated}, RLPA {ours} of 9"
 
 
-def _users_extended(tables: Tables) -> tuple[bool, str]:
+def _users_extended(tables: Tables) -> Parts:
     rows = tables.rows("table5")
     if rows.empty:
         raise MissingRow("turnwise.csv has no rows of table5")
-    users = table_users(rows)
-    off = int((~on_grid(rows[[f"k{k}" for k in range(1, 11)]].to_numpy(float), STATED_USERS)).sum())
-    return users == STATED_USERS, f"table 5's percentages fit {users} users; {off} of {10 * len(rows)} are no whole number of {STATED_USERS}"
+    users, off = infer_users(rows), int((~on_grid(rows[list(TURNS)].to_numpy(float), STATED_USERS)).sum())
+    cells = f"{off} of {10 * len(rows)} are no whole number of {STATED_USERS}"
+    yield users == STATED_USERS, f"table 5's percentages fit {users} users; {cells}"
 
 
-def _user_model(tables: Tables, column: str, stated: float) -> tuple[bool, str]:
+def _user_model(tables: Tables, column: str, stated: float) -> Parts:
     value, top = float(tables.row("table6", "DeepSeek-V3")[column]), tables.rows("table6")[column].max()
-    return value == stated == top, f"table 6 prints {value:.2f}; highest {top:.2f}"
+    yield value == stated == top, f"table 6 prints {value:.2f}; highest {top:.2f}"
 
 
-def _judge_quality(tables: Tables) -> tuple[bool, str]:
-    row = tables.rows("table10").iloc[0]
-    return bool(row["accuracy"] == 0.87 and row["cohens_kappa"] == 0.74), f"table 10: {row['accuracy']:.3f}, {row['cohens_kappa']:.3f}"
+def _judge_quality(tables: Tables) -> Parts:
+    accuracy, kappa = tables.rows("table10").iloc[0][["accuracy", "cohens_kappa"]]
+    yield bool(accuracy == 0.87 and kappa == 0.74), f"table 10: {accuracy:.3f}, {kappa:.3f}"
+
+
+# place: key, our paraphrase, stated value or order, check and what it is told
+TABLE_CLAIMS = {
+    "abstract": (
+        ("beats-backbone", "RLPA beats all prompting and offline methods", "RLPA first on its backbone",
+         _first_on_backbone),
+        ("beats-gpt4o", "RLPA surpasses GPT-4o", "RLPA > GPT-4o", _beats, "GPT-4o"),
+        ("beats-claude", "RLPA surpasses Claude-3.5", "RLPA > Claude-3.5", _beats,
+         "Claude-3.5-Sonnet", "Claude-3.5-Haiku"),
+    ),
+    "section 1": (
+        ("beats-deepseek", "RLPA surpasses DeepSeek-V3", "RLPA > DeepSeek-V3", _beats, "DeepSeek-V3"),
+        ("on-par-gpt4o", "RLPA is on par with GPT-4o", "difference within chance", _near_gpt4o),
+    ),
+    "section 4.2": (
+        ("best-avg-both", "RLPA has the highest average in both settings", "rank 1, 1", _ranks_first),
+        ("best-n-r2", "Vanilla: best N-R² of all models", "0.855", _best_printed, "n_r2"),
+        ("best-n-ir", "Vanilla: best N-IR of all models", "0.090", _best_printed, "n_ir"),
+        ("gain-sft", "Vanilla: RLPA is 29.06 above SFT", "29.06", _gain, "SFT", 29.06),
+        ("gain-dpo", "Vanilla: RLPA is 28.11 above DPO", "28.11", _gain, "DPO", 28.11),
+        ("gain-extended", "Extended: more than 28 points above SFT and DPO", "> 28", _gain_extended),
+        ("gpt4o-r2", "Vanilla: N-R² of GPT-4o and GPT-4o-mini are 0.380 and 0.500", "0.380, 0.500", _gpt_r2),
+        ("leads-extended", "Extended: RLPA leads in all three metrics", "rank 1, 1, 1", _leads_extended),
+    ),
+    "section 4.2, fig. 3": (
+        ("peak-5", "Extended: SFT and DPO peak around turn 5 and fall later", "turn 5", _peaks),
+        ("rising", "Extended: RLPA rises over the ten turns", "rising", _rises),
+    ),
+    "section 5.1": (
+        ("ablation-pr", "Profile reward alone averages 45.54", "45.54", _average_is, "RLPA w/ PR", 45.54),
+        ("ablation-rr", "Response reward alone averages 66.19", "66.19", _average_is, "RLPA w/ RR", 66.19),
+        ("ablation-drop", "Removing either reward lowers the average substantially", "RLPA above both",
+         _ablation_drop),
+        ("ablation-first", "Response reward alone starts lower, 58.92", "58.92 < RLPA", _ablation_first),
+        ("ablation-unstable", "Response reward alone is unstable in later turns", "more falls than RLPA",
+         _ablation_falls),
+    ),
+    "appendix C.2": (("users-extended", "74 personas sampled for Extended", "74", _users_extended),),
+    "appendix G": (
+        ("user-model-score", "DeepSeek-V3 simulates users best, averaging 4.23", "4.23",
+         _user_model, "all_avg", 4.23),
+        ("user-model-kappa", "DeepSeek-V3 has the highest kappa, 0.81", "0.81", _user_model, "kappa", 0.81),
+    ),
+    "appendix H.2": (
+        ("judge-quality", "Response judge: accuracy 87 %, kappa 0.74", "0.87, 0.74", _judge_quality),
+    ),
+}  # fmt: skip

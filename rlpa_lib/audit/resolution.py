@@ -1,7 +1,8 @@
-"""What the printed numbers can carry: one common reading of eq. 8, intervals, resolvable differences, turn 1, what F1 pays for guesses.
+"""What printed percentages tell: the users behind them, the reading of eq. 8, intervals, differences.
 
-Per-user scores are not published, so comparisons here are unpaired, and the correlation of a user's turns is unknown: AVG gets two
-standard errors, for independent turns (correlation 0, least) and for turns that all pass or fail together (1, most).
+Per-user scores are not published, so comparisons are unpaired, and how a user's turns correlate is unknown:
+AVG gets two standard errors, for independent turns (correlation 0, the least) and for turns that all pass or
+fail together (1, the most).
 """
 
 from __future__ import annotations
@@ -12,57 +13,120 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from rlpa_lib.audit.checks import READINGS, consistent_users, exact_curve, reading, row_users, table_users
 from rlpa_lib.evaluation.intervals import adjust_holm, binomial_interval
 from rlpa_lib.evaluation.metrics import normalized_improvement
-from rlpa_lib.evaluation.paper_tables import SETTINGS, TURNS, MissingRow, Tables, curve, strip_date
+from rlpa_lib.evaluation.paper_tables import SETTINGS, TURNS, Tables, curve, strip_date
+
+STATED_USERS = 74  # appendix C.2, both settings
+READINGS = ("global", "running")
+QWEN = "Qwen2.5-3B-Instruct"
+OFF_FOR_ROW = 3  # so many cells off the table's grid concern the row, fewer are slips of single cells
+TIE = 1e-9
+_CANDIDATE_USERS = range(5, 151)
 
 
-def granularity_table(tables: Tables) -> pd.DataFrame:
-    """Row by row, the numbers of users up to 150 for which all ten percentages are whole users, and the number used further on."""
+def on_grid(percent: np.ndarray, users: int, decimals: int = 2) -> np.ndarray:
+    """GRIM test: which percentages, rounded to `decimals`, are a whole number of `users`; booleans."""
+    exact = 100 * np.round(np.asarray(percent) * users / 100) / users
+    return np.abs(percent - exact) <= 0.5 * 10.0**-decimals + TIE
+
+
+def find_users(percent: np.ndarray, candidates: range = _CANDIDATE_USERS) -> list[int]:
+    """All numbers of users for which every percentage of a row passes the GRIM test."""
+    return [users for users in candidates if on_grid(percent, users).all()]
+
+
+def infer_users(rows: pd.DataFrame) -> int:
+    """The number of users that fits most cells of a table; the stated 74 wins ties, then the smallest."""
+    values = rows[list(TURNS)].to_numpy(dtype=float)
+    fits = {users: int(on_grid(values, users).sum()) for users in (STATED_USERS, *_CANDIDATE_USERS)}
+    return max(fits, key=fits.__getitem__)
+
+
+def infer_row_users(percent: np.ndarray, users: int) -> int:
+    """`users` of the table, or for a row that does not fit them their smallest multiple (to 10) that fits."""
+    if (~on_grid(percent, users)).sum() < OFF_FOR_ROW:
+        return users
+    multiples = [users * m for m in range(2, 11)]
+    fits = [on_grid(percent, multiple).mean() for multiple in multiples]
+    return multiples[int(np.argmax(fits))] if max(fits) >= 0.8 else users
+
+
+def recover_curve(percent: np.ndarray, users: int) -> tuple[np.ndarray, bool]:
+    """The row in unrounded percent if its cells are whole users, else as printed; and whether they are."""
+    grid = infer_row_users(percent, users)
+    if on_grid(percent, grid).all():
+        return 100 * np.round(percent * grid / 100) / grid, True
+    return percent, False
+
+
+def match_improvement(row: pd.Series, users: int, norm: str) -> list[str]:
+    """Which of a row's printed N-IR and N-R² follow from its turns under a reading of eq. 8."""
+    # The paper's cells follow to the digit from the rounded turns; the users behind them count as well.
+    sources = [normalized_improvement(al, norm) for al in (curve(row), recover_curve(curve(row), users)[0])]
+    pairs = zip(("n_ir", "n_r2"), zip(*sources, strict=True), strict=True)
+    return [name for name, values in pairs if any(abs(row[name] - value) <= 0.0005 + TIE for value in values)]
+
+
+def infer_reading(rows: pd.DataFrame) -> str:
+    """Which reading of eq. 8 reproduces more of a table's printed N-IR and N-R² cells."""
+    users = infer_users(rows)
+    hits = {norm: [match_improvement(row, users, norm) for _, row in rows.iterrows()] for norm in READINGS}
+    return max(READINGS, key=lambda norm: sum(map(len, hits[norm])))
+
+
+def name_row(row: pd.Series) -> str:
+    """A turnwise row by its model, without the release date, and its method."""
+    return f"{strip_date(row['model'])} {row['method']}"
+
+
+def tabulate_users(tables: Tables) -> pd.DataFrame:
+    """Row by row, the numbers of users that all ten percentages fit (to 150), and the one used here."""
     records = []
     for table in SETTINGS:
-        users = table_users(tables.rows(table))
+        users = infer_users(tables.rows(table))
         for _, row in tables.rows(table).iterrows():
-            fitting = ", ".join(map(str, consistent_users(curve(row)))) or "none"
-            records.append({**_names(table, row), "users that fit": fitting, "used here": row_users(curve(row), users)})
+            fitting = ", ".join(map(str, find_users(curve(row)))) or "none"
+            used = infer_row_users(curve(row), users)
+            records.append({**_labels(table, row), "users that fit": fitting, "used here": used})
     return pd.DataFrame(records)
 
 
-def reading_table(tables: Tables) -> pd.DataFrame:
-    """N-IR and N-R² of every row as printed and recomputed under both readings, the reading its table used, and ranks within table and reading."""
+def tabulate_readings(tables: Tables) -> pd.DataFrame:
+    """N-IR and N-R² of every row as printed and under both readings, and their ranks within the table."""
     records = []
     for table in SETTINGS:
         rows = tables.rows(table)
-        used = reading(rows)
+        used = infer_reading(rows)
         for _, row in rows.iterrows():
-            record = {**_names(table, row), "table's reading": used, "n_ir printed": row["n_ir"], "n_r2 printed": row["n_r2"]}
+            printed = {"n_ir printed": row["n_ir"], "n_r2 printed": row["n_r2"]}
+            record = {**_labels(table, row), "table's reading": used, **printed}
             for norm in READINGS:
                 record[f"n_ir {norm}"], record[f"n_r2 {norm}"] = normalized_improvement(curve(row), norm)
             records.append(record)
     frame = pd.DataFrame(records)
     for column in [f"{score} {norm}" for norm in ("printed", *READINGS) for score in ("n_ir", "n_r2")]:
         # Rounding first: rows that print alike share a rank.
-        frame[f"rank {column}"] = frame[column].round(3).groupby(frame["table"]).rank(ascending=False, method="min").astype(int)
+        ranks = frame[column].round(3).groupby(frame["table"]).rank(ascending=False, method="min")
+        frame[f"rank {column}"] = ranks.astype(int)
     return frame
 
 
-def turn_intervals(tables: Tables, table: str, level: float = 0.95) -> pd.DataFrame:
-    """Exact binomial interval of each printed AL(k), in percent, long form; rows whose marks are no whole users are left out."""
-    users = table_users(tables.rows(table))
+def turn_intervals(tables: Tables, table: str) -> pd.DataFrame:
+    """Exact binomial 95 % interval of each printed AL(k), percent, long form, without rows off the grid."""
+    users = infer_users(tables.rows(table))
     records = []
     for _, row in tables.rows(table).iterrows():
-        if row_users(curve(row), users) != users:
-            continue
-        counts = np.round(curve(row) * users / 100)
-        low, high = binomial_interval(counts, users, level)
-        for k, values in enumerate(zip(curve(row), 100 * low, 100 * high, strict=True), start=1):
-            records.append({**_names(table, row), "k": k, **dict(zip(("al", "low", "high"), values, strict=True))})
+        if infer_row_users(curve(row), users) == users:
+            low, high = binomial_interval(np.round(curve(row) * users / 100), users)
+            cells = zip(curve(row), 100 * low, 100 * high, strict=True)
+            for k, (al, below, above) in enumerate(cells, start=1):
+                records.append({**_labels(table, row), "k": k, "al": al, "low": below, "high": above})
     return pd.DataFrame(records)
 
 
 def average_error(percent_K: np.ndarray, users: int, correlation: float) -> float:
-    """Standard error of AVG in points, from AL(k) (K,) in percent, for 0/1 scores whose turns correlate alike within a user."""
+    """Standard error of AVG in points from AL(k) (K,) in percent; all turns of a user correlate alike."""
     # A cell beyond 0..100 is a finding of its own and has no binomial spread.
     percent_K = np.clip(percent_K, 0.0, 100.0)
     spread_K = np.sqrt(percent_K * (100 - percent_K))
@@ -70,39 +134,42 @@ def average_error(percent_K: np.ndarray, users: int, correlation: float) -> floa
     return float(np.sqrt(((spread_K**2).sum() + correlation * between) / users) / len(spread_K))
 
 
-def average_table(tables: Tables, table: str, first_turn: int = 1, level: float = 0.95) -> pd.DataFrame:
-    """AVG over turns first_turn..K per row with its narrowest and widest interval (within-user correlation 0 and 1), in percent."""
-    users, z = table_users(tables.rows(table)), stats.norm.ppf((1 + level) / 2)
+def tabulate_averages(tables: Tables, table: str, first_turn: int = 1, level: float = 0.95) -> pd.DataFrame:
+    """AVG (percent) over turns first_turn..K per row; intervals for correlation 0 (narrow) and 1 (wide)."""
+    users, z = infer_users(tables.rows(table)), stats.norm.ppf((1 + level) / 2)
     records = []
     for _, row in tables.rows(table).iterrows():
-        levels = exact_curve(curve(row), users)[0][first_turn - 1 :]
-        record = {**_names(table, row), "avg": levels.mean()}
+        levels = recover_curve(curve(row), users)[0][first_turn - 1 :]
+        record = {**_labels(table, row), "avg": levels.mean()}
         for name, correlation in (("narrow", 0.0), ("wide", 1.0)):
             half = z * average_error(levels, users, correlation)
-            record[f"{name} low"], record[f"{name} high"] = max(levels.mean() - half, 0.0), min(levels.mean() + half, 100.0)
+            record[f"{name} low"] = max(levels.mean() - half, 0.0)
+            record[f"{name} high"] = min(levels.mean() + half, 100.0)
         records.append(record)
     frame = pd.DataFrame(records)
     frame["rank"] = frame["avg"].rank(ascending=False, method="min").astype(int)
     return frame
 
 
-def pair_table(tables: Tables, table: str, first_turn: int = 1, alpha: float = 0.05, power: float = 0.8) -> pd.DataFrame:
-    """Every pair of rows: difference of AVG, Holm-adjusted p under both correlations, a verdict, and the users each would need (unpaired).
+def compare_pairs(tables: Tables, table: str, alpha: float = 0.05, power: float = 0.8) -> pd.DataFrame:
+    """Every pair of rows: difference of AVG, Holm-adjusted p under both correlations, verdict, users needed.
 
-    Verdict: "beyond chance" if significant even with correlation 1, "within chance" if not even with 0, else "depends on correlation".
-    Users needed are per row, two-sided `alpha` without correction, at `power`. Variation between training seeds is not in the tables.
+    Verdict: "beyond chance" if significant even with correlation 1, "within chance" if not even with 0, else
+    "depends on correlation". Users needed are per row, unpaired, at two-sided `alpha` without correction and
+    `power`. Variation between training seeds is not in the tables.
     """
-    rows, users = tables.rows(table), table_users(tables.rows(table))
-    curves = [(f"{strip_date(r['model'])} {r['method']}", exact_curve(curve(r), users)[0][first_turn - 1 :]) for _, r in rows.iterrows()]
+    rows, users = tables.rows(table), infer_users(tables.rows(table))
+    curves = [(name_row(row), recover_curve(curve(row), users)[0]) for _, row in rows.iterrows()]
     quantiles = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
     records = []
     for (name_a, a), (name_b, b) in itertools.combinations(curves, 2):
         gap = a.mean() - b.mean()
         record = {"table": table, "a": name_a, "b": name_b, "difference": gap}
         for name, correlation in (("corr 0", 0.0), ("corr 1", 1.0)):
-            error = float(np.hypot(average_error(a, users, correlation), average_error(b, users, correlation)))
+            error = float(np.hypot(*(average_error(one, users, correlation) for one in (a, b))))
             record[f"p {name}"] = 2 * stats.norm.sf(abs(gap) / error) if error else float(gap == 0)
-            record[f"users needed {name}"] = np.ceil(users * (quantiles * error / gap) ** 2) if gap else np.inf
+            needed = np.ceil(users * (quantiles * error / gap) ** 2) if gap else np.inf
+            record[f"users needed {name}"] = needed
         records.append(record)
     frame = pd.DataFrame(records)
     for name in ("corr 0", "corr 1"):
@@ -112,21 +179,22 @@ def pair_table(tables: Tables, table: str, first_turn: int = 1, alpha: float = 0
     return frame
 
 
-def turn_pair_table(tables: Tables, table: str, method: str = "RLPA", model: str = "Qwen2.5-3B-Instruct") -> pd.DataFrame:
-    """One row of a table against each other one, turn by turn: Fisher's exact test, Holm over the ten turns; signs where p < .05.
+def compare_turns(tables: Tables, table: str, method: str = "RLPA", model: str = QWEN) -> pd.DataFrame:
+    """One row against each other, turn by turn: Fisher's exact test, Holm over turns, signs where p < .05.
 
     "+" the named row is higher, "-" lower, "." within chance. MissingRow if the named row is absent.
     """
-    users = table_users(tables.rows(table))
+    users = infer_users(tables.rows(table))
     ours = np.round(curve(tables.row(table, model, method)) * users / 100).astype(int)
     records = []
     for _, row in tables.rows(table).iterrows():
-        theirs = np.round(curve(row) * users / 100).astype(int)
-        if (row["model"], row["method"]) == (model, method) or row_users(curve(row), users) != users:
+        if (row["model"], row["method"]) == (model, method) or infer_row_users(curve(row), users) != users:
             continue
-        p = adjust_holm([stats.fisher_exact([[x, users - x], [y, users - y]]).pvalue for x, y in zip(ours, theirs, strict=True)])
-        signs = np.where(p >= 0.05, ".", np.where(ours > theirs, "+", "-"))
-        records.append({**_names(table, row), **dict(zip(TURNS, signs, strict=True))})
+        theirs = np.round(curve(row) * users / 100).astype(int)
+        counts_K = [[[x, users - x], [y, users - y]] for x, y in zip(ours, theirs, strict=True)]
+        p_K = adjust_holm([stats.fisher_exact(counts).pvalue for counts in counts_K])
+        signs = np.where(p_K >= 0.05, ".", np.where(ours > theirs, "+", "-"))
+        records.append({**_labels(table, row), **dict(zip(TURNS, signs, strict=True))})
     return pd.DataFrame(records)
 
 
@@ -138,14 +206,5 @@ def guess_gain(n_found: int, n_listed: int, n_true: int, chance: float) -> float
     return 2 * (n_found + chance) / (n_listed + 1 + n_true) - 2 * n_found / (n_listed + n_true)
 
 
-def first_turn_share(tables: Tables, table: str) -> tuple[float, float]:
-    """AL(1) of RLPA and the highest AL(1) of any other row, in percent: nothing about the user has been said yet. MissingRow without RLPA."""
-    ours = tables.row(table, "Qwen2.5-3B-Instruct", "RLPA")
-    others = tables.rows(table).query("method != 'RLPA'")
-    if others.empty:
-        raise MissingRow(f"{table} has no row beside RLPA")
-    return float(ours["k1"]), float(others["k1"].max())
-
-
-def _names(table: str, row: pd.Series) -> dict[str, str]:
+def _labels(table: str, row: pd.Series) -> dict[str, str]:
     return {"table": table, "model": strip_date(row["model"]), "method": row["method"]}

@@ -1,8 +1,9 @@
-"""What is committed under figures/: the results of several seeds together, made from their run directories alone."""
+"""What is committed under figures/: results of several seeds together, from their run directories alone."""
 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,18 @@ from rlpa_lib.settings.config import InputError
 
 RUNS = "runs.jsonl"
 REMEMBERED = ("params_name", "params_sha256", "seed", "status", "start", "end", "resumed", "code", "hardware")
-
-
-# Of the run that was finished last, whose notebooks pool the seeds beside it, and of one run (the analyses, which say so): copied as drawn there.
-POOLED_BY_NOTEBOOKS = ("fig18",)
+# Copied as a run drew them: of the run that ended last, whose notebooks pool the seeds beside it, ...
+POOLED_BY_NOTEBOOKS = ("figures/fig18", "tables/table2_seeds")
+# ... and of the first seed, analyses of one run, which say so.
 SHOWN_OF_ONE_RUN = ("fig4a", "conflict_profiles", "fig4b", "fig5", "difficult", "grpo", "prompting_cost")
 
 
 def publish(run_dirs: Sequence[Path], out: Path) -> list[Path]:
-    """Write <scale>_seeds (table), <scale>_alignment and <scale>_reward (figures), compare the credit schemes if runs under another one lie
-    beside these, copy the figures of single notebooks (as <scale>_<name>) and the table of the ablations, and add one line a run to
-    runs.jsonl, unfinished runs included.
+    """Pool finished runs that differ in the seed alone, and note each run, finished or not, in runs.jsonl.
 
-    Only finished runs are pooled. InputError: among those, settings differ or a seed comes twice, or there are fewer than three.
+    Writes <scale>_seeds (table), _alignment and _reward (figures), a comparison of the credit schemes if runs
+    under another lie beside these, and copies of what single notebooks drew. InputError: settings differ, a
+    seed comes twice, or fewer than three runs are finished.
     """
     read = [(folder, records.read(folder)) for folder in run_dirs]
     done = sorted(((d, f) for d, f in read if f["status"] == "done"), key=lambda pair: pair[1]["seed"])
@@ -40,70 +40,74 @@ def publish(run_dirs: Sequence[Path], out: Path) -> list[Path]:
     _remember(read, out / RUNS)
     if len(done) < 3:
         raise InputError(f"{out}: {len(done)} finished runs, at least three seeds are needed")
-    facts = [f for _, f in done]
+    first, params = done[0][1], done[0][1]["params"]
+    prefix = f"{out}/{Path(first['params_name']).stem}_"
+    source = _describe_runs(done) | {"params_sha256": first["params_sha256"]}
     by_seed = [read_scores(folder, f["params"]["evaluation"]) for folder, f in done]
-    scale, model = Path(facts[0]["params_name"]).stem, facts[0]["params"]["policy"]["model"]
-    source = {"runs": [folder.name for folder, _ in done], "seeds": [f["seed"] for f in facts], "params_sha256": facts[0]["params_sha256"],
-              "library_sha256": sorted({f["code"]["library_sha256"] for f in facts}), "commits": sorted({str(f["code"]["commit"]) for f in facts})}
-    table = tables.seeds_table(by_seed, model)
-    written = [storage.write_bytes(out / f"{scale}_seeds.csv", table.to_csv(index=False).encode())]
-    caption = ("AVG, N-IR and N-R² (eq. 8 with all turns; _running: as printed) of each row, and RLPA's AVG minus the row's; "
-               "95 % intervals over seeds and users")  # fmt: skip
-    written.append(storage.write_json(out / f"{scale}_seeds.json", {**source, "caption": caption}))
+    table = tables.seeds_table(by_seed, params["policy"]["model"])
+    caption = ("AVG, N-IR and N-R² (eq. 8 with all turns; _running: as printed) of each row, and RLPA's AVG "
+               "minus the row's; 95 % intervals over seeds and users")  # fmt: skip
+    written = _save(f"{prefix}seeds", table, {**source, "caption": caption})
+    figure, data = figures.alignment_over_seeds(by_seed)
+    caption = "Turn-wise alignment over all seeds; bands: 95 % over seeds and users"
+    alt = "Share of users with an aligned response at each turn, one line a method, for the two benchmarks"
+    written += _save(f"{prefix}alignment", data, {**source, "caption": caption, "alt": alt}, figure)
     rewards = {f"seed {f['seed']}": figures.cohort_rewards(folder) for folder, f in done}
-    drawn = {
-        "alignment": (figures.alignment_over_seeds(by_seed), "Turn-wise alignment over all seeds; bands: 95 % over seeds and users",
-                      "Share of users with an aligned response at each turn, one line a method, for the two benchmarks"),
-        "reward": (figures.training_curve(rewards, facts[0]["params"]["rollout"]["turns"]),
-                   "Training reward of each seed, cohort by cohort; bands: 95 % over the cohort's dialogues",
-                   "Total, profile and response reward and format rate over the cohorts, one line a seed"),
-    }  # fmt: skip
-    for name, ((figure, data), caption, alt) in drawn.items():
-        written += _save(figure, data, out / f"{scale}_{name}", {**source, "caption": caption, "alt": alt})
+    figure, data = figures.training_curve(rewards, params["rollout"]["turns"])
+    caption = "Training reward of each seed, cohort by cohort; bands: 95 % over the cohort's dialogues"
+    alt = "Total, profile and response reward and format rate over the cohorts, one line a seed"
+    written += _save(f"{prefix}reward", data, {**source, "caption": caption, "alt": alt}, figure)
     last = max(done, key=lambda pair: pair[1]["end"] or "")[0]
-    written += _credit_schemes(last, out, scale)
-    written += [file for name in POOLED_BY_NOTEBOOKS for file in _copied(last / "figures", name, out, scale)]
-    written += [file for name in SHOWN_OF_ONE_RUN for file in _copied(done[0][0] / "figures", name, out, scale)]
-    written += _copied(last / "tables", "table2_seeds", out, scale)
+    written += _compare_credit_schemes(last, prefix)
+    stems = [last / name for name in POOLED_BY_NOTEBOOKS]
+    stems += [done[0][0] / "figures" / name for name in SHOWN_OF_ONE_RUN]
+    for file in (stem.with_suffix(ending) for stem in stems for ending in (".csv", ".json", ".png")):
+        if file.is_file():
+            written.append(storage.write_bytes(Path(f"{prefix}{file.name}"), file.read_bytes()))
     return [*written, out / RUNS]
 
 
-def _credit_schemes(run_dir: Path, out: Path, scale: str) -> list[Path]:
-    """<scale>_credit_schemes (training) and <scale>_credit_held_out (evaluation), where runs under another credit scheme lie beside this one."""
+def _compare_credit_schemes(run_dir: Path, prefix: str) -> list[Path]:
+    """<scale>_credit_schemes and _credit_held_out, if runs under another scheme lie beside this one."""
     together = credit.comparable_runs(run_dir)
     by_turn = credit.training_by_turn(together)
     if by_turn["scheme"].nunique() < 2:
         return []
-    facts = [records.read(folder) for folder in together]
-    source = {"runs": [folder.name for folder in together], "seeds": [f["seed"] for f in facts],
-              "library_sha256": sorted({f["code"]["library_sha256"] for f in facts}), "commits": sorted({str(f["code"]["commit"]) for f in facts})}
-    alt = "Mean reward by cohort and by turn, one line a credit scheme; thin lines are seeds"
-    caption = "Reward in training under the credit schemes, mean over all samples of a turn; bands: 95 % over seeds"
+    source = _describe_runs([(folder, records.read(folder)) for folder in together])
     figure, data = credit.credit_curves(by_turn)
-    held = credit.held_out(together)
-    told = {**source, "caption": "Alignment of the trained policy with held-out users by credit scheme, percent; 95 % over seeds and users"}
-    return [*_save(figure, data, out / f"{scale}_credit_schemes", {**source, "caption": caption, "alt": alt}),
-            storage.write_bytes(out / f"{scale}_credit_held_out.csv", held.to_csv(index=False).encode()),
-            storage.write_json(out / f"{scale}_credit_held_out.json", told)]  # fmt: skip
-
-
-def _copied(folder: Path, name: str, out: Path, scale: str) -> list[Path]:
-    """A figure with its data and source, or a table, under the scale's name; nothing where the run did not draw it."""
-    found = [file for ending in (".csv", ".json", ".png") if (file := folder / f"{name}{ending}").is_file()]
-    return [storage.write_bytes(out / f"{scale}_{file.name}", file.read_bytes()) for file in found]
+    caption = "Reward in training by credit scheme, mean over all samples of a turn; bands: 95 % over seeds"
+    alt = "Mean reward by cohort and by turn, one line a credit scheme; thin lines are seeds"
+    written = _save(f"{prefix}credit_schemes", data, {**source, "caption": caption, "alt": alt}, figure)
+    caption = "Alignment with held-out users by credit scheme, percent; 95 % over seeds and users"
+    held_out = credit.held_out(together)
+    return written + _save(f"{prefix}credit_held_out", held_out, {**source, "caption": caption})
 
 
 def read_scores(run_dir: Path, settings: dict[str, Any]) -> Scores:
     """(method, benchmark) -> scores (E, K) of every row that was judged in a run directory."""
-    files = {(m, b): run_dir / "judgements" / f"{m}-{b}.jsonl" for m in settings["methods"] for b in settings["benchmarks"]}
-    return {key: scoring.score_table(storage.read_jsonl(file, appended=True)) for key, file in files.items() if file.is_file()}
+    scores = {}
+    for key in itertools.product(settings["methods"], settings["benchmarks"]):
+        if (file := run_dir / "judgements" / f"{'-'.join(key)}.jsonl").is_file():
+            scores[key] = scoring.score_table(storage.read_jsonl(file, appended=True))
+    return scores
+
+
+def _describe_runs(runs: Sequence[tuple[Path, dict]]) -> dict[str, Any]:
+    codes = [facts["code"] for _, facts in runs]
+    return {
+        "runs": [folder.name for folder, _ in runs],
+        "seeds": [facts["seed"] for _, facts in runs],
+        "library_sha256": sorted({code["library_sha256"] for code in codes}),
+        "commits": sorted({str(code["commit"]) for code in codes}),
+    }
 
 
 def _check(done: Sequence[tuple[Path, dict]]) -> None:
     seen: dict[int, Path] = {}
     for folder, one in done:
         if one["params_sha256"] != done[0][1]["params_sha256"]:
-            raise InputError(f"{folder}: its settings are not those of {done[0][0]}; runs that are pooled differ in the seed alone")
+            same = "runs that are pooled differ in the seed alone"
+            raise InputError(f"{folder}: its settings are not those of {done[0][0]}; {same}")
         if one["seed"] in seen:
             raise InputError(f"{folder}: seed {one['seed']} is already that of {seen[one['seed']]}")
         seen[one["seed"]] = folder
@@ -117,9 +121,13 @@ def _remember(read: Sequence[tuple[Path, dict]], file: Path) -> None:
             storage.append_jsonl(file, row)
 
 
-def _save(figure: Figure, data: pd.DataFrame, stem: Path, facts: dict[str, Any]) -> list[Path]:
-    picture, csv = io.BytesIO(), data.to_csv(index=False).encode()
-    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
-    return [storage.write_bytes(stem.with_suffix(".csv"), csv),
-            storage.write_json(stem.with_suffix(".json"), {"name": stem.name, "data_sha256": storage.sha256(csv), **facts}),
-            storage.write_bytes(stem.with_suffix(".png"), picture.getvalue())]  # fmt: skip
+def _save(stem: str, data: pd.DataFrame, facts: dict[str, Any], figure: Figure | None = None) -> list[Path]:
+    """A table, or a figure with the data that it draws, and where they come from."""
+    csv = data.to_csv(index=False).encode()
+    facts = {"name": Path(stem).name, "data_sha256": storage.sha256(csv), **facts}
+    written = [storage.write_bytes(Path(f"{stem}.csv"), csv), storage.write_json(Path(f"{stem}.json"), facts)]
+    if figure is not None:
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+        written.append(storage.write_bytes(Path(f"{stem}.png"), picture.getvalue()))
+    return written

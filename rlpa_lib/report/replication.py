@@ -1,14 +1,16 @@
-"""The replication map: every equation, hyper-parameter, prompt, table and figure of the paper, and where it lives here.
+"""The replication map: every equation, setting, prompt, table and figure of the paper, and its place here.
 
-The rows are data (replication_map.yaml). This module joins them with live settings and checks that what they point to exists.
+The rows are data (replication_map.yaml); here they meet live settings, and their pointers are checked.
 """
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +21,37 @@ from rlpa_lib.runs import record
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
 
-KINDS = {
-    "equations": "equation",
-    "hyperparameters": "hyper-parameter",
-    "prompts": "prompt",
-    "tables": "table",
-    "figures": "figure",
-}
+KINDS = {"equations": "equation", "hyperparameters": "hyper-parameter", "prompts": "prompt",
+         "tables": "table", "figures": "figure"}  # fmt: skip
 STATUSES = ("built", "partly", "not yet")
 _TEXTS = ("item", "title", "paper", "released", "here", "status", "planned", "why")
 _LISTS = ("code", "keys", "notebooks", "files")
 _FIELDS = (*_TEXTS, *_LISTS, "stated")
 
-# What the paper and the notes on its released code hold, listed apart from the map so that a row cannot vanish unseen.
-_SFT_DPO = ("SFT epochs", "SFT batch size", "SFT learning rate", "DPO epochs", "DPO batch size", "DPO learning rate", "DPO beta")
-_RLPA = (
-    "maximum number of rounds", "samples per prompt", "micro training batch size", "training batch size",
-    "micro rollout batch size", "rollout batch size", "round batch size", "maximum epochs per round", "number of episodes",
-    "actor learning rate", "critic learning rate", "number of GPUs",
-)  # fmt: skip
-_RELEASED = (
-    "policy tuning", "user model", "profile judge", "response judge", "evaluation judge", "profile format", "trait count",
-    "reply format", "broken format", "history that the policy sees", "continuation", "credit over turns", "gamma", "lambda",
-    "clip range", "value clip", "KL penalty", "sampling", "optimiser and schedule", "advantage normalisation",
-    "schedule of cohorts", "the simulator's view", "languages", "training users", "test users", "SFT and DPO data",
-    "data, evaluation and resume",
-)  # fmt: skip
-_D2_PROMPTS = (
+# What paper and released code hold, listed apart from the map so that a row cannot vanish unseen.
+REQUIRED = (
+    *(f"equation {n}" for n in range(1, 9)), *(f"table {n}" for n in range(1, 11)),
+    *(f"figure {n}" for n in ("1", "2", "3", "4a", "4b", *range(5, 19))),
+    # appendix E.2
+    *(f"{method} {name}" for method in ("SFT", "DPO") for name in ("epochs", "batch size", "learning rate")),
+    "DPO beta", "maximum number of rounds", "samples per prompt", "micro training batch size",
+    "training batch size", "micro rollout batch size", "rollout batch size", "round batch size",
+    "maximum epochs per round", "number of episodes", "actor learning rate", "critic learning rate",
+    "number of GPUs",
+    # what the released code decides
+    "policy tuning", "user model", "profile judge", "response judge", "evaluation judge", "profile format",
+    "trait count", "reply format", "broken format", "history that the policy sees", "continuation",
+    "credit over turns", "gamma", "lambda", "clip range", "value clip", "KL penalty", "sampling",
+    "optimiser and schedule", "advantage normalisation", "schedule of cohorts", "the simulator's view",
+    "languages", "training users", "test users", "SFT and DPO data", "data, evaluation and resume",
+    # prompts
     "slot conversion (C.2)", "Base (D.2)", "Reminder (D.2)", "Self-Critic critique request (D.2)",
     "Self-Critic revision request (D.2)", "CoT (D.2)", "RAG (D.2)",
-)  # fmt: skip
-_FIGURES = tuple(f"figure {n}" for n in ("1", "2", "3", "4a", "4b", *map(str, range(5, 19))))
-REQUIRED = (
-    *(f"equation {n}" for n in range(1, 9)), *_SFT_DPO, *_RLPA, *_RELEASED, *_D2_PROMPTS,
-    *(f"table {n}" for n in range(1, 11)), *_FIGURES,
 )  # fmt: skip
 
 
 def load_map(path: Path | None = None) -> list[dict[str, Any]]:
-    """Rows of the map in the paper's order, each with `kind` and every field (texts "", lists []); InputError names a bad row."""
+    """Rows of the map in the paper's order, each with `kind` and every field. InputError names a bad row."""
     source = path or resources.files("rlpa_lib.report") / "replication_map.yaml"
     tree = yaml.load(source.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if not isinstance(tree, dict) or set(tree) != set(KINDS):
@@ -65,47 +59,49 @@ def load_map(path: Path | None = None) -> list[dict[str, Any]]:
     return [_row(KINDS[section], entry, str(source)) for section in KINDS for entry in tree[section] or ()]
 
 
-def replication_table(cfgs: Mapping[str, Config], rows: Sequence[Mapping[str, Any]] | None = None) -> pd.DataFrame:
-    """One line an item: what paper and released code say, where it is here, why it deviates, and the live settings of each config.
+def build_table(cfgs: Mapping[str, Config], rows: Sequence[Mapping[str, Any]] | None = None) -> pd.DataFrame:
+    """One line an item: what paper and released code say, where it is here, why it deviates, settings.
 
-    `cfgs` maps a column's name to a config; its cells hold "key = value" of the row's keys, one a line. A key that does not
-    exist stands as "no such key" (`check_map` reports it).
+    `cfgs` maps a column's name to a config; its cells hold "key = value" of the row's keys, one a line.
     """
     return pd.DataFrame([_line(row, cfgs) for row in (rows or load_map())])
 
 
 def check_map(path: Path | None = None, repository: Path = record.REPOSITORY) -> list[str]:
-    """Everything that is wrong with the map, one sentence each; [] when it is whole and points to nothing that is missing."""
+    """What is wrong with the map, one sentence each; [] if it is whole and all that it points to exists."""
     rows = load_map(path)
     items = [row["item"] for row in rows]
     problems = [f"{item}: has no row" for item in REQUIRED if item not in items]
-    problems += [f"{item}: has {items.count(item)} rows" for item in dict.fromkeys(items) if items.count(item) > 1]
+    problems += [f"{item}: has {n} rows" for item, n in Counter(items).items() if n > 1]
     scales = {name: config.load_config(name) for name in ("paper", "released")}
     for row in rows:
-        problems += [f"{row['item']}: {text}" for text in _problems(row, repository, scales)]
+        problems += [f"{row['item']}: {text}" for text in _find_problems(row, repository, scales)]
     return problems
 
 
 def to_html(table: pd.DataFrame, kind: str) -> str:
-    """The rows of one kind as an HTML table for a notebook; texts escaped, line ends kept, settings of all configs in one column."""
+    """The rows of one kind as an HTML table for a notebook, escaped, settings of all configs together."""
     part = table[table["kind"] == kind].drop(columns="kind")
     scales = [name for name in part if name.endswith(" settings")]
-    settings = [_merged({name.removesuffix(" settings"): row[name] for name in scales}) for _, row in part.iterrows()]
+    cells = part[scales].rename(columns=lambda name: name.removesuffix(" settings")).to_dict("records")
+    settings = [_merge_settings(row) for row in cells]
     part = part.drop(columns=scales)
     part.insert(part.columns.get_loc("why"), "settings", settings)
     part = part.loc[:, [name for name in part if part[name].astype(bool).any()]]
     with pd.option_context("display.max_colwidth", None):
         html = part.to_html(index=False, border=0, justify="left").replace("\\n", "<br>")
     cell = "text-align: left; vertical-align: top; white-space: pre-line; min-width: 5.5em; max-width: 17em"
-    return f'<style>.rlpa-map :is(td, th) {{{cell}}}</style><div class="rlpa-map" style="overflow-x: auto">{html}</div>'
+    style = f"<style>.rlpa-map :is(td, th) {{{cell}}}</style>"
+    return f'{style}<div class="rlpa-map" style="overflow-x: auto">{html}</div>'
 
 
-def _merged(cells: Mapping[str, str]) -> str:
+def _merge_settings(cells: Mapping[str, str]) -> str:
     """One line per key: "key = value" where all configs agree, else the value in each of them."""
     lines = []
     for same in zip(*(cell.splitlines() for cell in cells.values()), strict=True):
         key = same[0].split(" = ")[0]
-        differing = "; ".join(f"{name} {line.removeprefix(f'{key} = ')}" for name, line in zip(cells, same, strict=True))
+        values = [line.removeprefix(f"{key} = ") for line in same]
+        differing = "; ".join(map(" ".join, zip(cells, values, strict=True)))
         lines.append(same[0] if len(set(same)) == 1 else f"{key}: {differing}")
     return "\n".join(lines)
 
@@ -117,7 +113,8 @@ def _row(kind: str, entry: Any, source: str) -> dict[str, Any]:
     if unknown:
         raise InputError(f"{source}: {entry['item']}: unknown field {sorted(unknown)[0]!r}")
     row = {"kind": kind, **{name: str(entry.get(name) or "") for name in _TEXTS}}
-    return {**row, **{name: list(entry.get(name) or ()) for name in _LISTS}, "stated": dict(entry.get("stated") or {})}
+    row |= {name: list(entry.get(name) or ()) for name in _LISTS}
+    return {**row, "stated": dict(entry.get("stated") or {})}
 
 
 def _line(row: Mapping[str, Any], cfgs: Mapping[str, Config]) -> dict[str, str]:
@@ -131,20 +128,20 @@ def _line(row: Mapping[str, Any], cfgs: Mapping[str, Config]) -> dict[str, str]:
         "released": row["released"],
         "here": row["here"],
         "where": "\n".join([*places, *later]),
-        **{f"{name} settings": "\n".join(_live(cfg, key) for key in row["keys"]) for name, cfg in cfgs.items()},
+        **{f"{name} settings": _show_settings(cfg, row["keys"]) for name, cfg in cfgs.items()},
         "why": row["why"],
     }
 
 
-def _live(cfg: Config, key: str) -> str:
-    section, _, name = key.partition(".")
-    if key not in config.known_keys():
-        return f"{key}: no such key"
-    value = getattr(getattr(cfg, section), name)
-    return f"{key} = {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
+def _show_settings(cfg: Config, keys: Sequence[str]) -> str:
+    lines = []
+    for key in keys:  # an unknown key is a problem that `check_map` reports
+        value = attrgetter(key)(cfg) if key in config.known_keys() else "no such key"
+        lines.append(f"{key} = {', '.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return "\n".join(lines)
 
 
-def _problems(row: Mapping[str, Any], repository: Path, scales: Mapping[str, Config]) -> Iterator[str]:
+def _find_problems(row: Mapping[str, Any], repository: Path, scales: Mapping[str, Config]) -> Iterator[str]:
     if row["status"] not in STATUSES:
         yield f"status {row['status']!r} is not one of {', '.join(STATUSES)}"
     if not row["paper"]:
@@ -154,36 +151,35 @@ def _problems(row: Mapping[str, Any], repository: Path, scales: Mapping[str, Con
     yield from (f"no such symbol: {name}" for name in row["code"] if not _symbol_exists(name, repository))
     unknown = [key for key in row["keys"] if key not in config.known_keys()]
     yield from (f"no such params key: {key}" for key in unknown)
-    yield from (f"no such notebook: {n}" for n in row["notebooks"] if not (repository / "notebooks" / f"{n}.ipynb").is_file())
+    existing = {file.stem for file in (repository / "notebooks").glob("*.ipynb")}
+    yield from (f"no such notebook: {name}" for name in row["notebooks"] if name not in existing)
     yield from (f"no such file: {name}" for name in row["files"] if not (repository / name).is_file())
-    if row["planned"] and (repository / "notebooks" / f"{row['planned']}.ipynb").is_file():
+    if row["planned"] in existing:
         yield f"waits for notebook {row['planned']}, which exists now: say what it holds"
     if not unknown:
-        yield from _deviations(row, scales)
+        yield from _find_deviations(row, scales)
 
 
-def _deviations(row: Mapping[str, Any], scales: Mapping[str, Config]) -> Iterator[str]:
+def _find_deviations(row: Mapping[str, Any], scales: Mapping[str, Config]) -> Iterator[str]:
     """A printed value that the params of its own scale do not keep, without a reason."""
     for scale, stated in row["stated"].items():
         if not row["keys"] or scale not in scales:
             yield f"states a value for {scale!r}, but names no key or no such scale"
             continue
-        section, name = row["keys"][0].split(".")
-        live = getattr(getattr(scales[scale], section), name)
+        key = row["keys"][0]
+        live = attrgetter(key)(scales[scale])
         if live != stated and not row["why"]:
-            yield f"params/{scale}.yaml has {row['keys'][0]} = {live!r}, the source says {stated!r}, and no reason is given"
+            kept = f"params/{scale}.yaml has {key} = {live!r}"
+            yield f"{kept}, the source says {stated!r}, and no reason is given"
 
 
 def _symbol_exists(pointer: str, repository: Path) -> bool:
-    """Whether `package.module:Name` or `package.module:Class.member` is defined there; reads the source, imports nothing."""
+    """Whether `package.module:Name` or `package.module:Class.member` is defined there, by its source."""
     module, _, path = pointer.partition(":")
-    stem = repository.joinpath(*module.split("."))
-    file = next((f for f in (stem.with_suffix(".py"), stem / "__init__.py") if f.is_file()), None)
-    if file is None or not path:
-        return False
-    scope: Sequence[ast.stmt] = _body(file, file.stat().st_mtime_ns)
+    file = repository.joinpath(*module.split(".")).with_suffix(".py")
+    scope = _parse(file, file.stat().st_mtime_ns) if file.is_file() else ()
     for name in path.split("."):
-        found = [node for node in scope if name in _defined(node)]
+        found = [node for node in scope if name in _list_names(node)]
         if not found:
             return False
         scope = getattr(found[-1], "body", ())
@@ -191,13 +187,13 @@ def _symbol_exists(pointer: str, repository: Path) -> bool:
 
 
 @cache
-def _body(file: Path, _modified: int) -> tuple[ast.stmt, ...]:
+def _parse(file: Path, _modified: int) -> tuple[ast.stmt, ...]:
     return tuple(ast.parse(file.read_text(encoding="utf-8")).body)
 
 
-def _defined(node: ast.stmt) -> set[str]:
-    """Names that a statement defines; an import is not a definition, so a map names the place where a thing lives."""
+def _list_names(node: ast.stmt) -> set[str]:
+    """Names that a statement defines; an import defines nothing, since the map says where things live."""
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return {node.name}
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     return {target.id for target in targets if isinstance(target, ast.Name)}
