@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rlpa_lib.client.chat import BudgetExceeded
 from rlpa_lib.runs import storage
 from rlpa_lib.settings.config import PARAMS_DIR, InputError
+
+NOTEBOOK_VARIABLE = "RLPA_NOTEBOOK"  # names the notebook that asks, where `reproduce` runs it
 
 _USD = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _COUNTS = (
@@ -145,7 +148,8 @@ class Usage:
     """Counts per (role, model). With a path (metrics/usage.jsonl of a run) every change is appended there first, and a later session goes on.
 
     A line is an increment: requests (asked), cached (of these, answered without sending), errors, sent (over the network), retries, lost
-    (sent, answer lost), estimated (server gave no counts), tokens, usd (absent when the model has no price), seconds (latency of an answer).
+    (sent, answer lost), estimated (server gave no counts), tokens, usd (absent when the model has no price), seconds (latency of an answer),
+    notebook (where one is running).
     """
 
     def __init__(self, path: str | Path | None = None):
@@ -158,7 +162,8 @@ class Usage:
 
     def add(self, role: str, model: str, **increments: Any) -> None:
         """Record one increment, on disk before it counts."""
-        line = {"role": role, "model": model, **{name: value for name, value in increments.items() if value is not None}}
+        facts = {**increments, "notebook": os.environ.get(NOTEBOOK_VARIABLE)}
+        line = {"role": role, "model": model, **{name: value for name, value in facts.items() if value is not None}}
         with self._lock:
             if self.path:
                 storage.append_jsonl(self.path, line)

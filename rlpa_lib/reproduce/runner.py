@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from rlpa_lib import runs
+from rlpa_lib.client.usage import NOTEBOOK_VARIABLE
 from rlpa_lib.reproduce import schedule
 from rlpa_lib.runs import record
 from rlpa_lib.runs.run import Run
@@ -72,7 +73,7 @@ def reproduce(
     }
     start = time.monotonic()
     try:
-        with kernel_environment(run):
+        with kernel_environment(run, [path.stem for path in chosen]):
             failure = _run_all(run, everything, chosen, parameters, verbose, skipped, jobs)
     except KeyboardInterrupt:
         run.finish("interrupted")
@@ -130,18 +131,17 @@ def fingerprint(run: Run, notebooks: Sequence[Path], notebook: Path) -> str:
 
 
 @contextmanager
-def kernel_environment(run: Run) -> Iterator[None]:
-    """Kernels run this very interpreter, with this run's threads, and keep their own files inside the run directory."""
+def kernel_environment(run: Run, notebooks: Sequence[str]) -> Iterator[None]:
+    """One kernel a notebook, which tells the usage record whose requests they are. All run this very interpreter, with this run's
+    threads, and keep their own files inside the run directory."""
     with tempfile.TemporaryDirectory(dir=run.dir, prefix=".kernel-") as scratch:
-        spec = {
-            # log level CRITICAL: a kernel on this machine's loopback need not warn that it is not encrypted, nor that it was stopped
-            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=50"],
-            "display_name": "Python 3",
-            "language": "python",
-        }
-        folder = Path(scratch) / "kernels" / "python3"
-        folder.mkdir(parents=True)
-        (folder / "kernel.json").write_text(json.dumps(spec))
+        # log level CRITICAL: a kernel on this machine's loopback need not warn that it is not encrypted, nor that it was stopped
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=50"]
+        for name in notebooks:
+            spec = {"argv": command, "display_name": "Python 3", "language": "python", "env": {NOTEBOOK_VARIABLE: name}}
+            folder = Path(scratch) / "kernels" / name.lower()
+            folder.mkdir(parents=True)
+            (folder / "kernel.json").write_text(json.dumps(spec))
         changes = {
             "JUPYTER_PATH": scratch,
             "JUPYTER_RUNTIME_DIR": f"{scratch}/runtime",
@@ -205,7 +205,7 @@ def execute(run: Run, notebook: Path, parameters: dict, verbose: bool) -> Failur
     finished = run.path(f"notebooks/{notebook.name}")
     current = finished.with_suffix(".running.ipynb")
     failed = finished.with_suffix(".failed.ipynb")
-    options = {"kernel_name": "python3", "cwd": str(notebook.parent), "progress_bar": False, "log_output": verbose}
+    options = {"kernel_name": notebook.stem.lower(), "cwd": str(notebook.parent), "progress_bar": False, "log_output": verbose}
     if verbose:
         import logging
 
