@@ -6,7 +6,6 @@ import fcntl
 import io
 import json
 import os
-import random
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, TextIO
 from urllib.parse import quote
 
 from rlpa_lib.runs import record, storage
+from rlpa_lib.runs.seeds import set_seed, set_threads
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
 
