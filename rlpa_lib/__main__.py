@@ -58,8 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_scale(plan)
     plan.add_argument("--rpm", type=float, help="requests a minute that servers allow (default: endpoint.max_rpm, or 500)")
     plan.add_argument("--tpm", type=float, default=2e6, help="tokens a minute that servers allow")
-    plan.add_argument("--assume", action="append", default=[], metavar="NAME=VALUE", help="change an assumed length, as a pilot run showed it")
+    plan.add_argument("--assume", action="append", default=[], metavar="NAME=VALUE", help="put another length in place of the pilot's")
+    plan.add_argument("--pilot", type=Path, nargs="+", default=[], metavar="RUN_DIR", help="scale your own runs, before the pilot's")
     plan.add_argument("--against", type=Path, metavar="RUN_DIR", help="hold the plan against a finished run of the same settings")
+    plan.add_argument("--record", type=Path, nargs="+", metavar="RUN_DIR", help="make these runs the pilot that ships")
 
     audit = commands.add_parser("audit", help="check a folder of tables shaped like the paper's against each other")
     audit.add_argument("--tables", type=Path, metavar="DIR", help="default: the paper's own tables")
@@ -76,46 +78,46 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting")
 
 
+def _run_dir(options: argparse.Namespace) -> Path:
+    return options.run_dir or Path("runs") / f"{Path(options.scale).stem}-{options.seed}"
+
+
 def _reproduce(options: argparse.Namespace) -> int:
     from rlpa_lib.reproduce import runner
 
-    run_dir = options.run_dir or Path("runs") / f"{Path(options.scale).stem}-{options.seed}"
+    run_dir = _run_dir(options)
     return runner.reproduce(
-        scale=options.scale,
-        seed=options.seed,
-        run_dir=run_dir.expanduser().absolute(),
-        only=options.only,
-        overrides=options.set,
-        notebooks=(options.notebooks or runner.NOTEBOOKS).resolve(),
-        verbose=options.verbose,
-        jobs=options.jobs,
-    )
+        scale=options.scale, seed=options.seed, run_dir=run_dir.expanduser().absolute(), only=options.only, overrides=options.set,
+        notebooks=(options.notebooks or runner.NOTEBOOKS).resolve(), verbose=options.verbose, jobs=options.jobs,
+    )  # fmt: skip
 
 
 def _train(options: argparse.Namespace) -> int:
     from rlpa_lib.rlpa import training
     from rlpa_lib.rlpa.processes import MainFailed, ProcessLost
 
-    run_dir = options.run_dir or Path("runs") / f"{Path(options.scale).stem}-{options.seed}"
     try:
-        return training.worker(options.scale, options.seed, run_dir, options.set, options.name, options.change, options.until)
+        return training.worker(options.scale, options.seed, _run_dir(options), options.set, options.name, options.change,
+                               options.until)  # fmt: skip
     except (MainFailed, ProcessLost) as error:
         print(f"rlpa_lib: {error}", file=sys.stderr, flush=True)
         return 1
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from rlpa_lib.plan import memory, plan, rehearsal
+    from rlpa_lib.plan import memory, pilot, plan
 
-    cfg = config.load_config(options.scale, options.set)
-    typical = rehearsal.assumed(options.assume)
+    if options.record:
+        print(pilot.write_pilot(options.record))
+        return 0
+    cfg, known = config.load_config(options.scale, options.set), pilot.read_pilot(options.pilot).assume(options.assume)
     if options.against is None:
-        told = plan.table(cfg, rpm=options.rpm, tpm=options.tpm, typical=typical)
+        told = plan.table(cfg, known, rpm=options.rpm, tpm=options.tpm)
         print("\n\n".join(text for text in (told, memory.table(cfg)) if text))
         return 0
-    for name, (predicted, actual) in plan.against(cfg, options.against, typical).items():
+    for name, (predicted, actual) in plan.compare(cfg, options.against, known).items():
         off = f"{(predicted - actual) / actual:+.1%}" if actual else "-"
-        print(f"{name:14} planned {predicted:12,.0f}  asked {actual:12,.0f}  {off}")
+        print(f"{name:30} planned {predicted:12,.0f}  asked {actual:12,.0f}  {off}")
     return 0
 
 

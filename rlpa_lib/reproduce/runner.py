@@ -18,12 +18,12 @@ from rlpa_lib import runs
 from rlpa_lib.client.usage import NOTEBOOK_VARIABLE
 from rlpa_lib.reproduce import schedule
 from rlpa_lib.runs import record
+from rlpa_lib.runs.notebooks import NOTEBOOKS, TRAINING, list_notebooks
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, POLICIES, SOURCES, USERS
 
-NOTEBOOKS = record.REPOSITORY / "notebooks"
-LIVE = "9"  # notebooks 90-99 wait for a person and are not part of a run
 UNTRAINABLE = "an endpoint policy cannot be trained"
 
 
@@ -56,10 +56,10 @@ def reproduce(
     file, label = config.locate_params(scale)
     config.check_files(cfg, label)
     _check_personas(cfg, seed)
-    everything = numbered(notebooks)
-    chosen = select(everything, only)
+    everything = list_notebooks(notebooks)
+    chosen = select_notebooks(everything, only)
     jobs = jobs or default_jobs(cfg)
-    skipped = untrainable(cfg, chosen, only)
+    skipped = find_untrainable(cfg, chosen, only)
     _check_preferences(cfg, [path for path in chosen if path.stem not in skipped])
     _check_rows(cfg, chosen, run_dir)
     run = runs.claim(cfg, seed, run_dir, label)
@@ -94,15 +94,7 @@ def _close(run: Run, failure: Failure | None, seconds: float) -> int:
     return 0
 
 
-def numbered(folder: Path) -> list[Path]:
-    """Notebooks 00-89 of a folder in order. InputError when there are none."""
-    found = sorted(path for path in folder.glob("[0-9][0-9]_*.ipynb") if not path.name.startswith(LIVE))
-    if not found:
-        raise InputError(f"{folder}: no numbered notebooks there")
-    return found
-
-
-def select(notebooks: Sequence[Path], only: Sequence[str]) -> list[Path]:
+def select_notebooks(notebooks: Sequence[Path], only: Sequence[str]) -> list[Path]:
     """The notebooks named by `only` (20_ppo, 20_ppo.ipynb or 20), in their own order; all when it is empty."""
     wanted: set[Path] = set()
     for name in only:
@@ -115,10 +107,10 @@ def select(notebooks: Sequence[Path], only: Sequence[str]) -> list[Path]:
     return [path for path in notebooks if path in wanted] if only else list(notebooks)
 
 
-def untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str] = ()) -> list[str]:
+def find_untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str] = ()) -> list[str]:
     """Names of the notebooks that train, where the policy is a model behind a chat endpoint and has no weights here: they are skipped.
     InputError: one of them is what was asked for."""
-    found = [path.stem for path in notebooks if path.stem in schedule.TRAINING] if cfg.policy.kind == "endpoint" else []
+    found = [path.stem for path in notebooks if path.stem in TRAINING] if not POLICIES[cfg.policy.kind].trainable else []
     if found and only:
         raise InputError(f"--only {found[0]}: {UNTRAINABLE} (policy.kind); use local or vllm")
     return found
@@ -164,7 +156,8 @@ def kernel_environment(run: Run, notebooks: Sequence[str]) -> Iterator[None]:
 
 def default_jobs(cfg: Config) -> int:
     """Two where the tiny model's rule-made world leaves a core free, else one."""
-    small = cfg.policy.model == "tiny" and cfg.policy.kind == "local" and "llm" not in (cfg.user.kind, cfg.judge.kind, cfg.evaluator.kind)
+    parties = USERS[cfg.user.kind], JUDGES[cfg.judge.kind], EVALUATORS[cfg.evaluator.kind]
+    small = cfg.policy.model == "tiny" and POLICIES[cfg.policy.kind].in_process and all(party.scripted for party in parties)
     return 2 if small and record.cores() >= 2 * cfg.run.threads else 1
 
 
@@ -234,7 +227,7 @@ def _last_line(error: Exception) -> str:
 
 def _check_personas(cfg: Config, seed: int) -> None:
     """Read persona files of the user's own before anything is written, so that a broken line stops the run at once."""
-    if cfg.personas.source == "builtin":
+    if not SOURCES[cfg.personas.source].needs_path:
         return
     from rlpa_lib.personas import sources
 
