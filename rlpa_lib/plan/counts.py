@@ -39,6 +39,10 @@ class Asks:
     trained: int = 0
     sampled: bool = True  # False: the answers are there already (SFT, DPO)
 
+    def times(self, turn: int) -> int:
+        """How often an answer holds what belongs to no turn: a list of claims has as much of every utterance after "Hello"."""
+        return turn - 1 if self.writes == "claims" else 1
+
 
 def list_asks(cfg: Config) -> list[Asks]:
     """All that a run of these settings asks, notebook by notebook; what rules answer is left out."""
@@ -75,7 +79,7 @@ def _reward(cfg: Config, notebook: str, turns: int, n: float) -> list[Asks]:
     """n rewards a turn: the response judge reads the talk, the profile judge the two profiles."""
     judge, limit = cfg.judge, cfg.judge.max_prompt_tokens
     return [Asks(notebook, "response_judge", judge, {1: n, **_later(turns, n)}, "talk", limit=limit),
-            Asks(notebook, "profile_judge", judge, _later(turns, n), "profile")]  # fmt: skip
+            Asks(notebook, "profile_judge", judge, _later(turns, n), "profile", "pairs")]  # fmt: skip
 
 
 def _policy(cfg: Config, notebook: str, turns: int, n: float, *, first: float | None = None, writes: bool = True, **more) -> Asks:
@@ -117,7 +121,8 @@ def _play(
         seen, limit = ("talk", cfg.evaluator.max_prompt_tokens) if cfg.evaluator.sees == "dialogue" else ("", None)
         yield Asks(notebook, "evaluator", cfg.evaluator, marks, seen, limit=limit)
         if told or method.writes_profile:
-            yield Asks(notebook, "profile_judge", cfg.judge, {1: users} if told else _later(turns, users), "" if told else "profile")
+            sees, answer = ("", "") if told else ("profile", "pairs")
+            yield Asks(notebook, "profile_judge", cfg.judge, {1: users} if told else _later(turns, users), sees, answer)
 
 
 def _train_ppo(cfg: Config, notebook: str, cohorts: int) -> list[Asks]:

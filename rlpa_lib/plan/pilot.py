@@ -24,7 +24,7 @@ from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import WRITERS
 
 FILE = Path(__file__).with_name("pilot.json")
-TYPICAL = "34_user_and_reward_model_evaluation"  # asks its roles as most notebooks do
+TYPICAL, PROFILED = "10_prompting_baselines", "34_user_and_reward_model_evaluation"  # 34's policy writes profiles alone
 BY_TRAINING = ("20_ppo", "policy")  # measured by the training itself, as no server counts it
 
 
@@ -37,12 +37,13 @@ class Texts:
     utterance: float = 25.0  # of a user
     response: float = 60.0  # of the policy, without its profile
     value: float = 10.0  # of a profile item, with its slot
+    pair: float = 8.0  # of a profile judge that has found one
     items: float = 0.0
     more: float = 1.5
 
-    def profile(self, turn: int) -> float:
-        """The policy's notes at a turn (from 1)."""
-        return self.value * min(len(SLOTS), self.items + self.more * (turn - 1))
+    def known(self, turn: int) -> float:
+        """Items of the policy's notes at a turn (from 1)."""
+        return min(len(SLOTS), self.items + self.more * (turn - 1))
 
     def seen(self, ask: Asks, turn: int, cfg: Config) -> float:
         """What a prompt holds of the dialogue, and of prompt files whose length depends on the settings."""
@@ -51,14 +52,14 @@ class Texts:
             text = load_prompt(ask.system, cfg.run.prompt_set, cfg.run.prompt_dir)
             talk += len(text.encode()) / self.bytes_per_token
         words = turn * (self.utterance + self.per_message)
-        before = [self.profile(k) for k in range(1, turn)]
-        return {"": 0.0, "profile": self.profile(turn), "words": words, "talk": talk, "none": talk,
+        before = [self.value * self.known(k) for k in range(1, turn)]
+        return {"": 0.0, "profile": self.value * self.known(turn), "words": words, "talk": talk, "none": talk,
                 "latest": talk + sum(before[-1:]), "all": talk + sum(before)}[ask.sees]  # fmt: skip
 
     def written(self, ask: Asks, turn: int) -> float:
         """What an answer holds of the dialogue."""
         return {"": 0.0, "utterance": self.utterance, "response": self.response,
-                "profile": self.response + self.profile(turn), "claims": 2.0 * self.value * (turn - 1)}[ask.writes]  # fmt: skip
+                "profile": self.response + self.value * self.known(turn), "pairs": self.pair * self.known(turn), "claims": 0.0}[ask.writes]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Pilot:
 
     def find(self, notebook: str, role: str) -> Rate | None:
         """The rate of a role in a notebook, or else its lengths in another one; None: no pilot asked it."""
-        others = (self.rates.get(name, {}).get(role) for name in (TYPICAL, *self.rates))
+        order = (*([] if role == "policy" else [TYPICAL]), PROFILED, *self.rates)
+        others = (self.rates.get(name, {}).get(role) for name in order)
         other = next((rate for rate in others if rate), None)
         return self.rates.get(notebook, {}).get(role) or (other and replace(other, requests=1.0))
 
@@ -152,7 +154,8 @@ def _rate(asks: Sequence[Asks], texts: Texts, cfg: Config, requests: float, prom
     counted = sum(n for n, _, _ in turns)
     seen = sum(n * texts.seen(ask, k, cfg) for n, ask, k in turns)
     written = sum(n * texts.written(ask, k) for n, ask, k in turns)
-    return Rate(requests / counted, prompt / requests - seen / counted, completion / requests - written / counted)
+    once = counted / sum(n * ask.times(k) for n, ask, k in turns)
+    return Rate(requests / counted, prompt / requests - seen / counted, once * (completion / requests - written / counted))
 
 
 def _usage(folder: Path) -> dict[tuple[str, str], list[float]]:

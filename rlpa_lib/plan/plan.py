@@ -65,7 +65,7 @@ def _scale(cfg: Config, ask: Asks, rate: Rate, texts: Texts) -> Work:
     for turn, n in ask.by_turn.items():
         prompt = min(limit, rate.prompt + texts.seen(ask, turn, cfg))
         replies = n * ask.samples
-        total += Work(n, n * prompt, replies, replies * (rate.completion + texts.written(ask, turn)))
+        total += Work(n, n * prompt, replies, replies * (ask.times(turn) * rate.completion + texts.written(ask, turn)))
     return total if ask.trained else total.times(rate.requests)
 
 
