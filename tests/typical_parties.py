@@ -44,7 +44,7 @@ def answer_structured(name, body, own):
         return {"claims": [one] * 2 * (body["messages"][1]["content"].count('"number":') - 1)}
     if name == "TenSlots":
         keys = [slot.lower().replace(" ", "_") for slot in SLOTS]
-        return {key: {"value": value, "stated": True} for key, value in zip(keys, CONVERTED, strict=True)}
+        return {key: {"value": f"{value}, {own}", "stated": True} for key, value in zip(keys, CONVERTED, strict=True)}
     marks = {field: {"reason": say(18, own), "mark": 1} for field in FIELDS}
     return {**marks, **dict.fromkeys(DIMENSIONS, 0)}
 

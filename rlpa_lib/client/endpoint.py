@@ -184,8 +184,6 @@ def endpoint_for(cfg: Config, role: str, run: Any, comparator: str | None = None
         raise InputError(f"{section}.{key}: is needed to ask a server")
     given = cfg.endpoint
     server = party.base_url or os.environ.get("OPENAI_BASE_URL") or _DEFAULT_SERVER
-    if (stand_in := getattr(run, "stand_in", None)) is not None:  # a rehearsal counts what would be asked
-        return stand_in(role, model, server)
     cache, budget, usage = _shared(Path(getattr(run, "dir", run)).resolve(), given)
     return ChatEndpoint(
         base_url=server, model=model, api_key_env=party.api_key_env, role=role, cache=cache, budget=budget, usage=usage, mode=party.mode,

@@ -23,8 +23,8 @@ KINDS = {"user": USERS, "response_judge": JUDGES, "profile_judge": JUDGES, "eval
 class Asks:
     """The prompts that one role gets in a notebook. `by_turn`: turn (from 1) -> how many.
 
-    `sees` is what of the dialogue stands in them and `writes` what the answers hold, as `pilot.Texts` measures it. Only a
-    policy gets `samples` answers a prompt; training passes each prompt `trained` times through the model (0: none is trained).
+    `sees` is what of the dialogue stands in them, `writes` what the answers hold: see `pilot.Texts`. A policy gives
+    `samples` answers a prompt, and training passes a prompt through it `trained` times (0: never).
     """
 
     notebook: str
@@ -40,53 +40,55 @@ class Asks:
     sampled: bool = True  # False: the answers are there already (SFT, DPO)
 
     def times(self, turn: int) -> int:
-        """How often an answer holds what belongs to no turn: a list of claims has as much of every utterance after "Hello"."""
+        """How often an answer holds what belongs to no turn: claims come for each utterance after "Hello"."""
         return turn - 1 if self.writes == "claims" else 1
 
 
 def list_asks(cfg: Config) -> list[Asks]:
     """All that a run of these settings asks, notebook by notebook; what rules answer is left out."""
-    given = cfg.evaluation
-    own = [row for row in rows.list_rows(cfg) if row.method in PROMPTING and not row.comparator]
-    others = [row for row in rows.list_rows(cfg) if row not in own]
+    given, every = cfg.evaluation, rows.list_rows(cfg)
+    own = [row for row in every if row.method in PROMPTING and not row.comparator]
+    others = [row for row in every if row not in own]  # 30 reads back the rows of 10
     sizes = {"vanilla": given.users, "extended": given.extended_users or given.users}
-    found = [*_prepare(cfg)]
-    for notebook, some in (("10_prompting_baselines", own), ("30_evaluation", others)):  # 30 reads back the rows of 10
-        for place, benchmark in enumerate(given.benchmarks):
-            answered = ("policy",) if place else ()
-            found += _play(cfg, notebook, some, sizes[benchmark], given.turns, swap=given.swap, answered=answered)
+    found = [*_prepare(cfg), *_analyse(cfg), *_study(cfg)]
+    for place, name in enumerate(given.benchmarks):
+        options = {"swap": given.swap, "answered": ("policy",) if place else ()}
+        found += _play(cfg, "10_prompting_baselines", own, sizes[name], given.turns, **options)
+        found += _play(cfg, "30_evaluation", others, sizes[name], given.turns, **options)
     if POLICIES[cfg.policy.kind].trainable:
-        found += [*_train_baselines(cfg), *_train_ppo(cfg, "20_ppo", cfg.ppo.iterations), *_ablate(cfg), *_train_grpo(cfg)]
-    found += [*_analyse(cfg), *_study(cfg)]
-    return [ask for ask in sorted(found, key=lambda ask: ask.notebook) if sum(ask.by_turn.values()) and not _is_scripted(ask)]
+        found += [*_train_baselines(cfg), *_train_ppo(cfg, "20_ppo", cfg.ppo.iterations)]
+        found += [*_ablate(cfg), *_train_grpo(cfg)]
+    found = [ask for ask in found if not (ask.role in KINDS and KINDS[ask.role][ask.party.kind].scripted)]
+    return sorted((ask for ask in found if sum(ask.by_turn.values())), key=lambda ask: ask.notebook)
 
 
-def _is_scripted(ask: Asks) -> bool:
-    return ask.role in KINDS and KINDS[ask.role][ask.party.kind].scripted
+def _turns(turns: int, n: float, first: float = 0.0) -> dict[int, float]:
+    """`first` at turn 1 and n at every later one."""
+    return {1: first, **dict.fromkeys(range(2, turns + 1), n)}
 
 
-def _later(turns: int, n: float) -> dict[int, float]:
-    """n at every turn but the first."""
-    return dict.fromkeys(range(2, turns + 1), n)
-
-
-def _user(cfg: Config, notebook: str, turns: int, n: float, party: Section | None = None) -> Asks:
-    party = party or cfg.user
-    return Asks(notebook, "user", party, _later(turns, n), "talk", "utterance", getattr(party, "max_prompt_tokens", None))
+def _user(notebook: str, party: Section, turns: int, n: float) -> Asks:
+    limit = getattr(party, "max_prompt_tokens", None)
+    return Asks(notebook, "user", party, _turns(turns, n), sees="talk", writes="utterance", limit=limit)
 
 
 def _reward(cfg: Config, notebook: str, turns: int, n: float) -> list[Asks]:
     """n rewards a turn: the response judge reads the talk, the profile judge the two profiles."""
-    judge, limit = cfg.judge, cfg.judge.max_prompt_tokens
-    return [Asks(notebook, "response_judge", judge, {1: n, **_later(turns, n)}, "talk", limit=limit),
-            Asks(notebook, "profile_judge", judge, _later(turns, n), "profile", "pairs")]  # fmt: skip
+    limit, replies = cfg.judge.max_prompt_tokens, _turns(turns, n, first=n)
+    judged = Asks(notebook, "response_judge", cfg.judge, replies, sees="talk", limit=limit)
+    return [judged, _overlap(cfg, notebook, turns, n)]
 
 
-def _policy(cfg: Config, notebook: str, turns: int, n: float, *, first: float | None = None, writes: bool = True, **more) -> Asks:
-    by_turn = {1: n if first is None else first, **_later(turns, n)}
-    sees, answer = (cfg.ppo.history_profiles, "profile") if writes else ("talk", "response")
-    options = {"party": cfg.policy, "limit": cfg.rollout.max_prompt_tokens, "system": "policy" if writes else "base", **more}
-    return Asks(notebook, "policy", by_turn=by_turn, sees=sees, writes=answer, **options)
+def _overlap(cfg: Config, notebook: str, turns: int, n: float) -> Asks:
+    return Asks(notebook, "profile_judge", cfg.judge, _turns(turns, n), sees="profile", writes="pairs")
+
+
+def _policy(cfg: Config, notebook: str, by_turn: Mapping[int, float], writes_profile=True, **more) -> Asks:
+    sees, writes, system = "talk", "response", "base"
+    if writes_profile:
+        sees, writes, system = cfg.ppo.history_profiles, "profile", "policy"
+    options = {"party": cfg.policy, "limit": cfg.rollout.max_prompt_tokens, **more}
+    return Asks(notebook, "policy", by_turn=by_turn, sees=sees, writes=writes, system=system, **options)
 
 
 def _prepare(cfg: Config) -> Iterator[Asks]:
@@ -100,96 +102,103 @@ def _prepare(cfg: Config) -> Iterator[Asks]:
 
 
 def _play(
-    cfg: Config, notebook: str, some: Sequence[rows.Row], users: int, turns: int, *, swap: bool = False, answered: Sequence[str] = ()
-) -> Iterator[Asks]:
-    """Rows that meet E users for K turns. At temperature 0 the answer to "Hello" is the same for all users, and equal questions
-    are asked once: by a policy behind a server, and by the evaluator, whose swapped questions are then those of the others.
-    `answered`: roles that have been asked about "Hello" before."""
-    scripted, greedy = EVALUATORS[cfg.evaluator.kind].scripted, cfg.evaluation.temperature == 0
+    cfg: Config, notebook: str, some: Sequence[rows.Row], users: int, turns: int, *, swap: bool = False,
+    answered: Sequence[str] = (),
+) -> Iterator[Asks]:  # fmt: skip
+    """Rows that meet E users for K turns; `answered`: roles that have been asked about "Hello" before.
+
+    At temperature 0 the answer to "Hello" is the same for all users, and equal questions are asked once: by a
+    policy behind a server, and by the evaluator, whose swapped questions are then those of the others.
+    """
+    greedy, evaluator = cfg.evaluation.temperature == 0, cfg.evaluator
+    seen, limit = ("talk", evaluator.max_prompt_tokens) if evaluator.sees == "dialogue" else ("", None)
     for row in some:
         method, party = METHODS[row.method], cfg.evaluation.comparators.get(row.comparator, cfg.policy)
         told = any("profile" in names for _, names in method.holes)  # the true profile stands in its prompt
-        served, calls = row.comparator or not POLICIES[cfg.policy.kind].trainable, CALLS.get(row.method, 1)
-        yield _user(cfg, notebook, turns, users)
-        if not (method.scripted and scripted):
-            once = 0 if "policy" in answered else calls
-            first = once if served and greedy and not told else calls * users
-            yield _policy(cfg, notebook, turns, calls * users, first=first, writes=method.writes_profile, party=party)
+        same = greedy and not told
+        yield _user(notebook, cfg.user, turns, users)
+        if not (method.scripted and EVALUATORS[evaluator.kind].scripted):
+            calls = CALLS.get(row.method, 1)
+            served = row.comparator or not POLICIES[cfg.policy.kind].trainable
+            first = calls * ("policy" not in answered) if served and same else calls * users
+            by_turn = _turns(turns, calls * users, first)
+            yield _policy(cfg, notebook, by_turn, method.writes_profile, party=party)
         verdicts = users * (2 if swap else 1)
-        once = 0 if "evaluator" in answered else users
-        marks = {1: once if greedy and not told else verdicts, **_later(turns, verdicts)}
-        seen, limit = ("talk", cfg.evaluator.max_prompt_tokens) if cfg.evaluator.sees == "dialogue" else ("", None)
-        yield Asks(notebook, "evaluator", cfg.evaluator, marks, seen, limit=limit)
-        if told or method.writes_profile:
-            sees, answer = ("", "") if told else ("profile", "pairs")
-            yield Asks(notebook, "profile_judge", cfg.judge, {1: users} if told else _later(turns, users), sees, answer)
+        first = users * ("evaluator" not in answered) if same else verdicts
+        yield Asks(notebook, "evaluator", evaluator, _turns(turns, verdicts, first), seen, limit=limit)
+        if told:
+            yield Asks(notebook, "profile_judge", cfg.judge, {1: users})  # the same two profiles at every turn
+        elif method.writes_profile:
+            yield _overlap(cfg, notebook, turns, users)
 
 
 def _train_ppo(cfg: Config, notebook: str, cohorts: int) -> list[Asks]:
-    rollout = cfg.rollout
+    rollout, turns = cfg.rollout, cfg.rollout.turns
     talks = cohorts * rollout.users * (rollout.samples if rollout.continuation == "independent" else 1)
     samples = cohorts * rollout.users * rollout.samples
-    n = samples // talks
-    passes = 1 if cfg.ppo.packing == "tree" else n  # in a tree the N samples share one pass of their prompt
-    policy = _policy(cfg, notebook, rollout.turns, talks, samples=n, trained=passes)
-    return [_user(cfg, notebook, rollout.turns, talks), *_reward(cfg, notebook, rollout.turns, samples), policy]
+    passes = 1 if cfg.ppo.packing == "tree" else samples // talks  # a tree's samples share a pass of their prompt
+    policy = _policy(cfg, notebook, _turns(turns, talks, talks), samples=samples // talks, trained=passes)
+    return [_user(notebook, cfg.user, turns, talks), *_reward(cfg, notebook, turns, samples), policy]
 
 
 def _ablate(cfg: Config) -> Iterator[Asks]:
-    """Each variant's training up to the comparison, and each on Vanilla beside both rewards, which 20_ppo trains."""
-    cohorts = min(cfg.ablations.iterations or cfg.ppo.iterations, cfg.ppo.iterations)
+    """Each variant's training up to the comparison, and each on Vanilla beside both rewards, trained by 20_ppo."""
+    cohorts, given = min(cfg.ablations.iterations or cfg.ppo.iterations, cfg.ppo.iterations), cfg.evaluation
     for variant in cfg.ablations.variants:
         changed = config.change_config(cfg, ablations.list_changes(cfg, variant), f"ablations.variants: {variant}")
         yield from _train_ppo(changed, "21_ablations", cohorts)
     compared = [rows.Row("rlpa")] * (1 + len(cfg.ablations.variants))
-    yield from _play(cfg, "21_ablations", compared, cfg.evaluation.users, cfg.evaluation.turns, swap=cfg.evaluation.swap)
+    yield from _play(cfg, "21_ablations", compared, given.users, given.turns, swap=given.swap)
 
 
 def _train_grpo(cfg: Config) -> list[Asks]:
     """A round plays its moments with one sample, then trains on N samples of each."""
     n, turns, samples = cfg.grpo.rounds * cfg.grpo.users, cfg.rollout.turns, cfg.grpo.samples
-    policies = [_policy(cfg, "22_grpo", turns, n), _policy(cfg, "22_grpo", turns, n, samples=samples, trained=samples)]
-    return [_user(cfg, "22_grpo", turns, n), *_reward(cfg, "22_grpo", turns, n * samples), *policies]
+    moments = _policy(cfg, "22_grpo", _turns(turns, n, n))
+    policies = [moments, replace(moments, samples=samples, trained=samples)]
+    return [_user("22_grpo", cfg.user, turns, n), *_reward(cfg, "22_grpo", turns, n * samples), *policies]
 
 
 def _train_baselines(cfg: Config) -> Iterator[Asks]:
     """SFT and DPO pass every turn of each conversation, DPO with two responses."""
     for notebook, given, sides in (("11_sft", cfg.sft, 1), ("12_dpo", cfg.dpo, 2)):
         n = given.conversations or cfg.personas.train_users or ALOE_USERS
-        yield _policy(cfg, notebook, cfg.rollout.turns, n, writes=False, samples=sides, trained=sides, sampled=False)
+        by_turn = _turns(cfg.rollout.turns, n, n)
+        yield _policy(cfg, notebook, by_turn, False, samples=sides, trained=sides, sampled=False)
 
 
 def _analyse(cfg: Config) -> Iterator[Asks]:
     """31, 32 and 35; 33 reads the rows of 30 back, and 35 its willing users."""
-    window = cfg.long_term.max_prompt_tokens or cfg.rollout.max_prompt_tokens
+    window = {"32_long_term": cfg.long_term.max_prompt_tokens}
     for notebook, given, times in (
         ("31_preference_conflict", cfg.conflict, 1), ("32_long_term", cfg.long_term, 1),
         ("35_difficult_users", cfg.difficult, len(cfg.difficult.manners)),
     ):  # fmt: skip
-        some, users = rows.select_rows(cfg, given.methods), min(given.users or cfg.evaluation.users, cfg.evaluation.users)
+        some = rows.select_rows(cfg, given.methods)
+        users = min(given.users or cfg.evaluation.users, cfg.evaluation.users)
         for ask in _play(cfg, notebook, some * times, users, given.turns, answered=("policy", "evaluator")):
-            yield replace(ask, limit=window) if (notebook, ask.role) == ("32_long_term", "policy") else ask
-        writers = users * sum(METHODS[row.method].writes_profile for row in some)
+            yield replace(ask, limit=window.get(notebook) or ask.limit) if ask.role == "policy" else ask
         if given is cfg.conflict:  # does each profile hold the old value, and the new one?
-            yield Asks(notebook, "profile_judge", cfg.judge, _later(given.turns, 2 * writers), "profile")
+            n = 2 * users * sum(METHODS[row.method].writes_profile for row in some)
+            yield _overlap(cfg, notebook, given.turns, n)
         elif given is cfg.long_term:  # what has been told at the checkpoints
             marks = dict.fromkeys(long_term.checkpoints(given.turns, given.every), users * len(some))
-            yield Asks(notebook, "profile_judge", cfg.judge, marks, "words")
+            yield Asks(notebook, "profile_judge", cfg.judge, marks, sees="words")
 
 
 def _study(cfg: Config) -> Iterator[Asks]:
-    """34: dialogues of every user model and of the impostor, whom the run's own plays; claims in them; rewritten profiles."""
+    """34: dialogues of every user model and of the impostor, whom the run's own plays; rewritten profiles."""
     given, notebook = cfg.study, "34_user_and_reward_model_evaluation"
     users, turns, trainable = given.personas, given.turns, POLICIES[cfg.policy.kind].trainable
     models = [cfg.user, *given.user_models.values(), cfg.user]
-    greedy = cfg.evaluation.temperature == 0 and not trainable
+    same = cfg.evaluation.temperature == 0 and not trainable
     for place, party in enumerate(models):
-        yield _user(cfg, notebook, turns, users, party)
-        yield _policy(cfg, notebook, turns, users, first=float(place == 0) if greedy else None)
+        yield _user(notebook, party, turns, users)
+        yield _policy(cfg, notebook, _turns(turns, users, float(place == 0) if same else users))
     silent = users * sum(not USERS[party.kind].scripted for party in models)
-    yield Asks(notebook, "user_judge", cfg.judge, {turns: silent}, "words", "claims")
-    if not trainable:  # no training log, so replies are judged now
-        yield replace(_reward(cfg, notebook, turns, users)[0], by_turn={1: 1, **_later(turns, users)})
+    yield Asks(notebook, "user_judge", cfg.judge, {turns: silent}, sees="words", writes="claims")
+    if not trainable:  # there is no training log, so replies are judged now
+        yield replace(_reward(cfg, notebook, turns, users)[0], by_turn=_turns(turns, users, 1))
     by_lexicon = SOURCES[cfg.personas.source].scripted or cfg.user.model is None
     if not by_lexicon:
         yield Asks(notebook, "rewriter", cfg.user, {1: given.profiles})

@@ -46,17 +46,17 @@ class Load:
 
 
 def plan(cfg: Config, pilot: Pilot | None = None) -> list[Load]:
-    """One row per notebook that asks servers, samples or trains; all other notebooks cost neither. InputError: a model is missing."""
+    """One row per notebook that asks servers, samples or trains; all others cost neither. InputError: a model is missing."""
     pilot, loads = pilot or read_pilot(), {}
     for ask in list_asks(cfg):
         load = loads.setdefault(ask.notebook, Load(ask.notebook))
-        rate = pilot.find(ask.notebook, ask.role) if ask.sampled else None
-        work = _scale(cfg, ask, rate or Rate(1, 0, 0), pilot.texts)
-        if not (isinstance(ask.party, PolicyConfig) and POLICIES[ask.party.kind].trainable):
-            load.asked[_party(ask)] += work
-        else:
+        rate = (ask.sampled and pilot.find(ask.notebook, ask.role)) or Rate(1.0, 0.0, 0.0)
+        work = _scale(cfg, ask, rate, pilot.texts)
+        if isinstance(ask.party, PolicyConfig) and POLICIES[ask.party.kind].trainable:  # nothing comes from a cache
             load.own += work if ask.sampled else Work()
             load.trained += work.passed(ask.trained)
+        else:
+            load.asked[_party(ask)] += work.times(rate.requests)
     return list(loads.values())
 
 
@@ -64,9 +64,9 @@ def _scale(cfg: Config, ask: Asks, rate: Rate, texts: Texts) -> Work:
     total, limit = Work(), ask.limit or float("inf")
     for turn, n in ask.by_turn.items():
         prompt = min(limit, rate.prompt + texts.seen(ask, turn, cfg))
-        replies = n * ask.samples
-        total += Work(n, n * prompt, replies, replies * (ask.times(turn) * rate.completion + texts.written(ask, turn)))
-    return total if ask.trained else total.times(rate.requests)
+        replies, length = n * ask.samples, ask.times(turn) * rate.completion + texts.written(ask, turn)
+        total += Work(n, n * prompt, replies, replies * length)
+    return total
 
 
 def _party(ask: Asks) -> Party:
