@@ -1,9 +1,11 @@
-"""RLPA replicated as notebooks over a thin library: dynamic user profiles, inferred turn by turn and trained by PPO."""
+"""RLPA replicated as notebooks over a thin library: dynamic user profiles, inferred turn by turn and trained
+by PPO."""
 
 from pkgutil import resolve_name
 from typing import Any
 
-# What a notebook or another project needs, and where it is; imported when it is asked for, since some of it needs torch.
+# What a notebook or another project needs, and where it is; imported when it is asked for, since some of it
+# needs torch.
 _PLACES = {
     "InputError": "settings.config:InputError",
     "Profile": "dialogue.profile:Profile",

@@ -23,8 +23,8 @@ KINDS = {"user": USERS, "response_judge": JUDGES, "profile_judge": JUDGES, "eval
 class Asks:
     """The prompts that one role gets in a notebook. `by_turn`: turn (from 1) -> how many.
 
-    `sees` is what of the dialogue stands in them, `writes` what the answers hold: see `pilot.Texts`. A policy gives
-    `samples` answers a prompt, and training passes a prompt through it `trained` times (0: never).
+    `sees` is what of the dialogue stands in them, `writes` what the answers hold: see `pilot.Texts`. A policy
+    gives `samples` answers a prompt, and training passes a prompt through it `trained` times (0: never).
     """
 
     notebook: str
@@ -127,7 +127,8 @@ def _play(
         first = users * ("evaluator" not in answered) if same else verdicts
         yield Asks(notebook, "evaluator", evaluator, _turns(turns, verdicts, first), seen, limit=limit)
         if told:
-            yield Asks(notebook, "profile_judge", cfg.judge, {1: users})  # the same two profiles at every turn
+            # the same two profiles at every turn
+            yield Asks(notebook, "profile_judge", cfg.judge, {1: users})
         elif method.writes_profile:
             yield _overlap(cfg, notebook, turns, users)
 
@@ -136,16 +137,20 @@ def _train_ppo(cfg: Config, notebook: str, cohorts: int) -> list[Asks]:
     rollout, turns = cfg.rollout, cfg.rollout.turns
     talks = cohorts * rollout.users * (rollout.samples if rollout.continuation == "independent" else 1)
     samples = cohorts * rollout.users * rollout.samples
-    passes = 1 if cfg.ppo.packing == "tree" else samples // talks  # a tree's samples share a pass of their prompt
+    # a tree's samples share a pass of their prompt
+    passes = 1 if cfg.ppo.packing == "tree" else samples // talks
     policy = _policy(cfg, notebook, _turns(turns, talks, talks), samples=samples // talks, trained=passes)
     return [_user(notebook, cfg.user, turns, talks), *_reward(cfg, notebook, turns, samples), policy]
 
 
 def _ablate(cfg: Config) -> Iterator[Asks]:
-    """Each variant's training up to the comparison, and each on Vanilla beside both rewards, trained by 20_ppo."""
+    """Each variant's training up to the comparison, and each on Vanilla beside both rewards, trained by
+    20_ppo."""
     cohorts, given = min(cfg.ablations.iterations or cfg.ppo.iterations, cfg.ppo.iterations), cfg.evaluation
     for variant in cfg.ablations.variants:
-        changed = config.change_config(cfg, ablations.list_changes(cfg, variant), f"ablations.variants: {variant}")
+        changed = config.change_config(
+            cfg, ablations.list_changes(cfg, variant), f"ablations.variants: {variant}"
+        )
         yield from _train_ppo(changed, "21_ablations", cohorts)
     compared = [rows.Row("rlpa")] * (1 + len(cfg.ablations.variants))
     yield from _play(cfg, "21_ablations", compared, given.users, given.turns, swap=given.swap)

@@ -1,5 +1,5 @@
-"""GPU memory and hours of sampling and training the policy, from its shape and the tokens that pass through it. Hours are rules of
-thumb."""
+"""GPU memory and hours of sampling and training the policy, from its shape and the tokens that pass through
+it. Hours are rules of thumb."""
 
 from __future__ import annotations
 
@@ -30,13 +30,17 @@ class Work:
 
     def passed(self, times: int) -> Work:
         """What training passes through the model when each prompt goes through it `times`; 0: nothing."""
-        return Work(times * self.requests, times * self.prompt, self.replies, self.completion) if times else Work()
+        return (
+            Work(times * self.requests, times * self.prompt, self.replies, self.completion)
+            if times
+            else Work()
+        )
 
 
 @dataclass(frozen=True)
 class GPU:
-    """An accelerator: dense bf16 FLOP/s and the share of it that training reaches, bytes/s of memory and the share that decoding
-    reaches, and decoding steps a second that a Python loop (not vLLM) cannot exceed."""
+    """An accelerator: dense bf16 FLOP/s and the share of it that training reaches, bytes/s of memory and the
+    share that decoding reaches, and decoding steps a second that a Python loop (not vLLM) cannot exceed."""
 
     name: str = "A100 80 GB"
     flops: float = 312e12
@@ -50,15 +54,17 @@ A100 = GPU()
 
 
 def shape(cfg: Config) -> Shape | None:
-    """The shape of a policy that is run on GPUs here. None: it is behind an endpoint, unknown, or one of the models for CPUs."""
+    """The shape of a policy that is run on GPUs here. None: it is behind an endpoint, unknown, or one of the
+    models for CPUs."""
     if cfg.policy.kind == "endpoint" or cfg.policy.model in ("tiny", "smollm2"):
         return None
     return update_memory.shape_of(cfg.policy.model)
 
 
 def memory(cfg: Config, own: Work, trained: Work) -> float | None:
-    """GB on one GPU that holds all: one update (`memory.predict`) of prompts and replies of average length, or for sampling alone the
-    weights and their keys and values; None where the shape is unknown or nothing is run."""
+    """GB on one GPU that holds all: one update (`memory.predict`) of prompts and replies of average length,
+    or for sampling alone the weights and their keys and values; None where the shape is unknown or nothing is
+    run."""
     known = shape(cfg)
     if known is None or not (own.requests or trained.requests):
         return None
@@ -85,7 +91,8 @@ def hours(cfg: Config, own: Work, trained: Work, epochs: int, gpu: GPU) -> float
     served = steps * SERVED_AT_ONCE * len(cfg.policy.servers)
     speed = served if cfg.policy.kind == "vllm" else min(steps, gpu.loop_steps) * local
     sampling = own.completion / speed + 2 * size * own.prompt / reached
-    # forward 2, backward 2 through frozen weights and 4 through trained ones; the critic's adapter once more; a frozen pass before all
+    # forward 2, backward 2 through frozen weights and 4 through trained ones; the critic's adapter once more;
+    # a frozen pass before all
     passes = epochs * (4 if cfg.policy.tuning == "lora" else 6) * (2 if cfg.ppo.critic == "lora" else 1) + 2
     return (sampling + passes * size * (trained.prompt + trained.completion) / reached) / 3600
 

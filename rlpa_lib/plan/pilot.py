@@ -1,7 +1,9 @@
-"""What a pilot run tells about the price of a larger one: requests made for each that the settings count, and how long they were.
+"""What a pilot run tells about the price of a larger one: requests made for each that the settings count, and
+how long they were.
 
-Prompts grow with the dialogue: by what of it stands in them, which is measured in the pilot's dialogues. `pilot.json` holds the
-pilot that ships, made of several runs by `python -m rlpa_lib plan --record RUN_DIR...`.
+Prompts grow with the dialogue: by what of it stands in them, which is measured in the pilot's dialogues.
+`pilot.json` holds the pilot that ships, made of several runs by `python -m rlpa_lib plan --record
+RUN_DIR...`.
 """
 
 from __future__ import annotations
@@ -24,13 +26,15 @@ from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import WRITERS
 
 FILE = Path(__file__).with_name("pilot.json")
-TYPICAL, PROFILED = "10_prompting_baselines", "34_user_and_reward_model_evaluation"  # 34's policy writes profiles alone
+# 34's policy writes profiles alone
+TYPICAL, PROFILED = "10_prompting_baselines", "34_user_and_reward_model_evaluation"
 BY_TRAINING = ("20_ppo", "policy")  # measured by the training itself, as no server counts it
 
 
 @dataclass(frozen=True)
 class Texts:
-    """How long texts are, in tokens, and how many bytes a token has. A profile has `items` items at turn 1 and `more` a turn later."""
+    """How long texts are, in tokens, and how many bytes a token has. A profile has `items` items at turn 1
+    and `more` a turn later."""
 
     bytes_per_token: float = 3.8  # of English; 3.3 to 4.2 in the tokenizers we know
     per_message: float = 10.0  # what a chat template, or a judge's JSON, puts around a message
@@ -58,13 +62,20 @@ class Texts:
 
     def written(self, ask: Asks, turn: int) -> float:
         """What an answer holds of the dialogue."""
-        return {"": 0.0, "utterance": self.utterance, "response": self.response,
-                "profile": self.response + self.value * self.known(turn), "pairs": self.pair * self.known(turn), "claims": 0.0}[ask.writes]  # fmt: skip
+        return {
+            "": 0.0,
+            "utterance": self.utterance,
+            "response": self.response,
+            "profile": self.response + self.value * self.known(turn),
+            "pairs": self.pair * self.known(turn),
+            "claims": 0.0,
+        }[ask.writes]
 
 
 @dataclass(frozen=True)
 class Rate:
-    """One role in one notebook: requests for each that was counted, and the tokens that a request has beside the dialogue."""
+    """One role in one notebook: requests for each that was counted, and the tokens that a request has beside
+    the dialogue."""
 
     requests: float
     prompt: float
@@ -98,7 +109,9 @@ class Pilot:
         for text in changes:
             name, _, value = text.partition("=")
             if name not in found or not re.fullmatch(r"\d+(\.\d+)?", value) or not float(value):
-                raise InputError(f"--assume {text}: write name=value with a positive number; names are {', '.join(found)}")
+                raise InputError(
+                    f"--assume {text}: write name=value with a positive number; names are {', '.join(found)}"
+                )
             found[name] = float(value)
         return replace(self, texts=Texts(**found))
 
@@ -106,7 +119,9 @@ class Pilot:
 def read_pilot(runs: Sequence[Path] = ()) -> Pilot:
     """The pilot that ships, behind what `runs` show."""
     told = json.loads(FILE.read_text(encoding="utf-8"))
-    rates = {name: {role: Rate(*rate) for role, rate in roles.items()} for name, roles in told["rates"].items()}
+    rates = {
+        name: {role: Rate(*rate) for role, rate in roles.items()} for name, roles in told["rates"].items()
+    }
     shipped = Pilot(Texts(**told["texts"]), rates, tuple(told["runs"]))
     return measure(runs).merge(shipped) if runs else shipped
 
@@ -114,14 +129,17 @@ def read_pilot(runs: Sequence[Path] = ()) -> Pilot:
 def write_pilot(runs: Sequence[Path]) -> Path:
     """Make `runs` the pilot that ships; where two have a role of a notebook, the first one counts."""
     found = measure(runs)
-    rates = {name: {role: [round(x, 4) for x in asdict(rate).values()] for role, rate in sorted(roles.items())}
-             for name, roles in sorted(found.rates.items())}  # fmt: skip
+    rates = {
+        name: {role: [round(x, 4) for x in asdict(rate).values()] for role, rate in sorted(roles.items())}
+        for name, roles in sorted(found.rates.items())
+    }
     texts = {name: round(value, 4) for name, value in asdict(found.texts).items()}
     return storage.write_json(FILE, {"runs": found.runs, "texts": texts, "rates": rates})
 
 
 def measure(runs: Sequence[Path]) -> Pilot:
-    """What finished runs show, the first of them for the texts. InputError: no run, or one that recorded no notebooks."""
+    """What finished runs show, the first of them for the texts. InputError: no run, or one that recorded no
+    notebooks."""
     found = [_measure(folder) for folder in runs]
     pilot = found[0]
     for other in found[1:]:
@@ -141,21 +159,35 @@ def _measure(folder: Path) -> Pilot:
             rates[notebook][role] = _rate(asks, texts, cfg, requests, prompt, completion)
     if BY_TRAINING in counted and (updates := _updates(folder)):
         n = sum(sum(ask.by_turn.values()) for ask in counted[BY_TRAINING])
-        prompt, completion = (n * fmean(row[f"{name}_tokens"] for row in updates) for name in ("prompt", "completion"))
+        prompt, completion = (
+            n * fmean(row[f"{name}_tokens"] for row in updates) for name in ("prompt", "completion")
+        )
         rates[BY_TRAINING[0]][BY_TRAINING[1]] = _rate(counted[BY_TRAINING], texts, cfg, n, prompt, completion)
     if not rates:
-        raise InputError(f"{folder}: no pilot: its metrics/usage.jsonl names no notebooks; a pilot is a run of `reproduce`")
+        raise InputError(
+            f"{folder}: no pilot: its metrics/usage.jsonl names no notebooks; a pilot is a run of `reproduce`"
+        )
     size = f"{cfg.evaluation.users} users, {cfg.evaluation.turns} turns, prompts {cfg.run.prompt_set}"
-    return Pilot(texts, rates, (f"{folder.name} ({made['params_name']}, {size}, commit {str(made['code']['commit'])[:8]})",))
+    return Pilot(
+        texts,
+        rates,
+        (f"{folder.name} ({made['params_name']}, {size}, commit {str(made['code']['commit'])[:8]})",),
+    )
 
 
-def _rate(asks: Sequence[Asks], texts: Texts, cfg: Config, requests: float, prompt: float, completion: float) -> Rate:
+def _rate(
+    asks: Sequence[Asks], texts: Texts, cfg: Config, requests: float, prompt: float, completion: float
+) -> Rate:
     turns = [(n, ask, k) for ask in asks for k, n in ask.by_turn.items()]
     counted = sum(n for n, _, _ in turns)
     seen = sum(n * texts.seen(ask, k, cfg) for n, ask, k in turns)
     written = sum(n * texts.written(ask, k) for n, ask, k in turns)
     once = counted / sum(n * ask.times(k) for n, ask, k in turns)
-    return Rate(requests / counted, prompt / requests - seen / counted, once * (completion / requests - written / counted))
+    return Rate(
+        requests / counted,
+        prompt / requests - seen / counted,
+        once * (completion / requests - written / counted),
+    )
 
 
 def _usage(folder: Path) -> dict[tuple[str, str], list[float]]:
@@ -164,7 +196,9 @@ def _usage(folder: Path) -> dict[tuple[str, str], list[float]]:
     for line in storage.read_jsonl(file, appended=True) if file.is_file() else ():
         if line.get("sent") and "notebook" in line:
             values = (line["sent"], line.get("prompt_tokens", 0), line.get("completion_tokens", 0))
-            found[line["notebook"], line["role"]] = [a + b for a, b in zip(found[line["notebook"], line["role"]], values, strict=True)]
+            found[line["notebook"], line["role"]] = [
+                a + b for a, b in zip(found[line["notebook"], line["role"]], values, strict=True)
+            ]
     return found
 
 
@@ -184,7 +218,11 @@ def measure_texts(folder: Path) -> Texts:
         "response": [turn.reply.response for turn in turns if turn.reply.format_ok],
         "value": [f"- {slot}: {value}\n" for turn in turns for slot, value in turn.reply.profile.items],
     }
-    lengths = {name: fmean(len(text.encode()) for text in texts) / usual.bytes_per_token for name, texts in told.items() if texts}
+    lengths = {
+        name: fmean(len(text.encode()) for text in texts) / usual.bytes_per_token
+        for name, texts in told.items()
+        if texts
+    }
     own = (some for name, some in talks.items() if name.partition("-")[0] in ("study", *WRITERS))
     writers = [talk for talk in chain(*own) if len(talk.turns) > 1]
     if writers:

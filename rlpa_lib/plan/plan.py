@@ -1,7 +1,8 @@
-"""What a run will cost before it is paid: requests, tokens and USD of servers, wall time at a rate limit, GPU memory and hours.
+"""What a run will cost before it is paid: requests, tokens and USD of servers, wall time at a rate limit, GPU
+memory and hours.
 
-Requests are counted from the settings (`counts`), their lengths scaled from a pilot run (`pilot`). Speeds are assumptions, which
-the plan prints; `compare` holds a plan against what a finished run really asked.
+Requests are counted from the settings (`counts`), their lengths scaled from a pilot run (`pilot`). Speeds are
+assumptions, which the plan prints; `compare` holds a plan against what a finished run really asked.
 """
 
 from __future__ import annotations
@@ -26,9 +27,27 @@ from rlpa_lib.settings.schema import PolicyConfig
 LATENCY = 2.0  # seconds that a server takes for one request
 OPENAI = "https://api.openai.com/v1"
 Party = tuple[str, str, str]  # role, model, server
-SECTIONS = {"user": "user", "converter": "user", "rewriter": "user", "evaluator": "evaluator", "policy": "policy"}  # else judge
-HEAD = ("notebook", "requests", "prompt tokens", "answer tokens", "USD", "hours", "completions", "generated", "trained", "GPU GB",
-        "GPU hours")  # fmt: skip
+# else judge
+SECTIONS = {
+    "user": "user",
+    "converter": "user",
+    "rewriter": "user",
+    "evaluator": "evaluator",
+    "policy": "policy",
+}
+HEAD = (
+    "notebook",
+    "requests",
+    "prompt tokens",
+    "answer tokens",
+    "USD",
+    "hours",
+    "completions",
+    "generated",
+    "trained",
+    "GPU GB",
+    "GPU hours",
+)
 
 
 @dataclass
@@ -46,13 +65,15 @@ class Load:
 
 
 def plan(cfg: Config, pilot: Pilot | None = None) -> list[Load]:
-    """One row per notebook that asks servers, samples or trains; all others cost neither. InputError: a model is missing."""
+    """One row per notebook that asks servers, samples or trains; all others cost neither. InputError: a model
+    is missing."""
     pilot, loads = pilot or read_pilot(), {}
     for ask in list_asks(cfg):
         load = loads.setdefault(ask.notebook, Load(ask.notebook))
         rate = (ask.sampled and pilot.find(ask.notebook, ask.role)) or Rate(1.0, 0.0, 0.0)
         work = _scale(cfg, ask, rate, pilot.texts)
-        if isinstance(ask.party, PolicyConfig) and POLICIES[ask.party.kind].trainable:  # nothing comes from a cache
+        # nothing comes from a cache
+        if isinstance(ask.party, PolicyConfig) and POLICIES[ask.party.kind].trainable:
             load.own += work if ask.sampled else Work()
             load.trained += work.passed(ask.trained)
         else:
@@ -79,7 +100,8 @@ def _party(ask: Asks) -> Party:
 
 
 def usd(cfg: Config, asked: Mapping[Party, Work]) -> float | None:
-    """Price of what is asked; 0 for models on local servers that the table does not name, None when another model has no price."""
+    """Price of what is asked; 0 for models on local servers that the table does not name, None when another
+    model has no price."""
     prices, total = read_prices(cfg.endpoint.prices), 0.0
     for (_, model, server), work in asked.items():
         if model in prices:
@@ -90,19 +112,25 @@ def usd(cfg: Config, asked: Mapping[Party, Work]) -> float | None:
 
 
 def hours(cfg: Config, work: Work, rpm: float, tpm: float) -> float:
-    """Wall time of requests at a limit of requests and of tokens a minute, and at `endpoint.concurrency` requests at a time."""
+    """Wall time of requests at a limit of requests and of tokens a minute, and at `endpoint.concurrency`
+    requests at a time."""
     at_once = work.requests * LATENCY / 60 / cfg.endpoint.concurrency
     return max(work.requests / rpm, (work.prompt + work.completion) / tpm, at_once) / 60
 
 
-def table(cfg: Config, pilot: Pilot | None = None, *, rpm: float | None = None, tpm: float = 2e6, gpu: GPU = A100) -> str:
+def table(
+    cfg: Config, pilot: Pilot | None = None, *, rpm: float | None = None, tpm: float = 2e6, gpu: GPU = A100
+) -> str:
     """The plan as text: a line a notebook, the total, USD by role, and the assumptions."""
     pilot, rpm = pilot or read_pilot(), rpm or cfg.endpoint.max_rpm or 500.0
     loads, whole = plan(cfg, pilot), Load("total")
     for load in loads:
         for party, work in load.asked.items():
             whole.asked[party] += work
-        whole.own, whole.trained = whole.own + load.own, whole.trained + load.trained.times(_epochs(cfg, load))
+        whole.own, whole.trained = (
+            whole.own + load.own,
+            whole.trained + load.trained.times(_epochs(cfg, load)),
+        )
     lines = [HEAD, *(_line(cfg, load, rpm, tpm, gpu) for load in loads)]
     spent = sum(gpu_cost.hours(cfg, load.own, load.trained, _epochs(cfg, load), gpu) or 0.0 for load in loads)
     lines.append((*_line(cfg, whole, rpm, tpm, gpu)[:-2], "", f"{spent:.1f}" if gpu_cost.shape(cfg) else "-"))
@@ -115,7 +143,11 @@ def table(cfg: Config, pilot: Pilot | None = None, *, rpm: float | None = None, 
 
 
 def _epochs(cfg: Config, load: Load) -> int:
-    return {"11_sft": cfg.sft, "12_dpo": cfg.dpo}.get(load.notebook, cfg.ppo).epochs if load.notebook != "22_grpo" else 1
+    return (
+        {"11_sft": cfg.sft, "12_dpo": cfg.dpo}.get(load.notebook, cfg.ppo).epochs
+        if load.notebook != "22_grpo"
+        else 1
+    )
 
 
 def _line(cfg: Config, load: Load, rpm: float, tpm: float, gpu: GPU) -> tuple[str, ...]:
@@ -143,10 +175,18 @@ def _roles(cfg: Config, whole: Load) -> list[str]:
 
 def _assumptions(cfg: Config, pilot: Pilot, rpm: float, tpm: float, gpu: GPU) -> list[str]:
     lengths = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in vars(pilot.texts).items())
-    missing = {f"{ask.role} ({ask.notebook})" for ask in list_asks(cfg) if pilot.find(ask.notebook, ask.role) is None}
+    missing = {
+        f"{ask.role} ({ask.notebook})" for ask in list_asks(cfg) if pilot.find(ask.notebook, ask.role) is None
+    }
     return [
         f"- pilot: {'; '.join(pilot.runs)}. What is asked twice, malformed or answered from the cache is so as often as there.",
-        *([f"- no pilot asked {', '.join(sorted(missing))}: requests are counted, tokens are of the dialogue alone"] if missing else []),
+        *(
+            [
+                f"- no pilot asked {', '.join(sorted(missing))}: requests are counted, tokens are of the dialogue alone"
+            ]
+            if missing
+            else []
+        ),
         f"- lengths in tokens, a profile's items at turn 1 and how many more a turn (--assume): {lengths}.",
         f"- servers: {rpm:,.0f} requests and {tpm:,.0f} tokens a minute (--rpm, --tpm), {LATENCY:g} s a request, "
         f"{cfg.endpoint.concurrency} at a time (endpoint.concurrency); prices from params/prices.yaml, without the discount for "
@@ -156,9 +196,12 @@ def _assumptions(cfg: Config, pilot: Pilot, rpm: float, tpm: float, gpu: GPU) ->
 
 
 def compare(cfg: Config, run_dir: Path, pilot: Pilot | None = None) -> dict[str, tuple[float, float]]:
-    """(predicted, actual) requests and tokens of the notebooks that a run of these settings has finished, by role and in all, from
-    its usage record."""
-    finished, found = {path.stem for path in (run_dir / "notebooks").glob("*.ipynb")}, defaultdict(lambda: (0.0, 0.0))
+    """(predicted, actual) requests and tokens of the notebooks that a run of these settings has finished, by
+    role and in all, from its usage record."""
+    finished, found = (
+        {path.stem for path in (run_dir / "notebooks").glob("*.ipynb")},
+        defaultdict(lambda: (0.0, 0.0)),
+    )
 
     def add(role: str, place: int, *amounts: float) -> None:
         for name, amount in zip(("requests", "prompt tokens", "answer tokens"), amounts, strict=True):

@@ -10,7 +10,8 @@ from rlpa_lib.runs.notebooks import NEEDS
 
 Outcome = TypeVar("Outcome")
 
-# Minutes at mini on one core, of those that take long: they start before the others, which then fill the gaps at the end.
+# Minutes at mini on one core, of those that take long: they start before the others, which then fill the gaps
+# at the end.
 MINUTES = {"10_prompting_baselines": 7, "20_ppo": 6, "30_evaluation": 6, "21_ablations": 5, "32_long_term": 3,
            "35_difficult_users": 2}  # fmt: skip
 
@@ -32,11 +33,11 @@ def _waiting(name: str, names: Sequence[str]) -> int:
 
 
 def run(names: Sequence[str], jobs: int, execute: Callable[[str], Outcome | None]) -> Outcome | None:
-    """Execute all `names`, at most `jobs` at once, those first for which most others wait, and of these the longest; with one job in
-    the order given.
+    """Execute all `names`, at most `jobs` at once, those first for which most others wait, and of these the
+    longest; with one job in the order given.
 
-    `execute` gives None for success; after the first other outcome nothing more is started, and that outcome is returned once what is
-    running has ended.
+    `execute` gives None for success; after the first other outcome nothing more is started, and that outcome
+    is returned once what is running has ended.
     """
     if jobs == 1:
         return next((failure for name in names if (failure := execute(name)) is not None), None)

@@ -10,9 +10,11 @@ from rlpa_lib.settings.kinds import METHODS
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 LIVE = "9"  # notebooks 90-99 wait for a person and are not part of a run
-ROWS = tuple(sorted({method.notebook for method in METHODS.values() if method.trained}))  # train weights of the evaluation's rows
+# train weights of the evaluation's rows
+ROWS = tuple(sorted({method.notebook for method in METHODS.values() if method.trained}))
 TRAINING = tuple(sorted({*ROWS, "21_ablations"}))  # train weights of the policy
-# What a notebook reads that others leave in the run directory. One that is not named here waits for all before it.
+# What a notebook reads that others leave in the run directory. One that is not named here waits for all
+# before it.
 NEEDS: dict[str, tuple[str, ...]] = {
     "00_replication_map": (),
     "01_profiles_and_data": (),
