@@ -104,8 +104,8 @@ def assumptions(cfg: Config, gpu: GPU) -> list[str]:
         return ["GPU: none. The policy is behind a server, runs on a CPU, or its shape is not known here."]
     return [
         f"GPU: {gpu.name}, {known.weights() / 1e9:.2f} billion weights; training reaches {gpu.used:.0%} of "
-        f"{gpu.flops / 1e12:.0f} TFLOP/s, decoding {gpu.reached:.0%} of the memory's speed, and at most {gpu.loop_steps:g} steps a "
-        "second outside vLLM.",
-        "GPU memory: one GPU holds all, prompts and replies of average length; SFT and DPO are counted with PPO's micro-batch and "
-        "critic, so high.",
+        f"{gpu.flops / 1e12:.0f} TFLOP/s, decoding {gpu.reached:.0%} of the memory's speed, and at most "
+        f"{gpu.loop_steps:g} steps a second outside vLLM.",
+        "GPU memory: one GPU holds all, prompts and replies of average length; SFT and DPO are counted with PPO's "
+        "micro-batch and critic, so high.",
     ]

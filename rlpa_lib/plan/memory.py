@@ -139,15 +139,13 @@ def table(cfg: Config) -> str:
         return ""
     longest = cfg.rollout.max_prompt_tokens, cfg.rollout.max_new_tokens
     usual = min(1024, longest[0]), min(256, longest[1])
-    lines = [
-        f"peak memory of one update of {cfg.policy.model} in one process, GiB (sampling in process not counted)"
-    ]
+    named = f"peak memory of one update of {cfg.policy.model} in one process"
+    lines = [f"{named}, GiB (sampling in process not counted)"]
     for name, (prompt, completion) in (("usual", usual), ("longest", longest)):
         parts = predict(shape, cfg, prompt, completion)
         told = ", ".join(f"{part} {size / 2**30:.2f}" for part, size in parts.items() if size)
-        lines.append(
-            f"{name} replies ({prompt:,} + {completion:,} tokens): {sum(parts.values()) / 2**30:.1f} = {told}"
-        )
+        total = sum(parts.values()) / 2**30
+        lines.append(f"{name} replies ({prompt:,} + {completion:,} tokens): {total:.1f} = {told}")
     return "\n".join(lines)
 
 

@@ -175,22 +175,15 @@ def _roles(cfg: Config, whole: Load) -> list[str]:
 
 def _assumptions(cfg: Config, pilot: Pilot, rpm: float, tpm: float, gpu: GPU) -> list[str]:
     lengths = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in vars(pilot.texts).items())
-    missing = {
-        f"{ask.role} ({ask.notebook})" for ask in list_asks(cfg) if pilot.find(ask.notebook, ask.role) is None
-    }
+    unknown = {ask.role for ask in list_asks(cfg) if pilot.find(ask.notebook, ask.role) is None}
+    missing = f"- no pilot asked {', '.join(sorted(unknown))}: requests are counted, tokens are of the dialogue alone"
     return [
-        f"- pilot: {'; '.join(pilot.runs)}. What is asked twice, malformed or answered from the cache is so as often as there.",
-        *(
-            [
-                f"- no pilot asked {', '.join(sorted(missing))}: requests are counted, tokens are of the dialogue alone"
-            ]
-            if missing
-            else []
-        ),
+        f"- pilot: {'; '.join(pilot.runs)}. Requests are repeated and answered from the cache as often as there.",
+        *([missing] if unknown else []),
         f"- lengths in tokens, a profile's items at turn 1 and how many more a turn (--assume): {lengths}.",
         f"- servers: {rpm:,.0f} requests and {tpm:,.0f} tokens a minute (--rpm, --tpm), {LATENCY:g} s a request, "
-        f"{cfg.endpoint.concurrency} at a time (endpoint.concurrency); prices from params/prices.yaml, without the discount for "
-        "cached input.",
+        f"{cfg.endpoint.concurrency} at a time (endpoint.concurrency); prices from params/prices.yaml, without the "
+        "discount for cached input.",
         *(f"- {line}" for line in gpu_cost.assumptions(cfg, gpu)),
     ]
 

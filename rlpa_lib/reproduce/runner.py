@@ -159,7 +159,8 @@ def default_jobs(cfg: Config) -> int:
     """Two where the tiny model's rule-made world leaves a core free, else one."""
     parties = USERS[cfg.user.kind], JUDGES[cfg.judge.kind], EVALUATORS[cfg.evaluator.kind]
     small = cfg.policy.model == "tiny" and POLICIES[cfg.policy.kind].in_process
-    return 2 if small and all(party.scripted for party in parties) and record.cores() >= 2 * cfg.run.threads else 1
+    small = small and all(party.scripted for party in parties)
+    return 2 if small and record.cores() >= 2 * cfg.run.threads else 1
 
 
 def _run_all(
@@ -203,12 +204,13 @@ def execute(run: Run, notebook: Path, parameters: dict, verbose: bool) -> Failur
     current = finished.with_suffix(".running.ipynb")
     failed = finished.with_suffix(".failed.ipynb")
     options = {"kernel_name": notebook.stem.lower(), "cwd": str(notebook.parent), "progress_bar": False}
+    options |= {"log_output": verbose, "start_timeout": 180}
     if verbose:
         import logging
 
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
-        papermill.execute_notebook(str(notebook), str(current), parameters, start_timeout=180, log_output=verbose, **options)
+        papermill.execute_notebook(str(notebook), str(current), parameters, **options)
     except PapermillExecutionError as error:
         where = f"{notebook.stem}, cell In [{error.exec_count}]"
         failure = Failure(f"{where}: {_last_line(error)} (see {failed})", error.ename == "InputError")
@@ -231,7 +233,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _check_personas(cfg: Config, seed: int) -> None:
-    """Read persona files of the user's own before anything is written, so that a broken line stops the run."""
+    """Read persona files before anything is written, so that a broken line stops the run at once."""
     if not SOURCES[cfg.personas.source].needs_path:
         return
     from rlpa_lib.personas import sources
