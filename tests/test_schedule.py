@@ -5,13 +5,14 @@ import time
 
 import pytest
 
-from rlpa_lib.reproduce import runner, schedule
+from rlpa_lib.reproduce import schedule
+from rlpa_lib.runs.notebooks import NEEDS, list_notebooks
 
-NAMES = [path.stem for path in runner.numbered(runner.NOTEBOOKS)]
+NAMES = [path.stem for path in list_notebooks()]
 
 
 def test_every_need_is_a_notebook_that_comes_before():
-    for name, needs in schedule.NEEDS.items():
+    for name, needs in NEEDS.items():
         assert name in NAMES
         assert all(need in NAMES and need < name for need in needs), name
 

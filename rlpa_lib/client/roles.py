@@ -38,8 +38,6 @@ def endpoint_for(cfg: Config, role: str, run: Any, comparator: str | None = None
     if model is None:
         raise InputError(f"{section}.{key}: is needed to ask a server")
     base_url = party.base_url or os.environ.get("OPENAI_BASE_URL") or _DEFAULT_SERVER
-    if (stand_in := getattr(run, "stand_in", None)) is not None:  # a rehearsal counts what would be asked
-        return stand_in(role, model, base_url)
     cache, budget, usage = _open_shared(Path(getattr(run, "dir", run)).resolve(), cfg.endpoint)
     server = Server(section, base_url.rstrip("/"), model, party.api_key_env, key)
     return ChatEndpoint(

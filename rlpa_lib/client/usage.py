@@ -4,6 +4,7 @@ record per role."""
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rlpa_lib.client.chat import BudgetExceeded
 from rlpa_lib.runs import storage
 from rlpa_lib.settings.config import PARAMS_DIR, InputError
+
+NOTEBOOK_VARIABLE = "RLPA_NOTEBOOK"  # names the notebook that asks, where `reproduce` runs it
 
 _USD = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _COUNTS = (
@@ -145,7 +148,7 @@ class Usage:
     A line is an increment: requests (asked), cached (of these, answered without sending), errors, sent (over
     the network), retries, lost (sent, answer lost; lost_tokens and lost_usd are its upper bounds), estimated
     (the server gave no counts), tokens, usd (absent when the model has no price), seconds (latency of an
-    answer).
+    answer), notebook (where one is running).
     """
 
     def __init__(self, path: str | Path | None = None):
@@ -159,7 +162,8 @@ class Usage:
 
     def add(self, role: str, model: str, **increments: Any) -> None:
         """Record one increment, on disk before it counts."""
-        given = {name: value for name, value in increments.items() if value is not None}
+        given = {**increments, "notebook": os.environ.get(NOTEBOOK_VARIABLE)}
+        given = {name: value for name, value in given.items() if value is not None}
         line = {"role": role, "model": model, **given}
         with self._lock:
             if self.path:
@@ -169,6 +173,7 @@ class Usage:
     def _count(self, line: dict[str, Any]) -> None:
         amounts = dict(line)
         party = amounts.pop("role"), amounts.pop("model")
+        amounts.pop("notebook", None)
         if "seconds" in amounts:
             self._seconds[party].append(amounts.pop("seconds"))
         self._sums[party].update(amounts)

@@ -1,6 +1,8 @@
-"""Peak memory of one update, predicted from a model's shape and the settings: counted tensor by tensor, for transformers' Qwen2 family.
+"""Peak memory of one update, predicted from a model's shape and the settings: counted tensor by tensor, for
+transformers' Qwen2 family.
 
-Bytes, on the device of one process. Letters: P prompt tokens, T completion tokens, N samples a prompt, h hidden size.
+Bytes, on the device of one process. Letters: P prompt tokens, T completion tokens, N samples a prompt, h
+hidden size.
 """
 
 from __future__ import annotations
@@ -59,20 +61,27 @@ KNOWN = {
 
 
 def shape_of(source: str) -> Shape | None:
-    """The shape of a model by its published name or from the config.json of its folder; None: it is not known here."""
+    """The shape of a model by its published name or from the config.json of its folder; None: it is not known
+    here."""
     file = Path(source).expanduser() / "config.json"
     if source in KNOWN or not file.is_file():
         return KNOWN.get(source)
     c = json.loads(file.read_text(encoding="utf-8"))
     return Shape(
-        c["num_hidden_layers"], c["hidden_size"], c["num_attention_heads"], c.get("num_key_value_heads", c["num_attention_heads"]),
-        c["intermediate_size"], c["vocab_size"], c.get("tie_word_embeddings", False),
-    )  # fmt: skip
+        c["num_hidden_layers"],
+        c["hidden_size"],
+        c["num_attention_heads"],
+        c.get("num_key_value_heads", c["num_attention_heads"]),
+        c["intermediate_size"],
+        c["vocab_size"],
+        c.get("tie_word_embeddings", False),
+    )
 
 
 def predict(shape: Shape, cfg: Config, prompt: int, completion: int) -> dict[str, int]:
-    """Bytes by part, at the moment of an update when most is alive: the start of the policy's backward pass over one micro-batch in
-    which every prompt has `prompt` tokens and every completion `completion`. Sampling in process is not part of it."""
+    """Bytes by part, at the moment of an update when most is alive: the start of the policy's backward pass
+    over one micro-batch in which every prompt has `prompt` tokens and every completion `completion`. Sampling
+    in process is not part of it."""
     size, full = BYTES[cfg.policy.dtype], cfg.policy.tuning == "full"
     trained = shape.weights() if full else shape.adapter(cfg.policy.lora_rank)
     critic = _critic(shape, cfg)
@@ -95,15 +104,22 @@ def predict(shape: Shape, cfg: Config, prompt: int, completion: int) -> dict[str
 def _critic(shape: Shape, cfg: Config) -> int:
     own = cfg.ppo.critic == "lora"
     width = shape.hidden * (1 if own else 2)
-    return (shape.adapter(cfg.policy.lora_rank) if own else 0) + 2 * width + (width + 1) * HEAD_HIDDEN + HEAD_HIDDEN + 1
+    return (
+        (shape.adapter(cfg.policy.lora_rank) if own else 0)
+        + 2 * width
+        + (width + 1) * HEAD_HIDDEN
+        + HEAD_HIDDEN
+        + 1
+    )
 
 
 def _per_token(shape: Shape, cfg: Config, tree: bool) -> int:
     """Bytes that one layer keeps of one token for the backward pass.
 
-    fp32: the inputs of both norms, their outputs (input of q, k, v and of gate, up), queries, keys and values (spread to all heads under a
-    mask), attention's output, and of the MLP gate, silu(gate), up, their product. Below fp32 the norms keep fp32 copies, and each
-    adapter an fp32 copy of its input (PEFT computes adapters in fp32).
+    fp32: the inputs of both norms, their outputs (input of q, k, v and of gate, up), queries, keys and values
+    (spread to all heads under a mask), attention's output, and of the MLP gate, silu(gate), up, their
+    product. Below fp32 the norms keep fp32 copies, and each adapter an fp32 copy of its input (PEFT computes
+    adapters in fp32).
     """
     size, h, i = BYTES[cfg.policy.dtype], shape.hidden, shape.intermediate
     keys = 2 * (h if tree else shape.kv_heads * shape.head_dim)
@@ -116,17 +132,20 @@ def _per_token(shape: Shape, cfg: Config, tree: bool) -> int:
 
 
 def table(cfg: Config) -> str:
-    """The prediction as text for replies of the greatest allowed length and for usual ones, in GiB; "" for a model that is not known here."""
+    """The prediction as text for replies of the greatest allowed length and for usual ones, in GiB; "" for a
+    model that is not known here."""
     shape = shape_of(_folder(cfg.policy.model))
     if shape is None or cfg.policy.kind == "endpoint":
         return ""
     longest = cfg.rollout.max_prompt_tokens, cfg.rollout.max_new_tokens
     usual = min(1024, longest[0]), min(256, longest[1])
-    lines = [f"peak memory of one update of {cfg.policy.model} in one process, GiB (sampling in process not counted)"]
+    named = f"peak memory of one update of {cfg.policy.model} in one process"
+    lines = [f"{named}, GiB (sampling in process not counted)"]
     for name, (prompt, completion) in (("usual", usual), ("longest", longest)):
         parts = predict(shape, cfg, prompt, completion)
         told = ", ".join(f"{part} {size / 2**30:.2f}" for part, size in parts.items() if size)
-        lines.append(f"{name} replies ({prompt:,} + {completion:,} tokens): {sum(parts.values()) / 2**30:.1f} = {told}")
+        total = sum(parts.values()) / 2**30
+        lines.append(f"{name} replies ({prompt:,} + {completion:,} tokens): {total:.1f} = {told}")
     return "\n".join(lines)
 
 

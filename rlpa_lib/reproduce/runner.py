@@ -1,4 +1,4 @@
-"""Runs the numbered notebooks with papermill, each after those that it needs, skipping what a former run of the directory finished."""
+"""Runs the numbered notebooks with papermill, each after those that it needs, skipping what is finished."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from rlpa_lib import runs
+from rlpa_lib.client.usage import NOTEBOOK_VARIABLE
 from rlpa_lib.reproduce import schedule
 from rlpa_lib.runs import record
+from rlpa_lib.runs.notebooks import NOTEBOOKS, TRAINING, list_notebooks
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, POLICIES, SOURCES, USERS
 
-NOTEBOOKS = record.REPOSITORY / "notebooks"
-LIVE = "9"  # notebooks 90-99 wait for a person and are not part of a run
 UNTRAINABLE = "an endpoint policy cannot be trained"
 
 
@@ -35,19 +36,15 @@ class Failure:
 
 
 def reproduce(
-    scale: str,
-    seed: int,
-    run_dir: Path,
-    only: Sequence[str] = (),
-    overrides: Sequence[str] = (),
-    notebooks: Path = NOTEBOOKS,
-    verbose: bool = False,
-    jobs: int | None = None,
-) -> int:
-    """Exit code: 0 done, 1 a notebook failed, 2 bad input found by a notebook. InputError before anything is written.
+    scale: str, seed: int, run_dir: Path, only: Sequence[str] = (), overrides: Sequence[str] = (),
+    notebooks: Path = NOTEBOOKS, verbose: bool = False, jobs: int | None = None,
+) -> int:  # fmt: skip
+    """Exit code: 0 done, 1 a notebook failed, 2 bad input found by a notebook. InputError before anything is
+    written.
 
-    `jobs` notebooks run side by side where none waits for the other; by default as many as this machine has cores for, up to two, and
-    one where a large model or a server would have to be shared. The results do not depend on it.
+    `jobs` notebooks run side by side where none waits for the other; by default as many as this machine has
+    cores for, up to two, and one where a large model or a server would have to be shared. The results do not
+    depend on it.
     """
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs: {jobs} is less than 1")
@@ -55,10 +52,10 @@ def reproduce(
     file, label = config.locate_params(scale)
     config.check_files(cfg, label)
     _check_personas(cfg, seed)
-    everything = numbered(notebooks)
-    chosen = select(everything, only)
+    everything = list_notebooks(notebooks)
+    chosen = select_notebooks(everything, only)
     jobs = jobs or default_jobs(cfg)
-    skipped = untrainable(cfg, chosen, only)
+    skipped = find_untrainable(cfg, chosen, only)
     _check_preferences(cfg, [path for path in chosen if path.stem not in skipped])
     _check_rows(cfg, chosen, run_dir)
     run = runs.claim(cfg, seed, run_dir, label)
@@ -72,7 +69,7 @@ def reproduce(
     }
     start = time.monotonic()
     try:
-        with kernel_environment(run):
+        with kernel_environment(run, [path.stem for path in chosen]):
             failure = _run_all(run, everything, chosen, parameters, verbose, skipped, jobs)
     except KeyboardInterrupt:
         run.finish("interrupted")
@@ -93,55 +90,51 @@ def _close(run: Run, failure: Failure | None, seconds: float) -> int:
     return 0
 
 
-def numbered(folder: Path) -> list[Path]:
-    """Notebooks 00-89 of a folder in order. InputError when there are none."""
-    found = sorted(path for path in folder.glob("[0-9][0-9]_*.ipynb") if not path.name.startswith(LIVE))
-    if not found:
-        raise InputError(f"{folder}: no numbered notebooks there")
-    return found
-
-
-def select(notebooks: Sequence[Path], only: Sequence[str]) -> list[Path]:
-    """The notebooks named by `only` (20_ppo, 20_ppo.ipynb or 20), in their own order; all when it is empty."""
+def select_notebooks(notebooks: Sequence[Path], only: Sequence[str]) -> list[Path]:
+    """The notebooks named by `only` (20_ppo, 20_ppo.ipynb or 20), in their own order; all when empty."""
     wanted: set[Path] = set()
     for name in only:
         stem = name.removesuffix(".ipynb")
         matches = [path for path in notebooks if stem in (path.stem, path.stem[:2])]
         if not matches:
             near = get_close_matches(stem, [path.stem for path in notebooks], n=1, cutoff=0.4)
-            raise InputError(f"--only {name}: no such notebook" + (f"; did you mean {near[0]}?" if near else ""))
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"--only {name}: no such notebook{hint}")
         wanted.update(matches)
     return [path for path in notebooks if path in wanted] if only else list(notebooks)
 
 
-def untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str] = ()) -> list[str]:
-    """Names of the notebooks that train, where the policy is a model behind a chat endpoint and has no weights here: they are skipped.
-    InputError: one of them is what was asked for."""
-    found = [path.stem for path in notebooks if path.stem in schedule.TRAINING] if cfg.policy.kind == "endpoint" else []
+def find_untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str] = ()) -> list[str]:
+    """Names of the notebooks that train, where the policy is a model behind a chat endpoint and has no
+    weights here: they are skipped. InputError: one of them is what was asked for."""
+    trainable = POLICIES[cfg.policy.kind].trainable
+    found = [path.stem for path in notebooks if path.stem in TRAINING and not trainable]
     if found and only:
         raise InputError(f"--only {found[0]}: {UNTRAINABLE} (policy.kind); use local or vllm")
     return found
 
 
 def fingerprint(run: Run, notebooks: Sequence[Path], notebook: Path) -> str:
-    """Digest of all that a notebook's result depends on: params, seed, library, its own text and the code before it."""
+    """Digest of all that a notebook's result depends on: params, seed, library, its own text and the code
+    before it."""
     before = [_code(path) for path in notebooks if path.name < notebook.name]
     return run.fingerprint(*before, notebook.read_text(encoding="utf-8"))
 
 
 @contextmanager
-def kernel_environment(run: Run) -> Iterator[None]:
-    """Kernels run this very interpreter, with this run's threads, and keep their own files inside the run directory."""
+def kernel_environment(run: Run, notebooks: Sequence[str]) -> Iterator[None]:
+    """One kernel a notebook, which tells the usage record whose requests they are. All run this very
+    interpreter, with this run's threads, and keep their own files inside the run directory."""
     with tempfile.TemporaryDirectory(dir=run.dir, prefix=".kernel-") as scratch:
-        spec = {
-            # log level CRITICAL: a kernel on this machine's loopback need not warn that it is not encrypted, nor that it was stopped
-            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=50"],
-            "display_name": "Python 3",
-            "language": "python",
-        }
-        folder = Path(scratch) / "kernels" / "python3"
-        folder.mkdir(parents=True)
-        (folder / "kernel.json").write_text(json.dumps(spec))
+        # log level CRITICAL: a kernel on this machine's loopback need not warn that it is not encrypted, nor
+        # that it was stopped
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=50"]
+        for name in notebooks:
+            spec = {"argv": command, "display_name": "Python 3", "language": "python"}
+            spec["env"] = {NOTEBOOK_VARIABLE: name}
+            folder = Path(scratch) / "kernels" / name.lower()
+            folder.mkdir(parents=True)
+            (folder / "kernel.json").write_text(json.dumps(spec))
         changes = {
             "JUPYTER_PATH": scratch,
             "JUPYTER_RUNTIME_DIR": f"{scratch}/runtime",
@@ -164,16 +157,20 @@ def kernel_environment(run: Run) -> Iterator[None]:
 
 def default_jobs(cfg: Config) -> int:
     """Two where the tiny model's rule-made world leaves a core free, else one."""
-    small = cfg.policy.model == "tiny" and cfg.policy.kind == "local" and "llm" not in (cfg.user.kind, cfg.judge.kind, cfg.evaluator.kind)
+    parties = USERS[cfg.user.kind], JUDGES[cfg.judge.kind], EVALUATORS[cfg.evaluator.kind]
+    small = cfg.policy.model == "tiny" and POLICIES[cfg.policy.kind].in_process
+    small = small and all(party.scripted for party in parties)
     return 2 if small and record.cores() >= 2 * cfg.run.threads else 1
 
 
 def _run_all(
-    run: Run, everything: Sequence[Path], chosen: Sequence[Path], parameters: dict, verbose: bool, skipped: Sequence[str] = (), jobs: int = 1
+    run: Run, everything: Sequence[Path], chosen: Sequence[Path], parameters: dict, verbose: bool,
+    skipped: Sequence[str] = (), jobs: int = 1,
 ) -> Failure | None:
     """Execute what is not done yet and not `skipped`; the first failure, or None."""
     width = max(len(path.stem) for path in chosen)
-    numbers = {path.stem: f"[{number}/{len(chosen)}] {path.stem.ljust(width)}" for number, path in enumerate(chosen, start=1)}
+    places = enumerate(chosen, start=1)
+    numbers = {path.stem: f"[{place}/{len(chosen)}] {path.stem.ljust(width)}" for place, path in places}
     paths = {path.stem: path for path in chosen}
 
     def one(stem: str) -> Failure | None:
@@ -197,7 +194,8 @@ def _run_all(
 
 
 def execute(run: Run, notebook: Path, parameters: dict, verbose: bool) -> Failure | None:
-    """Run one notebook in its own folder; the executed copy is notebooks/<name>.ipynb, or .failed.ipynb after an error."""
+    """Run one notebook in its own folder; the executed copy is notebooks/<name>.ipynb, or .failed.ipynb after
+    an error."""
     import papermill  # slow to import, and not needed when everything is done
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -205,13 +203,14 @@ def execute(run: Run, notebook: Path, parameters: dict, verbose: bool) -> Failur
     finished = run.path(f"notebooks/{notebook.name}")
     current = finished.with_suffix(".running.ipynb")
     failed = finished.with_suffix(".failed.ipynb")
-    options = {"kernel_name": "python3", "cwd": str(notebook.parent), "progress_bar": False, "log_output": verbose}
+    options = {"kernel_name": notebook.stem.lower(), "cwd": str(notebook.parent), "progress_bar": False}
+    options |= {"log_output": verbose, "start_timeout": 180}
     if verbose:
         import logging
 
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
-        papermill.execute_notebook(str(notebook), str(current), parameters, start_timeout=180, **options)
+        papermill.execute_notebook(str(notebook), str(current), parameters, **options)
     except PapermillExecutionError as error:
         where = f"{notebook.stem}, cell In [{error.exec_count}]"
         failure = Failure(f"{where}: {_last_line(error)} (see {failed})", error.ename == "InputError")
@@ -227,14 +226,15 @@ def execute(run: Run, notebook: Path, parameters: dict, verbose: bool) -> Failur
 
 def _last_line(error: Exception) -> str:
     """Last line of a notebook's traceback without terminal colours."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", f"{error.ename}: {error.evalue}").strip()  # type: ignore[attr-defined]
+    # type: ignore[attr-defined]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", f"{error.ename}: {error.evalue}").strip()
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1].strip()}"
 
 
 def _check_personas(cfg: Config, seed: int) -> None:
-    """Read persona files of the user's own before anything is written, so that a broken line stops the run at once."""
-    if cfg.personas.source == "builtin":
+    """Read persona files before anything is written, so that a broken line stops the run at once."""
+    if not SOURCES[cfg.personas.source].needs_path:
         return
     from rlpa_lib.personas import sources
 
@@ -253,7 +253,8 @@ def _check_preferences(cfg: Config, chosen: Sequence[Path]) -> None:
 
 def _check_rows(cfg: Config, chosen: Sequence[Path], run_dir: Path) -> None:
     """Look for RAG's encoder and the servers of other models now, and not after hours of training."""
-    if not any(path.stem in ("10_prompting_baselines", "30_evaluation", "33_reasoning_models") for path in chosen):
+    players = {"10_prompting_baselines", "30_evaluation", "33_reasoning_models"}
+    if not players & {path.stem for path in chosen}:
         return
     if "rag" in cfg.evaluation.methods:
         from rlpa_lib.methods import retrieval
@@ -262,7 +263,8 @@ def _check_rows(cfg: Config, chosen: Sequence[Path], run_dir: Path) -> None:
     if cfg.evaluation.comparators:
         from rlpa_lib.client.roles import endpoint_for
 
-        bare = cfg.endpoint.model_copy(update={"cache": "off", "cache_only": False})  # so that nothing is written yet
+        # so that nothing is written yet
+        bare = cfg.endpoint.model_copy(update={"cache": "off", "cache_only": False})
         for name in cfg.evaluation.comparators:
             endpoint_for(cfg.model_copy(update={"endpoint": bare}), "policy", run_dir, name)
 

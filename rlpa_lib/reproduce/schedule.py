@@ -6,32 +6,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from rlpa_lib.runs.notebooks import NEEDS
+
 Outcome = TypeVar("Outcome")
 
-TRAINING = ("11_sft", "12_dpo", "20_ppo", "21_ablations", "22_grpo")  # notebooks that train weights of the policy
-_ROWS = ("11_sft", "12_dpo", "20_ppo", "22_grpo")  # whose weights are rows of the evaluation
-# What a notebook reads that others leave in the run directory. One that is not named here waits for all before it.
-NEEDS: dict[str, tuple[str, ...]] = {
-    "00_replication_map": (),
-    "01_profiles_and_data": (),
-    "02_simulated_user": (),
-    "03_rewards_and_judges": (),
-    "10_prompting_baselines": (),
-    "11_sft": (),
-    "12_dpo": ("11_sft",),  # dpo.start: sft
-    "20_ppo": (),
-    "21_ablations": ("20_ppo",),
-    "22_grpo": ("20_ppo",),  # PPO's curve stands beside GRPO's
-    "30_evaluation": _ROWS,  # beside 10 it plays the rows that 10 has not begun
-    "31_preference_conflict": ("30_evaluation",),
-    "32_long_term": _ROWS,
-    "33_reasoning_models": ("30_evaluation",),
-    "34_user_and_reward_model_evaluation": ("20_ppo",),
-    "35_difficult_users": ("30_evaluation",),
-    "40_paper_audit": (),
-}
-# Minutes at mini on one core, of those that take long: they start before the others, which then fill the gaps at the end.
-MINUTES = {"10_prompting_baselines": 7, "20_ppo": 6, "30_evaluation": 6, "21_ablations": 5, "32_long_term": 3, "35_difficult_users": 2}
+# Minutes at mini on one core, of those that take long: they start before the others, which then fill the gaps
+# at the end.
+MINUTES = {"10_prompting_baselines": 7, "20_ppo": 6, "30_evaluation": 6, "21_ablations": 5, "32_long_term": 3,
+           "35_difficult_users": 2}  # fmt: skip
 
 
 def waits_for(name: str, names: Sequence[str]) -> set[str]:
@@ -51,11 +33,11 @@ def _waiting(name: str, names: Sequence[str]) -> int:
 
 
 def run(names: Sequence[str], jobs: int, execute: Callable[[str], Outcome | None]) -> Outcome | None:
-    """Execute all `names`, at most `jobs` at once, those first for which most others wait, and of these the longest; with one job in the order
-    given.
+    """Execute all `names`, at most `jobs` at once, those first for which most others wait, and of these the
+    longest; with one job in the order given.
 
-    `execute` gives None for success; after the first other outcome nothing more is started, and that outcome is returned once what is
-    running has ended.
+    `execute` gives None for success; after the first other outcome nothing more is started, and that outcome
+    is returned once what is running has ended.
     """
     if jobs == 1:
         return next((failure for name in names if (failure := execute(name)) is not None), None)
@@ -65,7 +47,8 @@ def run(names: Sequence[str], jobs: int, execute: Callable[[str], Outcome | None
     running: dict[Future, str] = {}
     with ThreadPoolExecutor(jobs) as pool:
         while running or (left and failure is None):
-            for name in [name for name in left if waits_for(name, names) <= finished][: jobs - len(running)] if failure is None else []:
+            ready = [name for name in left if failure is None and waits_for(name, names) <= finished]
+            for name in ready[: jobs - len(running)]:
                 left.remove(name)
                 running[pool.submit(execute, name)] = name
             done, _ = wait(running, return_when=FIRST_COMPLETED)

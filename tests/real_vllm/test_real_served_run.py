@@ -5,7 +5,6 @@ import json
 from test_served_run import cli, holding, served
 
 from rlpa_lib.plan import plan
-from rlpa_lib.plan.rehearsal import TYPICAL
 from rlpa_lib.settings import config
 
 # the tiny model knows no chat but its own: its texts run to their limits, and some are cut off there
@@ -25,5 +24,5 @@ def test_all_parties_behind_one_server(vllm_server_tiny, tmp_path):
     assert len((tmp_path / "run" / "tables" / "table1.csv").read_text().splitlines()) == 4, "three rows; rlpa needs weights and is not run"
     assert (tmp_path / "run" / "tables" / "judge_attacks.csv").is_file() and holding(tmp_path / "run", "sk-test") == []
     cfg = config.load_config("smoke", switches[1::2])
-    for name, (predicted, actual) in plan.against(cfg, tmp_path / "run", TYPICAL).items():
+    for name, (predicted, actual) in plan.compare(cfg, tmp_path / "run").items():
         print(f"\n{name}: planned {predicted:,.0f}, asked {actual:,.0f}")
