@@ -7,18 +7,12 @@ from typing import Any
 # What a notebook or another project needs, and where it is; imported when it is asked for, since some of it
 # needs torch.
 _PLACES = {
-    "InputError": "settings.config:InputError",
-    "Profile": "dialogue.profile:Profile",
-    "alignment_level": "evaluation.metrics:alignment_level",
-    "evaluate": "evaluation.scoring:evaluate",
-    "gae": "rlpa.ppo:gae",
-    "load_config": "settings.config:load_config",
-    "normalized_improvement": "evaluation.metrics:normalized_improvement",
-    "open_run": "runs:open_run",
-    "parse_reply": "dialogue.profile:parse_reply",
-    "profile_f1": "rlpa.rewards:profile_f1",
-    "read_aloe": "personas.sources:read_aloe",
-    "read_personachat": "personas.sources:read_personachat",
+    "InputError": "settings.config:InputError", "Profile": "dialogue.profile:Profile",
+    "alignment_level": "evaluation.metrics:alignment_level", "evaluate": "evaluation.scoring:evaluate",
+    "gae": "rlpa.ppo:gae", "load_config": "settings.config:load_config",
+    "normalized_improvement": "evaluation.metrics:normalized_improvement", "open_run": "runs:open_run",
+    "parse_reply": "dialogue.profile:parse_reply", "profile_f1": "rlpa.rewards:profile_f1",
+    "read_aloe": "personas.sources:read_aloe", "read_personachat": "personas.sources:read_personachat",
     "train": "rlpa.training:train",
 }
 __all__ = sorted(_PLACES)  # noqa: PLE0605

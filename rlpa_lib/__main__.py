@@ -25,11 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         commands = {
-            "reproduce": _reproduce,
-            "train": _train,
-            "plan": _plan,
-            "audit": _audit,
-            "publish": _publish,
+            "reproduce": _reproduce, "train": _train, "plan": _plan, "audit": _audit, "publish": _publish,
         }
         return commands[options.command](options)
     except InputError as error:

@@ -4,12 +4,12 @@ import pytest
 import torch
 from baseline_world import SYSTEM, TALKS, open_run, settings, talk
 from conftest import byte_tokenizer, random_model
-from rlpa_lib.mini.tiny import WEIGHTS
 from transformers import PreTrainedTokenizerFast
 
 from rlpa_lib.methods import trainers, training_data
 from rlpa_lib.methods.preferences import Conversation, Exchange
 from rlpa_lib.methods.training_data import IGNORED, grow_texts, label_answers, list_branches, make_dpo_rows, make_sft_rows
+from rlpa_lib.mini.world import WEIGHTS
 from rlpa_lib.settings.config import InputError
 
 # What bears loss

@@ -48,20 +48,14 @@ _REPLY_TAG = re.compile(r"</?(?:profile|response)>", re.IGNORECASE)
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _REASONS = {
     "en": {
-        "empty": "is empty",
-        "absent": "says that nothing is known; write a plausible value instead",
+        "empty": "is empty", "absent": "says that nothing is known; write a plausible value instead",
         "remark": "carries a remark on where it comes from; give the value alone",
-        "language": "is not in English",
-        "long": f"has more than {MAX_VALUE} characters",
+        "language": "is not in English", "long": f"has more than {MAX_VALUE} characters",
         "again": "These values cannot stand. Send the whole object again.",
     },
     "zh": {
-        "empty": "为空",
-        "absent": "只说没有信息；请写一个合理的内容",
-        "remark": "带有关于来源的说明；只写内容本身",
-        "language": "不是中文",
-        "long": f"超过 {MAX_VALUE} 个字符",
-        "again": "下列内容不能接受，请重新给出完整的对象。",
+        "empty": "为空", "absent": "只说没有信息；请写一个合理的内容", "remark": "带有关于来源的说明；只写内容本身", "language": "不是中文",
+        "long": f"超过 {MAX_VALUE} 个字符", "again": "下列内容不能接受，请重新给出完整的对象。",
     },
 }
 

@@ -37,11 +37,8 @@ def read_row(completion: Any) -> dict[str, Any]:
     return {
         "content": _join_parts(message.get("content")),
         "reasoning": _join_parts(message.get("reasoning_content") or message.get("reasoning")),
-        "refusal": _join_parts(message.get("refusal")),
-        "finish_reason": first.get("finish_reason") or "",
-        "prompt_tokens": prompt,
-        "completion_tokens": generated,
-        "reasoning_tokens": reasoning,
+        "refusal": _join_parts(message.get("refusal")), "finish_reason": first.get("finish_reason") or "",
+        "prompt_tokens": prompt, "completion_tokens": generated, "reasoning_tokens": reasoning,
     }
 
 

@@ -192,14 +192,10 @@ class Usage:
     def _row(self, party: tuple[str, str]) -> dict[str, Any]:
         sums, seconds = self._sums[party], sorted(self._seconds[party])
         return {
-            "role": party[0],
-            "model": party[1],
-            **{name: sums[name] for name in _COUNTS},
+            "role": party[0], "model": party[1], **{name: sums[name] for name in _COUNTS},
             "cached_share": sums["cached"] / sums["requests"] if sums["requests"] else None,
-            "usd": sums.get("usd"),
-            "usd_lost": sums.get("lost_usd", 0.0),
-            "latency_p50": _percentile(seconds, 0.50),
-            "latency_p95": _percentile(seconds, 0.95),
+            "usd": sums.get("usd"), "usd_lost": sums.get("lost_usd", 0.0),
+            "latency_p50": _percentile(seconds, 0.50), "latency_p95": _percentile(seconds, 0.95),
         }
 
 

@@ -189,10 +189,7 @@ def judge_informativeness(reading: Reading) -> tuple[bool, str]:
 
 # One rule a criterion of settings.kinds.
 RULES: dict[str, Callable[[Reading], tuple[bool, str]]] = {
-    "N": judge_naturalness,
-    "R": judge_relevance,
-    "L": judge_logic,
-    "G": judge_engagement,
+    "N": judge_naturalness, "R": judge_relevance, "L": judge_logic, "G": judge_engagement,
     "F": judge_informativeness,
 }
 

@@ -16,10 +16,8 @@ from rlpa_lib.mini.judge import BRIEF_WORDS, Wishes, gather_evidence
 STYLES = ("careful", "generic", "forgetful", "inventive", "flattering", "curious")
 # How often each style occurs per mode: assistants that were not asked for care are mostly generic.
 MIX = {
-    "rlpa": (0.30, 0.34, 0.10, 0.08, 0.05, 0.13),
-    "base": (0.06, 0.64, 0.12, 0.07, 0.06, 0.05),
-    "reminder": (0.50, 0.24, 0.06, 0.06, 0.04, 0.10),
-    "revision": (0.80, 0.06, 0.02, 0.03, 0.02, 0.07),
+    "rlpa": (0.30, 0.34, 0.10, 0.08, 0.05, 0.13), "base": (0.06, 0.64, 0.12, 0.07, 0.06, 0.05),
+    "reminder": (0.50, 0.24, 0.06, 0.06, 0.04, 0.10), "revision": (0.80, 0.06, 0.02, 0.03, 0.02, 0.07),
     "rag": (0.62, 0.18, 0.04, 0.05, 0.03, 0.08),
 }
 

@@ -58,12 +58,9 @@ class Manner:
 WILLING = Manner()
 # Chosen so that a user is clearly difficult, and that ten turns still tell something; not fitted to people.
 MANNERS = {
-    "willing": WILLING,
-    "reluctant": Manner(volunteers=0.2, answers=0.5),
-    "impatient": Manner(volunteers=0.5, patience=2),
-    "contradictory": Manner(contradicts=0.35),
-    "off_topic": Manner(strays=0.5),
-    "terse": Manner(volunteers=0.5, terse=True),
+    "willing": WILLING, "reluctant": Manner(volunteers=0.2, answers=0.5),
+    "impatient": Manner(volunteers=0.5, patience=2), "contradictory": Manner(contradicts=0.35),
+    "off_topic": Manner(strays=0.5), "terse": Manner(volunteers=0.5, terse=True),
 }
 
 

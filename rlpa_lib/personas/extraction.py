@@ -285,14 +285,8 @@ def _find_others(text: str) -> str | None:
 
 
 _RULES: dict[str, Callable[[str], str | None]] = {
-    "Age": _find_age,
-    "Gender": find_gender,
-    "Interests": find_interests,
-    "Educational Background": _find_education,
-    "Personality Traits": _find_traits,
-    "Occupation": _find_occupation,
-    "Marital Status": _find_marital_status,
-    "Family Background": _find_family,
-    "Location": _find_location,
-    "Others": _find_others,
+    "Age": _find_age, "Gender": find_gender, "Interests": find_interests,
+    "Educational Background": _find_education, "Personality Traits": _find_traits,
+    "Occupation": _find_occupation, "Marital Status": _find_marital_status, "Family Background": _find_family,
+    "Location": _find_location, "Others": _find_others,
 }

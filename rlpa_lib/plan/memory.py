@@ -68,12 +68,8 @@ def shape_of(source: str) -> Shape | None:
         return KNOWN.get(source)
     c = json.loads(file.read_text(encoding="utf-8"))
     return Shape(
-        c["num_hidden_layers"],
-        c["hidden_size"],
-        c["num_attention_heads"],
-        c.get("num_key_value_heads", c["num_attention_heads"]),
-        c["intermediate_size"],
-        c["vocab_size"],
+        c["num_hidden_layers"], c["hidden_size"], c["num_attention_heads"],
+        c.get("num_key_value_heads", c["num_attention_heads"]), c["intermediate_size"], c["vocab_size"],
         c.get("tie_word_embeddings", False),
     )
 

@@ -63,11 +63,8 @@ class Texts:
     def written(self, ask: Asks, turn: int) -> float:
         """What an answer holds of the dialogue."""
         return {
-            "": 0.0,
-            "utterance": self.utterance,
-            "response": self.response,
-            "profile": self.response + self.value * self.known(turn),
-            "pairs": self.pair * self.known(turn),
+            "": 0.0, "utterance": self.utterance, "response": self.response,
+            "profile": self.response + self.value * self.known(turn), "pairs": self.pair * self.known(turn),
             "claims": 0.0,
         }[ask.writes]
 

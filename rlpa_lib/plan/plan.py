@@ -29,24 +29,11 @@ OPENAI = "https://api.openai.com/v1"
 Party = tuple[str, str, str]  # role, model, server
 # else judge
 SECTIONS = {
-    "user": "user",
-    "converter": "user",
-    "rewriter": "user",
-    "evaluator": "evaluator",
-    "policy": "policy",
+    "user": "user", "converter": "user", "rewriter": "user", "evaluator": "evaluator", "policy": "policy",
 }
 HEAD = (
-    "notebook",
-    "requests",
-    "prompt tokens",
-    "answer tokens",
-    "USD",
-    "hours",
-    "completions",
-    "generated",
-    "trained",
-    "GPU GB",
-    "GPU hours",
+    "notebook", "requests", "prompt tokens", "answer tokens", "USD", "hours", "completions", "generated",
+    "trained", "GPU GB", "GPU hours",
 )
 
 

@@ -121,12 +121,8 @@ def _line(row: Mapping[str, Any], cfgs: Mapping[str, Config]) -> dict[str, str]:
     places = [*row["code"], *row["files"], *(f"notebook {name}" for name in row["notebooks"])]
     later = [f"not yet: {row['planned']}"] if row["planned"] else []
     return {
-        "kind": row["kind"],
-        "item": row["item"] + (f"\n{row['title']}" if row["title"] else ""),
-        "status": row["status"],
-        "paper": row["paper"],
-        "released": row["released"],
-        "here": row["here"],
+        "kind": row["kind"], "item": row["item"] + (f"\n{row['title']}" if row["title"] else ""),
+        "status": row["status"], "paper": row["paper"], "released": row["released"], "here": row["here"],
         "where": "\n".join([*places, *later]),
         **{f"{name} settings": _show_settings(cfg, row["keys"]) for name, cfg in cfgs.items()},
         "why": row["why"],

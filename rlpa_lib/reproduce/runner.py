@@ -62,10 +62,8 @@ def reproduce(
     if skipped:
         run.note("skipped_notebooks", dict.fromkeys(skipped, UNTRAINABLE))
     parameters = {
-        "params": file.stem if file.parent == config.PARAMS_DIR else str(file),
-        "seed": seed,
-        "run_dir": str(run.dir),
-        "overrides": config.anchor_paths(overrides),
+        "params": file.stem if file.parent == config.PARAMS_DIR else str(file), "seed": seed,
+        "run_dir": str(run.dir), "overrides": config.anchor_paths(overrides),
     }
     start = time.monotonic()
     try:
@@ -136,12 +134,9 @@ def kernel_environment(run: Run, notebooks: Sequence[str]) -> Iterator[None]:
             folder.mkdir(parents=True)
             (folder / "kernel.json").write_text(json.dumps(spec))
         changes = {
-            "JUPYTER_PATH": scratch,
-            "JUPYTER_RUNTIME_DIR": f"{scratch}/runtime",
-            "IPYTHONDIR": f"{scratch}/ipython",
-            "OMP_NUM_THREADS": str(run.cfg.run.threads),
-            "OMP_WAIT_POLICY": "passive",
-            "TOKENIZERS_PARALLELISM": "false",
+            "JUPYTER_PATH": scratch, "JUPYTER_RUNTIME_DIR": f"{scratch}/runtime",
+            "IPYTHONDIR": f"{scratch}/ipython", "OMP_NUM_THREADS": str(run.cfg.run.threads),
+            "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
         if run.cfg.policy.model in ("tiny", "smollm2"):

@@ -64,12 +64,9 @@ def credit_across_turns(
     rows = torch.arange(len(sizes_S), device=sizes_S.device)
     powers_T = settings.gamma ** torch.arange(keep_ST.shape[1], dtype=torch.float64)
     futures_S, worths_S = look_ahead(
-        places,
-        rewards_S=((rewards_ST * keep_ST).double().cpu() * powers_T).sum(1).tolist(),
-        spans_S=powers_T[sizes_S.cpu() - 1].tolist(),
-        before_S=values_ST[:, 0].tolist(),
-        after_S=values_ST[rows, sizes_S].tolist(),
-        settings=settings,
+        places, rewards_S=((rewards_ST * keep_ST).double().cpu() * powers_T).sum(1).tolist(),
+        spans_S=powers_T[sizes_S.cpu() - 1].tolist(), before_S=values_ST[:, 0].tolist(),
+        after_S=values_ST[rows, sizes_S].tolist(), settings=settings,
     )
     led_to = rewards_ST.clone()
     led_to[rows, sizes_S - 1] += torch.tensor(futures_S, dtype=led_to.dtype, device=led_to.device)

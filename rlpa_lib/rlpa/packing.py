@@ -46,12 +46,10 @@ def pack_groups(
     ]
     in_rows, places, completions = zip(*samples, strict=True)
     tensors = {
-        "input_ids_BL": pad_rows(ids),
-        "position_ids_BL": pad_rows(positions),
+        "input_ids_BL": pad_rows(ids), "position_ids_BL": pad_rows(positions),
         "mask_B1LL": tree_mask(pad_rows(segments, -1), dtype) if packing == "tree" else None,
         "rows_ST": torch.tensor(in_rows)[:, None].expand(-1, max(map(len, completions))),
-        "places_ST": pad_rows(places),
-        "targets_ST": pad_rows(completions),
+        "places_ST": pad_rows(places), "targets_ST": pad_rows(completions),
         "keep_ST": pad_rows([[1] * len(c) for c in completions]).bool(),
     }
     return Packed(**{name: None if x is None else x.to(device) for name, x in tensors.items()})

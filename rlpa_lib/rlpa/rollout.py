@@ -177,16 +177,13 @@ def reward_metrics(groups: Sequence[TurnGroup]) -> dict[str, float]:
     guesses, inferred = sum(r.n_unrevealed_guesses for r in rewards), sum(r.n_inferred for r in rewards)
     matched, marked = sum(r.n_unrevealed_matched for r in rewards), [r for r in rewards if r.dimensions]
     return {
-        "reward_total": fmean(r.total for r in rewards),
-        "reward_profile": fmean(r.profile for r in rewards),
+        "reward_total": fmean(r.total for r in rewards), "reward_profile": fmean(r.profile for r in rewards),
         "reward_response": fmean(r.response for r in rewards),
-        "precision": fmean(r.precision for r in rewards),
-        "recall": fmean(r.recall for r in rewards),
+        "precision": fmean(r.precision for r in rewards), "recall": fmean(r.recall for r in rewards),
         "reward_total_chosen": fmean(r.total for r in chosen) if chosen else float("nan"),
         **{name: fmean(r.criteria[name] for r in rewards) for name in REWARD_CRITERIA},
         **{name: fmean(r.dimensions[name] for r in marked) for name in DIMENSIONS if marked},
-        "format_rate": fmean(r.format_ok for r in rewards),
-        "unjudged_share": 1 - len(rewards) / len(samples),
+        "format_rate": fmean(r.format_ok for r in rewards), "unjudged_share": 1 - len(rewards) / len(samples),
         "unrevealed_share": guesses / inferred if inferred else 0.0,
         "unrevealed_precision": matched / guesses if guesses else float("nan"),
         "profile_items": inferred / len(rewards),
