@@ -64,7 +64,8 @@ class Texts:
         """What an answer holds of the dialogue."""
         known = self.known(turn)
         return {"": 0.0, "utterance": self.utterance, "response": self.response, "claims": 0.0,
-                "profile": self.response + self.value * known, "pairs": self.pair * known}[ask.writes]  # fmt: skip
+                "profile": self.response + self.value * known,
+                "pairs": self.pair * known}[ask.writes]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Pilot:
             name, _, value = text.partition("=")
             if name not in found or not re.fullmatch(r"\d+(\.\d+)?", value) or not float(value):
                 names = ", ".join(found)
-                raise InputError(f"--assume {text}: write name=value with a positive number; names are {names}")
+                raise InputError(f"--assume {text}: write name=value with a positive number, of {names}")
             found[name] = float(value)
         return replace(self, texts=Texts(**found))
 
