@@ -106,6 +106,6 @@ def assumptions(cfg: Config, gpu: GPU) -> list[str]:
         f"GPU: {gpu.name}, {known.weights() / 1e9:.2f} billion weights; training reaches {gpu.used:.0%} of "
         f"{gpu.flops / 1e12:.0f} TFLOP/s, decoding {gpu.reached:.0%} of the memory's speed, and at most "
         f"{gpu.loop_steps:g} steps a second outside vLLM.",
-        "GPU memory: one GPU holds all, prompts and replies of average length; SFT and DPO are counted with PPO's "
-        "micro-batch and critic, so high.",
+        "GPU memory: one GPU holds all, prompts and replies of average length; SFT and DPO are counted with "
+        "PPO's micro-batch and critic, so high.",
     ]

@@ -62,11 +62,10 @@ class Texts:
 
     def written(self, ask: Asks, turn: int) -> float:
         """What an answer holds of the dialogue."""
-        return {
-            "": 0.0, "utterance": self.utterance, "response": self.response,
-            "profile": self.response + self.value * self.known(turn), "pairs": self.pair * self.known(turn),
-            "claims": 0.0,
-        }[ask.writes]
+        known = self.known(turn)
+        return {"": 0.0, "utterance": self.utterance, "response": self.response, "claims": 0.0,
+                "profile": self.response + self.value * known,
+                "pairs": self.pair * known}[ask.writes]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,8 @@ class Pilot:
         for text in changes:
             name, _, value = text.partition("=")
             if name not in found or not re.fullmatch(r"\d+(\.\d+)?", value) or not float(value):
-                raise InputError(
-                    f"--assume {text}: write name=value with a positive number; names are {', '.join(found)}"
-                )
+                names = ", ".join(found)
+                raise InputError(f"--assume {text}: write name=value with a positive number, of {names}")
             found[name] = float(value)
         return replace(self, texts=Texts(**found))
 
@@ -116,9 +114,8 @@ class Pilot:
 def read_pilot(runs: Sequence[Path] = ()) -> Pilot:
     """The pilot that ships, behind what `runs` show."""
     told = json.loads(FILE.read_text(encoding="utf-8"))
-    rates = {
-        name: {role: Rate(*rate) for role, rate in roles.items()} for name, roles in told["rates"].items()
-    }
+    rated = told["rates"].items()
+    rates = {name: {role: Rate(*rate) for role, rate in roles.items()} for name, roles in rated}
     shipped = Pilot(Texts(**told["texts"]), rates, tuple(told["runs"]))
     return measure(runs).merge(shipped) if runs else shipped
 
@@ -161,15 +158,10 @@ def _measure(folder: Path) -> Pilot:
         )
         rates[BY_TRAINING[0]][BY_TRAINING[1]] = _rate(counted[BY_TRAINING], texts, cfg, n, prompt, completion)
     if not rates:
-        raise InputError(
-            f"{folder}: no pilot: its metrics/usage.jsonl names no notebooks; a pilot is a run of `reproduce`"
-        )
+        raise InputError(f"{folder}: no pilot: its usage record names no notebooks, as `reproduce` does")
     size = f"{cfg.evaluation.users} users, {cfg.evaluation.turns} turns, prompts {cfg.run.prompt_set}"
-    return Pilot(
-        texts,
-        rates,
-        (f"{folder.name} ({made['params_name']}, {size}, commit {str(made['code']['commit'])[:8]})",),
-    )
+    name = f"{folder.name} ({made['params_name']}, {size}, commit {str(made['code']['commit'])[:8]})"
+    return Pilot(texts, rates, (name,))
 
 
 def _rate(
@@ -179,12 +171,9 @@ def _rate(
     counted = sum(n for n, _, _ in turns)
     seen = sum(n * texts.seen(ask, k, cfg) for n, ask, k in turns)
     written = sum(n * texts.written(ask, k) for n, ask, k in turns)
-    once = counted / sum(n * ask.times(k) for n, ask, k in turns)
-    return Rate(
-        requests / counted,
-        prompt / requests - seen / counted,
-        once * (completion / requests - written / counted),
-    )
+    once = counted / (sum(n * ask.times(k) for n, ask, k in turns) or counted)
+    answer = once * (completion / requests - written / counted)
+    return Rate(requests / counted, prompt / requests - seen / counted, answer)
 
 
 def _usage(folder: Path) -> dict[tuple[str, str], list[float]]:
@@ -193,9 +182,8 @@ def _usage(folder: Path) -> dict[tuple[str, str], list[float]]:
     for line in storage.read_jsonl(file, appended=True) if file.is_file() else ():
         if line.get("sent") and "notebook" in line:
             values = (line["sent"], line.get("prompt_tokens", 0), line.get("completion_tokens", 0))
-            found[line["notebook"], line["role"]] = [
-                a + b for a, b in zip(found[line["notebook"], line["role"]], values, strict=True)
-            ]
+            key = line["notebook"], line["role"]
+            found[key] = [a + b for a, b in zip(found[key], values, strict=True)]
     return found
 
 

@@ -27,14 +27,10 @@ from rlpa_lib.settings.schema import PolicyConfig
 LATENCY = 2.0  # seconds that a server takes for one request
 OPENAI = "https://api.openai.com/v1"
 Party = tuple[str, str, str]  # role, model, server
-# else judge
-SECTIONS = {
-    "user": "user", "converter": "user", "rewriter": "user", "evaluator": "evaluator", "policy": "policy",
-}
-HEAD = (
-    "notebook", "requests", "prompt tokens", "answer tokens", "USD", "hours", "completions", "generated",
-    "trained", "GPU GB", "GPU hours",
-)
+SECTIONS = {"converter": "user", "rewriter": "user", "user_judge": "judge", "response_judge": "judge",
+            "profile_judge": "judge"}  # of the settings, by role; else it has the role's name  # fmt: skip
+HEAD = ("notebook", "requests", "prompt tokens", "answer tokens", "USD", "hours", "completions", "generated",
+        "trained", "GPU GB", "GPU hours")  # fmt: skip
 
 
 @dataclass
@@ -81,7 +77,7 @@ def _party(ask: Asks) -> Party:
     party = ask.party
     model = getattr(party, "profile_model", None) if ask.role == "profile_judge" else None
     if (model := model or party.model) is None:
-        section = SECTIONS.get(ask.role, "judge")
+        section = SECTIONS.get(ask.role, ask.role)
         raise InputError(f"{section}.model: is needed as {ask.role} of notebook {ask.notebook[:2]}")
     return ask.role, model, party.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
 
@@ -163,14 +159,14 @@ def _roles(cfg: Config, whole: Load) -> list[str]:
 def _assumptions(cfg: Config, pilot: Pilot, rpm: float, tpm: float, gpu: GPU) -> list[str]:
     lengths = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in vars(pilot.texts).items())
     unknown = {ask.role for ask in list_asks(cfg) if pilot.find(ask.notebook, ask.role) is None}
-    missing = f"- no pilot asked {', '.join(sorted(unknown))}: requests are counted, tokens are of the dialogue alone"
+    missing = f"- no pilot asked {', '.join(sorted(unknown))}: tokens are of the dialogue alone"
     return [
-        f"- pilot: {'; '.join(pilot.runs)}. Requests are repeated and answered from the cache as often as there.",
+        f"- pilot: {'; '.join(pilot.runs)}. Requests are repeated or cached as often as there.",
         *([missing] if unknown else []),
         f"- lengths in tokens, a profile's items at turn 1 and how many more a turn (--assume): {lengths}.",
-        f"- servers: {rpm:,.0f} requests and {tpm:,.0f} tokens a minute (--rpm, --tpm), {LATENCY:g} s a request, "
-        f"{cfg.endpoint.concurrency} at a time (endpoint.concurrency); prices from params/prices.yaml, without the "
-        "discount for cached input.",
+        f"- servers: {rpm:,.0f} requests and {tpm:,.0f} tokens a minute (--rpm, --tpm), "
+        f"{LATENCY:g} s a request, {cfg.endpoint.concurrency} at a time (endpoint.concurrency); prices from "
+        "params/prices.yaml, without the discount for cached input.",
         *(f"- {line}" for line in gpu_cost.assumptions(cfg, gpu)),
     ]
 
