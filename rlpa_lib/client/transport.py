@@ -168,8 +168,7 @@ def bound_prompt(body: Json) -> int:
 
 
 def adapt_dialect(dialect: Dialect, body: Json, error: EndpointError, auto: bool) -> Dialect | None:
-    """The dialect after a refusal that names what the server does not take; None when there is nothing to
-    change. `auto`: a schema may become words."""
+    """The dialect after a refusal that names what is not taken, else None. `auto`: words may do."""
     structured = error.param.startswith("response_format") or _STRUCTURE.search(error.told)
     if "response_format" in body and structured:
         asked = json.dumps(body["response_format"])
@@ -185,8 +184,7 @@ def adapt_dialect(dialect: Dialect, body: Json, error: EndpointError, auto: bool
 
 
 async def send(client: openai.AsyncOpenAI, body: Json, timeout: float, server: Server) -> tuple[Json, Json]:
-    """(the server's JSON, its row for the cache), after at most `timeout` seconds for everything, a slow drip
-    included. EndpointError: why there is none."""
+    """(the server's JSON, its row for the cache), within `timeout` seconds in all, slow drips included."""
     place = server.name("base_url")
     try:
         async with asyncio.timeout(timeout):
@@ -218,8 +216,7 @@ def redact(text: str, key: str) -> str:
 
 
 def _read_refusal(error: openai.APIStatusError, server: Server, api_key: str) -> bytes:
-    """Raises what a status other than 2xx means, naming the setting to look at; a content filter's 400
-    becomes the answer that it is elsewhere."""
+    """Raises what an error status means; a content filter's 400 is the answer that it is elsewhere."""
     status, detail = error.status_code, error.body if isinstance(error.body, dict) else {}
     told = redact(" ".join(str(detail.get("message") or error.response.text).split()), api_key)[:500]
     code, param = str(detail.get("code") or ""), str(detail.get("param") or "")
@@ -274,8 +271,7 @@ class Pace:
         """Wait for this request's turn."""
         now = time.monotonic()
         at = max(now, self._next)
-        if self._gap:
-            self._next = at + self._gap
+        self._next = at + self._gap
         if at > now:
             await asyncio.sleep(at - now)
 
