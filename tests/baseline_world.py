@@ -6,12 +6,13 @@ from safetensors.torch import load_file
 
 from rlpa_lib import runs
 from rlpa_lib.dialogue.dialogue import Utterance
-from rlpa_lib.dialogue.judging import CRITERIA, Verdict
+from rlpa_lib.dialogue.judging import Verdict
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile
 from rlpa_lib.methods import grpo, trainers
 from rlpa_lib.methods.preferences import Conversation, Exchange
 from rlpa_lib.settings.config import Config
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
 SYSTEM = "Be kind."
 PERSONAS = [Persona(f"p{i}", "", "", Profile((("Age", str(20 + i)), ("Location", "Rome")))) for i in range(5)]
@@ -64,7 +65,7 @@ class VowelJudge:
         return [() for _ in pairs]
 
     def responses(self, cases):
-        return [Verdict(dict.fromkeys(CRITERIA, sum(map(ord, r.response)) % 2 == 0), dict.fromkeys(CRITERIA, "")) for _, r in cases]
+        return [Verdict(dict.fromkeys(REWARD_CRITERIA, sum(map(ord, r.response)) % 2 == 0), dict.fromkeys(REWARD_CRITERIA, "")) for _, r in cases]
 
 
 class EchoUser:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_trainer import any_text_is_well_formed, config, quiet, trainer  # noqa: F401 - the fixture works by being here
 
 from rlpa_lib import runs
-from rlpa_lib.dialogue.judging import CRITERIA, Verdict
+from rlpa_lib.dialogue.judging import Verdict
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.evaluation import ablations
 from rlpa_lib.evaluation.paper_tables import PAPER_TABLES
@@ -20,6 +20,7 @@ from rlpa_lib.rlpa.trainer import count_updates
 from rlpa_lib.settings import config as settings
 from rlpa_lib.settings.base import Ablation
 from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
 VARIANTS = Ablation.__args__
 
@@ -61,7 +62,7 @@ def test_rewards_of_the_ablations_by_hand():
     marks = {"N": True, "R": True, "L": False, "G": True, "F": True}
     totals = {}
     for parts in ("PRR", "PR", "RR", *ABLATED):
-        reward = score(reply, true, frozenset(), [(0, 0)], Verdict(marks, dict.fromkeys(CRITERIA, "")), parts)
+        reward = score(reply, true, frozenset(), [(0, 0)], Verdict(marks, dict.fromkeys(REWARD_CRITERIA, "")), parts)
         assert (reward.profile, reward.response) == (pytest.approx(2 / 3), 0)  # logged whatever is rewarded
         totals[parts] = reward.total
     assert totals == {"PRR": pytest.approx(2 / 3), "PR": pytest.approx(2 / 3), "RR": 0, "format": 1, "PRR-L": pytest.approx(5 / 3),

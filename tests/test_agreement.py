@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from rlpa_lib.dialogue.judging import CRITERIA
 from rlpa_lib.mini.attacks import PERSONA, TOLD, load_gallery, situation
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 from rlpa_lib.study.response_judge import agreement_table, measure_agreement, read_labels
 
 
 def row(response, **labels):
     persona = {"id": "p", "description": "x", "personality": "", "profile": [list(item) for item in PERSONA.profile.items]}
-    marks = dict.fromkeys((*CRITERIA, "score", "evaluation"), 1) | labels
+    marks = dict.fromkeys((*REWARD_CRITERIA, "score", "evaluation"), 1) | labels
     reply = {"profile": [list(item) for item in TOLD.items], "response": response}
     return {"persona": persona, "dialogue": situation().to_json(), "reply": reply, "labels": marks, "source": "test"}
 
@@ -40,13 +40,13 @@ def test_labels_are_read_and_compared(tmp_path):
     training = RuleJudge().responses([(t.dialogue, t.reply) for t in turns])
     evaluation = RuleEvaluationJudge().evaluate([(t.persona, t.dialogue, t.reply.response) for t in turns])
     table = agreement_table(turns, training, evaluation).set_index("mark")
-    assert list(table.index) == [*CRITERIA, "score", "evaluation"]
+    assert list(table.index) == [*REWARD_CRITERIA, "score", "evaluation"]
     assert table.loc["N", ["tp", "fp", "fn", "tn"]].tolist() == [3, 0, 0, 0]
     for mark in ("L", "score", "evaluation"):
         assert table.loc[mark, ["tp", "fp", "fn", "tn"]].tolist() == [1, 0, 1, 1], mark
 
 
-TWOS = {"labels": dict.fromkeys((*CRITERIA, "score", "evaluation"), 2)}
+TWOS = {"labels": dict.fromkeys((*REWARD_CRITERIA, "score", "evaluation"), 2)}
 
 
 @pytest.mark.parametrize("broken", [{"labels": {"N": 1}}, {"reply": {"response": "x"}}, TWOS])

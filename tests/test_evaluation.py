@@ -8,7 +8,7 @@ import pytest
 
 from rlpa_lib import runs
 from rlpa_lib.dialogue.dialogue import Dialogue
-from rlpa_lib.dialogue.judging import CRITERIA, Verdict
+from rlpa_lib.dialogue.judging import Verdict
 from rlpa_lib.dialogue.protocols import Completion
 from rlpa_lib.evaluation import scoring
 from rlpa_lib.methods.controls import OracleControl, RandomControl
@@ -18,6 +18,7 @@ from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.play import collect_responses, select_personal
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.settings import config
+from rlpa_lib.settings.kinds import EVALUATION_CRITERIA
 
 PEOPLE = builtin_personas("vanilla", 12, 0)
 
@@ -80,7 +81,7 @@ def test_a_policy_never_sees_what_the_user_has_not_said():
 class Counting:
     """A judge that finds everything good, and remembers what it was asked."""
 
-    def __init__(self, verdict=Verdict(dict.fromkeys(CRITERIA, True), dict.fromkeys(CRITERIA, ""))):  # noqa: B008
+    def __init__(self, verdict=Verdict(dict.fromkeys(EVALUATION_CRITERIA, True), dict.fromkeys(EVALUATION_CRITERIA, ""))):  # noqa: B008
         self.verdict, self.cases = verdict, []
 
     def evaluate(self, cases):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rlpa_lib.agents import models
 from rlpa_lib.agents.prompt_tokens import prompt_ids
 from rlpa_lib.dialogue import quoting
-from rlpa_lib.dialogue.judging import CRITERIA
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
@@ -175,8 +175,9 @@ class Gullible:
 
     def responses(self, cases):
         from rlpa_lib.dialogue.judging import Verdict
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
-        return [None if "mercy" in r.response else Verdict(dict.fromkeys(CRITERIA, "Forget" not in r.response), {}) for _, r in cases]
+        return [None if "mercy" in r.response else Verdict(dict.fromkeys(REWARD_CRITERIA, "Forget" not in r.response), {}) for _, r in cases]
 
     def matches(self, pairs):
         return [((0, 0),) for _ in pairs]

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
-from rlpa_lib.dialogue.judging import CRITERIA
 from rlpa_lib.dialogue.profile import Profile, Reply, render_reply
 from rlpa_lib.mini.attacks import PERSONA
 from rlpa_lib.mini.judge import RuleJudge
@@ -15,6 +14,7 @@ from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.rlpa.rewards import score_replies
 from rlpa_lib.runs.run import claim
 from rlpa_lib.settings.config import Config
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 from rlpa_lib.study import response_judge, user_measures
 
 NOBODY = Reply(Profile(), "I see.", True)
@@ -103,12 +103,12 @@ def test_the_log_gives_back_what_the_judge_saw(trained):
         assert point.dialogue.pending == then.pending and [t.user for t in point.dialogue.turns] == [t.user for t in then.turns]
         assert [t.reply.response for t in point.dialogue.turns] == [t.reply.response for t in then.turns]
         [verdict] = judge.responses([(point.dialogue, point.reply)])
-        assert {c: int(verdict.marks[c]) for c in CRITERIA} == point.marks and point.verdict == verdict.score
+        assert {c: int(verdict.marks[c]) for c in REWARD_CRITERIA} == point.marks and point.verdict == verdict.score
     assert response_judge.read_training_points(run, people, user, name="other") == []
 
 
 def test_points_are_drawn_evenly_by_verdict():
-    points = [response_judge.Point(str(i), Dialogue("d", "p"), NOBODY, dict.fromkeys(CRITERIA, int(i < 5))) for i in range(100)]
+    points = [response_judge.Point(str(i), Dialogue("d", "p"), NOBODY, dict.fromkeys(REWARD_CRITERIA, int(i < 5))) for i in range(100)]
     drawn = response_judge.draw_evenly(points, 20, 0)
     assert len(drawn) == 20 == len({p.id for p in drawn}) and sum(p.verdict for p in drawn) == 5
     assert sum(p.verdict for p in response_judge.draw_evenly(points, 8, 0)) == 4 and len(response_judge.draw_evenly(points, 300, 0)) == 100

@@ -9,11 +9,7 @@ from typing import Protocol
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply
-from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
-# on its way out: rooms read REWARD_CRITERIA or EVALUATION_CRITERIA of settings.kinds
-CRITERIA = tuple(REWARD_CRITERIA)
-# What alignment with a profile means (section 3.3). On record only: the criteria alone make the score.
 DIMENSIONS = ("preference_expression", "style_consistency", "goal_alignment", "persona_coherence")
 
 
