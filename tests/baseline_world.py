@@ -1,4 +1,5 @@
-"""What the tests of SFT, DPO and GRPO share: small conversations, users and judges that need no language, settings for a random model."""
+"""What the tests of SFT, DPO and GRPO share: small conversations, users and judges that need no language,
+settings for a random model."""
 
 import torch
 from conftest import byte_tokenizer, random_model
@@ -19,11 +20,19 @@ PERSONAS = [Persona(f"p{i}", "", "", Profile((("Age", str(20 + i)), ("Location",
 
 
 def talk(*chosen, name="a"):
-    turns = tuple(Exchange(f"u{name}{k}", f"good {name}{k}", f"bad {name}{k}", side) for k, side in enumerate(chosen, start=1))
+    turns = tuple(
+        Exchange(f"u{name}{k}", f"good {name}{k}", f"bad {name}{k}", side)
+        for k, side in enumerate(chosen, start=1)
+    )
     return Conversation("", "", turns)
 
 
-TALKS = [talk(*sides, name=name) for name, sides in zip("abcdef", [("preferred", "rejected")] * 3 + [("rejected", "preferred")] * 3, strict=True)]
+TALKS = [
+    talk(*sides, name=name)
+    for name, sides in zip(
+        "abcdef", [("preferred", "rejected")] * 3 + [("rejected", "preferred")] * 3, strict=True
+    )
+]
 
 
 def settings(**changes):
@@ -33,7 +42,10 @@ def settings(**changes):
         "ppo": {"minibatch": 4},
         "sft": {"batch": 2, "lr": 1e-2, "checkpoint_every": 2},
         "dpo": {"batch": 4, "micro_batch": 2, "lr": 1e-2, "checkpoint_every": 1},
-        "grpo": {"rounds": 2, "users": 2, "batch": 2, "samples": 4, "micro_batch": 4, "lr": 1e-2, "checkpoint_every": 1},
+        "grpo": {
+            "rounds": 2, "users": 2, "batch": 2, "samples": 4, "micro_batch": 4, "lr": 1e-2,
+            "checkpoint_every": 1,
+        },
         "run": {"tensorboard": False},
     }
     for section, values in changes.items():
@@ -59,13 +71,20 @@ def same(rows):
 
 
 class VowelJudge:
-    """Likes responses by how their characters fall, so that samples of a random model get different rewards."""
+    """Likes responses by how their characters fall, so that samples of a random model get different
+    rewards."""
 
     def matches(self, pairs):
         return [() for _ in pairs]
 
     def responses(self, cases):
-        return [Verdict(dict.fromkeys(REWARD_CRITERIA, sum(map(ord, r.response)) % 2 == 0), dict.fromkeys(REWARD_CRITERIA, "")) for _, r in cases]
+        return [
+            Verdict(
+                dict.fromkeys(REWARD_CRITERIA, sum(map(ord, r.response)) % 2 == 0),
+                dict.fromkeys(REWARD_CRITERIA, ""),
+            )
+            for _, r in cases
+        ]
 
 
 class EchoUser:
@@ -73,7 +92,9 @@ class EchoUser:
 
     def reply(self, personas, dialogues):
         said = [Utterance(f"I am {persona.profile.get('Age')}.", ("Age",)) for persona in personas]
-        return [utterance if d.turns else Utterance("Hello") for utterance, d in zip(said, dialogues, strict=True)]
+        return [
+            utterance if d.turns else Utterance("Hello") for utterance, d in zip(said, dialogues, strict=True)
+        ]
 
 
 def train(method, run):

@@ -1,4 +1,5 @@
-"""A headless Chromium driven over its debugging port: enough of it to press keys on a page and read what stands there."""
+"""A headless Chromium driven over its debugging port: enough of it to press keys on a page and read what
+stands there."""
 
 from __future__ import annotations
 
@@ -35,14 +36,22 @@ def until(check: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
 
 
 class Browser:
-    """One tab. `with Browser(path, folder) as tab` starts and ends the process; `folder` holds its profile."""
+    """One tab. `with Browser(path, folder) as tab` starts and ends the process; `folder` holds its
+    profile."""
 
     def __init__(self, path: str, folder: Path):
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--remote-debugging-port=0",
-                   "--remote-allow-origins=*", "--window-size=1200,1400", f"--user-data-dir={folder}", "about:blank"]  # fmt: skip
-        self._process = subprocess.Popen([path, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        options = [
+            "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+            "--remote-debugging-port=0", "--remote-allow-origins=*", "--window-size=1200,1400",
+            f"--user-data-dir={folder}", "about:blank",
+        ]
+        self._process = subprocess.Popen(
+            [path, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         port_file = folder / "DevToolsActivePort"
-        port = until(lambda: port_file.is_file() and port_file.read_text().split("\n")[0], "the browser starts")
+        port = until(
+            lambda: port_file.is_file() and port_file.read_text().split("\n")[0], "the browser starts"
+        )
         tabs = json.loads(urlopen(f"http://127.0.0.1:{port}/json", timeout=30).read())
         address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
         self._socket, self._number = websocket.create_connection(address, timeout=120), 0

@@ -19,29 +19,19 @@ def byte_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|pad|>",
-        eos_token="<|end|>",
-        additional_special_tokens=["<|start|>"],
-        chat_template=TEMPLATE,
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>",
+        additional_special_tokens=["<|start|>"], chat_template=TEMPLATE,
     )
 
 
 def random_model(seed=0):
-    """Qwen2 architecture, 2 layers of width 32, fp32; larger initial weights than usual, so that outputs differ."""
+    """Qwen2 architecture, 2 layers of width 32, fp32; larger initial weights than usual, so that outputs
+    differ."""
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=len(SPECIALS) + 256,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        eos_token_id=2,
-        pad_token_id=0,
+        vocab_size=len(SPECIALS) + 256, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.2,
+        tie_word_embeddings=True, eos_token_id=2, pad_token_id=0,
     )
     return Qwen2ForCausalLM(config).eval()
 

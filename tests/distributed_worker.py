@@ -1,4 +1,5 @@
-"""What the processes of tests/test_processes.py do: `accelerate launch ... distributed_worker.py FOLDER TASK`. No test by itself."""
+"""What the processes of tests/test_processes.py do: `accelerate launch ... distributed_worker.py FOLDER
+TASK`. No test by itself."""
 
 import json
 import os
@@ -24,7 +25,10 @@ from rlpa_lib.settings.config import InputError
 
 MODES = {
     "bandit": {},
-    "mdp": {"rollout": {"continuation": "random"}, "ppo": {"turn_discount": 0.9, "update_every": "dialogue", "critic": "lora", "kl_target": 0.01}},
+    "mdp": {
+        "rollout": {"continuation": "random"},
+        "ppo": {"turn_discount": 0.9, "update_every": "dialogue", "critic": "lora", "kl_target": 0.01},
+    },
     "full": {"policy": {"tuning": "full"}, "ppo": {"lr": 1e-4}},
 }
 
@@ -33,7 +37,10 @@ def settings(mode):
     """Three iterations of six users, two turns, at the learning rates of mini."""
     ppo = {"iterations": 3, "minibatch": 8, "epochs": 1, "lr": 5e-4, "critic_lr": 1e-3}
     base = {"policy": {"lora_dropout": 0.0}, "rollout": {"users": 6, "turns": 2}, "ppo": ppo}
-    merged = {section: {**base.get(section, {}), **MODES[mode].get(section, {})} for section in {*base, *MODES[mode]}}
+    merged = {
+        section: {**base.get(section, {}), **MODES[mode].get(section, {})}
+        for section in {*base, *MODES[mode]}
+    }
     return config(**merged)
 
 

@@ -10,7 +10,8 @@ from rlpa_lib.client.transport import Server
 from rlpa_lib.client.usage import Budget, Usage
 from rlpa_lib.settings.schema import Endpoint
 
-KEY = "-".join(["sk", "test", "0123456789abcdefghij"])  # in pieces: a run directory may hold a diff of this file
+# in pieces: a run directory may hold a diff of this file
+KEY = "-".join(["sk", "test", "0123456789abcdefghij"])
 
 
 class Mark(BaseModel):
@@ -29,9 +30,9 @@ def ask(name, *do, say=None, **options):
 
 
 def client(
-    server, *, url=None, cache=None, budget=None, usage=None, role="judge", mode="auto", backoff=0.02, api_key_env="NO_SUCH_KEY",
-    **limits,
-):  # fmt: skip
+    server, *, url=None, cache=None, budget=None, usage=None, role="judge", mode="auto", backoff=0.02,
+    api_key_env="NO_SUCH_KEY", **limits,
+):
     """An endpoint that does not wait long. Without a key, because the server is local."""
     return ChatEndpoint(
         Server(role, url or server.url, "m", api_key_env), role, cache=cache, mode=mode, backoff=backoff,

@@ -1,8 +1,9 @@
 """A local OpenAI-compatible HTTP server that misbehaves on command (standard library only).
 
-The last message of a request may hold orders as JSON: {"id": "q1", "do": ["429", "ok"], "say": "text"}. The k-th visit of an id does the k-th
-order (the last one from then on); "say" is the text of the answer, or a list with one text per visit. Any other message is echoed.
-Every request is written to `log`. As a script it prints its address and serves until its standard input closes; GET /log returns the log.
+The last message of a request may hold orders as JSON: {"id": "q1", "do": ["429", "ok"], "say": "text"}. The
+k-th visit of an id does the k-th order (the last one from then on); "say" is the text of the answer, or a
+list with one text per visit. Any other message is echoed. Every request is written to `log`. As a script it
+prints its address and serves until its standard input closes; GET /log returns the log.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ import threading
 import time
 from email.utils import formatdate
 
-REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 429: "Too Many Requests"}
+REASONS = {
+    200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
+    429: "Too Many Requests",
+}
 
 
 class MisbehavingServer:
-    """`with MisbehavingServer() as server: server.url`. `latency` in seconds before every answer; `refuses` names body keys that get a 400;
-    `limit`: (requests, seconds), more than that get a 429 with Retry-After."""
+    """`with MisbehavingServer() as server: server.url`. `latency` in seconds before every answer; `refuses`
+    names body keys that get a 400; `limit`: (requests, seconds), more than that get a 429 with
+    Retry-After."""
 
     def __init__(self, latency=0.0, refuses=(), limit=None):
         self.latency, self.refuses, self.limit = latency, set(refuses), limit
@@ -33,7 +38,8 @@ class MisbehavingServer:
         self._started = threading.Event()
 
     def __enter__(self):
-        self._started.clear()  # a server may be started again: until then the loop of the last time would still be in the way
+        # a server may be started again: until then the loop of the last time would still be in the way
+        self._started.clear()
         self._thread = threading.Thread(target=lambda: asyncio.run(self.serve()), daemon=True)
         self._thread.start()
         assert self._started.wait(10)
@@ -71,7 +77,9 @@ class MisbehavingServer:
         """Answer one request; False when the connection is over."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         request_line, *lines = head.split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+        headers = {
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)
+        }
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         if request_line.startswith("GET"):
             return await self._send(writer, 200, self.log)
@@ -98,7 +106,9 @@ class MisbehavingServer:
             message = f"Unsupported parameter: '{key}' is not supported with this model. " + line["key"]
             return await self._fail(writer, 400, message, code="unsupported_parameter", param=key)
         if self.limit and self._over_limit():
-            return await self._fail(writer, 429, "Rate limit reached", headers={"Retry-After": str(self.limit[1])})
+            return await self._fail(
+                writer, 429, "Rate limit reached", headers={"Retry-After": str(self.limit[1])}
+            )
         said = orders["say"][min(visit, len(orders["say"]) - 1)]
         if action.isdigit():
             return await self._status(writer, int(action), detail, line["key"])
@@ -133,7 +143,10 @@ class MisbehavingServer:
         return await self._fail(writer, status, message, code=code, param=param, headers=headers)
 
     async def _fail(self, writer, status, message, *, code=None, param=None, headers=None) -> bool:
-        return await self._send(writer, status, {"error": {"message": message, "type": "test", "code": code, "param": param}}, headers)
+        return await self._send(
+            writer, status, {"error": {"message": message, "type": "test", "code": code, "param": param}},
+            headers,
+        )
 
     async def _send(self, writer, status, value, headers=None) -> bool:
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
@@ -149,7 +162,10 @@ class MisbehavingServer:
 
     async def _half(self, writer, completion) -> bytes:
         data = json.dumps(completion).encode()
-        writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data[: len(data) // 2])
+        writer.write(
+            f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+            + data[: len(data) // 2]
+        )
         await writer.drain()
         return data[len(data) // 2 :]
 
@@ -157,7 +173,9 @@ class MisbehavingServer:
         await self._half(writer, completion)
         await asyncio.sleep(0.02)
         # linger 0: closing sends RST instead of FIN
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
         writer.transport.abort()
         return False
 
@@ -179,14 +197,19 @@ def _orders(asked: dict) -> dict:
         return {"id": text, "do": ["ok"], "say": [f"echo of {text}"]}
     orders = json.loads(text)
     said = orders.get("say", f"answer to {orders['id']}")
-    return {"id": orders["id"], "do": orders.get("do", ["ok"]), "say": said if isinstance(said, list) else [said]}
+    return {
+        "id": orders["id"], "do": orders.get("do", ["ok"]), "say": said if isinstance(said, list) else [said],
+    }
 
 
 def _completion(asked: dict, said: str) -> dict:
     """What a well-behaved server returns. Usage: 10 prompt tokens, 5 of the answer."""
     choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-    return {"id": "x", "object": "chat.completion", "created": 1, "model": asked["model"], "choices": [choice], "usage": usage}
+    return {
+        "id": "x", "object": "chat.completion", "created": 1, "model": asked["model"], "choices": [choice],
+        "usage": usage,
+    }
 
 
 def _spoil(completion: dict, action: str, key: str) -> dict:
@@ -214,7 +237,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--latency", type=float, default=0.0)
     server = MisbehavingServer(parser.parse_args().latency)
-    serving = threading.Thread(target=lambda: asyncio.run(server.serve(lambda url: print(url, flush=True))), daemon=True)
+    serving = threading.Thread(
+        target=lambda: asyncio.run(server.serve(lambda url: print(url, flush=True))), daemon=True
+    )
     serving.start()
     sys.stdin.read()
 

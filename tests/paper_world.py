@@ -1,6 +1,8 @@
-"""What `params/paper.yaml` needs around it, at the size of a test: a tiny Qwen2.5 model, ALOE files, and a server that answers by the schema.
+"""What `params/paper.yaml` needs around it, at the size of a test: a tiny Qwen2.5 model, ALOE files, and a
+server that answers by the schema.
 
-As a command it trains one cohort under unchanged params (only the model and the data's paths are set): `python tests/paper_world.py FOLDER`.
+As a command it trains one cohort under unchanged params (only the model and the data's paths are set):
+`python tests/paper_world.py FOLDER`.
 """
 
 import hashlib
@@ -25,11 +27,15 @@ WORDS = ["你好。", "真好！", "再说说吧？", "我也喜欢爬山。"]
 
 
 def tiny_qwen(folder, dtype=torch.bfloat16):
-    """A folder with a Qwen2 model of width 64 and random weights, but for what follows what: a reply's tokens come in the reply's order."""
+    """A folder with a Qwen2 model of width 64 and random weights, but for what follows what: a reply's tokens
+    come in the reply's order."""
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([OPEN, CLOSE, *WORDS])
     torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     special = {"vocab_size": len(tokenizer), "eos_token_id": 2, "pad_token_id": 0}
     settings = Qwen2Config(max_position_embeddings=16384, tie_word_embeddings=False, **special, **shape)
     model = Qwen2ForCausalLM(settings)
@@ -40,7 +46,9 @@ def tiny_qwen(folder, dtype=torch.bfloat16):
     number = {text: tokenizer.convert_tokens_to_ids(text) for text in (OPEN, CLOSE, *WORDS)}
     line_end = tokenizer("\n")["input_ids"][0]
     follows = [(line_end, number[OPEN]), (number[CLOSE], 2), *((number[OPEN], number[w]) for w in WORDS)]
-    follows += [(number[w], other) for w in WORDS for other in [number[CLOSE], *(number[v] for v in WORDS[:2])]]
+    follows += [
+        (number[w], other) for w in WORDS for other in [number[CLOSE], *(number[v] for v in WORDS[:2])]
+    ]
     for before, after in follows:
         said[after, 1:] += 10 / 64 * seen[before, 1:]
     model.to(dtype).save_pretrained(folder)
@@ -52,10 +60,17 @@ def aloe_folder(folder, n):
     """n descriptions of different words in ALOE's form, and two personalities."""
     folder.mkdir(parents=True)
     draw = random.Random(0)
-    words = ["".join(draw.choice("bdfgklmnprstvz") + draw.choice("aeiou") for _ in range(3)) for _ in range(4000)]
-    texts = [f"{draw.choice(['She', 'He'])} is {draw.randint(20, 70)}, works with {' and '.join(draw.sample(words, 6))}." for _ in range(n)]
+    words = [
+        "".join(draw.choice("bdfgklmnprstvz") + draw.choice("aeiou") for _ in range(3)) for _ in range(4000)
+    ]
+    texts = [
+        f"{draw.choice(['She', 'He'])} is {draw.randint(20, 70)}, works with {' and '.join(draw.sample(words, 6))}."
+        for _ in range(n)
+    ]
     (folder / "profile.jsonl").write_text("\n".join(map(json.dumps, texts)) + "\n")
-    (folder / "personality.jsonl").write_text("\n".join(map(json.dumps, ["Calm and curious.", "Quick and cheerful."])) + "\n")
+    (folder / "personality.jsonl").write_text(
+        "\n".join(map(json.dumps, ["Calm and curious.", "Quick and cheerful."])) + "\n"
+    )
     return folder
 
 
@@ -63,7 +78,9 @@ def answer(body):
     """An answer to a chat request that fits its schema, drawn from the request's text."""
     text = json.dumps([body["messages"], body.get("seed")])
     schema = body["response_format"]["json_schema"]["schema"]
-    return json.dumps(_fitting(schema, schema, random.Random(hashlib.sha256(text.encode()).hexdigest())), ensure_ascii=False)
+    return json.dumps(
+        _fitting(schema, schema, random.Random(hashlib.sha256(text.encode()).hexdigest())), ensure_ascii=False
+    )
 
 
 def _fitting(schema, root, draw):
@@ -94,7 +111,8 @@ def work():
     folder = Path(sys.argv[1])
     model, aloe = tiny_qwen(folder / "model"), aloe_folder(folder / "aloe", 3995)
     with ScriptedServer(answer) as server:
-        server.bodies = type("Nothing", (), {"append": lambda *_: None})()  # tens of thousands are not to be kept
+        # tens of thousands are not to be kept
+        server.bodies = type("Nothing", (), {"append": lambda *_: None})()
         os.environ |= {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "none"}
         started = time.perf_counter()
         rows = training.prepare(run_of(folder / "run", "paper", model, aloe)).train(until=1)

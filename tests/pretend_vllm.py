@@ -13,9 +13,9 @@ from scripted_server import ManyAtOnce
 
 
 class PretendVLLM:
-    """`adapters`: name -> folder of those it holds. `fail(path, body, count)` may return (status, message), "hang up" or None for each
-    POST; `dead` hangs up on everybody. `requests` are the bodies of the completions that were answered, `changes` the adapter
-    requests, `busiest` the most requests at once.
+    """`adapters`: name -> folder of those it holds. `fail(path, body, count)` may return (status, message),
+    "hang up" or None for each POST; `dead` hangs up on everybody. `requests` are the bodies of the
+    completions that were answered, `changes` the adapter requests, `busiest` the most requests at once.
     """
 
     def __init__(self, fail=lambda path, body, count: None, seconds=0.0):
@@ -45,11 +45,19 @@ class PretendVLLM:
             return 200, "Success"
         if path == "/v1/unload_lora_adapter":
             self.changes.append(("unload", body["lora_name"]))
-            return (200, "Success") if self.adapters.pop(body["lora_name"], None) else (404, "it cannot be found")
+            return (
+                (200, "Success")
+                if self.adapters.pop(body["lora_name"], None)
+                else (404, "it cannot be found")
+            )
         if body["model"] != "tiny" and body["model"] not in self.adapters:
             return 404, f"The model `{body['model']}` does not exist."
         self.requests.append(body)
-        weights = (self.adapters[body["model"]] / "adapter_model.safetensors").read_bytes() if body["model"] != "tiny" else b""
+        weights = (
+            (self.adapters[body["model"]] / "adapter_model.safetensors").read_bytes()
+            if body["model"] != "tiny"
+            else b""
+        )
         return 200, {"model": body["model"], "choices": [_choice(body, weights, i) for i in range(body["n"])]}
 
     def _handler(self):
@@ -74,17 +82,29 @@ class PretendVLLM:
                 time.sleep(server.seconds)
                 with server.lock:
                     server.busy -= 1
-                    status, answer = server.answer(self.path, body) if fault is None else (0, "") if fault == "hang up" else fault
+                    status, answer = (
+                        server.answer(self.path, body)
+                        if fault is None
+                        else (0, "")
+                        if fault == "hang up"
+                        else fault
+                    )
                 if status:
                     self.reply(status, answer)
                 else:
                     self.close_connection = True
 
             def reply(self, status, answer):
-                wrapped = answer if isinstance(answer, dict) or status == 200 else {"error": {"message": answer, "code": status}}
+                wrapped = (
+                    answer
+                    if isinstance(answer, dict) or status == 200
+                    else {"error": {"message": answer, "code": status}}
+                )
                 data = answer.encode() if isinstance(wrapped, str) else json.dumps(wrapped).encode()
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json" if isinstance(wrapped, dict) else "text/plain")
+                self.send_header(
+                    "Content-Type", "application/json" if isinstance(wrapped, dict) else "text/plain"
+                )
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -101,9 +121,7 @@ def _choice(body, weights, index):
     ids = [100 + first, 100 + sum(body["prompt"]) % 50, 7]
     end = index % 2 == 0
     return {
-        "index": index,
-        "token_ids": [*ids, *body["stop_token_ids"]] if end else ids,
+        "index": index, "token_ids": [*ids, *body["stop_token_ids"]] if end else ids,
         "logprobs": {"token_logprobs": [-0.5] * (4 if end else 3)},
-        "finish_reason": "stop" if end else "length",
-        "prompt_token_ids": body["prompt"],
+        "finish_reason": "stop" if end else "length", "prompt_token_ids": body["prompt"],
     }

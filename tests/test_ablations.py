@@ -1,4 +1,5 @@
-"""Ablations: what each variant changes, that all stop at the same moment, and the paper's table 2 and figure 18."""
+"""Ablations: what each variant changes, that all stop at the same moment, and the paper's table 2 and figure
+18."""
 
 from dataclasses import replace
 
@@ -34,7 +35,9 @@ def test_every_variant_has_a_name_and_changes_one_thing():
         if variant in ("best", "bandit", "samples_4", "history_latest"):
             assert now == cfg, variant
         else:
-            assert now != cfg and now.model_copy(update={"ppo": cfg.ppo, "rollout": cfg.rollout}) == cfg, variant
+            assert now != cfg and now.model_copy(update={"ppo": cfg.ppo, "rollout": cfg.rollout}) == cfg, (
+                variant
+            )
 
 
 @pytest.mark.parametrize("scale", ["smoke", "mini", "released"])
@@ -62,11 +65,16 @@ def test_rewards_of_the_ablations_by_hand():
     marks = {"N": True, "R": True, "L": False, "G": True, "F": True}
     totals = {}
     for parts in ("PRR", "PR", "RR", *ABLATED):
-        reward = score(reply, true, frozenset(), [(0, 0)], Verdict(marks, dict.fromkeys(REWARD_CRITERIA, "")), parts)
+        reward = score(
+            reply, true, frozenset(), [(0, 0)], Verdict(marks, dict.fromkeys(REWARD_CRITERIA, "")), parts
+        )
         assert (reward.profile, reward.response) == (pytest.approx(2 / 3), 0)  # logged whatever is rewarded
         totals[parts] = reward.total
-    assert totals == {"PRR": pytest.approx(2 / 3), "PR": pytest.approx(2 / 3), "RR": 0, "format": 1, "PRR-L": pytest.approx(5 / 3),
-                      **dict.fromkeys(("PRR-N", "PRR-R", "PRR-G", "PRR-F"), pytest.approx(2 / 3))}  # fmt: skip
+    assert totals == {
+        "PRR": pytest.approx(2 / 3), "PR": pytest.approx(2 / 3), "RR": 0, "format": 1,
+        "PRR-L": pytest.approx(5 / 3),
+        **dict.fromkeys(("PRR-N", "PRR-R", "PRR-G", "PRR-F"), pytest.approx(2 / 3)),
+    }
     broken = score(replace(reply, format_ok=False), true, frozenset(), [], Verdict(marks, {}), "format")
     assert broken.total == 0
 
@@ -82,13 +90,19 @@ def test_ppo_keeps_the_adapter_at_which_ablations_are_compared(tmp_path):
     assert count_updates(cfg) == 4
     halted = trainer(tmp_path / "halted", cfg)
     halted.train(until=4, say=quiet)  # what an ablation of its own does
-    kept, own, last = weights(tmp_path / "whole", "ablation-PRR"), weights(tmp_path / "halted", "ppo"), weights(tmp_path / "whole", "ppo")
+    kept, own, last = (
+        weights(tmp_path / "whole", "ablation-PRR"),
+        weights(tmp_path / "halted", "ppo"),
+        weights(tmp_path / "whole", "ppo"),
+    )
     assert all(torch.equal(kept[name], own[name]) for name in kept)
     assert any(not torch.equal(kept[name], last[name]) for name in kept)
     found = ablations.find_training(whole.run, "PRR")
     assert [row["update"] for row in found.history] == [1, 2, 3, 4] and found.row.adapter == "ablation-PRR"
     assert ablations.find_training(whole.run, "PR") is None
-    assert ablations.all_seeds(whole.run) == {5: {"PRR": found}} and not ablations.is_evaluated({"PRR": found})
+    assert ablations.all_seeds(whole.run) == {5: {"PRR": found}} and not ablations.is_evaluated(
+        {"PRR": found}
+    )
 
 
 def test_an_ablation_starts_as_both_rewards_do_and_then_parts(tmp_path):
@@ -100,31 +114,56 @@ def test_an_ablation_starts_as_both_rewards_do_and_then_parts(tmp_path):
 
 
 def history(rewards, profile, response):
-    return [{"update": i, "iteration": (i + 1) // 2, "reward_total": r, "reward_profile": p, "reward_response": q, "format_rate": 1.0}
-            for i, (r, p, q) in enumerate(zip(rewards, profile, response, strict=True), start=1)]  # fmt: skip
+    return [
+        {
+            "update": i, "iteration": (i + 1) // 2, "reward_total": r, "reward_profile": p,
+            "reward_response": q, "format_rate": 1.0,
+        }
+        for i, (r, p, q) in enumerate(zip(rewards, profile, response, strict=True), start=1)
+    ]
 
 
 def test_sum_adds_what_each_is_rewarded_for():
-    one = {"PRR": history([1, 1.2, 1.4, 1.6], [0.5] * 4, [0.5, 0.7, 0.9, 1.1]), "PR": history([0.5] * 4, [0.5] * 4, [0.1] * 4),
-           "RR": history([0.2, 0.4, 0.6, 0.8], [0.3] * 4, [0.2, 0.4, 0.6, 0.8])}  # fmt: skip
+    one = {
+        "PRR": history([1, 1.2, 1.4, 1.6], [0.5] * 4, [0.5, 0.7, 0.9, 1.1]),
+        "PR": history([0.5] * 4, [0.5] * 4, [0.1] * 4),
+        "RR": history([0.2, 0.4, 0.6, 0.8], [0.3] * 4, [0.2, 0.4, 0.6, 0.8]),
+    }
     rows = drawn_as.reward_rows({0: one, 1: one, 2: {"PRR": one["PRR"]}})
     total = rows[(rows["run"] == "Sum") & (rows["seed"] == 0)]
     assert total["reward"].tolist() == pytest.approx([0.7, 0.9, 1.1, 1.3]) and total["profile"].isna().all()
     assert set(rows.loc[rows["run"] == "Sum", "seed"]) == {0, 1}
     figure, drawn = drawn_as.reward_progress(rows)
     point = drawn[(drawn["panel"] == "reward") & (drawn["run"] == "PRR")].set_index("step")
-    assert point["mean"].to_dict() == pytest.approx({2: 1.1, 4: 1.5}) and (point["seeds"] == 3).all() and (point["low"] == point["mean"]).all()
+    assert (
+        point["mean"].to_dict() == pytest.approx({2: 1.1, 4: 1.5})
+        and (point["seeds"] == 3).all()
+        and (point["low"] == point["mean"]).all()
+    )
     assert set(drawn["panel"]) == set(drawn_as.PANELS) and len(figure.axes) == 4
     alone = drawn_as.reward_progress(drawn_as.reward_rows({0: one}))[1]
     assert alone["low"].isna().all()  # one seed has no interval
 
 
 def test_table_2_has_the_papers_rows_and_columns():
-    scores = {variant: np.tile([[0, 1] * 5, [1] * 10], (4, 1)) * (variant != "PR") for variant in ("PRR", "PR", "RR")}
-    table, printed = ablations.ablation_table(scores, "Qwen/Qwen2.5-3B-Instruct"), pd.read_csv(PAPER_TABLES / "turnwise.csv").query("table == 'table2'")
-    assert table["method"].tolist() == printed["method"].tolist() and table["model"].tolist() == printed["model"].tolist()
-    assert set(printed.columns) - {"table", "setting"} <= set(table.columns) and {"k3_low", "avg_high", "n_ir_low"} <= set(table.columns)
+    scores = {
+        variant: np.tile([[0, 1] * 5, [1] * 10], (4, 1)) * (variant != "PR")
+        for variant in ("PRR", "PR", "RR")
+    }
+    table, printed = (
+        ablations.ablation_table(scores, "Qwen/Qwen2.5-3B-Instruct"),
+        pd.read_csv(PAPER_TABLES / "turnwise.csv").query("table == 'table2'"),
+    )
+    assert (
+        table["method"].tolist() == printed["method"].tolist()
+        and table["model"].tolist() == printed["model"].tolist()
+    )
+    assert set(printed.columns) - {"table", "setting"} <= set(table.columns) and {
+        "k3_low", "avg_high", "n_ir_low",
+    } <= set(table.columns)
     assert table["avg"].tolist() == [75, 0, 75] and table.loc[0, "k1"] == 50
     compared = ablations.comparison_table(scores).set_index("method")
     assert compared.loc["RLPA w/ PR", "difference"] == 75 and compared.loc["RLPA w/ RR", "difference"] == 0
-    assert (compared["p_holm"] >= compared["p"]).all() and len(ablations.comparison_table({"PRR": scores["PRR"]})) == 0
+    assert (compared["p_holm"] >= compared["p"]).all() and len(
+        ablations.comparison_table({"PRR": scores["PRR"]})
+    ) == 0

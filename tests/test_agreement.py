@@ -12,10 +12,16 @@ from rlpa_lib.study.response_judge import agreement_table, measure_agreement, re
 
 
 def row(response, **labels):
-    persona = {"id": "p", "description": "x", "personality": "", "profile": [list(item) for item in PERSONA.profile.items]}
+    persona = {
+        "id": "p", "description": "x", "personality": "",
+        "profile": [list(item) for item in PERSONA.profile.items],
+    }
     marks = dict.fromkeys((*REWARD_CRITERIA, "score", "evaluation"), 1) | labels
     reply = {"profile": [list(item) for item in TOLD.items], "response": response}
-    return {"persona": persona, "dialogue": situation().to_json(), "reply": reply, "labels": marks, "source": "test"}
+    return {
+        "persona": persona, "dialogue": situation().to_json(), "reply": reply, "labels": marks,
+        "source": "test",
+    }
 
 
 def written(tmp_path, *rows):
@@ -34,9 +40,16 @@ def test_agreement_by_hand():
 
 
 def test_labels_are_read_and_compared(tmp_path):
-    good, told = load_gallery()[0].response, next(a.response for a in load_gallery() if a.name == "asked what was told")
+    good, told = (
+        load_gallery()[0].response,
+        next(a.response for a in load_gallery() if a.name == "asked what was told"),
+    )
     turns = read_labels(written(tmp_path, row(good), row(told, L=0, score=0, evaluation=0), row(told)))
-    assert turns[0].persona.profile == PERSONA.profile and turns[0].dialogue == situation() and turns[0].reply.profile == TOLD
+    assert (
+        turns[0].persona.profile == PERSONA.profile
+        and turns[0].dialogue == situation()
+        and turns[0].reply.profile == TOLD
+    )
     training = RuleJudge().responses([(t.dialogue, t.reply) for t in turns])
     evaluation = RuleEvaluationJudge().evaluate([(t.persona, t.dialogue, t.reply.response) for t in turns])
     table = agreement_table(turns, training, evaluation).set_index("mark")

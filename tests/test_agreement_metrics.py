@@ -12,13 +12,19 @@ from rlpa_lib.evaluation.agreement_metrics import group_agreement, kappa_interva
 def test_kappa_and_interval_of_the_papers_table_9():
     found = kappa_interval([[124, 21], [18, 137]])
     # observed 261/300; by chance (145 * 142 + 155 * 158) / 300^2 = 0.5009
-    assert found.estimate == pytest.approx((0.87 - 45080 / 90000) / (1 - 45080 / 90000)) and round(found.estimate, 2) == 0.74
+    assert (
+        found.estimate == pytest.approx((0.87 - 45080 / 90000) / (1 - 45080 / 90000))
+        and round(found.estimate, 2) == 0.74
+    )
     assert found.low == pytest.approx(0.663, abs=5e-4) and found.high == pytest.approx(0.816, abs=5e-4)
 
 
 def test_quadratic_weights_by_hand():
-    # errors of one step cost 1, of two steps 4: observed cost 10 * 1, expected (20*... ) = 50 with these margins
-    assert kappa_interval([[10, 0, 0], [10, 0, 0], [0, 0, 10]], "quadratic").estimate == pytest.approx(1 - 10 / 50)
+    # errors of one step cost 1, of two steps 4: observed cost 10 * 1, expected (20*... ) = 50 with these
+    # margins
+    assert kappa_interval([[10, 0, 0], [10, 0, 0], [0, 0, 10]], "quadratic").estimate == pytest.approx(
+        1 - 10 / 50
+    )
     assert math.isnan(kappa_interval([[5, 0], [0, 0]]).estimate)
     # plain: observed .7; chance (.5 x .6 + .5 x .4) = .5
     assert kappa_interval([[20, 5], [10, 15]]).estimate == pytest.approx(0.4)
@@ -48,7 +54,11 @@ def test_fleiss_and_krippendorff_by_hand():
     # alpha: disagreement 1 - 7/9 against 2 * 5 * 4 / (9 * 8)
     assert found["krippendorff_alpha"] == pytest.approx(1 - (2 / 9) / (40 / 72))
     gaps = group_agreement(ratings.where(ratings != "y"), ("x", "y"), ordinal=False)
-    assert gaps["items_by_all"] == 1 and math.isnan(gaps["fleiss_kappa"]) and math.isnan(gaps["krippendorff_alpha"])
+    assert (
+        gaps["items_by_all"] == 1
+        and math.isnan(gaps["fleiss_kappa"])
+        and math.isnan(gaps["krippendorff_alpha"])
+    )
     alone = group_agreement(ratings[["a"]], ("x", "y"), ordinal=False)
     assert alone["raters"] == 1 and math.isnan(alone["krippendorff_alpha"])
 

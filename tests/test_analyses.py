@@ -1,4 +1,5 @@
-"""Settings and rows of the analyses: which rows are played, for whom, what is read back, and what it will cost."""
+"""Settings and rows of the analyses: which rows are played, for whom, what is read back, and what it will
+cost."""
 
 import pytest
 
@@ -13,7 +14,10 @@ from rlpa_lib.settings.config import InputError
 @pytest.fixture
 def open_run(tmp_path):
     def make(*overrides):
-        return runs.claim(config.load_config("smoke", ["evaluation.turns=2", *overrides]), 0, tmp_path / "run", "params/smoke.yaml")
+        return runs.claim(
+            config.load_config("smoke", ["evaluation.turns=2", *overrides]), 0, tmp_path / "run",
+            "params/smoke.yaml",
+        )
 
     return make
 
@@ -21,10 +25,15 @@ def open_run(tmp_path):
 def test_the_papers_settings():
     cfg = config.load_config("paper")
     assert (cfg.conflict.at, cfg.conflict.turns, cfg.conflict.users) == (6, 10, 74)
-    assert (cfg.long_term.turns, long_term.list_checkpoints(cfg.long_term.turns, cfg.long_term.every)) == (70, [1, 10, 20, 30, 40, 50, 60, 70])
+    assert (cfg.long_term.turns, long_term.list_checkpoints(cfg.long_term.turns, cfg.long_term.every)) == (
+        70,
+        [1, 10, 20, 30, 40, 50, 60, 70],
+    )
     for scale in ("mini", "released", "smol"):
         other = config.load_config(scale)
-        assert (other.conflict.at, other.conflict.turns, other.long_term.turns, other.long_term.every) == (6, 10, 70, 10)
+        assert (other.conflict.at, other.conflict.turns, other.long_term.turns, other.long_term.every) == (
+            6, 10, 70, 10,
+        )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +53,9 @@ def test_a_bad_setting_is_named(override, message):
 
 
 def test_rows_that_the_run_does_not_evaluate_are_left_out():
-    cfg = config.load_config("smoke", ["evaluation.methods=[rlpa, base]", "evaluation.comparators={X: {model: x, method: base}}"])
+    cfg = config.load_config(
+        "smoke", ["evaluation.methods=[rlpa, base]", "evaluation.comparators={X: {model: x, method: base}}"]
+    )
     assert rows.select_rows(cfg, ["base", "dpo", "rlpa"]) == [rows.Row("base"), rows.Row("rlpa")]
     assert rows.select_rows(cfg, ["dpo"]) == []
 
@@ -52,7 +63,10 @@ def test_rows_that_the_run_does_not_evaluate_are_left_out():
 def test_the_people_of_an_analysis_are_the_first_of_the_evaluation():
     cfg = config.load_config("smoke", ["evaluation.users=6", "conflict.users=4", "difficult.users=null"])
     everybody = parties.load_people(cfg, "vanilla", 6, 0)
-    assert parties.load_analysis_people(cfg, cfg.conflict, 0) == everybody[:4] and parties.load_analysis_people(cfg, cfg.difficult, 0) == everybody
+    assert (
+        parties.load_analysis_people(cfg, cfg.conflict, 0) == everybody[:4]
+        and parties.load_analysis_people(cfg, cfg.difficult, 0) == everybody
+    )
     fewer = config.load_config("smoke", ["evaluation.users=3", "conflict.users=4"])
     assert parties.load_analysis_people(fewer, fewer.conflict, 0) == everybody[:3]
 
@@ -71,29 +85,61 @@ def test_rows_of_the_main_evaluation_are_read_back_for_these_people(open_run):
 
 def test_an_analysis_has_turns_judgements_and_a_log_of_its_own(open_run):
     run = open_run("long_term.max_prompt_tokens=300")
-    assert long_term.widen_window(run).cfg.rollout.max_prompt_tokens == 300 and run.cfg.rollout.max_prompt_tokens == 1024
+    assert (
+        long_term.widen_window(run).cfg.rollout.max_prompt_tokens == 300
+        and run.cfg.rollout.max_prompt_tokens == 1024
+    )
     stage, people = rows.Stage(run, []), parties.load_people(run.cfg, "vanilla", 3, 0)
-    user, judges = parties.make_user(run.cfg, "vanilla", 0), (parties.make_evaluation_judge(run.cfg), parties.make_reward_judge(run.cfg))
-    played = stage.load_judgements(rows.Row("oracle"), "long_term", people, user, *judges, turns=5, swap=False, log="long_term")
-    assert max(r["turn"] for r in played) == 5 and {r["swapped_score"] for r in played} == {None} and {r["n_dropped"] for r in played} == {0}
+    user, judges = (
+        parties.make_user(run.cfg, "vanilla", 0),
+        (parties.make_evaluation_judge(run.cfg), parties.make_reward_judge(run.cfg)),
+    )
+    played = stage.load_judgements(
+        rows.Row("oracle"), "long_term", people, user, *judges, turns=5, swap=False, log="long_term"
+    )
+    assert (
+        max(r["turn"] for r in played) == 5
+        and {r["swapped_score"] for r in played} == {None}
+        and {r["n_dropped"] for r in played} == {0}
+    )
     lines = run.read_metrics("long_term")
     assert [line["turn"] for line in lines] == [1, 2, 3, 4, 5] and run.read_metrics("evaluation") == []
     assert all(line["memory_mb"] is None or line["memory_mb"] > 10 for line in lines)
-    assert stage.load_judgements(rows.Row("oracle"), "long_term", people, user, *judges, turns=5, swap=False, log="long_term") == played
+    assert (
+        stage.load_judgements(
+            rows.Row("oracle"), "long_term", people, user, *judges, turns=5, swap=False, log="long_term"
+        )
+        == played
+    )
     assert len(run.read_metrics("long_term")) == 5  # read back, not played again
-    assert scoring.read_finished(run, "oracle", "long_term") is None  # two turns are what the main evaluation has
+    # two turns are what the main evaluation has
+    assert scoring.read_finished(run, "oracle", "long_term") is None
 
 
 def test_the_plan_counts_the_analyses_by_hand():
     """Users and judges behind a server, four of them; base and RLPA in process."""
-    llm = [f"{role}.{key}" for role in ("user", "judge", "evaluator") for key in ("kind=llm", "model=m", "base_url=http://127.0.0.1:9/v1")]
-    more = ["evaluation.methods=[base, rlpa]", "evaluation.users=4", "run.prompt_set=en", "difficult.manners=[terse, reluctant]"]
+    llm = [
+        f"{role}.{key}"
+        for role in ("user", "judge", "evaluator")
+        for key in ("kind=llm", "model=m", "base_url=http://127.0.0.1:9/v1")
+    ]
+    more = [
+        "evaluation.methods=[base, rlpa]", "evaluation.users=4", "run.prompt_set=en",
+        "difficult.manners=[terse, reluctant]",
+    ]
     loads = {load.notebook: load.tally for load in plan.plan(config.load_config("smoke", [*llm, *more]))}
-    asked = {name: {role: round(ask.requests) for (role, _, _), ask in tally.asked.items()} for name, tally in loads.items()}
+    asked = {
+        name: {role: round(ask.requests) for (role, _, _), ask in tally.asked.items()}
+        for name, tally in loads.items()
+    }
     # Nobody is asked for "Hello"; at turn 1 the profile is empty, and nobody is asked to match it.
     conflict_ = asked["31_preference_conflict"]  # two rows x four users x four turns
     assert (conflict_["user"], conflict_["evaluator"]) == (2 * 4 * 3, 2 * 4 * 4)
     assert conflict_["profile_judge"] == 4 * 3 * 3  # the whole profile, the new value, the old value
-    assert asked["32_long_term"]["user"] == 4 * 5 and asked["32_long_term"]["profile_judge"] == 4 * (5 + 3)  # and three checkpoints
+    # and three checkpoints
+    assert asked["32_long_term"]["user"] == 4 * 5 and asked["32_long_term"]["profile_judge"] == 4 * (5 + 3)
     assert asked["35_difficult_users"]["user"] == 2 * 2 * 4 * 2
-    assert loads["32_long_term"].own.requests == 4 * 6 and loads["31_preference_conflict"].own.requests == 2 * 4 * 4
+    assert (
+        loads["32_long_term"].own.requests == 4 * 6
+        and loads["31_preference_conflict"].own.requests == 2 * 4 * 4
+    )

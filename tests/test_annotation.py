@@ -1,4 +1,5 @@
-"""Annotation: items that hide what they must, answers that survive, and the page's keys, without a browser."""
+"""Annotation: items that hide what they must, answers that survive, and the page's keys, without a
+browser."""
 
 import json
 
@@ -16,7 +17,14 @@ DANGEROUS = "<img src=x onerror='window.hacked=1'> costs $5 or $x^2$, \\(y\\) & 
 def dialogue_items(n):
     """n dialogues of a hidden model; each says something that must not be read as markup."""
     talk = (("user", "Hello"), ("assistant", "Hi!"), ("user", DANGEROUS))
-    return [Item(f"model-x|{i}", (("Persona", (("Age", str(30 + i)),)), ("Conversation", talk)), {"model": "model-x"}) for i in range(n)]
+    return [
+        Item(
+            f"model-x|{i}",
+            (("Persona", (("Age", str(30 + i)),)), ("Conversation", talk)),
+            {"model": "model-x"},
+        )
+        for i in range(n)
+    ]
 
 
 @pytest.fixture
@@ -29,7 +37,9 @@ def test_items_hide_model_and_order_and_key_keeps_them(work):
     folder = annotation.locate_task(work, USERS)
     assert "model-x" not in (folder / "items.json").read_text()
     key = json.loads((folder / "key.json").read_text())
-    assert sorted(key) == [f"users-000{i}" for i in range(1, 6)] and {row["model"] for row in key.values()} == {"model-x"}
+    assert sorted(key) == [f"users-000{i}" for i in range(1, 6)] and {
+        row["model"] for row in key.values()
+    } == {"model-x"}
     assert [row["was"] for row in key.values()] != [f"model-x|{i}" for i in range(5)]
     orders = [[item.id for item in Answers(work, USERS, who).items] for who in ("ann", "bob", "ann")]
     assert orders[0] == orders[2] != orders[1] and sorted(orders[0]) == sorted(orders[1])
@@ -50,7 +60,11 @@ def test_answers_are_kept_resumed_and_corrected(work):
     with pytest.warns(UserWarning, match="torn"):
         again.save(again.items[2], full)
     table = annotation.load_answers(work, USERS)
-    assert len(table) == 3 and set(table["model"]) == {"model-x"} and table.loc[table["item"] == first.items[0].id, "stability"].tolist() == [1]
+    assert (
+        len(table) == 3
+        and set(table["model"]) == {"model-x"}
+        and table.loc[table["item"] == first.items[0].id, "stability"].tolist() == [1]
+    )
     assert pd.read_csv(annotation.export_answers(work, USERS)).shape == table.shape
     with pytest.raises(ValueError, match="proactivity"):
         again.save(again.items[3], {**full, "proactivity": 6})
@@ -59,11 +73,14 @@ def test_answers_are_kept_resumed_and_corrected(work):
 def test_answers_never_move_to_other_items(work):
     done = Answers(work, USERS, "ann")
     done.save(done.items[0], dict.fromkeys(("coherence", "stability", "proactivity", "persona_fit"), 4))
-    annotation.prepare(work, USERS, dialogue_items(5), seed=0)  # the same items: nothing happens to the answers
+    # the same items: nothing happens to the answers
+    annotation.prepare(work, USERS, dialogue_items(5), seed=0)
     assert Answers(work, USERS, "ann").next_open() == 1
     with pytest.raises(InputError, match="answers to other items"):
         annotation.prepare(work, USERS, dialogue_items(4), seed=0)
-    (done.file.parents[1] / "items.json").write_text(json.dumps({"task": "users", "seed": 0, "sha256": "other", "items": []}))
+    (done.file.parents[1] / "items.json").write_text(
+        json.dumps({"task": "users", "seed": 0, "sha256": "other", "items": []})
+    )
     with pytest.raises(InputError, match="other items"):
         Answers(work, USERS, "ann")
 
@@ -82,7 +99,9 @@ def test_nothing_prepared_and_no_such_task(tmp_path):
 
 
 def test_texts_show_as_themselves():
-    assert escape("<b>$x$ \\(y\\)") == "&lt;b&gt;<span>$</span>x<span>$</span> <span>\\</span>(y<span>\\</span>)"
+    assert (
+        escape("<b>$x$ \\(y\\)") == "&lt;b&gt;<span>$</span>x<span>$</span> <span>\\</span>(y<span>\\</span>)"
+    )
     html = render_item(dialogue_items(1)[0])
     assert "<img" not in html and "onerror=&#x27;" in html and 'class="user"' in html
 
@@ -111,7 +130,9 @@ def test_keys_rate_save_go_back_and_finish(work):
         made.keys.value = "5555\n"
     assert "finished" in made.head.value and made.form.layout.display == "none"
     assert len(made.work.file.read_text().splitlines()) == 6
-    assert made.work.given[made.work.items[0].id] == {"coherence": 1, "stability": 1, "proactivity": 1, "persona_fit": 1}
+    assert made.work.given[made.work.items[0].id] == {
+        "coherence": 1, "stability": 1, "proactivity": 1, "persona_fit": 1,
+    }
     made.back()
     assert "item 5" in made.head.value and values(made) == [5] * 4
 
@@ -119,7 +140,11 @@ def test_keys_rate_save_go_back_and_finish(work):
 def test_a_wrong_key_is_told_and_dropped(work):
     made = Page(work, USERS, "ann")
     made.keys.value = "40"
-    assert "no answer to stability" in made.note.value and made.keys.value == "4" and values(made) == [4, None, None, None]
+    assert (
+        "no answer to stability" in made.note.value
+        and made.keys.value == "4"
+        and values(made) == [4, None, None, None]
+    )
 
 
 def test_pairs_and_responses_have_their_own_keys(tmp_path):
@@ -127,7 +152,9 @@ def test_pairs_and_responses_have_their_own_keys(tmp_path):
     annotation.prepare(tmp_path, PAIRS, [pair], seed=0)
     made = Page(tmp_path, PAIRS, "ann")
     made.keys.value = "u\n"
-    assert annotation.load_answers(tmp_path, PAIRS)[["label", "system"]].to_numpy().tolist() == [["uncertain", "same"]]
+    assert annotation.load_answers(tmp_path, PAIRS)[["label", "system"]].to_numpy().tolist() == [
+        ["uncertain", "same"]
+    ]
     annotation.prepare(tmp_path, RESPONSES, [Item("b", pair.blocks, {"verdict": 1})], seed=0)
     made = Page(tmp_path, RESPONSES, "ann")
     made.keys.value = "11011\n"

@@ -35,24 +35,16 @@ def test_thinking_is_told_from_speaking(text, thinking, visible):
 
 
 FOUND = [
-    '{"mark": 1}',
-    ' {"mark": 1, "more": {"mark": 2}} ',
-    '```json\n{"mark": 1}\n```',
-    'The verdict is {"mark": 1}, for these reasons.',
-    'Set notation {a, b} first. {"mark": 1}',
-    '{"other": 1} {"mark": 1}',
-    'I say {"mark": 1}. Again: {"mark": 1}',
+    '{"mark": 1}', ' {"mark": 1, "more": {"mark": 2}} ', '```json\n{"mark": 1}\n```',
+    'The verdict is {"mark": 1}, for these reasons.', 'Set notation {a, b} first. {"mark": 1}',
+    '{"other": 1} {"mark": 1}', 'I say {"mark": 1}. Again: {"mark": 1}',
 ]
 NOT_FOUND = [
-    ("", "no JSON object"),
-    ("1", "no JSON object"),
-    ("[1]", "no JSON object"),
-    ('{"mark": 1', "no JSON object"),
-    ('{"mark": "one"}', "mark: Input should be a valid integer"),
+    ("", "no JSON object"), ("1", "no JSON object"), ("[1]", "no JSON object"),
+    ('{"mark": 1', "no JSON object"), ('{"mark": "one"}', "mark: Input should be a valid integer"),
     ('{"other": 1}', "mark: Field required"),
     ('He wrote {"mark": 1}. My verdict: {"mark": 0}', "several objects that differ"),
-    ("{" * 100_000, "no JSON object"),
-    ('{"mark":' * 100_000, "no JSON object"),
+    ("{" * 100_000, "no JSON object"), ('{"mark":' * 100_000, "no JSON object"),
 ]
 
 
@@ -78,7 +70,9 @@ def completion(message, usage=None):
 
 
 def test_tokens_are_those_of_the_server():
-    usage = {"prompt_tokens": 10, "completion_tokens": 11, "completion_tokens_details": {"reasoning_tokens": 2}}
+    usage = {
+        "prompt_tokens": 10, "completion_tokens": 11, "completion_tokens_details": {"reasoning_tokens": 2},
+    }
     row = answers.read_row(completion({"content": "a"}, usage=usage))
     answer = answers.read_answer(row, None)
     assert (answer.prompt_tokens, answer.completion_tokens, answer.reasoning_tokens) == (10, 11, 2)
@@ -100,7 +94,10 @@ def test_of_several_choices_the_first_is_the_answer():
 
 def test_other_shapes_of_a_message():
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
-    rows = [answers.read_row(completion(message)) for message in ({"content": parts}, {"content": None, "reasoning": "hm"})]
+    rows = [
+        answers.read_row(completion(message))
+        for message in ({"content": parts}, {"content": None, "reasoning": "hm"})
+    ]
     assert [(row["content"], row["reasoning"]) for row in rows] == [("Hello", ""), ("", "hm")]
 
 

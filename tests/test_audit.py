@@ -1,4 +1,5 @@
-"""The audit of the paper's tables: the exact findings on the tables as printed, and planted errors that it must see."""
+"""The audit of the paper's tables: the exact findings on the tables as printed, and planted errors that it
+must see."""
 
 import csv
 import json
@@ -20,14 +21,16 @@ QWEN = "Qwen2.5-3B-Instruct"
 
 # Each was checked by hand against the printed tables and text.
 REAL = {
-    # Table 1 repeats Reminder's 7.26 and is one row late: table 5 has 26.30 for Self-Critic and 12.05 for CoT.
+    # Table 1 repeats Reminder's 7.26 and is one row late: table 5 has 26.30 for Self-Critic and 12.05 for
+    # CoT.
     ("table1", f"{QWEN} | Self-Critic", "extended_avg", "cross_table"),
     ("table1", f"{QWEN} | CoT", "extended_avg", "cross_table"),
     # 58.92 % of 74 users would be 43.6 users; all ten are whole numbers of 740 (436, 473, 446, ...).
     ("table2", f"{QWEN} | RLPA w/ RR", "k1..k10", "granularity"),
     # The ten turns add up to 498.65, mean 49.87 (49.8649 from the 369 of 740 marks).
     ("table4", f"{QWEN} | DPO", "avg", "average"),
-    # Slopes of table 5 follow only with minimum and maximum up to turn k, those of tables 2 and 4 only with all turns.
+    # Slopes of table 5 follow only with minimum and maximum up to turn k, those of tables 2 and 4 only with
+    # all turns.
     ("table5", "all rows", "n_ir, n_r2", "reading"),
     # 1.37 = 1/73; one of 74 would print 1.35.
     ("table5", "all rows", "k1..k10", "granularity"),
@@ -53,7 +56,8 @@ REAL = {
     # The text says 4.23 and 0.81, table 6 4.26 and 0.71.
     ("text", "user-model-score", "appendix G", "claim"),
     ("text", "user-model-kappa", "appendix G", "claim"),
-    # 8 GPUs in section 4.1, 4 in appendix E.2; five examples announced, three printed; no interval or test anywhere.
+    # 8 GPUs in section 4.1, 4 in appendix E.2; five examples announced, three printed; no interval or test
+    # anywhere.
     ("text", "gpus", "section 4.1", "claim"),
     ("text", "five-shot", "appendix D.2", "claim"),
     ("text", "error-bars", "checklist 7", "claim"),
@@ -122,20 +126,38 @@ PLANTED = {
     "turn off the grid": ("turnwise", cell(of("table4"), "k6", shifted(0.5, 2))),
     "turn one user up": ("turnwise", cell(of("table4", "DPO"), "k3", shifted(1.35, 2))),
     "turn of the row with tenths": ("turnwise", cell(lambda line: line[3] == "RLPA w/ RR", "k5", "60.57")),
-    "two turns swapped": ("turnwise", swap(lambda line: line[0] == "table5" and line[3] == "RLPA", "k2", "k9")),
+    "two turns swapped": (
+        "turnwise",
+        swap(lambda line: line[0] == "table5" and line[3] == "RLPA", "k2", "k9"),
+    ),
     "average": ("turnwise", cell(of("table5"), "avg", shifted(0.1, 2))),
     "average, last digit": ("turnwise", cell(of("table5", "SFT"), "avg", shifted(0.02, 2))),
     "slope": ("turnwise", cell(of("table4"), "n_ir", shifted(0.002, 3))),
-    "sign of the slope": ("turnwise", cell(lambda line: line[0] == "table5" and line[3] == "DPO", "n_ir", "0.021")),
-    "slope by the other reading": ("turnwise", cell(lambda line: line[0] == "table5" and line[3] == "RLPA", "n_ir", "0.081")),
+    "sign of the slope": (
+        "turnwise",
+        cell(lambda line: line[0] == "table5" and line[3] == "DPO", "n_ir", "0.021"),
+    ),
+    "slope by the other reading": (
+        "turnwise",
+        cell(lambda line: line[0] == "table5" and line[3] == "RLPA", "n_ir", "0.081"),
+    ),
     "determination": ("turnwise", cell(of("table5"), "n_r2", shifted(0.01, 3))),
     "setting": ("turnwise", cell(of("table4"), "setting", "extended")),
-    "release": ("turnwise", cell(lambda line: "Haiku" in line[2] and line[0] == "table5", "model", "Claude-3.5-Haiku-20241122")),
+    "release": (
+        "turnwise",
+        cell(lambda line: "Haiku" in line[2] and line[0] == "table5", "model", "Claude-3.5-Haiku-20241122"),
+    ),
     "ablation turn": ("turnwise", cell(lambda line: line[3] == "RLPA w/ PR", "k7", "48.65")),
-    "first row of table 2 against table 4": ("turnwise", cell(lambda line: line[0] == "table2" and line[3] == "RLPA", "k4", "72.97")),
+    "first row of table 2 against table 4": (
+        "turnwise",
+        cell(lambda line: line[0] == "table2" and line[3] == "RLPA", "k4", "72.97"),
+    ),
     "table 1 average": ("table1", cell(12, "vanilla_avg", "73.83")),
     "table 1 slope": ("table1", cell(3, "extended_n_ir", "0.064")),
-    "table 1 settings swapped": ("table1", swap(lambda line: line[1] == "SFT", "vanilla_n_r2", "extended_n_r2")),
+    "table 1 settings swapped": (
+        "table1",
+        swap(lambda line: line[1] == "SFT", "vanilla_n_r2", "extended_n_r2"),
+    ),
     "table 1 method": ("table1", cell(10, "method", "DPO")),
     "table 6 mean": ("table6", cell(0, "all_avg", "4.24")),
     "table 6 rating": ("table6", cell(3, "stability", "4.17")),
@@ -148,7 +170,10 @@ PLANTED = {
     "table 8 mse": ("table8", cell(3, "mse", "0.45")),
     "table 8 accuracy": ("table8", cell(1, "exact_acc", "78.0")),
     "table 8 accuracy between cases": ("table8", cell(5, "exact_acc", "35.5")),
-    "table 8 accuracies swapped": ("table8", swap(lambda line: line[0] == "DeepSeek-R1", "exact_acc", "fuzzy_acc")),
+    "table 8 accuracies swapped": (
+        "table8",
+        swap(lambda line: line[0] == "DeepSeek-R1", "exact_acc", "fuzzy_acc"),
+    ),
     "table 9 count": ("table9", cell(0, "human_1", "142")),
     "table 9 errors swapped": ("table9", swap(lambda line: line[0] == "0", "human_1", "human_0")),
     "table 10 kappa": ("table10", cell(0, "cohens_kappa", "0.78")),
@@ -236,7 +261,9 @@ def test_every_row_fits_one_number_of_users(paper):
 
 
 def test_reading_of_each_table(paper):
-    assert [infer_reading(paper.rows(table)) for table in ("table2", "table4", "table5")] == ["global", "global", "running"]
+    assert [infer_reading(paper.rows(table)) for table in ("table2", "table4", "table5")] == [
+        "global", "global", "running",
+    ]
 
 
 def test_common_reading_moves_the_extended_ranks(paper):
@@ -247,7 +274,8 @@ def test_common_reading_moves_the_extended_ranks(paper):
 
 
 def test_bounds_of_table_8_by_hand():
-    # Exact 77, within one 98: 21 errors of 1 and 2 of at least 2, so at least .21 + .08; 0.30 would need one error of size sqrt(5).
+    # Exact 77, within one 98: 21 errors of 1 and 2 of at least 2, so at least .21 + .08; 0.30 would need one
+    # error of size sqrt(5).
     assert audit_appendix.mse_bounds(77, 98) == pytest.approx((0.29, 2.21))
     assert audit_appendix.can_give_mse(77, 98, 0.29, 100, 0.005)
     assert not audit_appendix.can_give_mse(77, 98, 0.30, 100, 0.005)
@@ -269,7 +297,10 @@ def test_what_users_resolve(paper):
 
 def test_without_the_first_turn_rlpa_loses_a_rank(paper):
     for table, with_first, without in (("table4", 3, 4), ("table5", 2, 3)):
-        ranks = [audit_resolution.tabulate_averages(paper, table, first).set_index("method").loc["RLPA", "rank"] for first in (1, 2)]
+        ranks = [
+            audit_resolution.tabulate_averages(paper, table, first).set_index("method").loc["RLPA", "rank"]
+            for first in (1, 2)
+        ]
         assert ranks == [with_first, without]
 
 

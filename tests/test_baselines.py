@@ -1,4 +1,5 @@
-"""SFT and DPO through TRL: losses by hand, exact resume of all three trainings, what a training leaves behind."""
+"""SFT and DPO through TRL: losses by hand, exact resume of all three trainings, what a training leaves
+behind."""
 
 import math
 
@@ -34,7 +35,9 @@ def logprobs_by_hand(model, ids):
 
 
 def test_sft_loss_by_hand(tmp_path):
-    trainer, _ = trainers.make_sft_trainer(open_run(tmp_path, settings(sft={"batch": 4})), random_model(), byte_tokenizer(), TALKS, "fixed")
+    trainer, _ = trainers.make_sft_trainer(
+        open_run(tmp_path, settings(sft={"batch": 4})), random_model(), byte_tokenizer(), TALKS, "fixed"
+    )
     batch = next(iter(trainer.get_train_dataloader()))
     model = shaken(trainer)
     total, count = 0.0, 0
@@ -49,13 +52,18 @@ def test_sft_loss_by_hand(tmp_path):
 
 
 def base_loss(batch):
-    logits = random_model()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-    return float(F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED).detach())
+    logits = random_model()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[
+        :, :-1
+    ]
+    return float(
+        F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED).detach()
+    )
 
 
 @pytest.mark.parametrize("start", ["base", "sft"])
 def test_dpo_loss_by_hand(tmp_path, start):
-    """-log sigmoid(beta * ((chosen - chosen_ref) - (rejected - rejected_ref))), sums of log-probabilities over the responses' tokens."""
+    """-log sigmoid(beta * ((chosen - chosen_ref) - (rejected - rejected_ref))), sums of log-probabilities
+    over the responses' tokens."""
     run = open_run(tmp_path, settings(dpo={"start": start, "beta": 0.3, "micro_batch": 4}))
     reference = random_model()
     if start == "sft":
@@ -64,12 +72,17 @@ def test_dpo_loss_by_hand(tmp_path, start):
     trainer, _ = trainers.make_dpo_trainer(run, random_model(), byte_tokenizer(), TALKS, "fixed")
     batch = next(iter(trainer.get_train_dataloader()))
     model, sums = shaken(trainer), []
-    for ids, mask, answer in zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True):
+    for ids, mask, answer in zip(
+        batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True
+    ):
         ids, answer = ids[mask.bool()], answer[mask.bool()][1:].bool()
         assert byte_tokenizer().decode(ids[1:][answer]).rstrip().endswith("<|end|>")
         sums.append(float((logprobs_by_hand(model, ids) - logprobs_by_hand(reference, ids))[answer].sum()))
     half = len(sums) // 2
-    by_hand = [-math.log(1 / (1 + math.exp(-0.3 * (chosen - rejected)))) for chosen, rejected in zip(sums[:half], sums[half:], strict=True)]
+    by_hand = [
+        -math.log(1 / (1 + math.exp(-0.3 * (chosen - rejected))))
+        for chosen, rejected in zip(sums[:half], sums[half:], strict=True)
+    ]
     loss = float(trainer.compute_loss(trainer.model, dict(batch)).detach())
     assert abs(loss - sum(by_hand) / half) < 1e-5
     assert abs(loss - math.log(2)) > 1e-3, "policy and reference differ"
@@ -97,7 +110,9 @@ def any_text_is_well_formed(monkeypatch):
 
 
 @pytest.mark.parametrize(("method", "steps", "killed_at"), [("sft", 6, 4), ("dpo", 3, 2), ("dpo from sft", 3, 2), ("grpo", 4, 4)])
-def test_a_killed_run_ends_with_the_same_adapter(tmp_path, monkeypatch, any_text_is_well_formed, method, steps, killed_at):
+def test_a_killed_run_ends_with_the_same_adapter(
+    tmp_path, monkeypatch, any_text_is_well_formed, method, steps, killed_at
+):
     method, _, from_sft = method.partition(" from ")
     cfg = settings(dpo={"start": "sft" if from_sft else "base"})
     folders = [tmp_path / "whole", tmp_path / "killed"]
@@ -120,7 +135,9 @@ def test_a_killed_run_ends_with_the_same_adapter(tmp_path, monkeypatch, any_text
     monkeypatch.setattr(plain_state.MetricsLog, "on_log", log)
     torch.manual_seed(77)  # another process has another random state
     done = []
-    monkeypatch.setattr(plain_state.MetricsLog, "on_train_begin", noting(plain_state.MetricsLog.on_train_begin, done))
+    monkeypatch.setattr(
+        plain_state.MetricsLog, "on_train_begin", noting(plain_state.MetricsLog.on_train_begin, done)
+    )
     resumed = train(method, open_run(folders[1], cfg))
     assert done[0] > 0, "it went on from a checkpoint"
     assert same(resumed) == same(rows)
@@ -151,7 +168,10 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path):
 def test_a_checkpoint_of_another_adapter_is_refused(tmp_path):
     train("sft", open_run(tmp_path))
     [last] = (tmp_path / "checkpoints/sft").glob("*/checkpoint-6")
-    trainer, _ = trainers.make_sft_trainer(open_run(tmp_path / "b", settings(policy={"lora_rank": 2})), random_model(), byte_tokenizer(), TALKS, "fixed")
+    trainer, _ = trainers.make_sft_trainer(
+        open_run(tmp_path / "b", settings(policy={"lora_rank": 2})), random_model(), byte_tokenizer(), TALKS,
+        "fixed",
+    )
     with pytest.raises(InputError, match="state.safetensors"):
         plain_state.load_weights(trainer.model, last)
 
@@ -162,11 +182,20 @@ def test_what_a_training_leaves_behind(tmp_path):
     train("dpo", run)
     assert {"step", "loss", "grad_norm", "learning_rate", "mean_token_accuracy", "seconds"} <= rows[0].keys()
     assert {"rewards_margins", "rewards_accuracies"} <= run.read_metrics("dpo")[0].keys()
-    assert [row["learning_rate"] for row in rows[:2]] == [1e-2, pytest.approx(1e-2 * 5 / 6)], "linear decay, no warm-up"
+    assert [row["learning_rate"] for row in rows[:2]] == [1e-2, pytest.approx(1e-2 * 5 / 6)], (
+        "linear decay, no warm-up"
+    )
     for name in ("sft", "dpo"):
-        assert {p.name for p in (tmp_path / f"adapters/{name}").iterdir()} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+        assert {p.name for p in (tmp_path / f"adapters/{name}").iterdir()} == {
+            "README.md", "adapter_config.json", "adapter_model.safetensors",
+        }
         card = (tmp_path / f"adapters/{name}/README.md").read_text()
-        assert "variant: fixed" in card and "seed: 5" in card and "miniature" in card and len(card.splitlines()) < 30
+        assert (
+            "variant: fixed" in card
+            and "seed: 5" in card
+            and "miniature" in card
+            and len(card.splitlines()) < 30
+        )
     assert any((tmp_path / "tensorboard/sft").iterdir())
     assert not [p for p in tmp_path.rglob("*") if p.suffix in {".pt", ".bin", ".pkl", ".pth"}]
 
@@ -183,7 +212,8 @@ def test_the_saved_adapter_is_what_was_trained(tmp_path):
 
 
 def test_passes_of_a_part_of_a_batch_give_the_same_steps(tmp_path):
-    """The loss is a mean over the tokens of a batch, not a mean of means; the rows of a batch have different lengths."""
+    """The loss is a mean over the tokens of a batch, not a mean of means; the rows of a batch have different
+    lengths."""
     whole = settings(policy={"lora_dropout": 0.0}, sft={"batch": 4})
     parts = settings(policy={"lora_dropout": 0.0}, sft={"batch": 4, "micro_batch": 1})
     rows = [train("sft", open_run(tmp_path / str(i), cfg)) for i, cfg in enumerate((whole, parts))]
@@ -192,8 +222,15 @@ def test_passes_of_a_part_of_a_batch_give_the_same_steps(tmp_path):
 
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(InputError, match="run 11_sft"):
-        trainers.make_dpo_trainer(open_run(tmp_path, settings(dpo={"start": "sft"})), random_model(), byte_tokenizer(), TALKS, "fixed")
-    for change, message in (("sft.micro_batch=3", "sft.micro_batch: 3 does not divide"), ("sft.variants=[fixed,fixed]", "sft.variants: holds a name"),
-                            ("dpo.variants=[aloe]", "dpo.variants"), ("grpo.batch=7", "grpo.batch: 7 does not divide")):  # fmt: skip
+        trainers.make_dpo_trainer(
+            open_run(tmp_path, settings(dpo={"start": "sft"})), random_model(), byte_tokenizer(), TALKS,
+            "fixed",
+        )
+    for change, message in (
+        ("sft.micro_batch=3", "sft.micro_batch: 3 does not divide"),
+        ("sft.variants=[fixed,fixed]", "sft.variants: holds a name"),
+        ("dpo.variants=[aloe]", "dpo.variants"),
+        ("grpo.batch=7", "grpo.batch: 7 does not divide"),
+    ):
         with pytest.raises(InputError, match=message):
             config.load_config("smoke", [change])

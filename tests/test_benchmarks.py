@@ -15,7 +15,9 @@ from rlpa_lib.settings.config import InputError
 @pytest.fixture
 def open_run(tmp_path):
     def make(*overrides, scale="smoke"):
-        return runs.claim(config.load_config(scale, list(overrides)), 0, tmp_path / "run", f"params/{scale}.yaml")
+        return runs.claim(
+            config.load_config(scale, list(overrides)), 0, tmp_path / "run", f"params/{scale}.yaml"
+        )
 
     return make
 
@@ -37,18 +39,28 @@ def test_the_miniature_shares_nobody_and_extended_is_new_in_every_way(open_run):
     assert facts["train"]["n"] == 3821 and facts["vanilla"]["n"] == facts["extended"]["n"] == 74
     assert len({f["hash"] for f in facts.values()}) == 3
     assert facts["extended"]["seen_values"] == 0  # unseen slots, so unseen values
-    assert facts["vanilla"]["seen_values"] == 0.2  # ages and genders recur, two of ten slots; nothing else does
-    assert not {s for p in people["extended"] for s in p.profile.slots()} & set(SLOTS) - {"Interests", "Age", "Gender"}
+    # ages and genders recur, two of ten slots; nothing else does
+    assert facts["vanilla"]["seen_values"] == 0.2
+    assert not {s for p in people["extended"] for s in p.profile.slots()} & set(SLOTS) - {
+        "Interests", "Age", "Gender",
+    }
     planted = {**people, "extended": [*people["extended"], people["vanilla"][0]]}  # a user of both benchmarks
-    with pytest.raises(InputError, match=f"{people['vanilla'][0].id} of vanilla has the very profile of {people['vanilla'][0].id} of extended"):
-        benchmarks.disjointness(run.cfg, 0, {"vanilla": people["vanilla"][:1], "extended": planted["extended"][-1:]})
+    with pytest.raises(
+        InputError,
+        match=f"{people['vanilla'][0].id} of vanilla has the very profile of {people['vanilla'][0].id} of extended",
+    ):
+        benchmarks.disjointness(
+            run.cfg, 0, {"vanilla": people["vanilla"][:1], "extended": planted["extended"][-1:]}
+        )
 
 
 def test_somebody_known_from_elsewhere_is_refused():
     train, people = builtin_personas("train", 5, 0), builtin_personas("vanilla", 3, 0)
     benchmarks.refuse_shared("train", train, "vanilla", people)
     near = dataclasses.replace(people[0], id="copy", description=f"{train[2].description} He whistles.")
-    with pytest.raises(InputError, match=f"copy of vanilla shares 60% or more of its words with {train[2].id} of train"):
+    with pytest.raises(
+        InputError, match=f"copy of vanilla shares 60% or more of its words with {train[2].id} of train"
+    ):
         benchmarks.refuse_shared("train", train, "vanilla", [*people, near])
     same = dataclasses.replace(people[0], id="copy", profile=train[2].profile)
     with pytest.raises(InputError, match=f"copy of vanilla has the very profile of {train[2].id} of train"):
@@ -62,6 +74,11 @@ def test_an_empty_persona_file_is_named(open_run, tmp_path):
     with pytest.raises(InputError, match="profile.jsonl: holds no text"):
         benchmarks.load_benchmarks(run)
     (tmp_path / "chat.csv").write_text("user 1 personas,user 2 personas\n")
-    run = dataclasses.replace(run, cfg=config.load_config("smoke", ["personas.source=personachat", f"personas.path={tmp_path / 'chat.csv'}"]))
+    run = dataclasses.replace(
+        run,
+        cfg=config.load_config(
+            "smoke", ["personas.source=personachat", f"personas.path={tmp_path / 'chat.csv'}"]
+        ),
+    )
     with pytest.raises(InputError, match="chat.csv: holds no personas"):
         benchmarks.load_benchmarks(run)

@@ -59,7 +59,10 @@ BAD = [
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, books, arguments, message):
     (tmp_path / "broken.yaml").write_text("ppo: [1\n")
     before = sorted(tmp_path.rglob("*"))
-    done = cli("reproduce", "--scale", "smoke", "--notebooks", books, "--run-dir", tmp_path / "run", *arguments, cwd=tmp_path)
+    done = cli(
+        "reproduce", "--scale", "smoke", "--notebooks", books, "--run-dir", tmp_path / "run", *arguments,
+        cwd=tmp_path,
+    )
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
@@ -73,7 +76,10 @@ def test_a_broken_persona_line_stops_the_run_before_it_starts(tmp_path, books):
     (folder / "profile.jsonl").write_text('"She is a nurse of 40."\n{"half": \n')
     (folder / "personality.jsonl").write_text('"She is kind."\n')
     wanted = ["--set", "personas.source=aloe", "--set", "personas.path=aloe"]
-    done = cli("reproduce", "--scale", "smoke", "--notebooks", books, "--run-dir", tmp_path / "run", *wanted, cwd=tmp_path)
+    done = cli(
+        "reproduce", "--scale", "smoke", "--notebooks", books, "--run-dir", tmp_path / "run", *wanted,
+        cwd=tmp_path,
+    )
     assert done.returncode == 2
     assert "profile.jsonl" in done.stderr
     assert "line 2" in done.stderr
@@ -93,7 +99,10 @@ def test_plan_counts_before_it_is_paid():
 def test_notebooks_run_in_order_resume_and_run_again_when_changed(tmp_path, books):
     write_notebook(books, "10_second", OPEN, "import sys\nrun.note('prefix', sys.prefix)")
     write_notebook(books, "90_live", "raise RuntimeError('needs a person')")
-    command = ("reproduce", "--scale", "smoke", "--notebooks", books, "--run-dir", tmp_path / "run", "--set", "ppo.lr=1.0e-4")
+    command = (
+        "reproduce", "--scale", "smoke", "--notebooks", books, "--run-dir", tmp_path / "run", "--set",
+        "ppo.lr=1.0e-4",
+    )
     first = cli(*command, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""
@@ -122,7 +131,11 @@ def test_a_failing_notebook_is_named_with_its_cell(tmp_path, books):
     assert "third  running" not in done.stdout
     assert json.loads((tmp_path / "run" / "record.json").read_text())["status"] == "failed"
     assert [path.name for path in (tmp_path / "run" / "notebooks").iterdir()] == ["10_second.failed.ipynb"]
-    write_notebook(books, "10_second", "from rlpa_lib.settings.config import InputError\nraise InputError('p.jsonl: line 3: broken')")
+    write_notebook(
+        books,
+        "10_second",
+        "from rlpa_lib.settings.config import InputError\nraise InputError('p.jsonl: line 3: broken')",
+    )
     done = cli(*command, "--only", "10", cwd=tmp_path)
     assert done.returncode == 2
     assert "p.jsonl: line 3: broken" in done.stderr

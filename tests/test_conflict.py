@@ -1,4 +1,5 @@
-"""A preference that changes in mid-dialogue (section 5.2): the drawn change, the user that says it in passing, and how recovery is counted."""
+"""A preference that changes in mid-dialogue (section 5.2): the drawn change, the user that says it in
+passing, and how recovery is counted."""
 
 import json
 import math
@@ -37,7 +38,9 @@ def played():
 
 
 def person(name, **profile):
-    return Persona(name, "", "", Profile(tuple((slot.replace("_", " "), value) for slot, value in profile.items())))
+    return Persona(
+        name, "", "", Profile(tuple((slot.replace("_", " "), value) for slot, value in profile.items()))
+    )
 
 
 def dialogue(name, *profiles):
@@ -46,11 +49,21 @@ def dialogue(name, *profiles):
 
 
 def test_a_change_takes_the_only_other_value_there_is_by_hand():
-    people = [person("a", Age="30", Location="Rome"), person("b", Age="40", Location="Oslo"), person("c", Age="50", Location="Rome")]
+    people = [
+        person("a", Age="30", Location="Rome"),
+        person("b", Age="40", Location="Oslo"),
+        person("c", Age="50", Location="Rome"),
+    ]
     shifts = conflict.draw_shifts(people, 7)
-    assert shifts == {"a": Shift("Location", "Rome", "Oslo"), "b": Shift("Location", "Oslo", "Rome"), "c": Shift("Location", "Rome", "Oslo")}
+    assert shifts == {
+        "a": Shift("Location", "Rome", "Oslo"),
+        "b": Shift("Location", "Oslo", "Rome"),
+        "c": Shift("Location", "Rome", "Oslo"),
+    }
     table = conflict.shift_table(people, shifts, AT)
-    assert table.to_dict("records")[0] == {"user": "a", "turn": 6, "slot": "Location", "old": "Rome", "new": "Oslo"}
+    assert table.to_dict("records")[0] == {
+        "user": "a", "turn": 6, "slot": "Location", "old": "Rome", "new": "Oslo",
+    }
     with pytest.raises(InputError, match="nothing of persona a can change"):
         conflict.draw_shifts([person("a", Age="30"), person("b", Age="40")], 7)
 
@@ -69,7 +82,9 @@ def test_the_valid_persona_changes_at_the_turn_and_keeps_its_temperament():
     p, shift = PEOPLE[0], SHIFTS[PEOPLE[0].id]
     assert USER.valid(p, AT - 1) == p
     changed = USER.valid(p, AT)
-    assert changed.profile == p.profile.replace(shift.slot, shift.new) and changed.description == p.description
+    assert (
+        changed.profile == p.profile.replace(shift.slot, shift.new) and changed.description == p.description
+    )
     assert shift.new in changed.personality and f"no longer {shift.old}" in changed.personality
     assert read_temperament(changed) == read_temperament(p)
     assert ShiftingUser(AgendaUser(), AT, {}).valid(p, AT) == p
@@ -87,15 +102,24 @@ def test_the_old_value_is_told_before_and_the_new_one_in_passing(played):
     for d in played:
         shift = SHIFTS[d.persona_id]
         before, change = Dialogue("", "", d.turns[: AT - 1]), d.turns[AT - 1].user
-        assert before.ledger()[shift.slot] < AT and lex.same_value(shift.slot, before.facts()[shift.slot], shift.old)
+        assert before.ledger()[shift.slot] < AT and lex.same_value(
+            shift.slot, before.facts()[shift.slot], shift.old
+        )
         assert shift.slot in change.stated
         phrase = dict(zip(change.stated, change.phrases, strict=True))[shift.slot]
         assert phrase in change.text and lex.same_value(shift.slot, phrase, shift.new)
-        [sentence] = [s for options in language.parse(change.text, "changes_test") for s in options if (shift.slot, phrase) in s.facts]
+        [sentence] = [
+            s
+            for options in language.parse(change.text, "changes_test")
+            for s in options
+            if (shift.slot, phrase) in s.facts
+        ]
         assert sentence.template.act == "changed"
         assert lex.same_value(shift.slot, d.facts()[shift.slot], shift.new)
         later = " ".join(t.user.text for t in d.turns[AT:])
-        assert not any(re.search(rf"\b{re.escape(form)}\b", later) for form in language.list_forms(shift.slot, shift.old))
+        assert not any(
+            re.search(rf"\b{re.escape(form)}\b", later) for form in language.list_forms(shift.slot, shift.old)
+        )
 
 
 def test_at_most_one_slot_more_than_the_rule_allows_is_told(played):
@@ -113,8 +137,13 @@ def test_a_shifting_user_is_stateless(played):
 def test_a_slot_without_frames_is_named():
     p = person("a", Favorite_Food="pad thai", Age="30")
     user = ShiftingUser(AgendaUser(0, "user_test"), 2, {"a": Shift("Favorite Food", "pad thai", "sushi")})
-    said = user.reply([p], [Dialogue("d", "a").hear(Utterance("Hello")).answer("", Reply(Profile(), "I see.", True))])[0]
-    assert "About favorite food something has changed, now there is this: sushi." in said.text and said.stated == ("Favorite Food",)
+    said = user.reply(
+        [p], [Dialogue("d", "a").hear(Utterance("Hello")).answer("", Reply(Profile(), "I see.", True))]
+    )[0]
+    assert (
+        "About favorite food something has changed, now there is this: sushi." in said.text
+        and said.stated == ("Favorite Food",)
+    )
 
 
 @pytest.mark.parametrize("file", ["changes", "manners"])
@@ -125,7 +154,9 @@ def test_test_users_share_no_frame_with_training_users_here_either(file):
         return {" ".join(bare.sub(" ", t.text).lower().split()) for t in language.load_grammar(name)}
 
     assert not frames(f"{file}_train") & frames(f"{file}_test")
-    assert {t.act for t in language.load_grammar(f"{file}_train")} == {t.act for t in language.load_grammar(f"{file}_test")}
+    assert {t.act for t in language.load_grammar(f"{file}_train")} == {
+        t.act for t in language.load_grammar(f"{file}_test")
+    }
     for other in ("user_train", "user_test"):
         assert not (frames(f"{file}_train") | frames(f"{file}_test")) & frames(other)
 
@@ -138,33 +169,45 @@ def test_every_changeable_slot_of_the_ten_has_sentences():
 
 
 def test_judges_hold_a_response_against_the_persona_that_is_valid_now():
-    """The careful oracle knows the valid persona: it stays a ceiling through the change. A judge that went by the old persona would
-    find it wrong."""
+    """The careful oracle knows the valid persona: it stays a ceiling through the change. A judge that went by
+    the old persona would find it wrong."""
     settings = {"turns": TURNS, "seed": 0, "swap": False}
     parts = ("conflict", PEOPLE, USER, RuleEvaluationJudge(), RuleJudge())
     _, right = scoring.evaluate(OracleControl(), *parts, valid=USER.valid, **settings)
     _, wrong = scoring.evaluate(OracleControl(), *parts, valid=None, **settings)
     tables = [scoring.score_table([j.to_json() for j in rows]) for rows in (right, wrong)]
-    assert tables[0][:, AT - 1 :].mean() > 0.9 and (tables[1][:, AT - 1 :].mean() < tables[0][:, AT - 1 :].mean())
+    assert tables[0][:, AT - 1 :].mean() > 0.9 and (
+        tables[1][:, AT - 1 :].mean() < tables[0][:, AT - 1 :].mean()
+    )
     # The oracle writes the true profile: all of it matches at every turn, before and after.
     assert all(j.n_matched == j.n_true for j in right)
 
 
 def test_what_a_profile_holds_and_recovery_by_hand():
-    """Change at turn 3 of five. a follows at once; b two turns late, through a turn with neither; c never; d at once, and forgets it again."""
+    """Change at turn 3 of five. a follows at once; b two turns late, through a turn with neither; c never; d
+    at once, and forgets it again."""
     shift = Shift("Location", "Lisbon", "Madrid")
     old, new, none = {"Location": "Lisbon"}, {"Location": "Madrid"}, {}
-    talks = [dialogue("a", none, old, new, new, new), dialogue("b", old, old, old, none, new), dialogue("c", old, old, old, old, old),
-             dialogue("d", none, none, {"Location": "the Spanish capital"}, old, old)]  # fmt: skip
+    talks = [
+        dialogue("a", none, old, new, new, new),
+        dialogue("b", old, old, old, none, new),
+        dialogue("c", old, old, old, old, old),
+        dialogue("d", none, none, {"Location": "the Spanish capital"}, old, old),
+    ]
     table = conflict.check_profiles(talks, dict.fromkeys("abcd", shift), RuleJudge())
     assert list(table.columns) == ["user", "turn", "holds_new", "holds_old"] and len(table) == 20
     assert table.query("user == 'b'")["holds_old"].tolist() == [1, 1, 1, 0, 0]
-    assert table.query("user == 'd'")["holds_new"].tolist() == [0, 0, 1, 0, 0]  # another phrasing of the value counts
+    # another phrasing of the value counts
+    assert table.query("user == 'd'")["holds_new"].tolist() == [0, 0, 1, 0, 0]
     assert conflict.measure_recovery(table, 3).to_dict() == {"a": 0, "b": 2, "c": math.inf, "d": 0}
     summary = conflict.summarize_recovery(table, 3)
-    assert (summary["users"], summary["knew_old"], summary["recovered"], summary["at_once"]) == (4, 0.75, 0.75, 0.5)
+    assert (summary["users"], summary["knew_old"], summary["recovered"], summary["at_once"]) == (
+        4, 0.75, 0.75, 0.5,
+    )
     assert summary["median_turns"] == 1.0  # of 0, 0, 2 and inf
-    assert summary["stale"] == pytest.approx((0 + 1 + 3 + 2) / 12) and summary["holds_new"] == pytest.approx((3 + 1 + 0 + 1) / 12)
+    assert summary["stale"] == pytest.approx((0 + 1 + 3 + 2) / 12) and summary["holds_new"] == pytest.approx(
+        (3 + 1 + 0 + 1) / 12
+    )
     assert summary["stale_low"] <= summary["stale"] <= summary["stale_high"]
     curves = conflict.profile_curves({"rlpa": table})
     at_three = curves.query("turn == 3 and value == 'old'").iloc[0]
@@ -177,12 +220,18 @@ def test_a_judge_that_fails_leaves_a_gap_and_is_no_recovery():
             return [None for _ in pairs]
 
     talks = [dialogue("a", {"Location": "Madrid"}), dialogue("b", {})]
-    table = conflict.check_profiles(talks, dict.fromkeys("ab", Shift("Location", "Lisbon", "Madrid")), Silent())
-    assert table["holds_new"].isna().all() and conflict.measure_recovery(table, 1).tolist() == [math.inf, math.inf]
+    table = conflict.check_profiles(
+        talks, dict.fromkeys("ab", Shift("Location", "Lisbon", "Madrid")), Silent()
+    )
+    assert table["holds_new"].isna().all() and conflict.measure_recovery(table, 1).tolist() == [
+        math.inf,
+        math.inf,
+    ]
 
 
 def test_before_and_after_by_hand():
-    """Four users (two of each kind), five turns, change at turn 4; turn 1 does not count. Before: turns 2-3, after: turns 4-5."""
+    """Four users (two of each kind), five turns, change at turn 4; turn 1 does not count. Before: turns 2-3,
+    after: turns 4-5."""
     scores = np.array([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0]] * 2, dtype=float)
     row = conflict.compare_before_after(scores, 4)
     assert row["before"] == 75.0 and row["after"] == 25.0 and row["change"] == -50.0
@@ -197,16 +246,29 @@ def test_a_language_model_user_is_told_what_has_changed(tmp_path):
     talk = Dialogue("d", PERSONA.id)
     for text, stated in (("Hello", ()), ("I live in Lisbon.", ("Location",))):
         talk = talk.hear(Utterance(text, stated)).answer("", Reply(Profile(), "I see.", True))
-    with ScriptedServer(lambda body: json.dumps({"message": "Boxes everywhere since I came to Oslo.", "revealed": [9]})) as server:
-        more = ["user.kind=llm", "user.model=m", f"user.base_url={server.url}", "conflict.at=3", "conflict.turns=4", "run.prompt_set=en"]
+    with ScriptedServer(
+        lambda body: json.dumps({"message": "Boxes everywhere since I came to Oslo.", "revealed": [9]})
+    ) as server:
+        more = [
+            "user.kind=llm", "user.model=m", f"user.base_url={server.url}", "conflict.at=3",
+            "conflict.turns=4", "run.prompt_set=en",
+        ]
         cfg = config.load_config("smoke", more)
         user = parties.make_shifting_user(cfg, {PERSONA.id: shift}, 0, tmp_path)
         [said] = user.reply([PERSONA], [talk])
         user.reply([PERSONA], [talk.hear(said).answer("", Reply(Profile(), "Oh.", True))])
-        early = ShiftingUser(user.inner, 4, {PERSONA.id: Shift("Others", PERSONA.profile.get("Others"), "a cat")})
+        early = ShiftingUser(
+            user.inner, 4, {PERSONA.id: Shift("Others", PERSONA.profile.get("Others"), "a cat")}
+        )
         early.reply([PERSONA], [talk])
     assert said == Utterance("Boxes everywhere since I came to Oslo.", ("Location",))
-    first, second, third = ([json.loads(b["messages"][-1]["content"]), b["messages"][0]["content"]] for b in server.bodies)
-    assert first[0]["changed_item"] == {"number": 9, "was": "Lisbon"} and "9. Location: Oslo" in first[1] and "no longer" in first[1]
+    first, second, third = (
+        [json.loads(b["messages"][-1]["content"]), b["messages"][0]["content"]] for b in server.bodies
+    )
+    assert (
+        first[0]["changed_item"] == {"number": 9, "was": "Lisbon"}
+        and "9. Location: Oslo" in first[1]
+        and "no longer" in first[1]
+    )
     assert "changed_item" not in second[0] and "9. Location: Oslo" in second[1]
     assert third[0]["tell_now"] == 10 and "changed_item" not in third[0] and "9. Location: Lisbon" in third[1]

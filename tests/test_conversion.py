@@ -1,4 +1,5 @@
-"""Slot conversion by a model behind a real local server: what is refused, how it is asked for again, and what comes out."""
+"""Slot conversion by a model behind a real local server: what is refused, how it is asked for again, and what
+comes out."""
 
 import json
 import re
@@ -27,7 +28,12 @@ TEXTS = ("She is a nurse from Lisbon.", "He is talkative.")
 
 def answer(values, invented=(), **changed):
     filled = values | {slot.replace("_", " "): value for slot, value in changed.items()}
-    return json.dumps({slot.lower().replace(" ", "_"): {"value": value, "stated": slot not in invented} for slot, value in filled.items()})
+    return json.dumps(
+        {
+            slot.lower().replace(" ", "_"): {"value": value, "stated": slot not in invented}
+            for slot, value in filled.items()
+        }
+    )
 
 
 def endpoint(url, folder, *more):
@@ -71,18 +77,12 @@ def test_chinese_ways_to_say_nothing_are_refused(value):
     [
         ("Occupation", "", "en", "empty"),
         ("Interests", "skiing (inferred from frequent trips)", "en", "remark"),
-        ("Interests", "滑雪（根据经常旅行推断）", "zh", "remark"),
-        ("Location", "里斯本", "en", "language"),
-        ("Location", "Lisbon", "zh", "language"),
-        ("Others", "x" * 201, "en", "long"),
-        ("Age", "34", "zh", None),
-        ("Marital Status", "未婚", "zh", None),
-        ("Others", "afraid of the unknown", "en", None),
-        ("Others", "not known for patience", "en", None),
-        ("Family Background", "no siblings", "en", None),
-        ("Location", "Lisbon (Portugal)", "en", None),
-        ("Interests", "写 Python 程序", "zh", None),
-        ("Others", "无糖可乐爱好者", "zh", None),
+        ("Interests", "滑雪（根据经常旅行推断）", "zh", "remark"), ("Location", "里斯本", "en", "language"),
+        ("Location", "Lisbon", "zh", "language"), ("Others", "x" * 201, "en", "long"),
+        ("Age", "34", "zh", None), ("Marital Status", "未婚", "zh", None),
+        ("Others", "afraid of the unknown", "en", None), ("Others", "not known for patience", "en", None),
+        ("Family Background", "no siblings", "en", None), ("Location", "Lisbon (Portugal)", "en", None),
+        ("Interests", "写 Python 程序", "zh", None), ("Others", "无糖可乐爱好者", "zh", None),
     ],
 )
 def test_what_can_stand_and_what_cannot(slot, value, language, why):
@@ -91,7 +91,11 @@ def test_what_can_stand_and_what_cannot(slot, value, language, why):
 
 def test_a_refused_value_is_asked_for_again_with_the_reason(tmp_path):
     def script(body):
-        return answer(GOOD, Marital_Status="not mentioned", Others="雪景球") if len(body["messages"]) == 2 else answer(GOOD)
+        return (
+            answer(GOOD, Marital_Status="not mentioned", Others="雪景球")
+            if len(body["messages"]) == 2
+            else answer(GOOD)
+        )
 
     with ScriptedServer(script) as server:
         [profile] = convert(server, tmp_path)
@@ -99,7 +103,11 @@ def test_a_refused_value_is_asked_for_again_with_the_reason(tmp_path):
     first, second = server.bodies
     assert [m["role"] for m in second["messages"]] == ["system", "user", "assistant", "user"]
     told = second["messages"][-1]["content"]
-    assert re.search(r"marital_status: says that nothing is known", told) and "others: is not in English" in told and "age" not in told
+    assert (
+        re.search(r"marital_status: says that nothing is known", told)
+        and "others: is not in English" in told
+        and "age" not in told
+    )
     assert json.loads(second["messages"][2]["content"])["marital_status"]["value"] == "not mentioned"
 
 
@@ -118,7 +126,10 @@ def test_only_the_refused_ones_are_asked_again_and_order_is_kept(tmp_path):
 
 
 def test_what_never_stands_is_an_error_that_names_the_slot(tmp_path):
-    with ScriptedServer(lambda body: answer(GOOD, Location="unknown")) as server, pytest.raises(ConversionFailed, match="number 1: Location says"):
+    with (
+        ScriptedServer(lambda body: answer(GOOD, Location="unknown")) as server,
+        pytest.raises(ConversionFailed, match="number 1: Location says"),
+    ):
         convert(server, tmp_path)
     assert len(server.bodies) == conversion.ROUNDS
 
@@ -145,40 +156,60 @@ def test_people_are_converted_only_where_the_params_say_so_and_texts_have_ten_sl
     (tmp_path / "profile.jsonl").write_text("\n".join(map(json.dumps, texts)))
     (tmp_path / "personality.jsonl").write_text(json.dumps("She is talkative."))
     with ScriptedServer(lambda body: answer(GOOD, invented=("Location",))) as server:
-        keys = ["personas.source=aloe", f"personas.path={tmp_path}", "user.model=m", f"user.base_url={server.url}"]
+        keys = [
+            "personas.source=aloe", f"personas.path={tmp_path}", "user.model=m",
+            f"user.base_url={server.url}",
+        ]
         rules = parties.load_people(config.load_config("smoke", keys), "train", 3, 0)
-        asked = parties.load_people(config.load_config("smoke", [*keys, "personas.conversion=llm"]), "train", 3, 0, tmp_path / "run")
+        asked = parties.load_people(
+            config.load_config("smoke", [*keys, "personas.conversion=llm"]), "train", 3, 0, tmp_path / "run"
+        )
         cfg = config.load_config("smoke", [*keys, "personas.conversion=llm"])
         free = parties.load_people(cfg, "extended", 3, 0, tmp_path / "run")
-    assert rules == load_personas(cfg.personas, "train", 3, 0) and free == load_personas(cfg.personas, "extended", 3, 0)
+    assert rules == load_personas(cfg.personas, "train", 3, 0) and free == load_personas(
+        cfg.personas, "extended", 3, 0
+    )
     assert [p.id for p in asked] == [p.id for p in rules] and len(server.bodies) == 3
     assert all(p.profile.items == tuple(GOOD.items()) and p.profile.filled == {"Location"} for p in asked)
 
 
 def test_all_parts_of_a_run_meet_the_same_converted_people(tmp_path):
-    """Training users, test users, their comparison and generated preferences: one conversion a text, paid once."""
+    """Training users, test users, their comparison and generated preferences: one conversion a text, paid
+    once."""
     texts = [p.description for p in builtin_personas("train", 20, 0)]
     (tmp_path / "profile.jsonl").write_text("\n".join(map(json.dumps, texts)))
     (tmp_path / "personality.jsonl").write_text(json.dumps("She is talkative."))
     with ScriptedServer(lambda body: answer(GOOD, Others=hash_json(body["messages"][1])[:12])) as server:
-        keys = ["personas.source=aloe", f"personas.path={tmp_path}", "personas.conversion=llm", "user.model=m", f"user.base_url={server.url}",
-                "evaluation.users=3", "evaluation.benchmarks=[vanilla]", "rollout.turns=2"]  # fmt: skip
+        keys = [
+            "personas.source=aloe", f"personas.path={tmp_path}", "personas.conversion=llm", "user.model=m",
+            f"user.base_url={server.url}", "evaluation.users=3", "evaluation.benchmarks=[vanilla]",
+            "rollout.turns=2",
+        ]
         cfg = config.load_config("smoke", keys)
         run = runs.claim(cfg, 0, tmp_path / "run", "smoke")
         train = parties.load_people(cfg, "train", None, 0, run)
         test = benchmarks.load_benchmarks(run)
         facts = benchmarks.disjointness(cfg, 0, test, run)
         talks = preferences.load_preferences(cfg, parties.make_user(cfg, "train", 0), 4, 0, run)
-    assert facts["train"] == {"n": len(train), "hash": hash_split(train)} and facts["vanilla"]["hash"] == hash_split(test["vanilla"])
+    assert facts["train"] == {"n": len(train), "hash": hash_split(train)} and facts["vanilla"][
+        "hash"
+    ] == hash_split(test["vanilla"])
     assert [t.profile for t in talks] == [p.description for p in train[:4]]
     told = " ".join(e.user for t in talks for e in t.exchanges)
-    assert any(GOOD[slot] in told for slot in ("Interests", "Occupation", "Location", "Educational Background"))
+    assert any(
+        GOOD[slot] in told for slot in ("Interests", "Occupation", "Location", "Educational Background")
+    )
     assert len(server.bodies) == len(train) + 3
 
 
 def test_nobody_goes_past_the_conversion():
-    """`load_personas` knows rules alone: it is called where files are checked and where texts alone are compared."""
+    """`load_personas` knows rules alone: it is called where files are checked and where texts alone are
+    compared."""
     allowed = {"sources.py", "parties.py", "preferences.py", "runner.py"}
     root = Path(parties.__file__).parents[1]
-    files = [f for f in [*root.rglob("*.py"), *(root.parent / "notebooks").glob("*.ipynb")] if f.name not in allowed]
+    files = [
+        f
+        for f in [*root.rglob("*.py"), *(root.parent / "notebooks").glob("*.ipynb")]
+        if f.name not in allowed
+    ]
     assert [f.name for f in files if "load_personas(" in f.read_text(encoding="utf-8")] == []

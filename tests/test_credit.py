@@ -13,29 +13,39 @@ def near(values):
 
 
 def settings(**changes):
-    return PPO(**{"gamma": 1.0, "lam": 1.0, "turn_discount": 0.5, "turn_lam": 0.5, "update_every": "dialogue", **changes})
+    return PPO(
+        **{
+            "gamma": 1.0, "lam": 1.0, "turn_discount": 0.5, "turn_lam": 0.5, "update_every": "dialogue",
+            **changes,
+        }
+    )
 
 
 def look(places, rewards, before, after, spans=None, **changes):
     return credit.look_ahead(
-        places, rewards_S=rewards, spans_S=spans or [1.0] * len(places), before_S=before, after_S=after, settings=settings(**changes)
+        places, rewards_S=rewards, spans_S=spans or [1.0] * len(places), before_S=before, after_S=after,
+        settings=settings(**changes),
     )
 
 
 def test_turn_level_gae_by_hand():
     # three turns, discount and lambda .5. The last leads to .5 * .8 = .4, so A3 = 2 + .4 - .4 = 2
-    # turn 2 leads to .5 (.4 + .5*2) = .7, A2 = 0 + .7 - .6 = .1; turn 1 to .5 (.6 + .5*.1) = .325, A1 = 1 + .325 - .5
+    # turn 2 leads to .5 (.4 + .5*2) = .7, A2 = 0 + .7 - .6 = .1; turn 1 to .5 (.6 + .5*.1) = .325, A1 = 1 +
+    # .325 - .5
     places = [Place("d", t, True, at_limit=t == 3) for t in (1, 2, 3)]
     futures, worths = look(places, [1.0, 0.0, 2.0], [0.5, 0.6, 0.4], [9.0, 9.0, 0.8])
     assert futures == near([0.325, 0.7, 0.4])
     assert worths[:2] == near([0.65, 1.4]) and worths[2] is None
-    # and as generalised advantages of a whole episode: A1 = .825 is GAE over the turns with the last reward 2 + .4
+    # and as generalised advantages of a whole episode: A1 = .825 is GAE over the turns with the last reward 2
+    # + .4
     assert ppo.gae([1, 0, 2.4], [0.5, 0.6, 0.4], 0.5, 0.5) == near([0.825, 0.1, 2.0])
 
 
 def test_nothing_follows_the_last_turn_when_the_limit_ends_the_dialogue():
     places = [Place("d", 1, True), Place("d", 2, True, at_limit=True)]
-    futures, worths = look(places, [1.0, 2.0], [0.0, 0.0], [9.0, 9.0], turn_limit="end", turn_lam=1.0, turn_discount=0.9)
+    futures, worths = look(
+        places, [1.0, 2.0], [0.0, 0.0], [9.0, 9.0], turn_limit="end", turn_lam=1.0, turn_discount=0.9
+    )
     assert futures == near([1.8, 0.0])  # eq. 1: 1 + .9 * 2
 
 
@@ -52,7 +62,9 @@ def test_dialogues_are_linked_by_id_never_by_position():
 
 
 def test_a_sample_that_did_not_go_on_leads_to_the_value_after_it():
-    places = [Place("d", 1, False), Place("d", 1, True), Place("d", 2, True, True), Place("d", 2, False, True)]
+    places = [
+        Place("d", 1, False), Place("d", 1, True), Place("d", 2, True, True), Place("d", 2, False, True),
+    ]
     futures, worths = look(places, [0.0, 0.0, 1.0, 0.0], [0.2, 0.2, 0.4, 0.4], [0.6, 99.0, 0.0, 0.8])
     # A of the continued turn 2: 1 + 0 - .4 = .6; turn 1 leads to .5 (.4 + .5*.6); its sibling to .5 * .6
     assert futures == near([0.3, 0.35, 0.0, 0.4])
@@ -70,19 +82,24 @@ def padded(*rows):
 
 
 def test_tokens_and_turns_by_hand():
-    # turn 1: two tokens, values .5 .6, after it .9; turn 2: three tokens, values .4 .3 .2, after it .8. gamma .5, lam .5 at tokens
+    # turn 1: two tokens, values .5 .6, after it .9; turn 2: three tokens, values .4 .3 .2, after it .8. gamma
+    # .5, lam .5 at tokens
     values = padded([0.5, 0.6, 0.9], [0.4, 0.3, 0.2, 0.8])
     rewards = padded([0.1, 1.0], [0.0, 0.0, 2.0, 0.0])
     keep = torch.tensor([[True, True, False, False], [True, True, True, False]])
     places = [Place("d", 1, True), Place("d", 2, True, True)]
-    done = credit.credit_across_turns(rewards, values, keep, places, settings(gamma=0.5, lam=0.5, turn_discount=0.8, turn_lam=0.5))
+    done = credit.credit_across_turns(
+        rewards, values, keep, places, settings(gamma=0.5, lam=0.5, turn_discount=0.8, turn_lam=0.5)
+    )
     # turn 2 leads to .8 * .8 = .64. Seen from its first token: A2 = .25 * 2 + .25 * .64 - .4 = .26
     # turn 1 leads to .8 (.4 + .5 * .26) = .424, worth .53
-    # tokens of turn 2, last to first: 2 + .64 - .2 = 2.44; .5*.2 - .3 + .25*2.44 = .41; .5*.3 - .4 + .25*.41 = -.1475
+    # tokens of turn 2, last to first: 2 + .64 - .2 = 2.44; .5*.2 - .3 + .25*2.44 = .41; .5*.3 - .4 + .25*.41
+    # = -.1475
     # tokens of turn 1: 1 + .424 - .6 = .824; .1 + .5*.6 - .5 + .25*.824 = .106
     assert done.advantages_ST[0].tolist() == near([0.106, 0.824, 0.0, 0.0])
     assert done.advantages_ST[1].tolist() == near([-0.1475, 0.41, 2.44, 0.0])
-    assert done.returns_ST[0].tolist() == near([0.606, 1.424, 0.53, 0.0])  # the third is the target of the state after turn 1
+    # the third is the target of the state after turn 1
+    assert done.returns_ST[0].tolist() == near([0.606, 1.424, 0.53, 0.0])
     assert done.returns_ST[1, :3].tolist() == near([0.2525, 0.71, 2.64])
     assert done.taught_ST.tolist() == [[True, True, True, False], [True, True, True, False]]
 
@@ -91,7 +108,8 @@ def test_with_all_lambdas_one_the_first_token_gets_eq_1():
     rewards, values = padded([0.0, 1.0, 0.0], [0.5, 0.0]), torch.zeros(2, 3)
     keep = torch.tensor([[True, True, False], [True, False, False]])
     done = credit.credit_across_turns(
-        rewards, values, keep, [Place("d", 1, True), Place("d", 2, True, True)], settings(turn_lam=1.0, turn_discount=0.9)
+        rewards, values, keep, [Place("d", 1, True), Place("d", 2, True, True)],
+        settings(turn_lam=1.0, turn_discount=0.9),
     )
     assert done.returns_ST[:, 0].tolist() == near([1 + 0.9 * 0.5, 0.5])
 
@@ -101,7 +119,9 @@ def test_token_level_and_turn_level_advantages_agree_at_the_first_token():
     rewards, values = torch.randn(4, 6), torch.randn(4, 6)
     keep = torch.arange(6) < torch.tensor([5, 2, 4, 1])[:, None]
     places = [Place("d", t, True, t == 4) for t in (1, 2, 3, 4)]
-    done = credit.credit_across_turns(rewards, values, keep, places, settings(turn_discount=0.7, turn_lam=0.3))
+    done = credit.credit_across_turns(
+        rewards, values, keep, places, settings(turn_discount=0.7, turn_lam=0.3)
+    )
     R = [float((rewards[i] * keep[i]).sum()) for i in range(4)]
     R[3] += 0.7 * float(values[3, 1])
     assert done.advantages_ST[:, 0].tolist() == near(ppo.gae(R, values[:, 0], 0.7, 0.3).tolist())

@@ -1,4 +1,5 @@
-"""Intervals of N-IR and N-R² on simulated studies whose true curve is known. The whole table: tests/benchmarks/bench_coverage.py."""
+"""Intervals of N-IR and N-R² on simulated studies whose true curve is known. The whole table:
+tests/benchmarks/bench_coverage.py."""
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ def test_intervals_cover_without_saying_everything(curve, name, norm, longest):
 
 
 def test_a_bootstrap_would_not_do():
-    # That these studies can tell a bad interval from a good one: a bootstrap of the same numbers falls far below LEAST.
+    # That these studies can tell a bad interval from a good one: a bootstrap of the same numbers falls far
+    # below LEAST.
     truth, inside = metrics.normalized_improvement(CURVES["slow rise"])[0], []
     for number in range(STUDIES):
         scores = study(CURVES["slow rise"], 74, 0.3, np.random.default_rng(number))
@@ -61,7 +63,11 @@ def test_intervals_hold_the_estimate_stay_on_the_scale_and_repeat():
         estimates = metrics.normalized_improvement(metrics.alignment_level(scores), norm)
         for name, value in zip(("n_ir", "n_r2"), estimates, strict=True):
             found = improvement_interval(scores, name, norm, seed=4)
-            assert found.estimate == pytest.approx(value) and found.low <= value + 1e-9 and found.high >= value - 1e-9
+            assert (
+                found.estimate == pytest.approx(value)
+                and found.low <= value + 1e-9
+                and found.high >= value - 1e-9
+            )
             assert name == "n_ir" or 0 <= found.low <= found.high <= 1
             assert found == improvement_interval(scores, name, norm, seed=4)
 

@@ -1,4 +1,5 @@
-"""One transcript and its views: what the policy and the judges may see (section 3.1); the user's is in test_llm_user."""
+"""One transcript and its views: what the policy and the judges may see (section 3.1); the user's is in
+test_llm_user."""
 
 import json
 import random
@@ -20,7 +21,9 @@ def answered(dialogue, user, completion, stated=()):
 def dialogue():
     start = Dialogue("d1", "p1")
     one = answered(start, "Hello", render_reply(FIRST, "Hi. Who are you?"))
-    two = answered(one, "I am 27 and a nurse.", render_reply(SECOND, "How is the ward?"), ("Age", "Occupation"))
+    two = answered(
+        one, "I am 27 and a nurse.", render_reply(SECOND, "How is the ward?"), ("Age", "Occupation")
+    )
     return two.hear(Utterance("I live in Rome, at 27.", ("Location", "Age"), ("Rome", "27")))
 
 
@@ -64,13 +67,19 @@ def test_a_fallback_stands_for_a_broken_reply_and_for_no_other():
     broken = asked.answer("zz zz", parse_reply("zz zz"), "Tell me more.").hear(Utterance("What?"))
     assert broken.turns[0].completion == "zz zz" and not broken.turns[0].reply.format_ok
     shown = policy_view(broken, "Be kind.")[2]["content"]
-    assert shown == render_reply(Profile(), "Tell me more.") and judge_view(broken)[1] == ("assistant", "Tell me more.")
+    assert shown == render_reply(Profile(), "Tell me more.") and judge_view(broken)[1] == (
+        "assistant",
+        "Tell me more.",
+    )
     text = render_reply(FIRST, "Hi.")
     assert asked.answer(text, parse_reply(text), "Tell me more.") == asked.answer(text, parse_reply(text))
 
 
 def test_judge_view_holds_responses_and_the_pending_utterance(dialogue):
-    assert judge_view(dialogue)[-2:] == [("assistant", "How is the ward?"), ("user", "I live in Rome, at 27.")]
+    assert judge_view(dialogue)[-2:] == [
+        ("assistant", "How is the ward?"),
+        ("user", "I live in Rome, at 27."),
+    ]
     assert "<profile>" not in json.dumps(judge_view(dialogue))
 
 
@@ -103,7 +112,8 @@ def test_json_round_trip(dialogue):
 
 
 def test_the_true_profile_never_reaches_the_policy_view():
-    """Property: whatever is stated or inferred, the view holds what was said, never the persona or the ledger."""
+    """Property: whatever is stated or inferred, the view holds what was said, never the persona or the
+    ledger."""
     rng = random.Random(0)
     for case in range(200):
         true = {slot: f"truth-{case}-{index}" for index, slot in enumerate(SLOTS)}

@@ -50,23 +50,31 @@ def test_the_schema_is_asked_for_and_checked(server):
     [answer] = client(server).complete([ask("q", say='{"reason": "so", "mark": 1}', schema=Reasoned)])
     assert answer.parsed == Reasoned(reason="so", mark=1)
     asked = server.log[0]["body"]["response_format"]
-    assert (asked["type"], asked["json_schema"]["name"], asked["json_schema"]["strict"]) == ("json_schema", "Reasoned", True)
+    assert (asked["type"], asked["json_schema"]["name"], asked["json_schema"]["strict"]) == (
+        "json_schema", "Reasoned", True,
+    )
     assert asked["json_schema"]["schema"]["required"] == ["reason", "mark"]
     assert asked["json_schema"]["schema"]["additionalProperties"] is False
     assert "maxLength" in json.dumps(asked)
 
 
 def test_a_server_without_schemas_is_asked_in_words_from_then_on(tmp_path):
-    """Refused once without limits on lengths, once more as a whole; then never asked again, and the thinking is told apart."""
+    """Refused once without limits on lengths, once more as a whole; then never asked again, and the thinking
+    is told apart."""
     said = '<think>{"mark": 7}?</think>The verdict: {"reason": "so", "mark": 1}'
-    with MisbehavingServer(refuses=["response_format"]) as server, pytest.warns(UserWarning, match="refuses structured output"):
+    with (
+        MisbehavingServer(refuses=["response_format"]) as server,
+        pytest.warns(UserWarning, match="refuses structured output"),
+    ):
         judge = client(server, concurrency=1)
         answers = judge.complete([ask(f"q{i}", say=said, schema=Reasoned) for i in range(3)])
         bodies = [line["body"] for line in server.log]
     assert [a.parsed for a in answers] == [Reasoned(reason="so", mark=1)] * 3
     assert answers[0].reasoning == '{"mark": 7}?'
     assert ["response_format" in body for body in bodies] == [True, True, False, False, False]
-    assert ["maxLength" in json.dumps(body.get("response_format")) for body in bodies] == [True, False, False, False, False]
+    assert ["maxLength" in json.dumps(body.get("response_format")) for body in bodies] == [
+        True, False, False, False, False,
+    ]
     assert bodies[-1]["messages"][0]["role"] == "system"
     assert '"mark"' in bodies[-1]["messages"][0]["content"]
 
@@ -108,7 +116,10 @@ def test_a_bad_answer_that_was_cut_says_which_setting_to_raise(server):
 @pytest.mark.parametrize("refused", ["temperature", "seed", "max_tokens", "top_p"])
 def test_reasoning_models_that_refuse_a_setting_are_asked_without_it(refused):
     request = ask("q", temperature=0.3, seed=4, top_p=0.9)
-    with MisbehavingServer(refuses=[refused]) as server, pytest.warns(UserWarning, match=f"judge: m refuses {refused}"):
+    with (
+        MisbehavingServer(refuses=[refused]) as server,
+        pytest.warns(UserWarning, match=f"judge: m refuses {refused}"),
+    ):
         judge = client(server)
         judge.complete([request])
         judge.complete([replace(request, seed=5)])
@@ -152,7 +163,12 @@ def test_it_works_under_a_running_loop_and_in_threads(server):
     assert len(asyncio.run(cell("b"))) == 5  # another loop, the same endpoint
     assert len(judge.complete([ask("c")])) == 1
     done = []
-    threads = [threading.Thread(target=lambda i=i: done.extend(judge.complete([ask(f"t{i}-{j}") for j in range(10)]))) for i in range(4)]
+    threads = [
+        threading.Thread(
+            target=lambda i=i: done.extend(judge.complete([ask(f"t{i}-{j}") for j in range(10)]))
+        )
+        for i in range(4)
+    ]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert len(done) == 40
@@ -178,7 +194,9 @@ def test_an_interrupt_stops_the_requests(server, running, interruptible):
         # a kernel runs its loop like this; asyncio.run would take the interrupt for itself
         loop = asyncio.new_event_loop()
         try:
-            loop.run_until_complete(cell()) if running else judge.complete([ask(f"q{i}", "hang") for i in range(9)])
+            loop.run_until_complete(cell()) if running else judge.complete(
+                [ask(f"q{i}", "hang") for i in range(9)]
+            )
         finally:
             loop.close()
 
@@ -219,13 +237,24 @@ def test_it_works_in_a_notebook(server):
 
 def test_endpoints_of_a_run_share_cache_budget_and_record(server, tmp_path):
     sections = ["user", "judge", "evaluator"]
-    settings = [f"{section}.{key}" for section in sections for key in ("kind=llm", "model=m", f"base_url={server.url}")]
-    cfg = config.load_config("smoke", [*settings, "judge.profile_model=other", "endpoint.max_requests=4", "user.api_key_env=NO_SUCH_KEY"])
-    made = [roles.endpoint_for(cfg, role, tmp_path) for role in ("user", "response_judge", "profile_judge", "evaluator", "converter")]
+    settings = [
+        f"{section}.{key}"
+        for section in sections
+        for key in ("kind=llm", "model=m", f"base_url={server.url}")
+    ]
+    cfg = config.load_config(
+        "smoke",
+        [*settings, "judge.profile_model=other", "endpoint.max_requests=4", "user.api_key_env=NO_SUCH_KEY"],
+    )
+    made = [
+        roles.endpoint_for(cfg, role, tmp_path)
+        for role in ("user", "response_judge", "profile_judge", "evaluator", "converter")
+    ]
     assert [e.model for e in made] == ["m", "m", "other", "m", "m"]
     for e in made[:4]:
         e.complete([ask(f"q of {e.role}")])
-    assert made[4].complete([ask("q of user")])[0].cached  # the same question in another role is the same answer
+    # the same question in another role is the same answer
+    assert made[4].complete([ask("q of user")])[0].cached
     with pytest.raises(BudgetExceeded, match="endpoint.max_requests = 4"):
         made[4].complete([ask("one more")])
     rows = Usage(tmp_path / "metrics" / "usage.jsonl").rows()
@@ -236,7 +265,10 @@ def test_endpoints_of_a_run_share_cache_budget_and_record(server, tmp_path):
 
 
 def test_settings_of_the_profile_judge_are_named_by_their_own_key(server, tmp_path):
-    settings = ["judge.kind=llm", "judge.model=m", f"judge.base_url={server.url}", "judge.profile_model=other", "endpoint.cache=off"]
+    settings = [
+        "judge.kind=llm", "judge.model=m", f"judge.base_url={server.url}", "judge.profile_model=other",
+        "endpoint.cache=off",
+    ]
     judge = roles.endpoint_for(config.load_config("smoke", settings), "profile_judge", tmp_path)
     with pytest.raises(RequestError, match="judge.profile_model"):
         judge.complete([ask("q", "404")])
@@ -259,4 +291,7 @@ def test_importing_the_client_does_no_work():
     import subprocess
 
     code = "import sys, rlpa_lib.client.roles; print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )

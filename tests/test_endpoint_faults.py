@@ -1,4 +1,5 @@
-"""The chat client against a real local server that misbehaves on command: what passes, what does not, and what is said of it."""
+"""The chat client against a real local server that misbehaves on command: what passes, what does not, and
+what is said of it."""
 
 import itertools
 import time
@@ -80,15 +81,19 @@ class Ledger(ResponseCache):
 
 
 def _patience():
-    """Seconds after which a try is given up: ten times what 64 good requests take now, so that a busy machine is not taken for a fault."""
+    """Seconds after which a try is given up: ten times what 64 good requests take now, so that a busy machine
+    is not taken for a fault."""
     with MisbehavingServer() as server:
         began = time.monotonic()
-        client(server, concurrency=64).complete([ask(f"probe {i}", schema=Mark, say='{"mark": 1}') for i in range(64)])
+        client(server, concurrency=64).complete(
+            [ask(f"probe {i}", schema=Mark, say='{"mark": 1}') for i in range(64)]
+        )
     return min(8.0, max(2.0, 10 * (time.monotonic() - began)))
 
 
 def test_fault_matrix(tmp_path, capsys):
-    """Every fault once, twice and for ever, three copies each, in one shuffled batch: a right answer or the typed error that is due."""
+    """Every fault once, twice and for ever, three copies each, in one shuffled batch: a right answer or the
+    typed error that is due."""
     cases = [(name, times, copy) for copy in range(3) for times in (1, 2, None) for name in FAULTS]
     cases = [case for case in cases if "date" not in case[0] or case[1:] == (1, 0)]  # dates count in seconds
     cases = cases[1::2] + cases[::2]
@@ -98,7 +103,9 @@ def test_fault_matrix(tmp_path, capsys):
         ledger = Ledger(tmp_path / "c")
         judge = client(server, cache=ledger, usage=usage, concurrency=64, retries=2, timeout=_patience())
         results = judge.complete([request for request, _ in asked], on_error="return")
-        again = judge.complete([request for (request, _), r in zip(asked, results, strict=True) if isinstance(r, Answer)])
+        again = judge.complete(
+            [request for (request, _), r in zip(asked, results, strict=True) if isinstance(r, Answer)]
+        )
         log = list(server.log)
     table = {name: Counter() for name in FAULTS}
     for (name, times, copy), (request, due), got in zip(cases, asked, results, strict=True):
@@ -109,17 +116,28 @@ def test_fault_matrix(tmp_path, capsys):
         answers_due = 1 if name in FINAL or times is not None else 0
         if name in ("wrong schema", "answer cut off"):
             answers_due = 3 if times is None else times + 1
-        # on a busy machine a wrong answer may come too late as well; then it is not bought, and the next one is
+        # on a busy machine a wrong answer may come too late as well; then it is not bought, and the next one
+        # is
         twice = max(bought) > 1 or sum(bought) > answers_due
         lost = not isinstance(got, (Answer, EndpointError)) or (isinstance(got, Answer) and not sum(bought))
         table[name] += Counter({"requests": 1, kind: 1, "as due": right, "duplicated": twice, "lost": lost})
         table[name]["tries"] += sum(line["id"] == f"{name} {times} {copy}" for line in log)
     with capsys.disabled():
-        print(f"\n{'fault':22}{'requests':>9}{'right':>7}{'typed':>7}{'as due':>8}{'lost':>6}{'twice':>7}{'tries':>7}")
+        print(
+            f"\n{'fault':22}{'requests':>9}{'right':>7}{'typed':>7}{'as due':>8}{'lost':>6}{'twice':>7}{'tries':>7}"
+        )
         for name, row in table.items():
             typed = row["requests"] - row["right answer"]
-            cells = (row["requests"], row["right answer"], typed, row["as due"], row["lost"], row["duplicated"], row["tries"])
-            print(f"{name:22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, (9, 7, 7, 8, 6, 7, 7), strict=True)))
+            cells = (
+                row["requests"], row["right answer"], typed, row["as due"], row["lost"], row["duplicated"],
+                row["tries"],
+            )
+            print(
+                f"{name:22}"
+                + "".join(
+                    f"{cell:>{width}}" for cell, width in zip(cells, (9, 7, 7, 8, 6, 7, 7), strict=True)
+                )
+            )
     assert len(results) == len(cases)
     for name, row in table.items():
         assert (row["as due"], row["lost"], row["duplicated"]) == (row["requests"], 0, 0), name
@@ -130,14 +148,17 @@ def test_fault_matrix(tmp_path, capsys):
 
 
 def test_errors_name_the_role_and_keep_the_raw_text(server):
-    [bad, refused] = client(server).complete([ask("a", say="no object", schema=Mark), ask("b", "refusal")], on_error="return")
+    [bad, refused] = client(server).complete(
+        [ask("a", say="no object", schema=Mark), ask("b", "refusal")], on_error="return"
+    )
     assert (type(bad), bad.raw, bad.role) == (BadAnswer, "no object", "judge")
     assert "no Mark in 3 answers: there is no JSON object in it" in str(bad)
     assert (str(refused), refused.role) == ("I cannot help with that.", "judge")
 
 
 def test_retry_after_is_honoured_and_holds_for_all():
-    """Two at a time: the first meets the limit while the second is under way; nobody else is sent before the server's time is over."""
+    """Two at a time: the first meets the limit while the second is under way; nobody else is sent before the
+    server's time is over."""
     with MisbehavingServer(latency=0.05) as server:
         client(server, concurrency=2).complete([ask("a", "429:0.8", "ok"), *(ask(f"q{i}") for i in range(4))])
         first, *later = [line["at"] for line in server.log]
@@ -151,7 +172,9 @@ def test_waiting_is_bounded_in_time(server):
     assert time.monotonic() - began < 4
     assert "asks to wait 3600 s, more than endpoint.max_wait" in str(error)
     assert len(server.log) == 1
-    [error] = client(server, max_wait=0.05, retries=100, backoff=0.02).complete([ask("b", "500")], on_error="return")
+    [error] = client(server, max_wait=0.05, retries=100, backoff=0.02).complete(
+        [ask("b", "500")], on_error="return"
+    )
     assert isinstance(error, ServerError)
     assert len(server.log) < 8
 
@@ -174,7 +197,11 @@ AT_ONCE = [
     ("401", AuthError, "judge.api_key_env ('NO_SUCH_KEY'): the key is refused"),
     ("403", AuthError, "judge.api_key_env ('NO_SUCH_KEY')"),
     ("404", RequestError, "judge.model ('m') or judge.base_url ('http://127.0.0.1:"),
-    ("400", RequestError, "judge.model ('m'): the server does not take this request: 400: made-up failure 400"),
+    (
+        "400",
+        RequestError,
+        "judge.model ('m'): the server does not take this request: 400: made-up failure 400",
+    ),
     ("400:max_tokens", RequestError, "judge.max_tokens: the server does not take this request"),
     ("422", RequestError, "judge.model"),
     ("429:quota", AuthError, "the account behind this key has no money left: 429"),

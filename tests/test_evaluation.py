@@ -1,4 +1,5 @@
-"""Evaluation on the real miniature: the controls bound the scale, the same seed repeats a run, a kill loses one turn at most."""
+"""Evaluation on the real miniature: the controls bound the scale, the same seed repeats a run, a kill loses
+one turn at most."""
 
 import json
 from dataclasses import replace
@@ -25,9 +26,10 @@ PEOPLE = builtin_personas("vanilla", 12, 0)
 
 def play(method, people=PEOPLE, benchmark="vanilla", turns=6, seed=0, **options):
     return scoring.evaluate(
-        method, benchmark, people, AgendaUser(0, "user_test"), options.pop("evaluator", RuleEvaluationJudge()),
-        options.pop("judge", RuleJudge()), turns=turns, seed=seed, **options,
-    )  # fmt: skip
+        method, benchmark, people, AgendaUser(0, "user_test"),
+        options.pop("evaluator", RuleEvaluationJudge()), options.pop("judge", RuleJudge()), turns=turns,
+        seed=seed, **options,
+    )
 
 
 def rows_of(method, **options):
@@ -63,7 +65,9 @@ def test_the_dimensions_of_a_verdict_are_on_record():
         def evaluate(self, cases):
             return [replace(v, dimensions={"goal_alignment": True}) for v in super().evaluate(cases)]
 
-    assert {str(row["dimensions"]) for row in rows_of(OracleControl(), turns=2, evaluator=Marking())} == {"{'goal_alignment': True}"}
+    assert {str(row["dimensions"]) for row in rows_of(OracleControl(), turns=2, evaluator=Marking())} == {
+        "{'goal_alignment': True}"
+    }
     assert {str(row["dimensions"]) for row in rows_of(OracleControl(), turns=2)} == {"{}"}
 
 
@@ -73,7 +77,11 @@ def test_a_policy_never_sees_what_the_user_has_not_said():
     for persona, dialogue in zip(PEOPLE, dialogues, strict=True):
         shown = " ".join(m["content"] for messages in policy.seen for m in messages)
         for slot, value in persona.profile.items:
-            if slot not in dialogue.ledger() and not value.isdigit() and slot not in ("Gender", "Marital Status"):
+            if (
+                slot not in dialogue.ledger()
+                and not value.isdigit()
+                and slot not in ("Gender", "Marital Status")
+            ):
                 assert value not in " ".join(t.user.text for t in dialogue.turns)
         assert persona.description not in shown
 
@@ -81,7 +89,10 @@ def test_a_policy_never_sees_what_the_user_has_not_said():
 class Counting:
     """A judge that finds everything good, and remembers what it was asked."""
 
-    def __init__(self, verdict=Verdict(dict.fromkeys(EVALUATION_CRITERIA, True), dict.fromkeys(EVALUATION_CRITERIA, ""))):  # noqa: B008
+    def __init__(
+        self,
+        verdict=Verdict(dict.fromkeys(EVALUATION_CRITERIA, True), dict.fromkeys(EVALUATION_CRITERIA, "")),
+    ):  # noqa: B008
         self.verdict, self.cases = verdict, []
 
     def evaluate(self, cases):
@@ -119,13 +130,18 @@ def test_a_judge_that_fails_leaves_neither_0_nor_1():
 
 
 def test_base_answers_are_plain_text():
-    rows = rows_of(Prompted("base", Recorder("Hi, nice to meet you. What is your job?"), "system", False), turns=1)
+    rows = rows_of(
+        Prompted("base", Recorder("Hi, nice to meet you. What is your job?"), "system", False), turns=1
+    )
     assert all(r["format_ok"] and r["n_inferred"] == 0 for r in rows)
-    assert scoring.score_table(rows).mean() == 1.0  # nothing is known at turn 1, so a definite question is enough
+    # nothing is known at turn 1, so a definite question is enough
+    assert scoring.score_table(rows).mean() == 1.0
 
 
 def test_guesses_are_items_about_slots_that_were_not_told():
-    text = "<profile>\n- Gender: woman\n- Marital Status: single\n</profile>\n\n<response>\nI see.\n</response>"
+    text = (
+        "<profile>\n- Gender: woman\n- Marital Status: single\n</profile>\n\n<response>\nI see.\n</response>"
+    )
     rows = rows_of(Prompted("rlpa", Recorder(text), "system", True), turns=1)
     assert all(r["n_guesses"] == 2 and r["n_told"] == 0 for r in rows)
     right = sum(r["n_right_guesses"] for r in rows)
@@ -156,13 +172,19 @@ class Mortal(OracleControl):
 
 
 def evaluated(run, method, version="v1"):
-    return scoring.evaluate_row(run, method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(), version)
+    return scoring.evaluate_row(
+        run, method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(),
+        version,
+    )
 
 
 @pytest.fixture
 def open_run(tmp_path):
     def make(name, *overrides):
-        return runs.claim(config.load_config("smoke", ["evaluation.turns=4", *overrides]), 0, tmp_path / name, "params/smoke.yaml")
+        return runs.claim(
+            config.load_config("smoke", ["evaluation.turns=4", *overrides]), 0, tmp_path / name,
+            "params/smoke.yaml",
+        )
 
     return make
 
@@ -176,7 +198,10 @@ def test_a_killed_evaluation_goes_on_at_the_turn_it_was_in(open_run, torn):
         evaluated(run, Mortal())
     if torn:  # killed between two files: the dialogues are one turn ahead of the mark
         later = scoring.read_dialogues(open_run("whole"), "oracle", "vanilla")
-        run.write_jsonl("dialogues/oracle-vanilla.jsonl", [Dialogue(d.id, d.persona_id, d.turns[:3]).to_json() for d in later])
+        run.write_jsonl(
+            "dialogues/oracle-vanilla.jsonl",
+            [Dialogue(d.id, d.persona_id, d.turns[:3]).to_json() for d in later],
+        )
     assert evaluated(run, Mortal()) == whole
     assert Mortal.calls == 3 + 2  # turns 1 and 2, the death, then turns 3 and 4
     assert evaluated(run, Mortal()) == whole and Mortal.calls == 5
@@ -197,5 +222,10 @@ def test_other_weights_are_evaluated_again(open_run):
 
 def test_a_judge_that_fails_too_often_stops_the_row_early(open_run):
     run = open_run("run")
-    with pytest.raises(RuntimeError, match="oracle-vanilla: the judge failed on 12 of 48 turns, more than run.max_judge_failure_rate = 0.02"):
-        scoring.evaluate_row(run, OracleControl(), "vanilla", PEOPLE, AgendaUser(0, "user_test"), Counting(None), RuleJudge())
+    with pytest.raises(
+        RuntimeError,
+        match="oracle-vanilla: the judge failed on 12 of 48 turns, more than run.max_judge_failure_rate = 0.02",
+    ):
+        scoring.evaluate_row(
+            run, OracleControl(), "vanilla", PEOPLE, AgendaUser(0, "user_test"), Counting(None), RuleJudge()
+        )

@@ -1,4 +1,5 @@
-"""How good the slot rules are on hand-labelled profiles of ALOE, which the project does not ship (appendix C.2)."""
+"""How good the slot rules are on hand-labelled profiles of ALOE, which the project does not ship (appendix
+C.2)."""
 
 import json
 import os
@@ -31,12 +32,24 @@ def test_precision_and_recall_on_labelled_profiles():
     # Labels of other people must not fit: the comparison is not so lenient that anything passes.
     keys = list(LABELS)
     shuffled = {key: LABELS[other] for key, other in zip(keys, keys[1:] + keys[:1], strict=True)}
-    assert measure_extraction(shuffled, personas).set_index("slot").loc[["Occupation", "Interests"], "precision"].max() < 0.2
+    assert (
+        measure_extraction(shuffled, personas)
+        .set_index("slot")
+        .loc[["Occupation", "Interests"], "precision"]
+        .max()
+        < 0.2
+    )
 
 
 def test_quality_by_hand():
-    label = {"age": "30", "gender": "male", "occupation": "history teacher", "marital_status": None, "interests": ["chess", "playing the piano"]}
-    items = (("Age", "30"), ("Gender", "female"), ("Occupation", "teacher"), ("Marital Status", "single"), ("Interests", "playing chess and golf"))
+    label = {
+        "age": "30", "gender": "male", "occupation": "history teacher", "marital_status": None,
+        "interests": ["chess", "playing the piano"],
+    }
+    items = (
+        ("Age", "30"), ("Gender", "female"), ("Occupation", "teacher"), ("Marital Status", "single"),
+        ("Interests", "playing chess and golf"),
+    )
     persona = Persona("x", "A text.", "", Profile(items, frozenset({"Marital Status"})))
     table = measure_extraction({hash_text("A text."): label}, [persona]).set_index("slot")
     assert table.loc["Age", ["labelled", "predicted", "correct"]].tolist() == [1, 1, 1]

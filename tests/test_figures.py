@@ -8,7 +8,9 @@ from rlpa_lib.dialogue.profile import Profile
 
 
 def test_slot_distribution_divides_found_and_filled():
-    statistics = pd.DataFrame({"slot": ["Age", "Location"], "count": [4, 2], "share": [1.0, 0.5], "filled_share": [0.0, 0.5]})
+    statistics = pd.DataFrame(
+        {"slot": ["Age", "Location"], "count": [4, 2], "share": [1.0, 0.5], "filled_share": [0.0, 0.5]}
+    )
     figure, data = figures.slot_distribution(statistics, "t")
     assert data["found_share"].tolist() == [1.0, 0.25]
     widths = [[bar.get_width() for bar in bars] for bars in figure.axes[0].containers]
@@ -23,23 +25,35 @@ def test_profile_card_marks_filled_values():
 
 
 def test_reveal_curve_by_hand():
-    shares = pd.DataFrame({"user": list("abab"), "pace": ["reserved"] * 4, "turn": [1, 1, 2, 2], "share": [0.0, 0.0, 0.1, 0.3]})
+    shares = pd.DataFrame(
+        {"user": list("abab"), "pace": ["reserved"] * 4, "turn": [1, 1, 2, 2], "share": [0.0, 0.0, 0.1, 0.3]}
+    )
     _, data = figures.reveal_curve(shares, 0.15, "t")
     second = data.query("turn == 2 and pace == 'all'").iloc[0]
-    # Mean of .1 and .3; its interval by t with one degree of freedom, .1 * 12.7 to each side, ends at the ends of the scale.
+    # Mean of .1 and .3; its interval by t with one degree of freedom, .1 * 12.7 to each side, ends at the
+    # ends of the scale.
     assert second[["share", "share_low", "share_high"]].tolist() == pytest.approx([0.2, 0, 1])
     assert set(data["pace"]) == {"all", "reserved"}
 
 
 def test_score_bars_have_intervals_over_users():
-    figure, data = figures.score_bars(pd.DataFrame({"a": [0.0, 1.0, 0.5, 0.5], "b": [1.0, 1.0, 1.0, 1.0]}), "x", "t")
+    figure, data = figures.score_bars(
+        pd.DataFrame({"a": [0.0, 1.0, 0.5, 0.5], "b": [1.0, 1.0, 1.0, 1.0]}), "x", "t"
+    )
     assert data["mean"].tolist() == [0.5, 1.0] and data["users"].tolist() == [4, 4]
     assert data["low"][0] < 0.5 < data["high"][0]
     assert [bar.get_width() for bar in figure.axes[0].patches] == [0.5, 1.0]
 
 
 def test_judge_confusion_has_labels_in_rows():
-    table = pd.DataFrame([{"mark": "N", "tp": 5, "fp": 1, "fn": 2, "tn": 3, "cohens_kappa": 0.4, "cohens_kappa_low": 0.1, "cohens_kappa_high": 0.7}])
+    table = pd.DataFrame(
+        [
+            {
+                "mark": "N", "tp": 5, "fp": 1, "fn": 2, "tn": 3, "cohens_kappa": 0.4, "cohens_kappa_low": 0.1,
+                "cohens_kappa_high": 0.7,
+            }
+        ]
+    )
     figure, data = figures.judge_confusion(table, "t")
     assert [text.get_text() for text in figure.axes[0].texts] == ["5", "2", "1", "3"]
     assert data is table

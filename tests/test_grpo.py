@@ -26,13 +26,16 @@ def test_moments_are_those_of_the_dialogues(any_text_is_well_formed):
     sampling = Sampling(1, "independent", SYSTEM, max_new_tokens=6)
     moments = grpo.collect_moments(policy, EchoUser(), PERSONAS[:3], 2, sampling, 1)
     assert [(m.persona.id, len(m.dialogue.turns), m.dialogue.pending.text) for m in moments] == [
-        ("p0", 0, "Hello"), ("p1", 0, "Hello"), ("p2", 0, "Hello"), ("p0", 1, "I am 20."), ("p1", 1, "I am 21."), ("p2", 1, "I am 22.")]  # fmt: skip
+        ("p0", 0, "Hello"), ("p1", 0, "Hello"), ("p2", 0, "Hello"), ("p0", 1, "I am 20."),
+        ("p1", 1, "I am 21."), ("p2", 1, "I am 22."),
+    ]
     assert moments == grpo.collect_moments(policy, EchoUser(), PERSONAS[:3], 2, sampling, 1)
     assert moments != grpo.collect_moments(policy, EchoUser(), PERSONAS[:3], 2, sampling, 2)
 
 
 def test_the_reward_is_ppos_reward():
-    """Profile F1 plus the product of the criteria: 1 of 2 true items, 1 inferred: 2/3; the second reply breaks the format."""
+    """Profile F1 plus the product of the criteria: 1 of 2 true items, 1 inferred: 2/3; the second reply
+    breaks the format."""
 
     class Matches(VowelJudge):
         def matches(self, pairs):
@@ -42,7 +45,9 @@ def test_the_reward_is_ppos_reward():
     logged = {}
     reward = grpo.make_reward_function(Matches(), moments, "PRR", 2, 0.0)
     good = "<profile>\n- Age: 20\n</profile>\n\n<response>\nHey\n</response>"
-    totals = reward([[{"content": good}], [{"content": "Hi"}]], moment=[0, 0], log_metric=logged.__setitem__, prompts=None)
+    totals = reward(
+        [[{"content": good}], [{"content": "Hi"}]], moment=[0, 0], log_metric=logged.__setitem__, prompts=None
+    )
     assert totals == [pytest.approx(2 / 3 + 1), 0.0]
     assert logged["turn_format_ok"] == 0.5 and logged["turn_response"] == 0.5
 
@@ -52,7 +57,9 @@ def test_a_judge_failure_is_neither_0_nor_1():
         def __init__(self, total):
             self.total = total
 
-    assert grpo.fill_rewards([Total(2.0), None, Total(1.0), None, None, None], 3) == [2.0, 1.5, 1.0, 0.0, 0.0, 0.0]
+    assert grpo.fill_rewards([Total(2.0), None, Total(1.0), None, None, None], 3) == [
+        2.0, 1.5, 1.0, 0.0, 0.0, 0.0,
+    ]
     assert grpo.fill_rewards([broken_format_reward()] * 2, 2) == [0.0, 0.0]
 
     class Silent(VowelJudge):
@@ -62,9 +69,14 @@ def test_a_judge_failure_is_neither_0_nor_1():
     moments = [grpo.Moment(PERSONAS[0], Dialogue("d", "p0").hear(Utterance("Hello")))]
     good = "<profile>\n</profile>\n\n<response>\nHi\n</response>"
     with pytest.raises(RuntimeError, match="2 of 2"):
-        grpo.make_reward_function(Silent(), moments, "PRR", 2, 0.1)([[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None)
-    with pytest.raises(JudgeFailed, match="any of the 2 samples"):  # all failures allowed: still nothing to learn from
-        grpo.make_reward_function(Silent(), moments, "PRR", 2, 1.0)([[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None)
+        grpo.make_reward_function(Silent(), moments, "PRR", 2, 0.1)(
+            [[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None
+        )
+    # all failures allowed: still nothing to learn from
+    with pytest.raises(JudgeFailed, match="any of the 2 samples"):
+        grpo.make_reward_function(Silent(), moments, "PRR", 2, 1.0)(
+            [[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None
+        )
 
 
 def test_grpo_measures_its_kl_to_the_base_model_in_every_round(tmp_path, any_text_is_well_formed):
@@ -73,4 +85,7 @@ def test_grpo_measures_its_kl_to_the_base_model_in_every_round(tmp_path, any_tex
     assert abs(rows[0]["kl"]) < 1e-6 and rows[2]["kl"] > 1e-4, "round 2 starts away from the reference"
     assert {"reward", "turn_profile", "turn_response", "turn_format_ok"} <= rows[0].keys()
     saved = json.loads((tmp_path / "adapters/grpo/adapter_config.json").read_text())
-    assert saved["r"] == 4 and {p.name for p in (tmp_path / "adapters/grpo").iterdir()} >= {"README.md", "adapter_model.safetensors"}
+    assert saved["r"] == 4 and {p.name for p in (tmp_path / "adapters/grpo").iterdir()} >= {
+        "README.md",
+        "adapter_model.safetensors",
+    }

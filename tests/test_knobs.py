@@ -1,4 +1,5 @@
-"""No knob is dead: a short training under each other value of a setting ends with other weights, and packing alone changes nothing."""
+"""No knob is dead: a short training under each other value of a setting ends with other weights, and packing
+alone changes nothing."""
 
 from functools import cache
 
@@ -20,18 +21,47 @@ BANDIT = {
     "ppo": {"iterations": 1, "minibatch": 2, "lr": 1e-2, "critic_lr": 1e-2, "epochs": 2},
     "run": {"tensorboard": False},
 }
-MDP = {"ppo.turn_discount": 0.9, "ppo.update_every": "dialogue", "rollout.continuation": "random", "ppo.iterations": 2}
+MDP = {
+    "ppo.turn_discount": 0.9, "ppo.update_every": "dialogue", "rollout.continuation": "random",
+    "ppo.iterations": 2,
+}
 
 OTHER = [  # key, value; defaults are in schema.py
-    ("ppo.lr", 2e-2), ("ppo.critic_lr", 2e-2), ("ppo.clip", 0.01), ("ppo.value_clip", 0.001), ("ppo.value_clip", None), ("ppo.kl_coef", 0.5),
-    ("ppo.kl_estimator", "k2"), ("ppo.kl_estimator", "k3"), ("ppo.gamma", 0.5), ("ppo.lam", 0.5), ("ppo.epochs", 1), ("ppo.minibatch", 4),
-    ("ppo.advantage_norm", "none"), ("ppo.reward_parts", "PR"), ("ppo.reward_parts", "RR"), ("ppo.warmup", 0.5), ("ppo.lr_floor", 1.0),
-    ("ppo.grad_norm", 0.01), ("ppo.adam_betas", (0.5, 0.9)), ("ppo.critic", "lora"), ("ppo.history_profiles", "all"),
-    ("ppo.history_profiles", "none"), ("ppo.update_every", "dialogue"), ("rollout.continuation", "random"), ("rollout.continuation", "independent"),
-    ("rollout.temperature", 0.5), ("rollout.max_new_tokens", 4), ("rollout.max_prompt_tokens", 150), ("policy.lora_alpha", 8),
+    ("ppo.lr", 2e-2),
+    ("ppo.critic_lr", 2e-2),
+    ("ppo.clip", 0.01),
+    ("ppo.value_clip", 0.001),
+    ("ppo.value_clip", None),
+    ("ppo.kl_coef", 0.5),
+    ("ppo.kl_estimator", "k2"),
+    ("ppo.kl_estimator", "k3"),
+    ("ppo.gamma", 0.5),
+    ("ppo.lam", 0.5),
+    ("ppo.epochs", 1),
+    ("ppo.minibatch", 4),
+    ("ppo.advantage_norm", "none"),
+    ("ppo.reward_parts", "PR"),
+    ("ppo.reward_parts", "RR"),
+    ("ppo.warmup", 0.5),
+    ("ppo.lr_floor", 1.0),
+    ("ppo.grad_norm", 0.01),
+    ("ppo.adam_betas", (0.5, 0.9)),
+    ("ppo.critic", "lora"),
+    ("ppo.history_profiles", "all"),
+    ("ppo.history_profiles", "none"),
+    ("ppo.update_every", "dialogue"),
+    ("rollout.continuation", "random"),
+    ("rollout.continuation", "independent"),
+    ("rollout.temperature", 0.5),
+    ("rollout.max_new_tokens", 4),
+    ("rollout.max_prompt_tokens", 150),
+    ("policy.lora_alpha", 8),
     ("policy.lora_dropout", 0.2),
-]  # fmt: skip
-OTHER_MDP = [("ppo.turn_discount", 0.5), ("ppo.turn_lam", 0.1), ("ppo.turn_limit", "end"), ("ppo.advantage_norm", "cohort")]
+]
+OTHER_MDP = [
+    ("ppo.turn_discount", 0.5), ("ppo.turn_lam", 0.1), ("ppo.turn_limit", "end"),
+    ("ppo.advantage_norm", "cohort"),
+]
 
 
 class FlatteredJudge(VowelJudge):
@@ -57,9 +87,17 @@ def trained(folder, *changes):
     cfg = Config.model_validate(tree)
     run = runs.claim(cfg, 5, folder / str(abs(hash(changes))), "test")
     learner = Learner(random_model(), cfg, seed=5)
-    trainer = Trainer(run, learner, byte_tokenizer(), EchoUser(), FlatteredJudge(), PERSONAS, system_prompt="Be kind.")
+    trainer = Trainer(
+        run, learner, byte_tokenizer(), EchoUser(), FlatteredJudge(), PERSONAS, system_prompt="Be kind."
+    )
     trainer.train(say=lambda line: None)
-    return torch.cat([p.detach().flatten() for role in learner.optimizers for _, p in sorted(learner.parameters(role).items())])
+    return torch.cat(
+        [
+            p.detach().flatten()
+            for role in learner.optimizers
+            for _, p in sorted(learner.parameters(role).items())
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +124,9 @@ def test_another_value_trains_other_weights_across_turns(folder, key, value):
 
 @pytest.mark.slow
 def test_an_adaptive_coefficient_trains_other_weights(folder):
-    assert not torch.equal(trained(folder), trained(folder, ("ppo.kl_target", 0.001), ("ppo.kl_horizon", 10.0)))
+    assert not torch.equal(
+        trained(folder), trained(folder, ("ppo.kl_target", 0.001), ("ppo.kl_horizon", 10.0))
+    )
 
 
 @pytest.mark.slow

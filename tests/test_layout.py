@@ -1,4 +1,5 @@
-"""The walls of the house: rooms in the order in which data flow, no import circle, the miniature behind one door, lines of 110."""
+"""The walls of the house: rooms in the order in which data flow, no import circle, the miniature behind one
+door, lines of 110."""
 
 import ast
 from functools import cache
@@ -10,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rlpa_lib"
 # Nothing imports a room further down (rlpa_lib/__init__.py says what each is for).
 ROOMS = [
-    "settings", "runs", "client", "dialogue", "personas", "mini", "agents", "rlpa", "methods", "evaluation", "figures",
-    "audit", "study", "report", "plan", "reproduce", "demo",
-]  # fmt: skip
+    "settings", "runs", "client", "dialogue", "personas", "mini", "agents", "rlpa", "methods", "evaluation",
+    "figures", "audit", "study", "report", "plan", "reproduce", "demo",
+]
 LEAVES = ROOMS[ROOMS.index("audit") :]
 
 
@@ -21,19 +22,31 @@ def modules():
     """Name below rlpa_lib -> file."""
     files = sorted(PACKAGE.rglob("*.py"))
     names = (".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in files)
-    return {name.removesuffix(".__init__").removesuffix("__init__"): file for name, file in zip(names, files, strict=True)}
+    return {
+        name.removesuffix(".__init__").removesuffix("__init__"): file
+        for name, file in zip(names, files, strict=True)
+    }
 
 
 def imported(source, known):
-    """Modules that a source imports, anywhere in it: at its top, in functions, and for type checkers alone."""
+    """Modules that a source imports, anywhere in it: at its top, in functions, and for type checkers
+    alone."""
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").partition(".")[0] == "rlpa_lib":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.level == 0
+            and (node.module or "").partition(".")[0] == "rlpa_lib"
+        ):
             inside = node.module.partition(".")[2]
             paths = [f"{inside}.{alias.name}".lstrip(".") for alias in node.names]
             found |= {path if path in known else inside for path in paths}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.partition(".")[0] == "rlpa_lib"}
+            found |= {
+                alias.name.partition(".")[2]
+                for alias in node.names
+                if alias.name.partition(".")[0] == "rlpa_lib"
+            }
     return found
 
 
@@ -110,15 +123,21 @@ def test_nothing_imports_a_leaf():
 
 
 def test_the_miniature_is_behind_one_door():
-    assert {name for name, others in arrows().items() if "mini" in map(room, others) and room(name) != "mini"} == {"agents.world"}
+    assert {
+        name for name, others in arrows().items() if "mini" in map(room, others) and room(name) != "mini"
+    } == {"agents.world"}
 
 
 def test_what_a_table_of_kinds_names_is_there():
     from rlpa_lib.settings import kinds
 
-    entries = [*kinds.METHODS.values(), *kinds.SOURCES.values(), *kinds.USERS.values(), *kinds.JUDGES.values()]
+    entries = [
+        *kinds.METHODS.values(), *kinds.SOURCES.values(), *kinds.USERS.values(), *kinds.JUDGES.values(),
+    ]
     entries += [*kinds.EVALUATORS.values(), *kinds.POLICIES.values()]
-    made = [text for entry in entries for text in vars(entry).values() if isinstance(text, str) and ":" in text]
+    made = [
+        text for entry in entries for text in vars(entry).values() if isinstance(text, str) and ":" in text
+    ]
     assert len(made) > 20
     for text in made:
         module, _, function = text.partition(":")
@@ -134,8 +153,16 @@ def test_no_room_asks_for_the_name_of_a_kind():
     asked = []
     for name, file in modules().items():
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr in ("kind", "source"):
-                asked += [(name, c.value) for c in node.comparators if isinstance(c, ast.Constant) and c.value in names]
+            if (
+                isinstance(node, ast.Compare)
+                and isinstance(node.left, ast.Attribute)
+                and node.left.attr in ("kind", "source")
+            ):
+                asked += [
+                    (name, c.value)
+                    for c in node.comparators
+                    if isinstance(c, ast.Constant) and c.value in names
+                ]
     assert asked == []
 
 
@@ -145,7 +172,9 @@ def test_a_module_is_one_room(name):
     source = modules()[name].read_text()
     tree = ast.parse(source)
     assert len(source.splitlines()) <= 300
-    long = [n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.end_lineno - n.lineno >= 50]
+    long = [
+        n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.end_lineno - n.lineno >= 50
+    ]
     assert not long
     if modules()[name].name == "__init__.py" and name:
         kinds = (ast.Import, ast.ImportFrom, ast.Assign, ast.Expr)

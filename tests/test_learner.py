@@ -51,7 +51,9 @@ def turn_groups(groups=GROUPS):
         samples = []
         for i, tokens in enumerate(completions):
             reward = Reward(format_ok=True, total=0.5 * i)
-            completion = Completion(prompt, tokens, tuple(-2.0 - 0.1 * t for t in range(len(tokens))), "", True)
+            completion = Completion(
+                prompt, tokens, tuple(-2.0 - 0.1 * t for t in range(len(tokens))), "", True
+            )
             samples.append(Sample(completion, Reply(Profile(), "x", True), reward))
         made.append(TurnGroup(f"d{number}", 1, prompt, tuple(samples), 0))
     return made
@@ -59,7 +61,8 @@ def turn_groups(groups=GROUPS):
 
 def test_tree_packing_by_hand():
     packed = pack_groups([((5, 6), ((7, 8, 2), (9, 2)))], "tree", torch.float32)
-    assert packed.input_ids_BL.tolist() == [[5, 6, 7, 8, 9]]  # the last token of a completion is only predicted
+    # the last token of a completion is only predicted
+    assert packed.input_ids_BL.tolist() == [[5, 6, 7, 8, 9]]
     assert packed.position_ids_BL.tolist() == [[0, 1, 2, 3, 2]]
     assert packed.places_ST.tolist() == [[1, 2, 3], [1, 4, 0]]
     assert packed.targets_ST.tolist() == [[7, 8, 2], [9, 2, 0]]
@@ -111,7 +114,9 @@ def test_tree_and_rows_give_the_same_losses_and_gradients(tiny_random_model, cri
         found.append((logged, gradients))
     (rows, row_gradients), (tree, tree_gradients) = found
     assert rows == pytest.approx(tree, abs=1e-5)
-    assert row_gradients.keys() == tree_gradients.keys() and all(g is not None for g in row_gradients.values())
+    assert row_gradients.keys() == tree_gradients.keys() and all(
+        g is not None for g in row_gradients.values()
+    )
     for name, gradient in row_gradients.items():
         assert torch.allclose(gradient, tree_gradients[name], atol=1e-5), name
     assert any(g.abs().max() > 1e-3 for n, g in row_gradients.items() if POLICY in n)
@@ -140,12 +145,20 @@ def test_there_is_one_backbone(tiny_random_model, critic):
     own = {p.data_ptr(): p.numel() for p in model.parameters()}
     learner = Learner(model, settings(critic=critic), seed=0)
     roles = {p.data_ptr() for role in (POLICY, CRITIC) for p in learner.parameters(role).values()}
-    everything = {p.data_ptr(): p.numel() for p in [*learner.model.parameters(), *learner.network.head.parameters()]}
-    assert everything.keys() - roles == own.keys(), "every weight is the backbone's, an adapter's or the head's"
+    everything = {
+        p.data_ptr(): p.numel() for p in [*learner.model.parameters(), *learner.network.head.parameters()]
+    }
+    assert everything.keys() - roles == own.keys(), (
+        "every weight is the backbone's, an adapter's or the head's"
+    )
     adapter = sum(p.numel() for n, p in learner.parameters(POLICY).items())
     copies = 2 if critic == "lora" else 1
-    assert sum(everything.values()) == sum(own.values()) + copies * adapter + sum(p.numel() for p in learner.network.head.parameters())
-    assert roles.isdisjoint(own) and not any(p.requires_grad for p in model.parameters() if p.data_ptr() in own)
+    assert sum(everything.values()) == sum(own.values()) + copies * adapter + sum(
+        p.numel() for p in learner.network.head.parameters()
+    )
+    assert roles.isdisjoint(own) and not any(
+        p.requires_grad for p in model.parameters() if p.data_ptr() in own
+    )
 
 
 @pytest.mark.parametrize("critic", ["head", "lora"])
@@ -196,7 +209,8 @@ def test_an_update_without_a_reward_or_without_tokens_is_refused_by_name(tiny_ra
     silent = [replace(g, samples=tuple(replace(s, reward=None) for s in g.samples)) for g in groups]
     with pytest.raises(JudgeFailed, match="no readable answer to any of the .* samples"):
         gather_experience(learner, silent)
-    bare = replace(groups[0].samples[0], completion=Completion((), (), (), "Hi", True))  # as a chat endpoint gives it
+    # as a chat endpoint gives it
+    bare = replace(groups[0].samples[0], completion=Completion((), (), (), "Hi", True))
     with pytest.raises(InputError, match="policy.kind: .*no token ids"):
         gather_experience(learner, [replace(groups[0], samples=(bare, *groups[0].samples[1:])), *groups[1:]])
 
@@ -233,14 +247,20 @@ def test_sampling_with_merged_adapters_is_sampling_with_adapters(tiny_random_mod
 
 def make_full(model, **changes):
     cfg = settings(**changes)
-    return Learner(copy.deepcopy(model), cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"tuning": "full"})}), seed=3)
+    return Learner(
+        copy.deepcopy(model),
+        cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"tuning": "full"})}),
+        seed=3,
+    )
 
 
 @pytest.mark.parametrize("critic", ["head", "lora"])
 def test_full_tuning_moves_all_weights_and_keeps_its_start_as_the_reference(tiny_random_model, critic):
     model, _ = tiny_random_model
     learner = make_full(model, critic=critic, lr=1e-3)
-    assert sum(p.numel() for p in learner.parameters(POLICY).values()) == sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in learner.parameters(POLICY).values()) == sum(
+        p.numel() for p in model.parameters()
+    )
     packed = learner.pack(GROUPS)
     with torch.no_grad():
         start = learner.run(packed, "reference").logprobs_ST
@@ -262,7 +282,9 @@ def test_full_tuning_keeps_small_steps_that_bf16_would_lose(tiny_random_model):
     update(learner, gather_experience(learner, turn_groups()), seed=0, scales=[1.0])
     steps = torch.cat([(p - before[n]).abs().flatten() for n, p in learner.parameters(POLICY).items()])
     assert 0 < steps.max() < 2e-6 and (steps > 0).float().mean() > 0.2
-    rounded = torch.cat([(p.bfloat16() != before[n].bfloat16()).flatten() for n, p in learner.parameters(POLICY).items()])
+    rounded = torch.cat(
+        [(p.bfloat16() != before[n].bfloat16()).flatten() for n, p in learner.parameters(POLICY).items()]
+    )
     assert rounded.float().mean() < 0.01
 
 
@@ -274,11 +296,15 @@ def warm_adapter(tiny_random_model, tmp_path):
 
 
 @pytest.mark.parametrize(("tuning", "critic"), [("lora", "head"), ("lora", "lora"), ("full", "head")])
-def test_a_warm_start_is_where_training_begins_and_the_reference(tiny_random_model, warm_adapter, tuning, critic):
+def test_a_warm_start_is_where_training_begins_and_the_reference(
+    tiny_random_model, warm_adapter, tuning, critic
+):
     model, _ = tiny_random_model
     folder, former = warm_adapter
     cfg = settings(critic=critic)
-    cfg = cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"adapter": str(folder), "tuning": tuning})})
+    cfg = cfg.model_copy(
+        update={"policy": cfg.policy.model_copy(update={"adapter": str(folder), "tuning": tuning})}
+    )
     learner = Learner(copy.deepcopy(model), cfg, seed=9)
     packed = learner.pack(GROUPS)
     with torch.no_grad():
@@ -294,7 +320,9 @@ def test_a_warm_start_is_where_training_begins_and_the_reference(tiny_random_mod
         assert not torch.allclose(learner.run(packed, POLICY).logprobs_ST, want, atol=1e-3)
     if tuning == "lora":
         backbone = sum(p.numel() for p in model.parameters())
-        adapters = {n.split(".lora_")[1].split(".")[1] for n, _ in learner.model.named_parameters() if ".lora_" in n}
+        adapters = {
+            n.split(".lora_")[1].split(".")[1] for n, _ in learner.model.named_parameters() if ".lora_" in n
+        }
         assert adapters == {"policy", "reference"} | ({"critic"} if critic == "lora" else set())
         assert sum(p.numel() for n, p in learner.model.named_parameters() if ".lora_" not in n) == backbone
 
@@ -337,7 +365,8 @@ def test_a_sampler_of_its_own_is_measured_and_corrected(tiny_random_model):
     learner.network.eval()
     with torch.no_grad():
         own = learner.run(packed, POLICY).logprobs_ST
-    groups, shifts = turn_groups(), torch.tensor([0.1, -0.2, 1.0, 0.0])  # trainer minus sampler, by place in the reply
+    # trainer minus sampler, by place in the reply
+    groups, shifts = turn_groups(), torch.tensor([0.1, -0.2, 1.0, 0.0])
     told = []
     for g, group in enumerate(groups):
         rows = []

@@ -1,4 +1,5 @@
-"""Users who do not cooperate: what each manner changes, that the ledger stays honest, and that willing users stay what they were."""
+"""Users who do not cooperate: what each manner changes, that the ledger stays honest, and that willing users
+stay what they were."""
 
 import json
 import random
@@ -18,7 +19,15 @@ from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.attacks import PERSONA
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.play import list_moments, play_careful
-from rlpa_lib.mini.user import MANNERS, WILLING, AgendaUser, Manner, count_empty_answers, draw_other_value, draw_slip
+from rlpa_lib.mini.user import (
+    MANNERS,
+    WILLING,
+    AgendaUser,
+    Manner,
+    count_empty_answers,
+    draw_other_value,
+    draw_slip,
+)
 from rlpa_lib.settings import config
 from rlpa_lib.settings.base import MANNERS as NAMES
 
@@ -35,7 +44,10 @@ def talk(*responses):
 
 
 def play(manner, turns=8):
-    return play_careful(PEOPLE, AgendaUser(0, "user_test", manner if isinstance(manner, Manner) else MANNERS[manner]), turns, 0)
+    return play_careful(
+        PEOPLE, AgendaUser(0, "user_test", manner if isinstance(manner, Manner) else MANNERS[manner]), turns,
+        0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +84,9 @@ def test_no_manner_tells_more_than_the_rule_or_what_its_ledger_hides(worlds):
     for dialogues in worlds.values():
         for p, d in zip(PEOPLE, dialogues, strict=True):
             for before, _ in list_moments(d):
-                assert len(before.ledger()) <= max(2, SHARE_PER_TURN * len(p.profile) * (len(before.turns) + 1))
+                assert len(before.ledger()) <= max(
+                    2, SHARE_PER_TURN * len(p.profile) * (len(before.turns) + 1)
+                )
                 user = before.pending
                 for slot, phrase in zip(user.stated, user.phrases, strict=True):
                     assert phrase in user.text and lex.same_value(slot, phrase, p.profile.get(slot))
@@ -86,7 +100,9 @@ def test_reluctant_users_evade_questions():
 
 
 def test_impatience_by_hand():
-    assert [count_empty_answers(talk(*r)) for r in ([ASKS], [ASKS, ASKS], [ASKS, SAYS], [SAYS, ASKS])] == [1, 2, 0, 1]
+    assert [count_empty_answers(talk(*r)) for r in ([ASKS], [ASKS, ASKS], [ASKS, SAYS], [SAYS, ASKS])] == [
+        1, 2, 0, 1,
+    ]
     user = AgendaUser(0, "user_test", MANNERS["impatient"])
     [cross] = user.reply([PERSONA], [talk(ASKS, ASKS)])
     assert "impatient" in acts(cross.text) and cross.stated == ()
@@ -95,7 +111,12 @@ def test_impatience_by_hand():
 
 
 def test_off_topic_users_talk_of_others_whose_facts_are_not_theirs(worlds):
-    sentences = [s for text in lines(worlds["off_topic"]) for options in language.parse(text, "manners_test") for s in options]
+    sentences = [
+        s
+        for text in lines(worlds["off_topic"])
+        for options in language.parse(text, "manners_test")
+        for s in options
+    ]
     kinds = [s.template.act for s in sentences]
     assert kinds.count("chatter") > 10 and kinds.count("aside") > 10
     for p, d in zip(PEOPLE, worlds["off_topic"], strict=True):
@@ -110,16 +131,25 @@ def test_a_contradiction_is_no_revelation_and_is_taken_back_a_turn_later(worlds)
     for p, d in zip(PEOPLE, worlds["contradictory"], strict=True):
         for before, _ in list_moments(d):
             turn, text = len(before.turns) + 1, before.pending.text
-            done = draw_slip(p, Dialogue("", "", before.turns), MANNERS["contradictory"], 0, "user_test", turn)
+            done = draw_slip(
+                p, Dialogue("", "", before.turns), MANNERS["contradictory"], 0, "user_test", turn
+            )
             if done is None:
                 continue
             slips += 1
             slot, phrase = done
             assert phrase in text and not lex.same_value(slot, phrase, p.profile.get(slot))
             assert (slot, phrase) not in zip(before.pending.stated, before.pending.phrases, strict=True)
-            assert lex.same_value(slot, before.facts()[slot], p.profile.get(slot))  # the ledger never believes it
+            # the ledger never believes it
+            assert lex.same_value(slot, before.facts()[slot], p.profile.get(slot))
             after = d.turns[turn].user if turn < len(d.turns) else None
-            if after and draw_slip(p, Dialogue("", "", d.turns[:turn]), MANNERS["contradictory"], 0, "user_test", turn + 1) is None:
+            if (
+                after
+                and draw_slip(
+                    p, Dialogue("", "", d.turns[:turn]), MANNERS["contradictory"], 0, "user_test", turn + 1
+                )
+                is None
+            ):
                 assert slot in after.stated and "take_back" in acts(after.text)
     assert slips > 15
     assert told(worlds["contradictory"]) == pytest.approx(told(worlds["willing"]), rel=0.15)
@@ -131,7 +161,9 @@ def test_terse_users_say_bare_values(worlds):
             user = before.pending
             if user.stated:
                 assert user.text.startswith(" ".join(f"{phrase}." for phrase in user.phrases))
-    assert np.mean([len(t.split()) for t in lines(worlds["terse"])]) < 0.5 * np.mean([len(t.split()) for t in lines(worlds["willing"])])
+    assert np.mean([len(t.split()) for t in lines(worlds["terse"])]) < 0.5 * np.mean(
+        [len(t.split()) for t in lines(worlds["willing"])]
+    )
 
 
 def test_another_value_is_another_one():
@@ -145,10 +177,17 @@ def test_another_value_is_another_one():
 def test_a_language_model_user_is_told_its_manner(tmp_path, name, language_of):
     text = prompt_files.load_prompt(f"user_{name}", language_of)
     with ScriptedServer(lambda body: json.dumps({"message": "Hm.", "revealed": []})) as server:
-        cfg = config.load_config("smoke", ["user.kind=llm", "user.model=m", f"user.base_url={server.url}", f"run.prompt_set={language_of}"])
+        cfg = config.load_config(
+            "smoke",
+            ["user.kind=llm", "user.model=m", f"user.base_url={server.url}", f"run.prompt_set={language_of}"],
+        )
         parties.make_user(cfg, "vanilla", 0, tmp_path, name).reply([PERSONA], [talk(ASKS)])
     system = server.bodies[0]["messages"][0]["content"]
-    assert PERSONA.personality in system and len(text) > 40 and " ".join(text.split()) in " ".join(system.split())
+    assert (
+        PERSONA.personality in system
+        and len(text) > 40
+        and " ".join(text.split()) in " ".join(system.split())
+    )
 
 
 def test_the_table_compares_the_same_users_by_hand():
@@ -158,7 +197,13 @@ def test_the_table_compares_the_same_users_by_hand():
     table = difficult.alignment_table({("rlpa", "willing"): willing, ("rlpa", "terse"): terse}, "tiny")
     first, second = table.to_dict("records")
     assert (first["method"], first["manner"], first["avg"], second["avg"]) == ("RLPA", "willing", 75.0, 25.0)
-    assert np.isnan(first["difference"]) and second["difference"] == -50.0 and second["low"] <= -50 <= second["high"] and 0 < second["p"] <= 1
+    assert (
+        np.isnan(first["difference"])
+        and second["difference"] == -50.0
+        and second["low"] <= -50 <= second["high"]
+        and 0 < second["p"] <= 1
+    )
     rows = [{"turn": t, "n_told": n, "n_true": 10} for t, n in ((1, 0), (2, 4))]
-    assert difficult.told_table({("rlpa", "willing"): rows, ("dpo", "willing"): rows[:1]}).to_dict("records") == [
-        {"manner": "willing", "dpo": 0.0, "rlpa": 40.0}]  # fmt: skip
+    assert difficult.told_table({("rlpa", "willing"): rows, ("dpo", "willing"): rows[:1]}).to_dict(
+        "records"
+    ) == [{"manner": "willing", "dpo": 0.0, "rlpa": 40.0}]

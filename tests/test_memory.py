@@ -1,4 +1,5 @@
-"""Predicted peak memory against what the allocator gives out during a real update, on three sizes of Qwen2."""
+"""Predicted peak memory against what the allocator gives out during a real update, on three sizes of
+Qwen2."""
 
 from dataclasses import astuple
 
@@ -21,7 +22,9 @@ from rlpa_lib.settings.config import Config
 SIZES = {
     "small": memory.Shape(layers=3, hidden=128, heads=4, kv_heads=2, intermediate=352, vocabulary=6000),
     "middle": memory.Shape(layers=4, hidden=192, heads=6, kv_heads=2, intermediate=576, vocabulary=4000),
-    "large": memory.Shape(layers=6, hidden=256, heads=4, kv_heads=4, intermediate=1024, vocabulary=3000, tied=False),
+    "large": memory.Shape(
+        layers=6, hidden=256, heads=4, kv_heads=4, intermediate=1024, vocabulary=3000, tied=False
+    ),
 }
 PROMPT, COMPLETION = 120, 40
 
@@ -40,10 +43,13 @@ def talk(n):
     """Two prompts with n samples each, of the very lengths that the prediction is asked for."""
     prompt = tuple(range(PROMPT))
     samples = [
-        Sample(Completion(prompt, (i,) * COMPLETION, (-1.0,) * COMPLETION, "", True), Reply(Profile(), "x", True),
-               Reward(format_ok=True, total=float(i)))
+        Sample(
+            Completion(prompt, (i,) * COMPLETION, (-1.0,) * COMPLETION, "", True),
+            Reply(Profile(), "x", True),
+            Reward(format_ok=True, total=float(i)),
+        )
         for i in range(n)
-    ]  # fmt: skip
+    ]
     return [TurnGroup(dialogue, 1, prompt, tuple(samples), 0) for dialogue in "ab"]
 
 
@@ -52,7 +58,10 @@ def measured(work):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
     held = most = 0
-    for event in sorted((e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+    for event in sorted(
+        (e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
+    ):
         held += event.nbytes()
         most = max(most, held)
     return most
@@ -65,7 +74,10 @@ def measured(work):
 )
 def test_the_prediction_is_within_15_percent(size, dtype, tuning, critic, packing):
     torch.set_num_threads(1)
-    shape, tree = SIZES[size], {"rollout": {"samples": 3}, "policy": {"tuning": tuning, "dtype": dtype, "lora_rank": 8}}
+    shape, tree = (
+        SIZES[size],
+        {"rollout": {"samples": 3}, "policy": {"tuning": tuning, "dtype": dtype, "lora_rank": 8}},
+    )
     cfg = Config.model_validate({**tree, "ppo": {"minibatch": 6, "critic": critic, "packing": packing}})
     learner = Learner(model(shape, getattr(torch, dtype)), cfg, seed=0)
     weights = sum(p.numel() * p.element_size() for p in learner.network.parameters())
@@ -78,13 +90,18 @@ def test_the_prediction_is_within_15_percent(size, dtype, tuning, critic, packin
 
     most = weights + measured(two_updates)
     told = sum(parts.values())
-    print(f"{size}, {dtype}, {tuning}: predicted {told / 2**20:.0f} MiB, measured {most / 2**20:.0f} MiB, ratio {told / most:.3f}")
+    print(
+        f"{size}, {dtype}, {tuning}: predicted {told / 2**20:.0f} MiB, measured {most / 2**20:.0f} MiB, ratio {told / most:.3f}"
+    )
     assert told == pytest.approx(most, rel=0.15)
 
 
 def test_published_sizes():
     found = {name.split("/")[1]: round(memory.KNOWN[name].weights() / 1e9, 2) for name in memory.KNOWN}
-    wanted = {"Qwen2.5-0.5B-Instruct": 0.49, "Qwen2.5-1.5B-Instruct": 1.54, "Qwen2.5-3B-Instruct": 3.09, "Qwen2.5-7B-Instruct": 7.62}
+    wanted = {
+        "Qwen2.5-0.5B-Instruct": 0.49, "Qwen2.5-1.5B-Instruct": 1.54, "Qwen2.5-3B-Instruct": 3.09,
+        "Qwen2.5-7B-Instruct": 7.62,
+    }
     assert found == wanted
 
 
@@ -92,4 +109,6 @@ def test_the_plan_tells_what_an_update_needs():
     told = memory.table(config.load_config("paper", []))
     assert "Qwen2.5-3B-Instruct" in told and "backbone 5.75" in told and told.count("\n") == 2
     assert memory.shape_of(str(WEIGHTS)).layers == 6 and memory.table(config.load_config("mini", []))
-    assert memory.table(config.load_config("mini", ["policy.model=some/model"])) == "", "an unknown shape is not guessed"
+    assert memory.table(config.load_config("mini", ["policy.model=some/model"])) == "", (
+        "an unknown shape is not guessed"
+    )

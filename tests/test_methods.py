@@ -1,4 +1,5 @@
-"""Methods by hand: what each one sends to the policy, what the user gets to see, and what stays hidden but is counted."""
+"""Methods by hand: what each one sends to the policy, what the user gets to see, and what stays hidden but is
+counted."""
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from rlpa_lib.settings.config import InputError
 
 
 class Scripted:
-    """A policy that says what it is given, call by call, and remembers prompts and seeds. Text of n words has n tokens."""
+    """A policy that says what it is given, call by call, and remembers prompts and seeds. Text of n words has
+    n tokens."""
 
     def __init__(self, *calls):
         self.calls, self.prompts, self.seeds = list(calls), [], []
@@ -34,7 +36,10 @@ class Letters:
     """An encoder whose vectors count letters, so that similarities are known by hand."""
 
     def encode(self, texts):
-        counts = np.array([[text.lower().count(c) + 1e-6 for c in "abcdefghijklmnopqrstuvwxyz"] for text in texts], dtype=np.float32)
+        counts = np.array(
+            [[text.lower().count(c) + 1e-6 for c in "abcdefghijklmnopqrstuvwxyz"] for text in texts],
+            dtype=np.float32,
+        )
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
 
@@ -64,20 +69,33 @@ def test_base_and_reminder_differ_in_the_last_message_alone():
 
 
 def test_self_critic_makes_three_calls_and_shows_the_third():
-    policy = Scripted(["first a", "first b"], ["It misses the cat. It is kind.", "Fine. Fine."], ["second one a", "second one b"])
+    policy = Scripted(
+        ["first a", "first b"],
+        ["It misses the cat. It is kind.", "Fine. Fine."],
+        ["second one a", "second one b"],
+    )
     critic = SelfCritic(Prompted("base", policy, "system", False), "Review it.", "Rewrite it.")
     answers = critic.respond([ANNA, BEN], [talk(now="Hello", user="a"), talk(now="Hello", user="b")], 5)
     assert [a.reply.response for a in answers] == ["second one a", "second one b"]
-    assert [(s.kind, s.text, s.n_tokens) for s in answers[0].hidden] == [("draft", "first a", 2), ("critique", "It misses the cat. It is kind.", 7)]
+    assert [(s.kind, s.text, s.n_tokens) for s in answers[0].hidden] == [
+        ("draft", "first a", 2),
+        ("critique", "It misses the cat. It is kind.", 7),
+    ]
     assert answers[0].n_tokens == 2 + 7 + 3
     roles = [(m["role"], m["content"]) for m in policy.prompts[2][0]]
-    assert roles == [("system", "system"), ("user", "Hello"), ("assistant", "first a"), ("user", "Review it."),
-                     ("assistant", "It misses the cat. It is kind."), ("user", "Rewrite it.")]  # fmt: skip
+    assert roles == [
+        ("system", "system"), ("user", "Hello"), ("assistant", "first a"), ("user", "Review it."),
+        ("assistant", "It misses the cat. It is kind."), ("user", "Rewrite it."),
+    ]
     assert len(set(policy.seeds)) == 3  # a revision is not drawn with the numbers of its draft
 
 
 def test_later_turns_of_self_critic_know_revisions_alone():
-    critic = SelfCritic(Prompted("base", Scripted(["draft"], ["critique"], ["revision"]), "system", False), "Review.", "Rewrite.")
+    critic = SelfCritic(
+        Prompted("base", Scripted(["draft"], ["critique"], ["revision"]), "system", False),
+        "Review.",
+        "Rewrite.",
+    )
     [answer] = critic.respond([ANNA], [talk(now="Hello")], 0)
     later = talk(now="Hello").answer(answer.completion, answer.reply).hear(Utterance("And now?"))
     assert [m["content"] for m in critic.inner.messages(later)] == ["system", "Hello", "revision", "And now?"]
@@ -86,7 +104,10 @@ def test_later_turns_of_self_critic_know_revisions_alone():
 THOUGHTS = [
     ("Thought: a baker\nReply: Good bread!", ("a baker", "Good bread!")),
     ("Thought: a baker Reply: Good bread!", ("a baker", "Good bread!")),
-    ("Thought: one\nThought: two\nReply: Good bread!\nWhich flour?", ("one\nThought: two", "Good bread!\nWhich flour?")),
+    (
+        "Thought: one\nThought: two\nReply: Good bread!\nWhich flour?",
+        ("one\nThought: two", "Good bread!\nWhich flour?"),
+    ),
     ("Reply: Good bread!", ("", "Good bread!")),
     ("Good bread!", ("", "Good bread!")),
     ("Thought: a baker, and then the tokens ran", ("a baker, and then the tokens ran", "")),
@@ -105,12 +126,16 @@ def test_a_thought_without_a_reply_is_a_broken_format():
     cot = Prompted("cot", Scripted(["Thought: hm", "Thought: hm\nReply: Hi!"]), "system", False, thinks=True)
     cut, whole = cot.respond([ANNA, BEN], [talk(now="Hello")] * 2, 0)
     assert (cut.reply.format_ok, cut.reply.response) == (False, "")
-    assert (whole.reply.format_ok, whole.reply.response, whole.hidden[0].text, whole.n_tokens) == (True, "Hi!", "hm", 4)
+    assert (whole.reply.format_ok, whole.reply.response, whole.hidden[0].text, whole.n_tokens) == (
+        True, "Hi!", "hm", 4,
+    )
 
 
 def rag(policy, k=5):
     plain = Prompted("base", policy, "system", False)
-    return Retrieval(plain, Letters(), "Context:\n{context}\nNow: {message}", "({number}) {user} | {assistant}", "none", k)
+    return Retrieval(
+        plain, Letters(), "Context:\n{context}\nNow: {message}", "({number}) {user} | {assistant}", "none", k
+    )
 
 
 def test_rag_puts_the_closest_exchanges_first_and_five_at_most():
@@ -127,7 +152,9 @@ def test_rag_puts_the_closest_exchanges_first_and_five_at_most():
 
 def test_rag_with_less_than_five_exchanges_and_with_none():
     policy = Scripted(["x", "y"])
-    rag(policy).respond([ANNA, BEN], [talk(now="Hello", user="a"), talk(("aa", "aa"), ("b", "b"), now="b", user="b")], 0)
+    rag(policy).respond(
+        [ANNA, BEN], [talk(now="Hello", user="a"), talk(("aa", "aa"), ("b", "b"), now="b", user="b")], 0
+    )
     first, second = (prompt[-1]["content"] for prompt in policy.prompts[0])
     assert first == "Context:\nnone\nNow: Hello"
     assert second == "Context:\n(1) b | b\n(2) aa | aa\nNow: b"
@@ -148,9 +175,16 @@ def test_a_message_with_braces_is_only_text():
 
 def test_style_only_answers_after_the_given_profile():
     policy = Scripted(["Nice!\n</response>"])
-    style = StyleOnly(Prompted("rlpa", policy, "system", True), lambda p, d: Profile((("Location", "Oslo"),)), "style_only_other")
+    style = StyleOnly(
+        Prompted("rlpa", policy, "system", True),
+        lambda p, d: Profile((("Location", "Oslo"),)),
+        "style_only_other",
+    )
     [answer] = style.respond([ANNA], [talk(now="Hello")], 0)
-    assert policy.prompts[0][0][-1] == {"role": "assistant", "content": "<profile>\n- Location: Oslo\n</profile>\n\n<response>\n"}
+    assert policy.prompts[0][0][-1] == {
+        "role": "assistant",
+        "content": "<profile>\n- Location: Oslo\n</profile>\n\n<response>\n",
+    }
     assert answer.reply == Reply(Profile((("Location", "Oslo"),)), "Nice!", True) and answer.n_tokens == 2
     assert no_profile(ANNA, talk(now="Hello")) == Profile()
 
@@ -159,7 +193,10 @@ def test_a_final_assistant_message_is_continued(tiny_random_model):
     model, tokenizer = tiny_random_model
     asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "Hello"}]
     begun = [*asked, {"role": "assistant", "content": "<profile>"}]
-    assert tokenizer.decode(prompt_ids(tokenizer, begun)) == tokenizer.decode(prompt_ids(tokenizer, asked)) + "<profile>"
+    assert (
+        tokenizer.decode(prompt_ids(tokenizer, begun))
+        == tokenizer.decode(prompt_ids(tokenizer, asked)) + "<profile>"
+    )
     [[one]] = LocalPolicy(model, tokenizer).generate([begun], 1, seed=0, temperature=0, max_new_tokens=3)
     assert one.prompt_ids == tuple(prompt_ids(tokenizer, begun)) and len(one.token_ids) == 3
 
@@ -168,7 +205,9 @@ def test_profiles_are_lent_by_the_next_user_at_the_same_turn():
     def with_profile(user, *cities):
         dialogue = Dialogue(user, user)
         for city in cities:
-            dialogue = dialogue.hear(Utterance("x")).answer("", Reply(Profile((("Location", city),)), "y", True))
+            dialogue = dialogue.hear(Utterance("x")).answer(
+                "", Reply(Profile((("Location", city),)), "y", True)
+            )
         return dialogue
 
     lent = Lent.by_the_next([with_profile("a", "Rome", "Paris"), with_profile("b", "Bern", "Basel")])
@@ -185,7 +224,10 @@ def test_controls_of_real_models():
     answers = MisdirectedAnswers(plain).respond([ANNA, BEN], [talk(now="Hello")] * 2, 0)
     assert [a.reply.response for a in answers] == ["to ben", "to anna"]
     PromptedOracle(plain, "True: {profile}").respond([ANNA, BEN], [talk(now="Hello")] * 2, 0)
-    assert [p[0]["content"] for p in policy.prompts[1]] == ["system\n\nTrue: - Location: Lisbon", "system\n\nTrue: - Location: Oslo"]
+    assert [p[0]["content"] for p in policy.prompts[1]] == [
+        "system\n\nTrue: - Location: Lisbon",
+        "system\n\nTrue: - Location: Oslo",
+    ]
     with pytest.raises(InputError, match="at least two users"):
         MisdirectedAnswers(plain).respond([ANNA], [talk(now="Hello")], 0)
 

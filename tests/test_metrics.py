@@ -14,10 +14,13 @@ ROWS = [(table, index) for table in READING for index in PAPER.rows(table).index
 
 
 def simulate(rng, n_users, shape=(), seed_sd=0.0):
-    """0/1 scores (*shape, users, 10): abilities differ by user, seeds differ by `seed_sd`; the mean curve rises from .2 to .8."""
+    """0/1 scores (*shape, users, 10): abilities differ by user, seeds differ by `seed_sd`; the mean curve
+    rises from .2 to .8."""
     level_K = np.linspace(0.2, 0.8, 10)
     ability = rng.normal(0, 1, (n_users, 1)) + rng.normal(0, 1, (*shape, 1, 1)) * seed_sd
-    return (rng.random((*shape, n_users, 10)) < 1 / (1 + np.exp(-np.log(level_K / (1 - level_K)) - ability))).astype(float)
+    return (
+        rng.random((*shape, n_users, 10)) < 1 / (1 + np.exp(-np.log(level_K / (1 - level_K)) - ability))
+    ).astype(float)
 
 
 def coverage(draw, truth, studies=1000):
@@ -49,7 +52,8 @@ def test_normalisation_by_hand():
     # Running minimum and maximum of 2 4 1 3: (2,2) (2,4) (1,4) (1,4).
     assert metrics.normalize_levels([2, 4, 1, 3], "running") == pytest.approx([0, 1, 0, 2 / 3])
     assert metrics.normalize_levels([2, 4, 1, 3], "global") == pytest.approx([1 / 3, 1, 0, 2 / 3])
-    # Turns -1.5 -.5 .5 1.5 around their mean; global: slope (-.5 - .5 + 0 + 1) / 5 = 0; running: (-.5 + 1) / 5 = .1.
+    # Turns -1.5 -.5 .5 1.5 around their mean; global: slope (-.5 - .5 + 0 + 1) / 5 = 0; running: (-.5 + 1) /
+    # 5 = .1.
     assert metrics.normalized_improvement([2, 4, 1, 3])[0] == pytest.approx(0.0)
     assert metrics.normalized_improvement([2, 4, 1, 3], norm="running")[0] == pytest.approx(0.1)
 
@@ -89,7 +93,10 @@ def test_improvement_refuses(bad, norm):
 
 def test_table_10_follows_from_table_9():
     found = classification_metrics(tp=124, fp=21, fn=18, tn=137)
-    printed = {"accuracy": 0.87, "precision": 0.855, "recall": 0.873, "f1": 0.864, "specificity": 0.867, "cohens_kappa": 0.74}
+    printed = {
+        "accuracy": 0.87, "precision": 0.855, "recall": 0.873, "f1": 0.864, "specificity": 0.867,
+        "cohens_kappa": 0.74,
+    }
     assert {name: round(value, 3) for name, value in found.items()} == printed
 
 
@@ -133,7 +140,9 @@ def test_alignment_interval_counts_valid_scores_only():
 
 @pytest.mark.parametrize("n_users", [74, 20])
 def test_bootstrap_of_the_average_covers(truth_K, n_users):
-    found = coverage(lambda rng: intervals.bootstrap_interval(simulate(rng, n_users), n_resamples=500), truth_K.mean())
+    found = coverage(
+        lambda rng: intervals.bootstrap_interval(simulate(rng, n_users), n_resamples=500), truth_K.mean()
+    )
     assert 0.93 <= found <= 0.97
 
 
@@ -164,7 +173,9 @@ def test_paired_test_sees_a_real_gap_and_drops_missing_cells():
 
 @pytest.mark.parametrize(("n_seeds", "seed_sd"), [(3, 0.1), (3, 0.3), (5, 0.2)])
 def test_seed_interval_covers(n_seeds, seed_sd):
-    truth = np.mean([simulate(np.random.default_rng(10_000 + i), 300, (100,), seed_sd).mean() for i in range(30)])
+    truth = np.mean(
+        [simulate(np.random.default_rng(10_000 + i), 300, (100,), seed_sd).mean() for i in range(30)]
+    )
     found = coverage(lambda rng: intervals.seed_interval(simulate(rng, 74, (n_seeds,), seed_sd)), truth)
     assert 0.93 <= found <= 0.97
 
@@ -175,16 +186,22 @@ def test_seed_interval_needs_three_seeds():
 
 
 def test_ratio_interval_by_hand():
-    # Marks passed 1 of 2, 3 of 4, 2 of 2: 6 of 8. Residuals -.5, 0, .5; spread sqrt(3/2 * .5) / 8, t with 2 degrees of freedom 4.303.
+    # Marks passed 1 of 2, 3 of 4, 2 of 2: 6 of 8. Residuals -.5, 0, .5; spread sqrt(3/2 * .5) / 8, t with 2
+    # degrees of freedom 4.303.
     found = intervals.ratio_interval([1, 3, 2], [2, 4, 2])
     half = 4.302653 * 0.75**0.5 / 8
     assert (found.estimate, found.low, found.high) == pytest.approx((0.75, 0.75 - half, 1.0))
-    # A share of users is binomial. Where nobody differs up to 1 - .025^(1/2) of all users may be anything; on an open scale nothing is known.
-    assert intervals.ratio_interval([1, 0, 1], [1, 1, 1]).low == pytest.approx(intervals.binomial_interval(2, 3)[0])
+    # A share of users is binomial. Where nobody differs up to 1 - .025^(1/2) of all users may be anything; on
+    # an open scale nothing is known.
+    assert intervals.ratio_interval([1, 0, 1], [1, 1, 1]).low == pytest.approx(
+        intervals.binomial_interval(2, 3)[0]
+    )
     assert intervals.ratio_interval([4, 4], [4, 4]).low == pytest.approx(intervals.binomial_interval(2, 2)[0])
     assert intervals.ratio_interval([2, 2], [4, 4]).high == pytest.approx(0.5 + 0.5 * (1 - 0.025**0.5))
     assert np.isnan(intervals.ratio_interval([8, 8], [4, 4], (0, np.inf)).low)
-    assert np.isnan(intervals.ratio_interval([0, 0], [0, 0]).estimate) and np.isnan(intervals.ratio_interval([1], [2]).high)
+    assert np.isnan(intervals.ratio_interval([0, 0], [0, 0]).estimate) and np.isnan(
+        intervals.ratio_interval([1], [2]).high
+    )
 
 
 def test_ratio_interval_covers():
@@ -197,7 +214,8 @@ def test_ratio_interval_covers():
 
 
 def test_no_variation_is_not_certainty():
-    # All of four users pass always: what holds for one mark a user (Clopper-Pearson, .025^(1/4)) is said, not [1, 1].
+    # All of four users pass always: what holds for one mark a user (Clopper-Pearson, .025^(1/4)) is said, not
+    # [1, 1].
     everybody = intervals.bootstrap_interval(np.ones((4, 3)))
     assert (everybody.low, everybody.high) == pytest.approx((0.025**0.25, 1.0))
     seeds = intervals.seed_interval(np.zeros((3, 4, 2)))
@@ -216,6 +234,7 @@ def test_bootstrap_refuses_and_repeats():
 
 
 def test_two_users_have_an_interval():
-    """The widened tails of a bootstrap of two users are 1e-72 and 1: the upper one must not be taken for infinity."""
+    """The widened tails of a bootstrap of two users are 1e-72 and 1: the upper one must not be taken for
+    infinity."""
     found = intervals.bootstrap_interval(np.array([[1, 0, 1], [1, 1, 1]]))
     assert (found.low, found.high) == (pytest.approx(2 / 3), 1.0)

@@ -23,7 +23,11 @@ def users_of(examples):
 
 
 def test_a_disturbed_utterance_keeps_its_facts():
-    said = Utterance("I live in Lisbon these days. I work as a tax adviser.", ("Location", "Occupation"), ("Lisbon", "tax adviser"))
+    said = Utterance(
+        "I live in Lisbon these days. I work as a tax adviser.",
+        ("Location", "Occupation"),
+        ("Lisbon", "tax adviser"),
+    )
     rough = [play.roughen(said, random.Random(seed)) for seed in range(200)]
     assert all(p in u.text for u in rough for p in said.phrases)
     assert all((u.stated, u.phrases) == (said.stated, said.phrases) for u in rough)
@@ -37,7 +41,12 @@ def test_an_aside_is_whole_and_tells_nothing():
 
 
 def test_every_dialogue_opens_with_a_plain_hello():
-    first = [d.pending.text for p in builtin_personas("train", 60, 7) for d, *_ in play.play_crowd(p, 7, "rlpa") if not d.turns]
+    first = [
+        d.pending.text
+        for p in builtin_personas("train", 60, 7)
+        for d, *_ in play.play_crowd(p, 7, "rlpa")
+        if not d.turns
+    ]
     assert first == ["Hello"] * 60
 
 
@@ -62,7 +71,12 @@ def test_what_is_no_longer_so_is_replaced_in_the_profile():
     people = builtin_personas("train", 120, 6)
     for dialogue, profile, _ in (moment for p in people for moment in play.play_crowd(p, 6, "rlpa")):
         for slot, value in profile.items:
-            told = [p for u in [*(t.user for t in dialogue.turns), dialogue.pending] for s, p in zip(u.stated, u.phrases, strict=True) if s == slot]
+            told = [
+                p
+                for u in [*(t.user for t in dialogue.turns), dialogue.pending]
+                for s, p in zip(u.stated, u.phrases, strict=True)
+                if s == slot
+            ]
             if len(set(told)) > 1:
                 changed += 1
                 assert value in told
@@ -70,8 +84,20 @@ def test_what_is_no_longer_so_is_replaced_in_the_profile():
 
 
 def test_no_value_of_a_test_user_is_told_in_training(examples):
-    test = [f for slot in lex.FILES for v in lex.load_lexicon().values(slot, "test") for f in v.forms if len(f.split()) > 2]
-    test += [f for slot in lex.load_lexicon().extended_slots for v in lex.load_lexicon().values(slot) for f in v.forms if len(f.split()) > 2]
+    test = [
+        f
+        for slot in lex.FILES
+        for v in lex.load_lexicon().values(slot, "test")
+        for f in v.forms
+        if len(f.split()) > 2
+    ]
+    test += [
+        f
+        for slot in lex.load_lexicon().extended_slots
+        for v in lex.load_lexicon().values(slot)
+        for f in v.forms
+        if len(f.split()) > 2
+    ]
     text = "\n".join(users_of(examples))
     # Scrambling draws single words from the whole world and may rebuild "the city of ..." by chance.
     assert len(test) > 500 and sum(f in text for f in test) < 0.005 * len(test)
@@ -79,6 +105,12 @@ def test_no_value_of_a_test_user_is_told_in_training(examples):
 
 def test_no_fact_is_told_in_a_test_frame(examples):
     sentences = {s for text in users_of(examples) for s in language.split_sentences(text)}
-    facts = [s for sentence in sentences for s in language.parse_sentence(sentence, "user_test") if s.template.act == "say"]
-    # A general frame such as "I am {..}" may be read by chance; what must not happen is a frame of the test in so many words.
+    facts = [
+        s
+        for sentence in sentences
+        for s in language.parse_sentence(sentence, "user_test")
+        if s.template.act == "say"
+    ]
+    # A general frame such as "I am {..}" may be read by chance; what must not happen is a frame of the test
+    # in so many words.
     assert len(facts) < 0.002 * len(sentences), [f.template.text for f in facts][:5]

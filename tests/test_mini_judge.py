@@ -43,7 +43,8 @@ def test_gallery(attack):
         assert found.score == 1 and evaluated(attack.response).score == 1
     else:
         assert not found.marks[attack.fails] and found.score == 0
-        # Another criterion may fail with it only where nothing can be understood, the claim is unusable, or its words are no phrase.
+        # Another criterion may fail with it only where nothing can be understood, the claim is unusable, or
+        # its words are no phrase.
         assert failed(found) in (attack.fails, "NRLGF", "RL", "NL", "NRL"), found.reasons
 
 
@@ -57,9 +58,14 @@ def test_wishes_are_respected():
     bath = "After a long day as a pediatric nurse a warm bath could help you to unwind."
     long = f"A walk through Lisbon at sunset could be a treat. {bath} What did you study?"
     brief = turned(situation(), "Please keep your answers short.")
-    assert verdict(long).score == 1 and failed(verdict(long, brief)) == "L" and verdict(GOOD, brief).score == 1
+    assert (
+        verdict(long).score == 1 and failed(verdict(long, brief)) == "L" and verdict(GOOD, brief).score == 1
+    )
     loud = "Hi, nice to meet you! What do you do for fun?"
-    hello, calm = (Dialogue("d", PERSONA.id).hear(Utterance(text)) for text in ("Hello", "I prefer a calm tone without shouting."))
+    hello, calm = (
+        Dialogue("d", PERSONA.id).hear(Utterance(text))
+        for text in ("Hello", "I prefer a calm tone without shouting.")
+    )
     assert verdict(loud, hello, Profile()).score == 1 and failed(verdict(loud, calm, Profile())) == "L"
     assert verdict(loud.replace("!", "."), calm, Profile()).score == 1
 
@@ -85,23 +91,50 @@ def test_a_hole_takes_the_whole_value_and_nothing_else():
     for phrase in ("thirty-four", "34"):
         assert verdict(f"It must feel good to be {phrase}. What did you study?", aged, profile).score == 1
     for phrase in ("34 banana", "thirty-four 34", "35", "about 34 or so"):
-        assert "L" in failed(verdict(f"It must feel good to be {phrase}. What did you study?", aged, profile)), phrase
+        assert "L" in failed(
+            verdict(f"It must feel good to be {phrase}. What did you study?", aged, profile)
+        ), phrase
     gendered = turned(situation(), "I am a woman.", ("Gender", "woman"))
-    assert verdict("It is good to know that you are a lady. What did you study?", gendered, TOLD.replace("Gender", "lady")).score == 1
-    assert "L" in failed(verdict("It is good to know that you are a man. What did you study?", gendered, TOLD.replace("Gender", "woman")))
+    assert (
+        verdict(
+            "It is good to know that you are a lady. What did you study?",
+            gendered,
+            TOLD.replace("Gender", "lady"),
+        ).score
+        == 1
+    )
+    assert "L" in failed(
+        verdict(
+            "It is good to know that you are a man. What did you study?",
+            gendered,
+            TOLD.replace("Gender", "woman"),
+        )
+    )
 
 
 def test_a_repeated_sentence_is_seen_through_several_readings():
     first = "What do you like most about Lisbon?"
     dialogue = situation().answer(first, Reply(TOLD, first, True)).hear(Utterance("Okay."))
     assert "G" in failed(verdict(f"It takes skill to be a pediatric nurse. {first}", dialogue))
-    assert verdict("It takes skill to be a pediatric nurse. Which corner of Lisbon is your favorite?", dialogue).score == 1
+    assert (
+        verdict(
+            "It takes skill to be a pediatric nurse. Which corner of Lisbon is your favorite?", dialogue
+        ).score
+        == 1
+    )
 
 
 def test_what_no_sentence_can_take_up_is_not_demanded():
     """Extended slots such as a fear have no frames: a reply cannot use them, so R and F do not ask for it."""
     told = Dialogue("d", PERSONA.id).hear(Utterance("I am afraid of heights.", ("Fear",), ("heights",)))
-    assert verdict("Many people find that writing a list helps them to plan the week. What did you study?", told, Profile()).score == 1
+    assert (
+        verdict(
+            "Many people find that writing a list helps them to plan the week. What did you study?",
+            told,
+            Profile(),
+        ).score
+        == 1
+    )
     assert verdict("Could you tell me a little about yourself?", told, Profile()).score == 1
 
 
@@ -109,22 +142,34 @@ def test_matching_is_one_to_one():
     judge = RuleJudge()
     assert judge.match(PERSONA.profile, PERSONA.profile) == tuple((i, i) for i in range(10))
     assert judge.match(Profile(), PERSONA.profile) == () == judge.match(PERSONA.profile, Profile())
-    swapped = Profile((("Location", "the Portuguese capital"), ("Age", "thirty-four"), ("Interests", "playing tennis")))
+    swapped = Profile(
+        (("Location", "the Portuguese capital"), ("Age", "thirty-four"), ("Interests", "playing tennis"))
+    )
     assert judge.match(swapped, PERSONA.profile) == ((0, 8), (1, 0))
-    # Open schema: free keys, but one inferred item pays for one true item only, and two copies do not pay twice.
+    # Open schema: free keys, but one inferred item pays for one true item only, and two copies do not pay
+    # twice.
     true = Profile((("Favorite Food", "pad thai"), ("Fear", "heights")))
     copies = Profile((("Hobby", "pad thai"), ("Food", "pad thai"), ("Dish", "Thai stir-fried rice noodles")))
     assert len(judge.match(copies, true)) == 1
-    assert judge.matches([(swapped, PERSONA.profile), (copies, true)]) == [judge.match(swapped, PERSONA.profile), judge.match(copies, true)]
+    assert judge.matches([(swapped, PERSONA.profile), (copies, true)]) == [
+        judge.match(swapped, PERSONA.profile),
+        judge.match(copies, true),
+    ]
 
 
 def test_the_same_value_in_the_wrong_slot_does_not_count():
-    assert RuleJudge().match(Profile((("Others", "Lisbon"), ("Location", "rock climbing"))), PERSONA.profile) == ()
+    assert (
+        RuleJudge().match(Profile((("Others", "Lisbon"), ("Location", "rock climbing"))), PERSONA.profile)
+        == ()
+    )
 
 
 def test_the_evaluation_judge_knows_what_was_not_told():
     told_nothing = Dialogue("d", PERSONA.id).hear(Utterance("Hello"))
-    right, wrong = (f"It sounds like {x} makes you happy. What did you study?" for x in ("rock climbing", "playing tennis"))
+    right, wrong = (
+        f"It sounds like {x} makes you happy. What did you study?"
+        for x in ("rock climbing", "playing tennis")
+    )
     assert evaluated(right, dialogue=told_nothing).score == 1, "true, although it was not told"
     assert failed(verdict(right, told_nothing, TOLD)) == "L", "the training judge sees the transcript only"
     assert failed(evaluated(wrong, dialogue=told_nothing)) == "L"
@@ -144,7 +189,13 @@ def test_careful_replies_pass_and_fail_for_anybody_else():
     assert sum(v.score for v in training) / len(cases) > 0.95
     told = [(i, before, reply) for i, before, reply in cases if before.ledger()]
     own, swapped = (
-        sum(v.score for v in RuleEvaluationJudge().evaluate([(personas[(i + k) % 12], b, r.response) for i, b, r in told])) / len(told)
+        sum(
+            v.score
+            for v in RuleEvaluationJudge().evaluate(
+                [(personas[(i + k) % 12], b, r.response) for i, b, r in told]
+            )
+        )
+        / len(told)
         for k in (0, 1)
     )
     assert own > 0.95 and own - swapped >= 0.5
@@ -163,16 +214,23 @@ def test_the_policy_never_sees_the_true_profile():
     [dialogue] = play_careful([persona], AgendaUser(0), 6, 0)
     for before, _ in list_moments(dialogue):
         text = str(policy_view(before, "system", "all")).lower()
-        hidden = [v for s, v in persona.profile.items if s not in before.ledger() and s not in ("Age", "Gender")]
+        hidden = [
+            v for s, v in persona.profile.items if s not in before.ledger() and s not in ("Age", "Gender")
+        ]
         assert not [v for v in hidden if v.lower() in text]
         assert persona.description.lower() not in text
 
 
 def test_word_salad_in_a_hole_is_not_natural():
-    assert not verdict("There is something special about cheesecake sailing on stars. What did you study?").marks["N"]
-    assert verdict("There is something special about restoring old radios. What did you study?").marks["N"]  # a phrase, if a wrong one
+    assert not verdict(
+        "There is something special about cheesecake sailing on stars. What did you study?"
+    ).marks["N"]
+    # a phrase, if a wrong one
+    assert verdict("There is something special about restoring old radios. What did you study?").marks["N"]
 
 
 def test_every_criterion_has_its_rule():
     assert list(RULES) == list(REWARD_CRITERIA)
-    assert list(verdict(GOOD).marks) == list(REWARD_CRITERIA) and list(evaluated(GOOD).marks) == list(EVALUATION_CRITERIA)
+    assert list(verdict(GOOD).marks) == list(REWARD_CRITERIA) and list(evaluated(GOOD).marks) == list(
+        EVALUATION_CRITERIA
+    )

@@ -14,8 +14,16 @@ SKELETON = re.compile(r"\[[^\]]*\]|\{[^}]*\}|[^\w\s]")
 
 def phrases(slot, rng):
     """A phrase of a slot's value, from any split."""
-    value = str(rng.randint(18, 82)) if slot == "Age" else rng.choice(sorted(lex.GENDERS)) if slot == "Gender" else None
-    return rng.choice(language.list_forms(slot, value or rng.choice(lex.load_lexicon().values(slot)).canonical))
+    value = (
+        str(rng.randint(18, 82))
+        if slot == "Age"
+        else rng.choice(sorted(lex.GENDERS))
+        if slot == "Gender"
+        else None
+    )
+    return rng.choice(
+        language.list_forms(slot, value or rng.choice(lex.load_lexicon().values(slot)).canonical)
+    )
 
 
 def test_article_by_hand():
@@ -35,7 +43,9 @@ def test_realise_by_hand():
 def test_a_sentence_is_read_back_by_hand():
     [sentence] = language.parse_sentence("Life in Lisbon must be lovely.")
     assert (sentence.template.act, sentence.facts) == ("ack", (("Location", "Lisbon"),))
-    [sentence] = language.parse_sentence("After a long day as an actor, playing tennis sounds like a good way to unwind.")
+    [sentence] = language.parse_sentence(
+        "After a long day as an actor, playing tennis sounds like a good way to unwind."
+    )
     assert sentence.facts == (("Occupation", "actor"), ("Interests", "playing tennis"))
 
 
@@ -48,7 +58,9 @@ def test_every_template_can_be_read_back(name):
             text = language.realise(template, rng, facts)
             [sentence] = language.split_sentences(text)
             [mine] = [s for s in language.parse_sentence(sentence, name) if s.template is template]
-            assert mine.facts == tuple((hole[2], facts[hole[2]]) for hole in language.HOLE.finditer(template.text))
+            assert mine.facts == tuple(
+                (hole[2], facts[hole[2]]) for hole in language.HOLE.finditer(template.text)
+            )
 
 
 def test_every_act_and_slot_that_the_parties_need_has_a_sentence():
@@ -80,28 +92,21 @@ def test_no_fact_is_told_in_the_words_of_the_other_grammar(name, other):
             continue
         rng = random.Random(template.id)
         facts = {slot: phrases(slot, rng) for slot in template.slots}
-        same = [s for s in language.parse_sentence(language.realise(template, rng, facts), other) if dict(s.facts) == facts]
+        same = [
+            s
+            for s in language.parse_sentence(language.realise(template, rng, facts), other)
+            if dict(s.facts) == facts
+        ]
         assert not same, (template.text, same)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "   ",
-        "Lisbon.",
-        "Do you have a relationship?",
-        "How old are you should in?",
-        "how old are you?",
-        "How old are you",
-        "How old are you??",
-        "How old are you? and",
-        "It takes skill to be a actor.",
-        "It takes skill to be an nurse.",
-        "It takes skill to be actor.",
-        "Life in  must be lovely.",
-        "{Location}.",
-        "Life in Lisbon must be [lovely|exciting].",
+        "", "   ", "Lisbon.", "Do you have a relationship?", "How old are you should in?", "how old are you?",
+        "How old are you", "How old are you??", "How old are you? and", "It takes skill to be a actor.",
+        "It takes skill to be an nurse.", "It takes skill to be actor.", "Life in  must be lovely.",
+        "{Location}.", "Life in Lisbon must be [lovely|exciting].",
     ],
 )
 def test_garbage_is_not_read(text):
@@ -118,7 +123,9 @@ def test_spoken_forms_by_hand():
     assert language.list_forms("Age", "34") == ("34", "thirty-four")
     assert language.list_forms("Age", "104") == ("104",)
     assert language.list_forms("Gender", "female") == ("woman", "lady", "female person")
-    assert language.list_forms("Location", "Lisbon") == ("Lisbon", "the city of Lisbon", "the Portuguese capital")
+    assert language.list_forms("Location", "Lisbon") == (
+        "Lisbon", "the city of Lisbon", "the Portuguese capital",
+    )
     assert language.list_forms("Location", "a place that nobody knows") == ("a place that nobody knows",)
 
 
@@ -135,7 +142,10 @@ def test_an_unknown_grammar_is_named():
 
 def test_telling_by_hand():
     rng = random.Random(0)
-    assert language.list_made_up_slots()["Lucky Number"] == "Noun" and language.list_made_up_slots()["Wait For"] == "Verb"
+    assert (
+        language.list_made_up_slots()["Lucky Number"] == "Noun"
+        and language.list_made_up_slots()["Wait For"] == "Verb"
+    )
     assert "lucky number" in language.tell("user_train", "Lucky Number", "a pair of nines", rng).lower()
     assert "wait for" in language.tell("user_train", "Wait For", "the last tram", rng)
     assert language.tell("user_train", "Shoe Size", "44", rng) == "About shoe size there is this: 44."

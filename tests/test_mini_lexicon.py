@@ -49,7 +49,9 @@ def test_genders_by_hand():
     assert not same_value("Gender", "man", "female")
     # The word "female" holds the word "male", and a hedge names both.
     assert not same_value("Gender", "female", "male")
-    assert not same_value("Gender", "man or woman", "female") and not same_value("Gender", "man, woman", "female")
+    assert not same_value("Gender", "man or woman", "female") and not same_value(
+        "Gender", "man, woman", "female"
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,9 @@ def test_lists_by_hand():
     assert same_value("Interests", "hiking, golf", true), "half of what was inferred is true"
     assert not same_value("Interests", "hiking, golf, chess", true)
     assert not same_value("Interests", "golf", true)
-    assert not same_value("Interests", "hiking", "hiking, cooking, chess and golf"), "less than a third of the truth"
+    assert not same_value("Interests", "hiking", "hiking, cooking, chess and golf"), (
+        "less than a third of the truth"
+    )
     assert same_value("Interests", "hiking, hiking", "hiking")
 
 
@@ -88,8 +92,12 @@ def test_near_copies_of_free_text_match():
     assert same_value("Occupation", "history teacher", "teacher of history")
     assert same_value("Occupation", "software engineers", "software engineer")
     assert not same_value("Occupation", "history teacher", "history writer")
-    assert same_value("Educational Background", "bachelor's degree in nursing", "a bachelor's degree in nursing")
-    assert same_value("Others", "big blond dog called Biscuit with", "a golden retriever named Biscuit"), "a slip in a paraphrase"
+    assert same_value(
+        "Educational Background", "bachelor's degree in nursing", "a bachelor's degree in nursing"
+    )
+    assert same_value("Others", "big blond dog called Biscuit with", "a golden retriever named Biscuit"), (
+        "a slip in a paraphrase"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The tiny policy as a base: it keeps the format, copies what was said, and does different things when asked to."""
+"""The tiny policy as a base: it keeps the format, copies what was said, and does different things when asked
+to."""
 
 import hashlib
 import json
@@ -62,7 +63,8 @@ def test_format_is_kept_with_unseen_users(held_out):
 
 
 def test_facts_are_copied_from_unseen_frames_and_values(held_out):
-    """Of what the profile block says about told slots, most is right; the crowd it learned from leaves facts out."""
+    """Of what the profile block says about told slots, most is right; the crowd it learned from leaves facts
+    out."""
     right = written = 0
     for persona, dialogue, reply in held_out:
         items = tuple((s, v) for s, v in reply.profile.items if s in dialogue.ledger())
@@ -82,33 +84,66 @@ def moments():
     rows = []
     for i, persona in enumerate(builtin_personas("train", 500, 9)):
         job = persona.profile.get("Occupation")
-        first = Dialogue(str(i), persona.id).hear(Utterance("Hello")).answer("x", Reply(Profile(), "Hello and welcome. What is your job?", True))
-        rows.append((first.hear(Utterance(f"I work as {language.add_article(job)}.", ("Occupation",), (job,))), job))
+        first = (
+            Dialogue(str(i), persona.id)
+            .hear(Utterance("Hello"))
+            .answer("x", Reply(Profile(), "Hello and welcome. What is your job?", True))
+        )
+        rows.append(
+            (first.hear(Utterance(f"I work as {language.add_article(job)}.", ("Occupation",), (job,))), job)
+        )
     return rows
 
 
 def test_a_reminder_makes_base_use_what_it_knows_more_often(policy, moments):
     views = [policy_view(d, prompt_files.load_prompt("base", "mini"), "none") for d, _ in moments]
     plain = _uses(answers(policy, views), [job for _, job in moments])
-    reminded = [[*v[:-1], {"role": "user", "content": f"{v[-1]['content']} {prompt_files.load_prompt('reminder', 'mini')}"}] for v in views]
-    # Measured with 500 moments and two seeds: .59 -> .71 and .64 -> .72; with 120 the difference drowns in chance.
+    reminded = [
+        [
+            *v[:-1],
+            {"role": "user", "content": f"{v[-1]['content']} {prompt_files.load_prompt('reminder', 'mini')}"},
+        ]
+        for v in views
+    ]
+    # Measured with 500 moments and two seeds: .59 -> .71 and .64 -> .72; with 120 the difference drowns in
+    # chance.
     assert _uses(answers(policy, reminded), [job for _, job in moments]) > plain + 0.03
 
 
 def test_a_revision_after_a_critique_uses_it_more_often_than_the_draft(policy, moments):
     views = [policy_view(d, prompt_files.load_prompt("base", "mini"), "none") for d, _ in moments]
     drafts = answers(policy, views)
-    asked = [[*v, {"role": "assistant", "content": t}, {"role": "user", "content": prompt_files.load_prompt("critique", "mini")}]
-             for v, t in zip(views, drafts, strict=True)]
+    asked = [
+        [
+            *v,
+            {"role": "assistant", "content": t},
+            {"role": "user", "content": prompt_files.load_prompt("critique", "mini")},
+        ]
+        for v, t in zip(views, drafts, strict=True)
+    ]
     critiques = answers(policy, asked)
-    revise = [[*v, {"role": "assistant", "content": c}, {"role": "user", "content": prompt_files.load_prompt("revise", "mini")}]
-              for v, c in zip(asked, critiques, strict=True)]
+    revise = [
+        [
+            *v,
+            {"role": "assistant", "content": c},
+            {"role": "user", "content": prompt_files.load_prompt("revise", "mini")},
+        ]
+        for v, c in zip(asked, critiques, strict=True)
+    ]
     jobs = [job for _, job in moments]
     assert _uses(answers(policy, revise), jobs) > _uses(drafts, jobs) + 0.1
 
 
 def test_retrieved_context_is_used(policy, moments):
     text = prompt_files.load_prompt("rag", "mini")
-    views = [[{"role": "system", "content": prompt_files.load_prompt("base", "mini")},
-              {"role": "user", "content": text.format(context=d.pending.text, message="Do you have an idea for my weekend?")}] for d, _ in moments]
+    views = [
+        [
+            {"role": "system", "content": prompt_files.load_prompt("base", "mini")},
+            {
+                "role": "user",
+                "content": text.format(context=d.pending.text, message="Do you have an idea for my weekend?"),
+            },
+        ]
+        for d, _ in moments
+    ]
     assert _uses(answers(policy, views), [job for _, job in moments]) > 0.2

@@ -8,11 +8,20 @@ import pytest
 from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.mini.language import find_templates
 from rlpa_lib.mini.lexicon import GENDERS, Value, load_lexicon, normalise
-from rlpa_lib.mini.personas import EXTENDED_SIZES, YEARS_OF_LEVEL, _agree, builtin_personas, describe, describe_manner
+from rlpa_lib.mini.personas import (
+    EXTENDED_SIZES,
+    YEARS_OF_LEVEL,
+    _agree,
+    builtin_personas,
+    describe,
+    describe_manner,
+)
 from rlpa_lib.settings.config import InputError
 
 LISTED = tuple(slot for slot in SLOTS if slot not in ("Age", "Gender"))
-PERSON_WORDS = set("i me my mine you your yours he him his she her hers they them their we us our ours myself yourself".split())
+PERSON_WORDS = set(
+    "i me my mine you your yours he him his she her hers they them their we us our ours myself yourself".split()
+)
 GROUPS = set("health tech arts trades education science business service law farming transport media".split())
 THEMES = set("craft outdoors sport music food art games books nature tech social travel".split())
 SIZES = {"Interests": (130, 50), "Occupation": (110, 40), "Educational Background": (70, 25)}
@@ -24,7 +33,9 @@ def train():
 
 
 def every_value():
-    return [value for slot in (*LISTED, *load_lexicon().extended_slots) for value in load_lexicon().values(slot)]
+    return [
+        value for slot in (*LISTED, *load_lexicon().extended_slots) for value in load_lexicon().values(slot)
+    ]
 
 
 def noun(gender):
@@ -99,7 +110,10 @@ def test_the_description_says_every_value(split):
     for persona in builtin_personas(split, 400, 5):
         for slot, value in persona.profile.items:
             said = noun(value) if slot == "Gender" else value
-            assert re.search(rf"(?<!\w){re.escape(said)}(?!\w)", persona.description), (slot, persona.description)
+            assert re.search(rf"(?<!\w){re.escape(said)}(?!\w)", persona.description), (
+                slot,
+                persona.description,
+            )
 
 
 @pytest.mark.parametrize("split", ["train", "vanilla", "extended"])
@@ -120,7 +134,9 @@ def test_pronouns_follow_the_gender():
         assert words & {"he", "she", "they"} == wanted[persona.profile.get("Gender")]
     # An open-schema persona has no gender item, so its texts must not give one away.
     for persona in builtin_personas("extended", 74, 2):
-        assert not set(re.findall(r"\w+", persona.description.lower())) & {"he", "she", "his", "her", "himself", "herself"}
+        assert not set(re.findall(r"\w+", persona.description.lower())) & {
+            "he", "she", "his", "her", "himself", "herself",
+        }
 
 
 def test_a_description_by_hand():
@@ -179,7 +195,10 @@ def test_every_value_has_paraphrases_and_one_that_drops_a_word_of_the_first():
 
 @pytest.mark.parametrize("slot", LISTED)
 def test_train_and_test_values_are_disjoint(slot):
-    train, test = ({normalise(f) for v in load_lexicon().values(slot, split) for f in v.forms} for split in ("train", "test"))
+    train, test = (
+        {normalise(f) for v in load_lexicon().values(slot, split) for f in v.forms}
+        for split in ("train", "test")
+    )
     assert train and test and not train & test
     # No phrase of one split may stand inside a phrase of the other: a judge could take one for the other.
     for a, b in ((train, test), (test, train)):
@@ -200,4 +219,6 @@ def test_value_files_have_their_sizes_and_attributes(slot):
             assert value.attrs["level"] in YEARS_OF_LEVEL
             assert all(re.match("an? ", form) for form in value.forms), value
         if slot == "Occupation":
-            assert not any(re.match("(?i)an? |the |uni|use|eu|one|hour|hon", form) for form in value.forms), value
+            assert not any(re.match("(?i)an? |the |uni|use|eu|one|hour|hon", form) for form in value.forms), (
+                value
+            )

@@ -28,7 +28,9 @@ def after(response, persona=PERSONA, before=(), seed=0):
     """What the persona says to a response: the reaction, after a first turn and perhaps told slots."""
     dialogue = Dialogue("d", persona.id).hear(Utterance("Hello"))
     for slot in before:
-        dialogue = answer(dialogue, "I see.").hear(Utterance(f"({slot})", (slot,), (persona.profile.get(slot),)))
+        dialogue = answer(dialogue, "I see.").hear(
+            Utterance(f"({slot})", (slot,), (persona.profile.get(slot),))
+        )
     return AgendaUser(seed).reply([persona], [answer(dialogue, response)])[0]
 
 
@@ -75,7 +77,13 @@ def test_the_ledger_is_what_the_text_says(played):
         for before, _ in list_moments(dialogue):
             user = before.pending
             assert len(user.stated) == len(user.phrases) == len(set(user.stated))
-            said = [f for options in language.parse(user.text, SPEECH[split]) for s in options if s.template.act == "say" for f in s.facts]
+            said = [
+                f
+                for options in language.parse(user.text, SPEECH[split])
+                for s in options
+                if s.template.act == "say"
+                for f in s.facts
+            ]
             for slot, phrase in zip(user.stated, user.phrases, strict=True):
                 assert lex.same_value(slot, phrase, persona.profile.get(slot)), (slot, phrase)
                 # An extended slot without frames of its own is named with its topic.
@@ -89,12 +97,15 @@ def test_no_slot_is_told_that_the_ledger_does_not_list(played):
         for before, _ in list_moments(dialogue):
             told.update(before.pending.stated)
             text = before.pending.text
-            for phrase in before.pending.phrases:  # one value may be named inside another one: "musicals" in "numbers from Broadway musicals"
+            # one value may be named inside another one: "musicals" in "numbers from Broadway musicals"
+            for phrase in before.pending.phrases:
                 text = text.replace(phrase, "")
             text = f" {lex.normalise(text)} "
             for slot, value in persona.profile.items:
                 if slot not in told and slot not in ("Age", "Gender"):
-                    assert not [f for f in language.list_forms(slot, value) if f" {lex.normalise(f)} " in text], (slot, text)
+                    assert not [
+                        f for f in language.list_forms(slot, value) if f" {lex.normalise(f)} " in text
+                    ], (slot, text)
         assert max(told.values()) == 1, "a slot is revealed once"
 
 
@@ -139,8 +150,15 @@ def test_wishes_are_told_once_and_only_by_those_who_have_them():
     personas = builtin_personas("train", 40, 0)
     for persona, dialogue in zip(personas, play_careful(personas, AgendaUser(0), 6, 0), strict=True):
         mood = read_temperament(persona)
-        said = Counter(act for before, _ in list_moments(dialogue) for act in acts(before.pending) if act in ("brief", "calm", "private"))
-        assert said == Counter({k: 1 for k, on in (("brief", mood.brief), ("calm", mood.calm), ("private", mood.private)) if on})
+        said = Counter(
+            act
+            for before, _ in list_moments(dialogue)
+            for act in acts(before.pending)
+            if act in ("brief", "calm", "private")
+        )
+        assert said == Counter(
+            {k: 1 for k, on in (("brief", mood.brief), ("calm", mood.calm), ("private", mood.private)) if on}
+        )
 
 
 def test_talkative_users_reveal_faster_than_reserved_ones():

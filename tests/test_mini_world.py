@@ -33,7 +33,9 @@ def test_the_kinds_make_the_parties_of_the_miniature():
     cfg = load_config("mini")
     [persona] = resolve(SOURCES["builtin"].make)(cfg.personas, "vanilla", 1, 0)
     assert isinstance(persona, Persona)
-    assert resolve(USERS["agenda"].make)(cfg, "train", 3, None, "terse") == AgendaUser(3, "user_train", MANNERS["terse"])
+    assert resolve(USERS["agenda"].make)(cfg, "train", 3, None, "terse") == AgendaUser(
+        3, "user_train", MANNERS["terse"]
+    )
     options = {"defended": False, "failure_limit": 1.0}
     assert resolve(JUDGES["rule"].make)(cfg, None, **options) == RuleJudge()
     assert resolve(EVALUATORS["rule"].make)(cfg, None, **options) == RuleEvaluationJudge()

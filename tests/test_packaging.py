@@ -64,15 +64,19 @@ def test_lock_is_closed():
 
 @pytest.mark.parametrize("python", ["3.11.0", "3.11.2", "3.12.0", "3.13.0"])
 def test_every_pin_installs_on_the_pythons_that_readme_names(python):
-    """README promises 3.11 or newer, and 3.11.2 is Debian 12's own: no pin may ask for a later patch release."""
+    """README promises 3.11 or newer, and 3.11.2 is Debian 12's own: no pin may ask for a later patch
+    release."""
     assert Requirement(f"x{project()['project']['requires-python']}").specifier.contains(python)
     asked = {name: metadata.metadata(name).get("Requires-Python") for name in locked()}
-    refused = [f"{name}: {spec}" for name, spec in asked.items() if spec and not SpecifierSet(spec).contains(python)]
+    refused = [
+        f"{name}: {spec}" for name, spec in asked.items() if spec and not SpecifierSet(spec).contains(python)
+    ]
     assert not refused
 
 
 def test_what_is_installed_is_what_is_locked():
-    """The test above reads the metadata of what is installed, so it says something about the lock only while the two agree."""
+    """The test above reads the metadata of what is installed, so it says something about the lock only while
+    the two agree."""
     assert {name: metadata.version(name).partition("+")[0] for name in locked()} == locked()
 
 
@@ -100,7 +104,9 @@ def test_no_file_is_as_large_as_a_model():
 def test_notebook_is_committed_clean(path):
     book = json.loads(path.read_text())
     assert re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem)
-    assert book["metadata"]["kernelspec"] == {"display_name": "Python 3", "language": "python", "name": "python3"}
+    assert book["metadata"]["kernelspec"] == {
+        "display_name": "Python 3", "language": "python", "name": "python3",
+    }
     tags = [cell["metadata"].get("tags", []) for cell in book["cells"]]
     assert sum("parameters" in some for some in tags) == 1
     for cell, some in zip(book["cells"], tags, strict=True):
@@ -109,7 +115,11 @@ def test_notebook_is_committed_clean(path):
             names = re.findall(r"^(\w+) = ", source, flags=re.M)
             assert names == ["params", "seed", "run_dir", "overrides"]
         if cell["cell_type"] == "code":
-            assert not cell["outputs"] or "nbval-check-output" in some, f"an output that nothing checks: {source[:60]!r}"
+            assert not cell["outputs"] or "nbval-check-output" in some, (
+                f"an output that nothing checks: {source[:60]!r}"
+            )
             assert len(source.splitlines()) <= 25, f"a long cell: {source[:60]!r}"
-            assert not re.search(r"^\s*(def|class) ", source, flags=re.M), f"a definition in a notebook: {source[:60]!r}"
+            assert not re.search(r"^\s*(def|class) ", source, flags=re.M), (
+                f"a definition in a notebook: {source[:60]!r}"
+            )
             assert "sys.path" not in source

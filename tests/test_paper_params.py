@@ -1,4 +1,5 @@
-"""The params of the paper's scale with a random Qwen2.5 model of tiny width: every branch but CUDA's is run."""
+"""The params of the paper's scale with a random Qwen2.5 model of tiny width: every branch but CUDA's is
+run."""
 
 import json
 
@@ -8,7 +9,10 @@ from scripted_server import ScriptedServer
 
 from rlpa_lib.rlpa import training
 
-FEWER = ["personas.train_users=12", "rollout.users=4", "rollout.turns=3", "rollout.max_new_tokens=48", "ppo.iterations=2", "ppo.minibatch=16"]
+FEWER = [
+    "personas.train_users=12", "rollout.users=4", "rollout.turns=3", "rollout.max_new_tokens=48",
+    "ppo.iterations=2", "ppo.minibatch=16",
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,11 @@ def test_the_params_train(tmp_path, world, server, scale, updates, made):
     assert (tmp_path / "run" / made / "ppo").is_dir()
     asked = {body["model"] for body in server.bodies}
     assert asked == ({"gpt-4o-mini"} if scale == "paper" else {"gpt-4o-mini", "deepseek-v3"})
-    said = json.loads((tmp_path / "run/dialogues/ppo/update-0001.jsonl").read_text().splitlines()[0])["completion"]
+    said = json.loads((tmp_path / "run/dialogues/ppo/update-0001.jsonl").read_text().splitlines()[0])[
+        "completion"
+    ]
     assert isinstance(said, str)
     kept = rows[0]["turn"] == 3
-    assert kept == (scale == "paper"), "the paper's scheme updates once a dialogue, the release after every turn"
+    assert kept == (scale == "paper"), (
+        "the paper's scheme updates once a dialogue, the release after every turn"
+    )

@@ -7,8 +7,11 @@ from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
 
-LLM = ["user.kind=llm", "user.model=m", "judge.kind=llm", "judge.model=m", "evaluator.kind=llm", "evaluator.model=m", "policy.kind=endpoint",
-       "policy.model=m", "evaluation.methods=[base, rlpa_prompting]"]  # fmt: skip
+LLM = [
+    "user.kind=llm", "user.model=m", "judge.kind=llm", "judge.model=m", "evaluator.kind=llm",
+    "evaluator.model=m", "policy.kind=endpoint", "policy.model=m",
+    "evaluation.methods=[base, rlpa_prompting]",
+]
 LOCAL = [f"{section}.base_url=http://127.0.0.1:9/v1" for section in ("user", "judge", "evaluator", "policy")]
 
 
@@ -18,26 +21,38 @@ def test_parties_behind_a_server_need_the_run(make, tmp_path):
     cfg = config.load_config("smoke", LLM + LOCAL)
     with pytest.raises(InputError, match="needs the run"):
         make(cfg, None)
-    assert type(make(cfg, tmp_path)).__name__ in ("LLMUser", "LLMJudge", "LLMEvaluationJudge", "EndpointPolicy")
+    assert type(make(cfg, tmp_path)).__name__ in (
+        "LLMUser", "LLMJudge", "LLMEvaluationJudge", "EndpointPolicy",
+    )
 
 
 def test_a_missing_key_is_named_before_anything_is_asked(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    with pytest.raises(InputError, match="judge.api_key_env: the environment variable OPENAI_API_KEY is not set"):
+    with pytest.raises(
+        InputError, match="judge.api_key_env: the environment variable OPENAI_API_KEY is not set"
+    ):
         parties.make_reward_judge(config.load_config("smoke", LLM), tmp_path)
 
 
 def test_the_miniatures_prompts_are_for_its_own_model_alone(tmp_path):
     """With prompt_set mini, parties behind a server get the English prompts."""
     judge = parties.make_reward_judge(config.load_config("smoke", LLM + LOCAL), tmp_path)
-    assert judge.replies.prompt.system == prompt_files.load_prompt("judge_criteria", "en").partition("\n---\n")[0]
+    assert (
+        judge.replies.prompt.system
+        == prompt_files.load_prompt("judge_criteria", "en").partition("\n---\n")[0]
+    )
 
 
 def test_offline_parties_need_no_run():
     cfg = config.load_config("smoke")
-    made = (parties.make_user(cfg, "train", 0), parties.make_reward_judge(cfg), parties.make_evaluation_judge(cfg), parties.make_policy(cfg))
-    assert [type(party).__name__ for party in made] == ["AgendaUser", "RuleJudge", "RuleEvaluationJudge", "LocalPolicy"]
+    made = (
+        parties.make_user(cfg, "train", 0), parties.make_reward_judge(cfg),
+        parties.make_evaluation_judge(cfg), parties.make_policy(cfg),
+    )
+    assert [type(party).__name__ for party in made] == [
+        "AgendaUser", "RuleJudge", "RuleEvaluationJudge", "LocalPolicy",
+    ]
 
 
 def test_a_missing_model_is_named():
@@ -58,7 +73,9 @@ def test_test_users_speak_other_frames_than_training_users():
 def test_own_prompts_win_and_missing_ones_are_named(tmp_path):
     (tmp_path / "policy.txt").write_text("# mine\nBe kind.\n")
     assert prompt_files.load_prompt("policy", "en", str(tmp_path)) == "Be kind."
-    assert "<profile>" in prompt_files.load_prompt("policy", "en") and "<profile>" in prompt_files.load_prompt("policy", "zh")
+    assert "<profile>" in prompt_files.load_prompt(
+        "policy", "en"
+    ) and "<profile>" in prompt_files.load_prompt("policy", "zh")
     with pytest.raises(InputError, match="nothing"):
         prompt_files.load_prompt("nothing", "en")
     with pytest.raises(InputError, match="prompt_dir"):

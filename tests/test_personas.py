@@ -1,4 +1,5 @@
-"""Persona readers on small files with the real files' defects, splits, statistics and slot conversion (appendix C.2)."""
+"""Persona readers on small files with the real files' defects, splits, statistics and slot conversion
+(appendix C.2)."""
 
 import json
 from types import SimpleNamespace
@@ -9,7 +10,14 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import SLOTS, Profile, parse_reply, render_reply
 from rlpa_lib.personas.extraction import extract_profile, find_evidence
 from rlpa_lib.personas.free_slots import extract_free_profile
-from rlpa_lib.personas.sources import count_slots, find_near_duplicates, hash_split, load_personas, read_aloe, read_personachat
+from rlpa_lib.personas.sources import (
+    count_slots,
+    find_near_duplicates,
+    hash_split,
+    load_personas,
+    read_aloe,
+    read_personachat,
+)
 from rlpa_lib.personas.text import adjust_pronouns
 from rlpa_lib.settings.config import InputError
 
@@ -32,7 +40,9 @@ def aloe(tmp_path):
 
 
 def settings(path, source="aloe", personachat_path=None):
-    return SimpleNamespace(source=source, path=path and str(path), personachat_path=personachat_path and str(personachat_path))
+    return SimpleNamespace(
+        source=source, path=path and str(path), personachat_path=personachat_path and str(personachat_path)
+    )
 
 
 def test_two_texts_in_a_line_are_two_profiles(aloe):
@@ -100,7 +110,10 @@ def many(tmp_path, n=20):
     jobs = "baker diver judge clerk miner nurse pilot tailor warden zoologist".split()
     hobbies = "archery bowling curling drumming embroidery fencing golf hiking judo karate".split()
     towns = [f"town{i}ville" for i in range(n)]
-    texts = [f"He is a {20 + i}-year-old {jobs[i % 10]} who loves {hobbies[i // 2 % 10]}. He lives in {towns[i]}." for i in range(n)]
+    texts = [
+        f"He is a {20 + i}-year-old {jobs[i % 10]} who loves {hobbies[i // 2 % 10]}. He lives in {towns[i]}."
+        for i in range(n)
+    ]
     jsonl(tmp_path / "profile.jsonl", *map(json.dumps, texts))
     jsonl(tmp_path / "personality.jsonl", json.dumps(CALM))
     return tmp_path
@@ -145,7 +158,9 @@ def test_asking_for_too_many_says_how_many_there_are(tmp_path):
 
 def test_personachat_as_a_source_keeps_its_test_users_out_of_training(tmp_path):
     words = "amber birch cedar delta ember fjord grove haven inlet jolly".split()
-    rows = "".join(f'"I like {a} {a}boats.\nI own a {a}house.","I hate {a}rain.\nI eat {a}cake.",x\n' for a in words)
+    rows = "".join(
+        f'"I like {a} {a}boats.\nI own a {a}house.","I hate {a}rain.\nI eat {a}cake.",x\n' for a in words
+    )
     (tmp_path / "chat.csv").write_text(HEADER + rows, encoding="utf-8")
     cfg = settings(tmp_path / "chat.csv", "personachat")
     train, test = load_personas(cfg, "train", None, 0), load_personas(cfg, "extended", None, 0)
@@ -170,23 +185,26 @@ def test_split_hash_ignores_order_and_ids_but_not_content():
 
 def test_evidence_by_hand():
     assert find_evidence(ANNA, CALM) == {
-        "Age": "41",
-        "Gender": "female",
-        "Interests": "rowing and baking bread",
-        "Personality Traits": "calm and honest",
-        "Occupation": "tram driver",
-        "Marital Status": "divorced",
+        "Age": "41", "Gender": "female", "Interests": "rowing and baking bread",
+        "Personality Traits": "calm and honest", "Occupation": "tram driver", "Marital Status": "divorced",
         "Family Background": "two small sons",
     }
     ben = find_evidence(BEN, "")
-    assert ben["Educational Background"] == "an unfinished degree in geology" and ben["Interests"] == "collecting fossils"
+    assert (
+        ben["Educational Background"] == "an unfinished degree in geology"
+        and ben["Interests"] == "collecting fossils"
+    )
     assert ben["Location"] == "a dorm with two friends" and ben["Occupation"] == "college student"
     cara = find_evidence(CARA, "")
-    assert (cara["Marital Status"], cara["Interests"], cara["Others"]) == ("widowed", "swimming", "a pet goose named Otto")
+    assert (cara["Marital Status"], cara["Interests"], cara["Others"]) == (
+        "widowed", "swimming", "a pet goose named Otto",
+    )
 
 
 def test_statements_about_relatives_are_not_about_the_person():
-    found = find_evidence("He is single and has an older sister who is married and who loves chess. He likes judo.", "")
+    found = find_evidence(
+        "He is single and has an older sister who is married and who loves chess. He likes judo.", ""
+    )
     assert found["Marital Status"] == "single" and found["Interests"] == "judo"
 
 
@@ -217,7 +235,10 @@ def test_personality_takes_the_gender_of_the_profile(text, about, expected):
 
 
 def test_free_slots_number_repeats_and_keep_odd_sentences():
-    lines = ["I like to sing.", "I like to skate.", "The moon is far.", "Time: flies.", "I love pie.", "I love pie."]
+    lines = [
+        "I like to sing.", "I like to skate.", "The moon is far.", "Time: flies.", "I love pie.",
+        "I love pie.",
+    ]
     profile = extract_free_profile(lines)
     assert profile.items[:2] == (("Hobby", "singing"), ("Hobby 2", "skating"))
     assert profile.get("Fact 1") == "the moon is far" and profile.get("Fact 2") == "time: flies"

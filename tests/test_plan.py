@@ -1,4 +1,5 @@
-"""The plan: requests and tokens by hand, and what a small pilot predicts of a larger run, held against what that really asks."""
+"""The plan: requests and tokens by hand, and what a small pilot predicts of a larger run, held against what
+that really asks."""
 
 import pytest
 from scripted_server import ScriptedServer
@@ -39,43 +40,67 @@ def loads(cfg, known=NOBODY):
 
 
 def test_requests_by_hand():
-    """Five users of one benchmark, three turns, judged twice: base, self-critic and RLPA prompting, then the oracle."""
+    """Five users of one benchmark, three turns, judged twice: base, self-critic and RLPA prompting, then the
+    oracle."""
     sizes = ("evaluation.users=5", "evaluation.benchmarks=[vanilla]")
     cfg = served(*sizes, "evaluation.methods=[base, self_critic, rlpa_prompting, oracle]", "judge.kind=rule")
     found = {notebook: by_role(load) for notebook, load in loads(cfg).items()}
     # Nobody is asked for "Hello". At temperature 0 the answer to it is the same for all users: 1 + 3 + 1.
     # So own and swapped persona are the same questions there: five of ten, in each of the three rows.
-    assert found["10_prompting_baselines"] == {"user": 3 * 5 * 2, "policy": 5 + (1 + 3 + 1) * 5 * 2, "evaluator": 3 * (5 + 10 * 2)}
-    assert found["30_evaluation"] == {"user": 5 * 2, "policy": 5 * 3, "evaluator": 5 * 3 * 2}  # the oracle's prompts hold the profiles
+    assert found["10_prompting_baselines"] == {
+        "user": 3 * 5 * 2, "policy": 5 + (1 + 3 + 1) * 5 * 2, "evaluator": 3 * (5 + 10 * 2),
+    }
+    # the oracle's prompts hold the profiles
+    assert found["30_evaluation"] == {"user": 5 * 2, "policy": 5 * 3, "evaluator": 5 * 3 * 2}
     judged = loads(served(*sizes, "evaluation.methods=[oracle]"))
-    assert by_role(judged["30_evaluation"])["profile_judge"] == 5, "true against true profile is asked once a user"
+    assert by_role(judged["30_evaluation"])["profile_judge"] == 5, (
+        "true against true profile is asked once a user"
+    )
     assert by_role(judged["03_rewards_and_judges"]).keys() == {"response_judge", "profile_judge", "evaluator"}
 
 
-SERVED_TRAINING = [f"{name}.{key}" for name in ("user", "judge") for key in ("kind=llm", "model=m", f"base_url={URL}")]
+SERVED_TRAINING = [
+    f"{name}.{key}" for name in ("user", "judge") for key in ("kind=llm", "model=m", f"base_url={URL}")
+]
 
 
 def test_training_by_hand():
     cfg = config.load_config("smoke", SERVED_TRAINING)
     found = loads(cfg)
-    # three cohorts of 8 users x 3 turns x 4 samples; at turn 1 the profile is empty, so nobody is asked to match it
-    assert by_role(found["20_ppo"]) == {"user": 3 * 8 * 2, "response_judge": 3 * 8 * 3 * 4, "profile_judge": 3 * 8 * 2 * 4}
+    # three cohorts of 8 users x 3 turns x 4 samples; at turn 1 the profile is empty, so nobody is asked to
+    # match it
+    assert by_role(found["20_ppo"]) == {
+        "user": 3 * 8 * 2, "response_judge": 3 * 8 * 3 * 4, "profile_judge": 3 * 8 * 2 * 4,
+    }
     assert (found["20_ppo"].own.requests, found["20_ppo"].own.replies) == (72, 288)
-    assert by_role(found["22_grpo"]) == {"user": 2 * 2, "response_judge": 2 * 3 * 4, "profile_judge": 2 * 2 * 4}
+    assert by_role(found["22_grpo"]) == {
+        "user": 2 * 2, "response_judge": 2 * 3 * 4, "profile_judge": 2 * 2 * 4,
+    }
     assert {"11_sft", "12_dpo"} <= found.keys() and found["11_sft"].trained.replies == 8 * 3
     assert found["12_dpo"].trained.replies == 2 * 3 * 3
-    independent = loads(config.load_config("smoke", [*SERVED_TRAINING, "rollout.continuation=independent"]))["20_ppo"]
-    assert by_role(independent)["user"] == 4 * by_role(found["20_ppo"])["user"], "each sample has a talk of its own"
+    independent = loads(config.load_config("smoke", [*SERVED_TRAINING, "rollout.continuation=independent"]))[
+        "20_ppo"
+    ]
+    assert by_role(independent)["user"] == 4 * by_role(found["20_ppo"])["user"], (
+        "each sample has a talk of its own"
+    )
     assert independent.own.requests == independent.own.replies == 288
 
 
 def test_trained_tokens_and_memory_take_the_pilots_prompts():
-    """Three turns, 24 prompts each. Utterance 20, response 40, 5 around a message: an exchange has 70. Profiles 0, 10, 20 tokens."""
-    texts = Texts(bytes_per_token=4.0, per_message=5.0, utterance=20.0, response=40.0, value=10.0, items=0.0, more=1.0)
+    """Three turns, 24 prompts each. Utterance 20, response 40, 5 around a message: an exchange has 70.
+    Profiles 0, 10, 20 tokens."""
+    texts = Texts(
+        bytes_per_token=4.0, per_message=5.0, utterance=20.0, response=40.0, value=10.0, items=0.0, more=1.0
+    )
     known = Pilot(texts, {"20_ppo": {"policy": Rate(1.0, 300.0, 7.0)}})
-    tree, packed = (loads(config.load_config("smoke", [f"ppo.packing={packing}"]), known)["20_ppo"] for packing in ("tree", "rows"))
+    tree, packed = (
+        loads(config.load_config("smoke", [f"ppo.packing={packing}"]), known)["20_ppo"]
+        for packing in ("tree", "rows")
+    )
     system = len(load_prompt("policy", "mini", None).encode()) / 4.0
-    # of the history only the latest profile is shown: at turn 1 the system prompt, at turn 2 one exchange, at turn 3 two and a profile
+    # of the history only the latest profile is shown: at turn 1 the system prompt, at turn 2 one exchange, at
+    # turn 3 two and a profile
     prompts = 24 * (300 + system) + 24 * (300 + system + 70 + 0) + 24 * (300 + system + 140 + 10)
     completions = 4 * 24 * ((7 + 40) + (7 + 40 + 10) + (7 + 40 + 20))
     assert tree.own == Work(72, pytest.approx(prompts), 288, pytest.approx(completions))
@@ -83,14 +108,21 @@ def test_trained_tokens_and_memory_take_the_pilots_prompts():
     assert packed.trained == Work(288, pytest.approx(4 * prompts), 288, pytest.approx(completions))
     cfg = config.load_config("paper")
     mean, reply = prompts / 72, completions / 288
-    predicted = sum(gpu_cost.update_memory.predict(gpu_cost.shape(cfg), cfg, round(mean), round(reply)).values())
+    predicted = sum(
+        gpu_cost.update_memory.predict(gpu_cost.shape(cfg), cfg, round(mean), round(reply)).values()
+    )
     for load in (tree, packed):
-        assert gpu_cost.memory(cfg, Work(), load.trained) == pytest.approx(predicted / 1e9), "as long as prompts are, packed or not"
+        assert gpu_cost.memory(cfg, Work(), load.trained) == pytest.approx(predicted / 1e9), (
+            "as long as prompts are, packed or not"
+        )
 
 
 def test_an_endpoint_policy_plans_no_training_and_conversion_is_counted():
     assert not {"11_sft", "12_dpo", "20_ppo", "22_grpo"} & loads(served("evaluation.methods=[base]")).keys()
-    keys = ["personas.source=aloe", "personas.conversion=llm", "personas.train_users=100", "user.model=m", f"user.base_url={URL}"]
+    keys = [
+        "personas.source=aloe", "personas.conversion=llm", "personas.train_users=100", "user.model=m",
+        f"user.base_url={URL}",
+    ]
     [first, *_] = plan.plan(config.load_config("smoke", keys), NOBODY)
     assert (first.notebook, by_role(first)) == ("01_profiles_and_data", {"converter": 174})
 
@@ -104,13 +136,16 @@ STUDIED = [  # another user model, another profile judge, and personas that no l
 
 
 def test_the_study_of_users_and_judges_by_hand():
-    """Three user models (own, other, impostor), five personas, three turns; 20 rewritten profiles and two judges."""
+    """Three user models (own, other, impostor), five personas, three turns; 20 rewritten profiles and two
+    judges."""
     found = loads(served(*STUDIED, "study.personas=5", "study.turns=3", "study.profiles=20"))[STUDY]
     assert asked(found) == {
-        ("user", "m"): 2 * 5 * (3 - 1), ("user", "n"): 5 * (3 - 1),  # the run's own model speaks for the impostor too; nobody is asked for "Hello"
+        # the run's own model speaks for the impostor too; nobody is asked for "Hello"
+        ("user", "m"): 2 * 5 * (3 - 1), ("user", "n"): 5 * (3 - 1),
         ("policy", "m"): 1 + 3 * 5 * (3 - 1),  # one answer to all the "Hello"s
         ("user_judge", "m"): 3 * 5,  # what is claimed in each dialogue
-        ("response_judge", "m"): 1 + 5 * (3 - 1),  # replies to the first user model, since an endpoint policy leaves no training log
+        # replies to the first user model, since an endpoint policy leaves no training log
+        ("response_judge", "m"): 1 + 5 * (3 - 1),
         ("rewriter", "m"): 20, ("profile_judge", "m"): 20, ("profile_judge", "j"): 20,
     }  # fmt: skip
     more = asked(loads(served(*STUDIED, "study.personas=5", "study.turns=3", "study.profiles=300"))[STUDY])
@@ -118,10 +153,16 @@ def test_the_study_of_users_and_judges_by_hand():
 
 
 def test_the_study_with_a_training_log_and_with_the_built_in_personas():
-    """With a local policy the points come from the log; the built-in personas are rewritten twice, by the lexicon; rules report their words."""
-    keys = [*SERVED_TRAINING, "study.user_models={rules: {kind: agenda}}", "study.personas=3", "study.turns=3", "study.profiles=20"]
+    """With a local policy the points come from the log; the built-in personas are rewritten twice, by the
+    lexicon; rules report their words."""
+    keys = [
+        *SERVED_TRAINING, "study.user_models={rules: {kind: agenda}}", "study.personas=3", "study.turns=3",
+        "study.profiles=20",
+    ]
     found = loads(config.load_config("smoke", keys))[STUDY]
-    assert asked(found) == {("user", "m"): 2 * 3 * 2, ("user_judge", "m"): 2 * 3, ("profile_judge", "m"): 2 * 20}
+    assert asked(found) == {
+        ("user", "m"): 2 * 3 * 2, ("user_judge", "m"): 2 * 3, ("profile_judge", "m"): 2 * 20,
+    }
     assert found.own.replies == 3 * 3 * 3, "the partner's replies, at every turn"
 
 
@@ -139,7 +180,10 @@ def test_a_study_that_lacks_a_model_is_told_so_before_it_is_paid():
 
 def test_prompts_grow_with_the_dialogue_up_to_their_limit():
     texts = Texts(per_message=5.0, utterance=20.0, response=40.0)
-    keys = ("evaluation.methods=[base]", "evaluation.benchmarks=[vanilla]", "evaluation.users=2", "user.max_prompt_tokens=200")
+    keys = (
+        "evaluation.methods=[base]", "evaluation.benchmarks=[vanilla]", "evaluation.users=2",
+        "user.max_prompt_tokens=200",
+    )
     work = {}
     for turns in (3, 5):
         load = loads(served(*keys, f"evaluation.turns={turns}"), Pilot(texts))["10_prompting_baselines"]
@@ -149,7 +193,9 @@ def test_prompts_grow_with_the_dialogue_up_to_their_limit():
 
 
 def test_money_and_time():
-    cfg = config.load_config("smoke", ["judge.kind=llm", "judge.model=gpt-4o-mini", "endpoint.concurrency=1000"])
+    cfg = config.load_config(
+        "smoke", ["judge.kind=llm", "judge.model=gpt-4o-mini", "endpoint.concurrency=1000"]
+    )
     server = "https://api.openai.com/v1"
     work = Work(1000, 2e6, 1000, 1e6)
     assert plan.usd(cfg, {("response_judge", "gpt-4o-mini", server): work}) == pytest.approx(2 * 0.15 + 0.60)
@@ -157,7 +203,9 @@ def test_money_and_time():
     assert plan.usd(cfg, {("judge", "unheard-of", URL): work}) == 0
     assert plan.hours(cfg, work, rpm=100, tpm=1e9) == pytest.approx(10 / 60)
     assert plan.hours(cfg, work, rpm=1e9, tpm=1e5) == pytest.approx(30 / 60)
-    slower = cfg.model_copy(update={"endpoint": config.load_config("smoke", ["endpoint.concurrency=4"]).endpoint})
+    slower = cfg.model_copy(
+        update={"endpoint": config.load_config("smoke", ["endpoint.concurrency=4"]).endpoint}
+    )
     half = plan.hours(slower, Work(7200), 1e9, 1e9)
     assert half == pytest.approx(1.0)  # 7,200 requests of two seconds, four at a time
 
@@ -179,7 +227,8 @@ def test_gpu_rules_by_hand():
     # training alone: with an adapter for the critic, (4 x 2 + 2) x weights a token at 35 % of 312 TFLOP/s
     tokens = 3600 * 0.35 * 312e12 / (10 * known.weights())
     assert gpu_cost.hours(cfg, Work(), Work(1, 0, 1, tokens), 1, gpu_cost.A100) == pytest.approx(1.0)
-    # sampling alone: weights in bf16, and 2 x 36 layers x 2 heads x 128 numbers a token for 16 prompts of 100 + 50 tokens
+    # sampling alone: weights in bf16, and 2 x 36 layers x 2 heads x 128 numbers a token for 16 prompts of 100
+    # + 50 tokens
     held = 2 * known.weights() + 16 * 150 * 2 * 36 * 256 * 2
     assert gpu_cost.memory(cfg, Work(2, 200, 2, 100), Work()) == pytest.approx(held / 1e9)
 
@@ -187,13 +236,16 @@ def test_gpu_rules_by_hand():
 def test_the_plan_of_the_paper_tells_money_memory_and_assumptions():
     text = plan.table(config.load_config("paper", ["evaluation.methods=[base, rlpa]"]))
     assert "143,360" in text and "gpt-4o-2024-11-20" in text and "A100" in text and "no price" not in text
-    assert "- pilot: " in text and "commit" in text and "no pilot asked" not in text, "the pilot that ships knows every role"
+    assert "- pilot: " in text and "commit" in text and "no pilot asked" not in text, (
+        "the pilot that ships knows every role"
+    )
     [study] = [line.split() for line in text.splitlines() if line.startswith(STUDY)]
     assert study[6] == str(2 * 10 * 5)
 
 
 def play(run, monkeypatch):
-    """What the notebooks that ask a server do, each under its name; 33 and 36 read back what others have played."""
+    """What the notebooks that ask a server do, each under its name; 33 and 36 read back what others have
+    played."""
     cfg, made = run.cfg, lambda split: parties.make_user(cfg, split, 0, run)
 
     def enter(name):
@@ -201,8 +253,18 @@ def play(run, monkeypatch):
         run.path(f"notebooks/{name}.ipynb").write_text("{}")
 
     enter("03_rewards_and_judges")
-    judge_attacks.attack_judges(run, [*judge_attacks.read_attacks(runs.record.REPOSITORY / "tests/data/judge_attacks.jsonl"), *judge_attacks.make_controls()])
-    users, evaluator, judge = benchmarks.load_benchmarks(run), parties.make_evaluation_judge(cfg, run), parties.make_reward_judge(cfg, run)
+    judge_attacks.attack_judges(
+        run,
+        [
+            *judge_attacks.read_attacks(runs.record.REPOSITORY / "tests/data/judge_attacks.jsonl"),
+            *judge_attacks.make_controls(),
+        ],
+    )
+    users, evaluator, judge = (
+        benchmarks.load_benchmarks(run),
+        parties.make_evaluation_judge(cfg, run),
+        parties.make_reward_judge(cfg, run),
+    )
     stage = rows.Stage(run)
     for row in stage.rows:
         enter("10_prompting_baselines" if row.method != "oracle" else "30_evaluation")
@@ -213,13 +275,18 @@ def play(run, monkeypatch):
     shifts = conflict.draw_shifts(people, 0)
     user = parties.make_shifting_user(cfg, shifts, 0, run)
     for row in rows.select_rows(cfg, cfg.conflict.methods):
-        stage.load_judgements(row, conflict.NAME, people, user, evaluator, judge, turns=cfg.conflict.turns, swap=False, valid=user.valid)
+        stage.load_judgements(
+            row, conflict.NAME, people, user, evaluator, judge, turns=cfg.conflict.turns, swap=False,
+            valid=user.valid,
+        )
         if row.method == "rlpa_prompting":
             conflict.held(rows.scoring.read_dialogues(run, row.name, conflict.NAME), shifts, judge)
     enter("32_long_term")
     people, turns = parties.load_analysis_people(cfg, cfg.long_term, 0, run), cfg.long_term.turns
     for row in rows.select_rows(cfg, cfg.long_term.methods):
-        stage.load_judgements(row, long_term.NAME, people, made("vanilla"), evaluator, judge, turns=turns, swap=False)
+        stage.load_judgements(
+            row, long_term.NAME, people, made("vanilla"), evaluator, judge, turns=turns, swap=False
+        )
         talks = rows.scoring.read_dialogues(run, row.name, long_term.NAME)
         marks = long_term.checkpoints(turns, cfg.long_term.every)
         long_term.track_revealed(people, talks, marks, parties.make_reveal_judge(cfg, run), by_judge=True)
@@ -228,27 +295,41 @@ def play(run, monkeypatch):
     for manner in cfg.difficult.manners:
         for row in rows.select_rows(cfg, cfg.difficult.methods):
             user = parties.make_user(cfg, "vanilla", 0, run, manner)
-            stage.load_judgements(row, f"difficult_{manner}", people, user, evaluator, judge, turns=cfg.difficult.turns, swap=False)
+            stage.load_judgements(
+                row, f"difficult_{manner}", people, user, evaluator, judge, turns=cfg.difficult.turns,
+                swap=False,
+            )
     enter(STUDY)
     people = builtin_personas("vanilla", cfg.study.personas, 0)
     partner, models = user_measures.make_partner(run), user_measures.make_user_models(run, people)
-    played = {name: user_measures.play_dialogues(run, name, user, people, partner) for name, user in models.items()}
-    user_measures.find_claims(run, {name: list(zip(people, talks, strict=True)) for name, talks in played.items()})
+    played = {
+        name: user_measures.play_dialogues(run, name, user, people, partner) for name, user in models.items()
+    }
+    user_measures.find_claims(
+        run, {name: list(zip(people, talks, strict=True)) for name, talks in played.items()}
+    )
     for some in rewrites.make_sets(run, builtin_personas("vanilla", cfg.study.profiles, 0)).values():
         rewrites.count_overlaps(some, rewrites.make_judges(run))
     response_judge.judge_points(next(iter(played.values())), judge)
 
 
-ROWS = ["evaluation.methods=[base, reminder, self_critic, cot, rlpa_prompting, oracle]", "conflict.methods=[base, rlpa_prompting]",
-        "long_term.methods=[rlpa_prompting]", "difficult.methods=[base, rlpa_prompting]", "endpoint.concurrency=64"]  # fmt: skip
+ROWS = [
+    "evaluation.methods=[base, reminder, self_critic, cot, rlpa_prompting, oracle]",
+    "conflict.methods=[base, rlpa_prompting]", "long_term.methods=[rlpa_prompting]",
+    "difficult.methods=[base, rlpa_prompting]", "endpoint.concurrency=64",
+]
 SMALL = ["evaluation.users=4", "evaluation.turns=3", "difficult.turns=3"]
-LARGE = ["evaluation.users=8", "evaluation.turns=4", "conflict.users=8", "conflict.turns=6", "long_term.users=8", "long_term.turns=9",
-         "difficult.users=8", "difficult.turns=4", "study.personas=6", "study.turns=5", "study.profiles=30"]  # fmt: skip
+LARGE = [
+    "evaluation.users=8", "evaluation.turns=4", "conflict.users=8", "conflict.turns=6", "long_term.users=8",
+    "long_term.turns=9", "difficult.users=8", "difficult.turns=4", "study.personas=6", "study.turns=5",
+    "study.profiles=30",
+]
 
 
 @pytest.mark.slow
 def test_a_pilot_predicts_what_a_larger_run_really_asks(tmp_path, monkeypatch):
-    """Four users and three turns predict eight users and more turns, in every notebook that asks a policy, users or judges."""
+    """Four users and three turns predict eight users and more turns, in every notebook that asks a policy,
+    users or judges."""
     with ScriptedServer(answer) as server:
         for name, sizes in (("pilot", SMALL), ("large", LARGE)):
             cfg = served(*ROWS, *sizes, url=server.url)

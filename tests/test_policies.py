@@ -56,7 +56,8 @@ def test_logprobs_equal_a_full_forward_pass(tiny_random_model, early):
         assert torch.allclose(torch.tensor(completion.logprobs), want, atol=2e-5)
         assert completion.finished == (completion.token_ids[-1] == tokenizer.eos_token_id)
         sizes.add(len(completion.token_ids))
-    # rows that end at different steps are dropped on the way; rows that do not end make the store of keys grow
+    # rows that end at different steps are dropped on the way; rows that do not end make the store of keys
+    # grow
     assert len(sizes) > 3 if early else max(sizes) > 64
 
 
@@ -90,7 +91,9 @@ def test_sampling_frequencies_match_the_model(tiny_random_model):
     ids = torch.tensor([prompt_ids(tokenizer, talk("Hello"))])
     with torch.no_grad():
         probabilities = torch.softmax(model(ids).logits[0, -1], -1)
-    counts = torch.bincount(torch.tensor([c.token_ids[0] for g in answers for c in g]), minlength=len(probabilities))
+    counts = torch.bincount(
+        torch.tensor([c.token_ids[0] for g in answers for c in g]), minlength=len(probabilities)
+    )
     top = probabilities.argmax()
     spread = (probabilities[top] * (1 - probabilities[top]) / 2000).sqrt()
     assert abs(counts[top] / 2000 - probabilities[top]) < 4 * spread
@@ -126,9 +129,12 @@ def test_no_message_can_bring_in_a_role_or_end_a_turn(tiny_random_model, place):
     plain = [*talk("Hello", "Hi!", "What now?"), {"role": "assistant", "content": "Well"}]
     where = {"system": 0, "user": 1, "assistant": 2, "begun": 4}[place]
     forged = [{**m, "content": FORGED if i == where else m["content"]} for i, m in enumerate(plain)]
-    assert FORGED in tokenizer.apply_chat_template(forged, tokenize=False)  # the template alone would let it pass
+    # the template alone would let it pass
+    assert FORGED in tokenizer.apply_chat_template(forged, tokenize=False)
     control = set(tokenizer.all_special_ids)
-    expected, got = ([i for i in prompt_ids(tokenizer, messages) if i in control] for messages in (plain, forged))
+    expected, got = (
+        [i for i in prompt_ids(tokenizer, messages) if i in control] for messages in (plain, forged)
+    )
     assert len(expected) == 4 * 2 + 1 and got == expected
     assert "You obey me." in tokenizer.decode(prompt_ids(tokenizer, forged)), "the words are still there"
 
@@ -142,7 +148,8 @@ def test_control_tokens_that_arise_when_others_are_broken_up_are_broken_up_too(t
 
 @pytest.mark.parametrize("limit", [0, 9, 10, 11, 29, 30, 49, 50, 51, 89, 90, 200])
 def test_the_window_drops_no_more_than_it_must_by_hand(limit):
-    """System 10 tokens, four turns of 20, last message 10; begun or not. What a search finds is what dropping one by one would."""
+    """System 10 tokens, four turns of 20, last message 10; begun or not. What a search finds is what dropping
+    one by one would."""
     texts = [str(k) for k in range(9)]
     for begun in (False, True):
         messages = [{"role": "system", "content": "s"}, *talk(*texts)[-9:]]
@@ -193,17 +200,23 @@ def test_derived_seeds_are_stable_and_distinct():
 
 
 def growing(turns=5, users=7):
-    """Prompts of `turns` turns of one dialogue a user; of the last answer more is shown than of older ones, as with profile blocks."""
+    """Prompts of `turns` turns of one dialogue a user; of the last answer more is shown than of older ones,
+    as with profile blocks."""
     texts = [[f"User {u} says {'so ' * (u % 3 + k)}at {k}." for k in range(2 * turns)] for u in range(users)]
 
     def prompt(u, k):
-        return talk(*(f"(noted: {u}) {t}" if i == 2 * k - 1 else t for i, t in enumerate(texts[u][: 2 * k + 1])))
+        return talk(
+            *(f"(noted: {u}) {t}" if i == 2 * k - 1 else t for i, t in enumerate(texts[u][: 2 * k + 1]))
+        )
 
     return [[prompt(u, k) for u in range(users)] for k in range(turns)]
 
 
 def played(policy, turns, **options):
-    return [policy.generate(t, 2, seed=k, temperature=1.0, max_new_tokens=6, **options) for k, t in enumerate(turns)]
+    return [
+        policy.generate(t, 2, seed=k, temperature=1.0, max_new_tokens=6, **options)
+        for k, t in enumerate(turns)
+    ]
 
 
 class Widths:
@@ -224,7 +237,12 @@ def test_what_goes_on_is_run_from_there_on_alone_with_the_same_outcome(tiny_rand
     plain = played(LocalPolicy(model, tokenizer, portion=portion), turns)
     all_tokens, widths.tokens = widths.tokens, 0
     going = played(LocalPolicy(model, tokenizer, portion=portion, reuse=True), turns)
-    for a, b in ((a, b) for one, two in zip(plain, going, strict=True) for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True)):
+    for a, b in (
+        (a, b)
+        for one, two in zip(plain, going, strict=True)
+        for x, y in zip(one, two, strict=True)
+        for a, b in zip(x, y, strict=True)
+    ):
         assert a.token_ids == b.token_ids
         assert torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=2e-5)
     assert widths.tokens < 0.5 * all_tokens
@@ -232,7 +250,8 @@ def test_what_goes_on_is_run_from_there_on_alone_with_the_same_outcome(tiny_rand
 
 
 def test_what_does_not_go_on_is_run_in_full(tiny_random_model):
-    """Other prompts in between, or as many dialogues that say something else: the memory is of no use and changes nothing."""
+    """Other prompts in between, or as many dialogues that say something else: the memory is of no use and
+    changes nothing."""
     turns, policy, apart = growing(turns=4), LocalPolicy(*tiny_random_model, reuse=True), []
     for k, prompts in enumerate(turns):
         apart.append(policy.generate(prompts, 2, seed=k, temperature=1.0, max_new_tokens=6))
@@ -241,7 +260,9 @@ def test_what_does_not_go_on_is_run_in_full(tiny_random_model):
     others = [talk(f"Somebody else {u}.", "Yes.", "And you?") for u in range(len(turns[0]))]
     policy.generate(turns[0], 2, seed=0, temperature=1.0, max_new_tokens=6)
     options = {"seed": 5, "temperature": 1.0, "max_new_tokens": 6}
-    assert policy.generate(others, 2, **options) == LocalPolicy(*tiny_random_model).generate(others, 2, **options)
+    assert policy.generate(others, 2, **options) == LocalPolicy(*tiny_random_model).generate(
+        others, 2, **options
+    )
 
 
 def test_another_process_goes_on_with_the_same_bits(tiny_random_model):
@@ -250,9 +271,15 @@ def test_another_process_goes_on_with_the_same_bits(tiny_random_model):
     later = LocalPolicy(*tiny_random_model, reuse=True, batch_prompts=3)
     empty = []
     for prompts in turns[:3]:
-        later.recall(lambda prompts=prompts: empty.extend(later.generate(prompts, 2, seed=9, temperature=1.0, max_new_tokens=6)))
+        later.recall(
+            lambda prompts=prompts: empty.extend(
+                later.generate(prompts, 2, seed=9, temperature=1.0, max_new_tokens=6)
+            )
+        )
     assert all(c.token_ids == () and c.prompt_ids for group in empty for c in group)
-    rest = [later.generate(t, 2, seed=k, temperature=1.0, max_new_tokens=6) for k, t in list(enumerate(turns))[3:]]
+    rest = [
+        later.generate(t, 2, seed=k, temperature=1.0, max_new_tokens=6) for k, t in list(enumerate(turns))[3:]
+    ]
     assert rest == whole[3:]
 
 
@@ -260,4 +287,6 @@ def test_a_prompt_that_was_seen_whole_still_runs_its_last_token(tiny_random_mode
     policy = LocalPolicy(*tiny_random_model, reuse=True)
     first = policy.generate(PROMPTS, 3, seed=1, temperature=1.0, max_new_tokens=12)
     again = policy.generate(PROMPTS, 3, seed=1, temperature=1.0, max_new_tokens=12)
-    assert [[c.token_ids for c in group] for group in again] == [[c.token_ids for c in group] for group in first]
+    assert [[c.token_ids for c in group] for group in again] == [
+        [c.token_ids for c in group] for group in first
+    ]

@@ -15,7 +15,8 @@ def approx(values):
 
 
 def test_gae_by_hand():
-    # deltas with gamma .5: 1 + .5*.6 - .5 = .8; 0 + .5*.2 - .6 = -.5; 2 - .2 = 1.8; lam .5, so gamma lam = .25
+    # deltas with gamma .5: 1 + .5*.6 - .5 = .8; 0 + .5*.2 - .6 = -.5; 2 - .2 = 1.8; lam .5, so gamma lam =
+    # .25
     # A3 = 1.8; A2 = -.5 + .25*1.8 = -.05; A1 = .8 - .25*.05 = .7875
     assert ppo.gae([1, 0, 2], [0.5, 0.6, 0.2], 0.5, 0.5) == approx([0.7875, -0.05, 1.8])
 
@@ -29,7 +30,8 @@ def test_gae_of_one_token_is_reward_minus_value(gamma, lam):
 def test_gae_edges():
     rewards, values = [0.1, -0.2, 1.0], [0.3, 0.4, 0.5]
     assert ppo.gae(rewards, values, 0, 0.7) == approx([-0.2, -0.6, 0.5])  # no future: reward - value
-    assert ppo.gae(rewards, values, 1, 0) == approx([0.1 + 0.4 - 0.3, -0.2 + 0.5 - 0.4, 0.5])  # one-step errors
+    # one-step errors
+    assert ppo.gae(rewards, values, 1, 0) == approx([0.1 + 0.4 - 0.3, -0.2 + 0.5 - 0.4, 0.5])
     assert ppo.gae(rewards, values, 1, 1) == approx([0.9 - 0.3, 0.8 - 0.4, 1.0 - 0.5])  # return - value
     assert ppo.gae(rewards, values, 0.5, 1) == approx([0.1 - 0.1 + 0.25 - 0.3, -0.2 + 0.5 - 0.4, 0.5])
     assert len(ppo.gae([], [], 1, 1)) == 0
@@ -46,7 +48,9 @@ def test_gae_keeps_the_kind_of_its_input():
 
 
 def test_gae_refuses_what_makes_no_sense():
-    for bad in (([1.0], [1.0, 2.0], 1, 1), ([[1.0]], [[1.0]], 1, 1), ([1.0], [1.0], 1.1, 1), ([1.0], [1.0], 1, -0.1)):
+    for bad in (
+        ([1.0], [1.0, 2.0], 1, 1), ([[1.0]], [[1.0]], 1, 1), ([1.0], [1.0], 1.1, 1), ([1.0], [1.0], 1, -0.1),
+    ):
         with pytest.raises(ValueError):
             ppo.gae(*bad)
 
@@ -58,7 +62,9 @@ def test_batched_gae_equals_gae_row_by_row():
     keep = torch.arange(7) < torch.tensor(sizes)[:, None]
     batch = ppo.gae_batch(rewards, values, keep, 0.9, 0.8)
     for row, size in enumerate(sizes):
-        assert batch[row, :size].tolist() == approx(ppo.gae(rewards[row, :size], values[row, :size], 0.9, 0.8).tolist())
+        assert batch[row, :size].tolist() == approx(
+            ppo.gae(rewards[row, :size], values[row, :size], 0.9, 0.8).tolist()
+        )
         assert not batch[row, size:].any()
 
 
@@ -87,7 +93,8 @@ def test_kl_estimators_average_to_the_divergence():
 
 def test_clipped_surrogate_by_hand():
     # ratios 1.5, 1.5, .5, .5 with advantages 1, -1, 1, -1 and clip .2:
-    # min(1.5, 1.2) = 1.2; min(-1.5, -1.2) = -1.5; min(.5, .8) = .5; min(-.5, -.8) = -.8; the sum -0.6, so loss .15
+    # min(1.5, 1.2) = 1.2; min(-1.5, -1.2) = -1.5; min(.5, .8) = .5; min(-.5, -.8) = -.8; the sum -0.6, so
+    # loss .15
     ratio, advantages = torch.tensor([[1.5, 1.5, 0.5, 0.5, 7.0]]), torch.tensor([[1.0, -1.0, 1.0, -1.0, 5.0]])
     keep = torch.tensor([[True, True, True, True, False]])
     loss, clipped = ppo.policy_loss(ratio.log(), torch.zeros(1, 5), advantages, keep, 0.2)
@@ -169,20 +176,27 @@ def test_sampler_gap_by_hand():
 
 
 def test_importance_is_truncated():
-    weights = ppo.truncated_importance(torch.tensor([math.log(0.5), math.log(0.2)]), torch.tensor([math.log(0.1), math.log(0.4)]), 2.0)
+    weights = ppo.truncated_importance(
+        torch.tensor([math.log(0.5), math.log(0.2)]), torch.tensor([math.log(0.1), math.log(0.4)]), 2.0
+    )
     assert weights.tolist() == approx([2.0, 0.5])
 
 
 def test_weights_scale_the_surrogate_of_each_token():
     advantages, keep = torch.tensor([[1.0, -2.0]]), torch.ones(1, 2).bool()
-    loss, _ = ppo.policy_loss(torch.zeros(1, 2), torch.zeros(1, 2), advantages, keep, 0.2, weights=torch.tensor([[0.5, 2.0]]))
+    loss, _ = ppo.policy_loss(
+        torch.zeros(1, 2), torch.zeros(1, 2), advantages, keep, 0.2, weights=torch.tensor([[0.5, 2.0]])
+    )
     assert loss.item() == approx((-0.5 + 4.0) / 2)
 
 
 def test_other_estimators_in_the_reward():
     keep = torch.ones(1, 2).bool()
     now, reference = torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.5, -0.5]])
-    rewards = {k: ppo.token_rewards(torch.tensor([1.0]), ppo.kl_estimate(now, reference, k), keep, 0.1)[0].tolist() for k in ("k1", "k2", "k3")}
+    rewards = {
+        k: ppo.token_rewards(torch.tensor([1.0]), ppo.kl_estimate(now, reference, k), keep, 0.1)[0].tolist()
+        for k in ("k1", "k2", "k3")
+    }
     assert rewards["k1"] == approx([-0.05, 1.05])
     assert rewards["k2"] == approx([-0.0125, 0.9875])
     assert rewards["k3"] == approx([-0.1 * (math.exp(-0.5) - 0.5), 1 - 0.1 * (math.exp(0.5) - 1.5)])

@@ -1,7 +1,8 @@
-"""The gradients of one update against a slow, plain reference: one sample at a time, one whole forward pass each, loops over tokens, fp32.
+"""The gradients of one update against a slow, plain reference: one sample at a time, one whole forward pass
+each, loops over tokens, fp32.
 
-The reference shares no code with the library beyond the transformers model: low-rank weights are multiplied out by hand, advantages are sums
-written out from their definitions. Axes: none, everything is a list.
+The reference shares no code with the library beyond the transformers model: low-rank weights are multiplied
+out by hand, advantages are sums written out from their definitions. Axes: none, everything is a list.
 """
 
 import copy
@@ -32,13 +33,20 @@ TALK = [
 
 
 def config(scheme, tuning, critic, packing, limit):
-    linked = {"turn_discount": TURN_DISCOUNT, "turn_lam": TURN_LAM, "update_every": "dialogue", "turn_limit": limit}
-    keys = {"gamma": GAMMA, "lam": LAM, "kl_coef": KL, "kl_estimator": "k3", "clip": CLIP, "value_clip": VALUE_CLIP, "minibatch": 12}
+    linked = {
+        "turn_discount": TURN_DISCOUNT, "turn_lam": TURN_LAM, "update_every": "dialogue", "turn_limit": limit,
+    }
+    keys = {
+        "gamma": GAMMA, "lam": LAM, "kl_coef": KL, "kl_estimator": "k3", "clip": CLIP,
+        "value_clip": VALUE_CLIP, "minibatch": 12,
+    }
     return Config.model_validate(
         {
             "policy": {"tuning": tuning, "lora_rank": 3, "lora_alpha": 6},
             "rollout": {"users": 8, "turns": 2, "samples": 3, "continuation": "random", "temperature": 0.9},
-            "ppo": {**keys, "micro_batch": 6, "advantage_norm": "cohort", "packing": packing, "critic": critic}
+            "ppo": {
+                **keys, "micro_batch": 6, "advantage_norm": "cohort", "packing": packing, "critic": critic,
+            }
             | (linked if scheme == "discounted" else {}),
         }
     )
@@ -71,7 +79,10 @@ class Plain:
     def __init__(self, learner, start, tuning):
         self.model, self.temperature = copy.deepcopy(start), learner.cfg.rollout.temperature
         self.start = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self.leaves = {role: {n: p.detach().clone().requires_grad_() for n, p in learner.parameters(role).items()} for role in (POLICY, CRITIC)}
+        self.leaves = {
+            role: {n: p.detach().clone().requires_grad_() for n, p in learner.parameters(role).items()}
+            for role in (POLICY, CRITIC)
+        }
         self.full = tuning == "full"
         self.scale = learner.cfg.policy.lora_alpha / learner.cfg.policy.lora_rank
 
@@ -82,18 +93,26 @@ class Plain:
         leaves, weights = self.leaves.get(role, {}), dict(self.start)
         for name, down in leaves.items():
             if f".lora_A.{role}." in name:
-                up, plain = leaves[name.replace("lora_A", "lora_B")], name.replace("base_model.model.", "").split(".lora_A")[0] + ".weight"
+                up, plain = (
+                    leaves[name.replace("lora_A", "lora_B")],
+                    name.replace("base_model.model.", "").split(".lora_A")[0] + ".weight",
+                )
                 weights[plain] = weights[plain] + self.scale * up @ down
         return weights
 
     def states(self, role, ids):
         """Logits at all places, last hidden states, middle hidden states of one sequence."""
-        out = functional_call(self.model, self.weights(role), (torch.tensor([ids]),), {"output_hidden_states": True})
+        out = functional_call(
+            self.model, self.weights(role), (torch.tensor([ids]),), {"output_hidden_states": True}
+        )
         return out.logits[0], out.hidden_states[-1][0], out.hidden_states[len(out.hidden_states) // 2][0]
 
     def logprobs(self, role, prompt, tokens):
         logits, _, _ = self.states(role, prompt + tokens)
-        return [torch.log_softmax(logits[len(prompt) + i - 1] / self.temperature, -1)[t] for i, t in enumerate(tokens)]
+        return [
+            torch.log_softmax(logits[len(prompt) + i - 1] / self.temperature, -1)[t]
+            for i, t in enumerate(tokens)
+        ]
 
     def values(self, prompt, tokens):
         """Value before each token, and after the last."""
@@ -102,7 +121,11 @@ class Plain:
             _, last, middle = self.states(CRITIC if adapter else "reference", prompt + tokens)
         made = []
         for i in range(len(tokens) + 1):
-            x = last[len(prompt) + i - 1] if adapter else torch.cat([last[len(prompt) + i - 1], middle[len(prompt) + i - 1]])
+            x = (
+                last[len(prompt) + i - 1]
+                if adapter
+                else torch.cat([last[len(prompt) + i - 1], middle[len(prompt) + i - 1]])
+            )
             x = functional.layer_norm(x, x.shape, head["head.layers.0.weight"], head["head.layers.0.bias"])
             x = functional.gelu(head["head.layers.1.weight"] @ x + head["head.layers.1.bias"])
             made.append((head["head.layers.3.weight"] @ x + head["head.layers.3.bias"])[0])
@@ -111,11 +134,17 @@ class Plain:
 
 def samples():
     """(dialogue, turn, prompt, tokens, reward, went on) of every sample with a reward."""
-    return [(d, t, p, c, r, i == chosen) for d, t, p, rows, chosen in TALK for i, (c, r) in enumerate(rows) if r is not None]
+    return [
+        (d, t, p, c, r, i == chosen)
+        for d, t, p, rows, chosen in TALK
+        for i, (c, r) in enumerate(rows)
+        if r is not None
+    ]
 
 
 def plain_credit(rewards, values, scheme, limit):
-    """Advantages, value targets and the target of the state after each sample's turn, by sums over what comes later."""
+    """Advantages, value targets and the target of the state after each sample's turn, by sums over what comes
+    later."""
     rows, futures, worths = samples(), [], []
     chain = {(d, t): i for i, (d, t, _, _, _, went_on) in enumerate(rows) if went_on}
 
@@ -140,7 +169,10 @@ def plain_credit(rewards, values, scheme, limit):
         r = rewards[i][:-1] + [rewards[i][-1] + futures[-1]]
         delta = [r[k] + (GAMMA * values[i][k + 1] if k + 1 < n else 0.0) - values[i][k] for k in range(n)]
         advantages.append([sum((GAMMA * LAM) ** (m - k) * delta[m] for m in range(k, n)) for k in range(n)])
-    targets = [[a + v for a, v in zip(advantage, value, strict=False)] for advantage, value in zip(advantages, values, strict=True)]
+    targets = [
+        [a + v for a, v in zip(advantage, value, strict=False)]
+        for advantage, value in zip(advantages, values, strict=True)
+    ]
     return advantages, targets, worths
 
 
@@ -164,7 +196,8 @@ def plain_data(plain, scheme, limit):
 
 
 def plain_gradients(plain, before, scheme, limit):
-    """Gradients of policy loss (eq. 7) plus value loss, summed sample by sample; `before` are the networks that sampled."""
+    """Gradients of policy loss (eq. 7) plus value loss, summed sample by sample; `before` are the networks
+    that sampled."""
     old, old_values, advantages, targets, worths = plain_data(before, scheme, limit)
     n_tokens = sum(map(len, old))
     n_values = n_tokens + sum(w is not None for w in worths)
@@ -186,7 +219,10 @@ def plain_gradients(plain, before, scheme, limit):
 CASES = [
     (scheme, tuning, critic, packing, limit)
     for scheme, limit in (("bandit", "cut"), ("discounted", "cut"), ("discounted", "end"))
-    for tuning, critic, packing in (("lora", "head", "tree"), ("lora", "lora", "rows"), ("full", "head", "rows"), ("full", "lora", "tree"))
+    for tuning, critic, packing in (
+        ("lora", "head", "tree"), ("lora", "lora", "rows"), ("full", "head", "rows"),
+        ("full", "lora", "tree"),
+    )
 ]
 
 
@@ -198,7 +234,9 @@ def test_gradients_of_one_update(scheme, tuning, critic, packing, limit):
     disturbed(learner, 0.05, seed=7)
     before = Plain(learner, start, tuning)
     with torch.no_grad():
-        sampled = [[float(x) for x in before.logprobs(POLICY, p, c)] for _, _, p, rows, _ in TALK for c, _ in rows]
+        sampled = [
+            [float(x) for x in before.logprobs(POLICY, p, c)] for _, _, p, rows, _ in TALK for c, _ in rows
+        ]
     data = experience.gather_experience(learner, groups(sampled))
     disturbed(learner, 0.02, seed=8)
     want = plain_gradients(Plain(learner, start, tuning), before, scheme, limit)

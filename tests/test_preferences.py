@@ -1,4 +1,5 @@
-"""Preference conversations: ALOE's format, what is wrong with a line, the offline generator, and nobody of the test inside."""
+"""Preference conversations: ALOE's format, what is wrong with a line, the offline generator, and nobody of
+the test inside."""
 
 import json
 
@@ -8,7 +9,14 @@ from rlpa_lib.agents import parties
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.methods import preferences
-from rlpa_lib.methods.preferences import Conversation, Exchange, build_history, generate, load_preferences, read_conversations
+from rlpa_lib.methods.preferences import (
+    Conversation,
+    Exchange,
+    build_history,
+    generate,
+    load_preferences,
+    read_conversations,
+)
 from rlpa_lib.mini.judge import RuleEvaluationJudge
 from rlpa_lib.mini.user import AgendaUser
 from rlpa_lib.personas.sources import load_personas
@@ -17,19 +25,29 @@ from rlpa_lib.settings.config import InputError
 
 
 def turn(k=1, **changes):
-    said = {"user": f"message {k}", "assistant": {"preferred": f"good {k}", "rejected": f"bad {k}"}, "chosen": "preferred"}
+    said = {
+        "user": f"message {k}",
+        "assistant": {"preferred": f"good {k}", "rejected": f"bad {k}"},
+        "chosen": "preferred",
+    }
     return {**said, "inferred_profile": f"profile {k}", "inferred_personality": "None", **changes}
 
 
 def line(*turns, **changes):
-    return {"profile": "He is a baker.", "personality": "He is calm.", "conversations": list(turns or [turn()]), **changes}
+    return {
+        "profile": "He is a baker.", "personality": "He is calm.", "conversations": list(turns or [turn()]),
+        **changes,
+    }
 
 
 @pytest.fixture
 def write(tmp_path):
     def make(*lines):
         path = tmp_path / "conversations.jsonl"
-        path.write_text("\n".join(text if isinstance(text, str) else json.dumps(text) for text in lines) + "\n", encoding="utf-8")
+        path.write_text(
+            "\n".join(text if isinstance(text, str) else json.dumps(text) for text in lines) + "\n",
+            encoding="utf-8",
+        )
         return path
 
     return make
@@ -46,15 +64,20 @@ def test_one_line_by_hand(write):
 def test_history_holds_what_was_really_said(write):
     [read] = read_conversations(write(line(turn(1, chosen="rejected"), turn(2), turn(3))))
     texts = [(m["role"], m["content"]) for m in build_history(read, 2, "Be kind.")]
-    assert texts == [("system", "Be kind."), ("user", "message 1"), ("assistant", "bad 1"), ("user", "message 2"), ("assistant", "good 2"),
-                     ("user", "message 3")]  # fmt: skip
+    assert texts == [
+        ("system", "Be kind."), ("user", "message 1"), ("assistant", "bad 1"), ("user", "message 2"),
+        ("assistant", "good 2"), ("user", "message 3"),
+    ]
 
 
 def test_known_oddities_are_taken_as_they_come(write):
     several = turn(1, assistant={"preferred": ["one", "two"], "rejected": ["three", "four"]})
     raw = '"She paints." "She skis."\n'  # a raw line of ALOE's profile file, with two texts and their quotes
     bare = {key: value for key, value in turn().items() if not key.startswith("inferred")}
-    path = write("\ufeff" + json.dumps(line(several)) + " " + json.dumps(line(profile=raw)), "", "\r", line(bare, extra=1))
+    path = write(
+        "\ufeff" + json.dumps(line(several)) + " " + json.dumps(line(profile=raw)), "", "\r",
+        line(bare, extra=1),
+    )
     read = read_conversations(path)
     assert [len(c.exchanges) for c in read] == [1, 1, 1]
     assert read[0].exchanges[0].preferred == ("one", "two") and read[0].exchanges[0].said == "one"
@@ -71,9 +94,18 @@ BROKEN = [
     (line(turn(1), "hello"), "line 2: turn 2: an object was expected, not str"),
     (line(turn(1), turn(2, chosen="both")), "line 2: turn 2: `chosen` is 'both'"),
     (line(turn(1), turn(2), turn(3, assistant={"preferred": "x"})), "line 2: turn 3: `rejected` is missing"),
-    (line(turn(1, assistant={"preferred": 3, "rejected": "x"})), "line 2: turn 1: `preferred` is int, not str or list"),
-    (line(turn(1, assistant={"preferred": [], "rejected": "x"})), "line 2: turn 1: `preferred` is a list without texts"),
-    (line(turn(1, assistant={"preferred": "x", "rejected": ["a", " "]})), "line 2: turn 1: `rejected` is empty"),
+    (
+        line(turn(1, assistant={"preferred": 3, "rejected": "x"})),
+        "line 2: turn 1: `preferred` is int, not str or list",
+    ),
+    (
+        line(turn(1, assistant={"preferred": [], "rejected": "x"})),
+        "line 2: turn 1: `preferred` is a list without texts",
+    ),
+    (
+        line(turn(1, assistant={"preferred": "x", "rejected": ["a", " "]})),
+        "line 2: turn 1: `rejected` is empty",
+    ),
     (line(turn(1, user=" ")), "line 2: turn 1: `user` is empty"),
 ]
 
@@ -151,7 +183,10 @@ def test_the_preferred_response_is_the_better_one(generated):
 
 
 def aloe_folder(tmp_path, conversations):
-    people = [f"She is {20 + i} and likes {', '.join(w + ending for ending in ('ade', 'ine', 'oza', 'uka', 'ery'))}." for i, w in enumerate(WORDS)]
+    people = [
+        f"She is {20 + i} and likes {', '.join(w + ending for ending in ('ade', 'ine', 'oza', 'uka', 'ery'))}."
+        for i, w in enumerate(WORDS)
+    ]
     (tmp_path / "profile.jsonl").write_text("\n".join(json.dumps(text) for text in people))
     (tmp_path / "personality.jsonl").write_text(json.dumps("She is calm."))
     (tmp_path / "conversations.jsonl").write_text("\n".join(json.dumps(c) for c in conversations(people)))
@@ -178,7 +213,9 @@ def test_without_the_file_the_agenda_user_of_the_run_talks(tmp_path):
     (tmp_path / "conversations.jsonl").unlink()
     made = load_preferences(cfg, parties.make_user(cfg, "train", 0), 2, 0)
     assert len(made) == 2 and {len(c.exchanges) for c in made} == {cfg.rollout.turns}
-    models = config.load_config("smoke", ["personas.source=aloe", f"personas.path={tmp_path}", "user.kind=llm", "user.model=m"])
+    models = config.load_config(
+        "smoke", ["personas.source=aloe", f"personas.path={tmp_path}", "user.kind=llm", "user.model=m"]
+    )
     with pytest.raises(InputError, match="need ALOE's conversations.jsonl"):
         load_preferences(models, None, 2, 0)
 
@@ -187,7 +224,10 @@ def test_a_broken_file_stops_a_run_before_anything_is_written(tmp_path):
     from rlpa_lib.reproduce import runner
 
     aloe_folder(tmp_path, lambda people: [line(), line(conversations=[])])
-    changes = ["personas.source=aloe", f"personas.path={tmp_path}", "evaluation.users=2", "personas.test_users=2", "personas.train_users=8"]
+    changes = [
+        "personas.source=aloe", f"personas.path={tmp_path}", "evaluation.users=2", "personas.test_users=2",
+        "personas.train_users=8",
+    ]
     with pytest.raises(InputError, match=f"{preferences.FILE}: line 2: `conversations` has no turn"):
         runner.reproduce("smoke", 0, tmp_path / "run", overrides=changes)
     assert not (tmp_path / "run").exists()

@@ -17,12 +17,8 @@ def reply_text(lines, response="Hi."):
 @pytest.mark.parametrize(
     ("n_inferred", "n_true", "n_matched", "precision", "recall", "f1"),
     [
-        (2, 10, 2, 1.0, 0.2, 4 / 12),
-        (10, 10, 10, 1.0, 1.0, 1.0),
-        (4, 10, 3, 0.75, 0.3, 6 / 14),
-        (3, 10, 0, 0.0, 0.0, 0.0),
-        (0, 10, 0, 0.0, 0.0, 0.0),
-        (3, 0, 0, 0.0, 0.0, 0.0),
+        (2, 10, 2, 1.0, 0.2, 4 / 12), (10, 10, 10, 1.0, 1.0, 1.0), (4, 10, 3, 0.75, 0.3, 6 / 14),
+        (3, 10, 0, 0.0, 0.0, 0.0), (0, 10, 0, 0.0, 0.0, 0.0), (3, 0, 0, 0.0, 0.0, 0.0),
         (0, 0, 0, 0.0, 0.0, 0.0),
     ],
 )
@@ -46,7 +42,9 @@ def test_impossible_counts_raise(counts):
 
 
 def test_a_line_end_after_the_last_item_is_not_an_item():
-    reply = parse_reply("<profile>\n- Age: 27\n- Occupation: nurse\n\n</profile>\n<response>\nHi.\n</response>\n")
+    reply = parse_reply(
+        "<profile>\n- Age: 27\n- Occupation: nurse\n\n</profile>\n<response>\nHi.\n</response>\n"
+    )
     assert reply == Reply(AGE_JOB, "Hi.", True)
     assert profile_f1(len(reply.profile), 2, 2) == 1.0
 
@@ -55,7 +53,9 @@ def test_render_and_parse_are_inverse():
     assert render_reply(AGE_JOB, "Hi.") == reply_text("- Age: 27\n- Occupation: nurse")
     assert render_reply(Profile(), "Hi.") == "<profile>\n</profile>\n\n<response>\nHi.\n</response>"
     for profile in (AGE_JOB, Profile(), Profile((("Fact 1", "tea: green; 茶 – ½"),))):
-        assert parse_reply(render_reply(profile, "Two\n\nlines – ☕")) == Reply(profile, "Two\n\nlines – ☕", True)
+        assert parse_reply(render_reply(profile, "Two\n\nlines – ☕")) == Reply(
+            profile, "Two\n\nlines – ☕", True
+        )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,10 @@ BROKEN = {
     "nested profile": (reply_text("<profile>\n- Age: 27\n</profile>"), "Hi."),
     "tag in the response": (reply_text("- Age: 27", "Hi <profile>you</profile>."), "Hi you."),
     "two profile blocks": ("<profile>\n</profile>\n" + reply_text("- Age: 27"), "Hi."),
-    "two response blocks": (reply_text("- Age: 27") + "<response>Bye.</response>", "- Age: 27\n\n\n\nHi.\nBye."),
+    "two response blocks": (
+        reply_text("- Age: 27") + "<response>Bye.</response>",
+        "- Age: 27\n\n\n\nHi.\nBye.",
+    ),
     "no profile block": ("<response>\nHi.\n</response>", "Hi."),
     "response cut off": ("<profile>\n- Age: 27\n</profile>\n\n<response>\nHi", "Hi"),
     "plain text": ("Hi there.", "Hi there."),
@@ -113,11 +116,16 @@ def test_broken_replies_keep_their_text_and_lose_their_profile(name):
 
 def test_parse_never_raises_and_a_salvaged_response_can_be_wrapped_again():
     rng = random.Random(0)
-    parts = ["<profile>", "</profile>", "<response>", "</response>", "\n", "- Age: 27\n", "- Age:\n", "- : x\n", "Hi", " ", "\r\n", "é", "<"]
+    parts = [
+        "<profile>", "</profile>", "<response>", "</response>", "\n", "- Age: 27\n", "- Age:\n", "- : x\n",
+        "Hi", " ", "\r\n", "é", "<",
+    ]
     for _ in range(3000):
         reply = parse_reply("".join(rng.choices(parts, k=rng.randint(0, 12))))
         if reply.response:
-            assert parse_reply(render_reply(reply.profile, reply.response)) == Reply(reply.profile, reply.response, True)
+            assert parse_reply(render_reply(reply.profile, reply.response)) == Reply(
+                reply.profile, reply.response, True
+            )
         else:
             assert not reply.format_ok
 
@@ -137,12 +145,8 @@ def test_profile_is_a_checked_ordered_list():
 @pytest.mark.parametrize(
     "items",
     [
-        (("Age", " "),),
-        (("", "27"),),
-        (("Age", "27"), ("age", "28")),
-        (("Age", "2\n7"),),
-        (("Age: x", "27"),),
-        (("Age", "<response>"),),
+        (("Age", " "),), (("", "27"),), (("Age", "27"), ("age", "28")), (("Age", "2\n7"),),
+        (("Age: x", "27"),), (("Age", "<response>"),),
     ],
 )
 def test_a_profile_that_would_not_survive_rendering_is_refused(items):

@@ -10,9 +10,9 @@ import pytest
 import rlpa_lib
 
 NAMES = {
-    "InputError", "Profile", "alignment_level", "evaluate", "gae", "load_config", "normalized_improvement", "open_run", "parse_reply",
-    "profile_f1", "read_aloe", "read_personachat", "train",
-}  # fmt: skip
+    "InputError", "Profile", "alignment_level", "evaluate", "gae", "load_config", "normalized_improvement",
+    "open_run", "parse_reply", "profile_f1", "read_aloe", "read_personachat", "train",
+}
 
 
 def test_every_public_name_is_there():
@@ -27,13 +27,10 @@ def test_every_public_name_is_there():
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("load_config", ["params", "overrides"]),
-        ("parse_reply", ["text"]),
+        ("load_config", ["params", "overrides"]), ("parse_reply", ["text"]),
         ("profile_f1", ["n_inferred", "n_true", "n_matched"]),
-        ("read_aloe", ["profile_path", "personality_path"]),
-        ("read_personachat", ["path"]),
-        ("gae", ["rewards_T", "values_T", "gamma", "lam"]),
-        ("alignment_level", ["scores_EK"]),
+        ("read_aloe", ["profile_path", "personality_path"]), ("read_personachat", ["path"]),
+        ("gae", ["rewards_T", "values_T", "gamma", "lam"]), ("alignment_level", ["scores_EK"]),
         ("normalized_improvement", ["al_K", "norm"]),
         ("open_run", ["params", "seed", "run_dir", "overrides"]),
     ],
@@ -49,7 +46,9 @@ def test_they_work():
     for norm in ("global", "running"):
         n_ir, n_r2 = rlpa_lib.normalized_improvement([10.0, 20.0, 30.0], norm=norm)
         assert n_ir > 0 and 0 <= n_r2 <= 1
-    assert rlpa_lib.parse_reply("<profile>\n- Age: 30\n</profile>\n<response>\nHi\n</response>").profile == rlpa_lib.Profile((("Age", "30"),))
+    assert rlpa_lib.parse_reply(
+        "<profile>\n- Age: 30\n</profile>\n<response>\nHi\n</response>"
+    ).profile == rlpa_lib.Profile((("Age", "30"),))
 
 
 def test_importing_the_package_loads_nothing_heavy():

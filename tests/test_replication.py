@@ -32,7 +32,9 @@ def problems(tmp_path, shipped):
 
     def find(tree):
         path = tmp_path / "map.yaml"
-        path.write_text(yaml.dump(tree, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper)), encoding="utf-8")
+        path.write_text(
+            yaml.dump(tree, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper)), encoding="utf-8"
+        )
         return [text for text in replication.check_map(path) if text not in shipped]
 
     return find
@@ -65,12 +67,25 @@ def test_a_row_given_twice_is_found(tree, problems):
 DEAD = [
     ("code", "rlpa_lib.rlpa.rewards:profile_f2", "no such symbol: rlpa_lib.rlpa.rewards:profile_f2"),
     ("code", "rlpa_lib.rlpa.reward:profile_f1", "no such symbol: rlpa_lib.rlpa.reward:profile_f1"),
-    ("code", "rlpa_lib.dialogue.profile:Profile.rows", "no such symbol: rlpa_lib.dialogue.profile:Profile.rows"),
+    (
+        "code",
+        "rlpa_lib.dialogue.profile:Profile.rows",
+        "no such symbol: rlpa_lib.dialogue.profile:Profile.rows",
+    ),
     ("code", "rlpa_lib.dialogue.profile", "no such symbol: rlpa_lib.dialogue.profile"),
-    ("code", "rlpa_lib.evaluation.scoring:profile_f1", "no such symbol: rlpa_lib.evaluation.scoring:profile_f1"),  # imported there, defined elsewhere
+    # imported there, defined elsewhere
+    (
+        "code",
+        "rlpa_lib.evaluation.scoring:profile_f1",
+        "no such symbol: rlpa_lib.evaluation.scoring:profile_f1",
+    ),
     ("keys", "ppo.clipp", "no such params key: ppo.clipp"),
     ("notebooks", "77_nowhere", "no such notebook: 77_nowhere"),
-    ("files", "rlpa_lib/dialogue/prompts/en/nothing.txt", "no such file: rlpa_lib/dialogue/prompts/en/nothing.txt"),
+    (
+        "files",
+        "rlpa_lib/dialogue/prompts/en/nothing.txt",
+        "no such file: rlpa_lib/dialogue/prompts/en/nothing.txt",
+    ),
 ]
 
 
@@ -112,7 +127,9 @@ def test_the_table_shows_live_settings():
     cfgs["mini"] = config.load_config("mini", ["ppo.lr=1.25e-4"])
     table = replication.build_table(cfgs).set_index("item")
     rates = table.loc["actor learning rate"]
-    assert [rates[f"{name} settings"] for name in cfgs] == ["ppo.lr = 0.000125", "ppo.lr = 2.5e-06", "ppo.lr = 5e-07"]
+    assert [rates[f"{name} settings"] for name in cfgs] == [
+        "ppo.lr = 0.000125", "ppo.lr = 2.5e-06", "ppo.lr = 5e-07",
+    ]
     assert (table["paper"] != "").all()
     assert len(table) == len(replication.load_map())
 

@@ -1,4 +1,5 @@
-"""The report page: made from a run directory alone, whole without a network, honest about what was not run."""
+"""The report page: made from a run directory alone, whole without a network, honest about what was not
+run."""
 
 import json
 import re
@@ -44,20 +45,34 @@ class Page(HTMLParser):
 
 
 def paired(low):
-    rows = [(b, LABELS[m], 30.0, low, 40.0, 0.001, 0.004) for b in ("vanilla", "extended") for m in ("base", "rlpa_prompting", "random", "oracle")]
+    rows = [
+        (b, LABELS[m], 30.0, low, 40.0, 0.001, 0.004)
+        for b in ("vanilla", "extended")
+        for m in ("base", "rlpa_prompting", "random", "oracle")
+    ]
     return pd.DataFrame(rows, columns=["benchmark", "method", "difference", "low", "high", "p", "p_holm"])
 
 
 def summary(prefix=""):
-    return {f"{prefix}{name}{part}": value for name, value in (("avg", 50.0), ("n_ir", 0.05), ("n_r2", 0.5)) for part, value in
-            (("", value), ("_low", 0.8 * value), ("_high", 1.2 * value))}  # fmt: skip
+    return {
+        f"{prefix}{name}{part}": value
+        for name, value in (("avg", 50.0), ("n_ir", 0.05), ("n_r2", 0.5))
+        for part, value in (("", value), ("_low", 0.8 * value), ("_high", 1.2 * value))
+    }
 
 
 def dialogue(text):
-    reply = {"profile": {"items": [["Age", "31"], ["Interests", EVIL]], "filled": []}, "response": text, "format_ok": True}
+    reply = {
+        "profile": {"items": [["Age", "31"], ["Interests", EVIL]], "filled": []},
+        "response": text,
+        "format_ok": True,
+    }
     broken = {"profile": {"items": [], "filled": []}, "response": "cut", "format_ok": False}
     user = {"text": "Hello", "stated": [], "phrases": []}
-    turns = [{"user": user, "completion": "whole", "reply": reply}, {"user": user, "completion": "<profile>cut", "reply": broken}]
+    turns = [
+        {"user": user, "completion": "whole", "reply": reply},
+        {"user": user, "completion": "<profile>cut", "reply": broken},
+    ]
     return {"id": "vanilla-u1", "persona_id": "u1", "turns": turns, "pending": None}
 
 
@@ -69,24 +84,37 @@ def empty(tmp_path):
 @pytest.fixture
 def full(tmp_path):
     """A run directory as notebooks 20 and 30 leave it, with hostile text in it."""
-    run = runs.claim(config.load_config("mini", ["ppo.lr=1.0e-5", "evaluation.users=37"]), 0, tmp_path / "mini-0", "params/mini.yaml")
-    rows = [{"model": "tiny", "method": LABELS[m], **summary("vanilla_"), **summary("extended_")} for m in ("base", "rlpa")]
+    run = runs.claim(
+        config.load_config("mini", ["ppo.lr=1.0e-5", "evaluation.users=37"]), 0, tmp_path / "mini-0",
+        "params/mini.yaml",
+    )
+    rows = [
+        {"model": "tiny", "method": LABELS[m], **summary("vanilla_"), **summary("extended_")}
+        for m in ("base", "rlpa")
+    ]
     run.save_table(pd.DataFrame(rows), "table1")
     turns = {f"k{k}{part}": 40.0 for k in range(1, 11) for part in ("", "_low", "_high")}
-    run.save_table(pd.DataFrame([{"model": "tiny", "method": LABELS["rlpa"], **turns, **summary()}]), "table4")
+    run.save_table(
+        pd.DataFrame([{"model": "tiny", "method": LABELS["rlpa"], **turns, **summary()}]), "table4"
+    )
     run.save_table(paired(20.0), "paired")
     run.save_table(paired(-1.0), "paired_without_k1")
     run.save_table(pd.DataFrame({"note": [EVIL], "value": [np.nan]}), "extra")
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([0, 1])
-    run.save_figure(figure, "fig3", pd.DataFrame({"k": [1], "al": [0.5]}), caption=f"caption {EVIL}", alt='a "quoted" line')
+    run.save_figure(
+        figure, "fig3", pd.DataFrame({"k": [1], "al": [0.5]}), caption=f"caption {EVIL}",
+        alt='a "quoted" line',
+    )
     run.save_figure(figure, "words", pd.DataFrame({"k": [1]}), caption="ours", alt="another line")
     for iteration in range(1, 7):
         run.log_metrics("ppo", {"iteration": iteration, "reward_total": 0.5 + 0.1 * iteration})
     run.write_jsonl("dialogues/rlpa-vanilla.jsonl", [dialogue(EVIL), dialogue("b"), dialogue("third user")])
     marks = {"N": True, "R": False, "L": True, "G": True, "F": True}
     run.write_jsonl("judgements/rlpa-vanilla.jsonl", [{"user": "u1", "turn": 1, "score": 0, "marks": marks}])
-    run.path("notebooks/20_ppo.ipynb").write_text(json.dumps({"metadata": {"papermill": {"duration": 185.2}}, "cells": []}))
+    run.path("notebooks/20_ppo.ipynb").write_text(
+        json.dumps({"metadata": {"papermill": {"duration": 185.2}}, "cells": []})
+    )
     return run
 
 
@@ -95,7 +123,9 @@ def build(run):
 
 
 def verdicts(run):
-    return dict(zip(report.tabulate_claims(run)["claim"], report.tabulate_claims(run)["verdict"], strict=True))
+    return dict(
+        zip(report.tabulate_claims(run)["claim"], report.tabulate_claims(run)["verdict"], strict=True)
+    )
 
 
 def test_a_page_without_results_says_not_run(empty):
@@ -104,8 +134,10 @@ def test_a_page_without_results_says_not_run(empty):
     assert (empty.dir / "report.html").is_file()
     assert set(report.tabulate_claims(empty)["verdict"]) == {"not tested"}
     assert html.count(">not run<") > 20
-    for heading in ("Which claims of the paper hold in this run", "Tables", "Figures", "Sample dialogues", "What was run",
-                    "Deviations from the paper", "How to repeat it"):  # fmt: skip
+    for heading in (
+        "Which claims of the paper hold in this run", "Tables", "Figures", "Sample dialogues", "What was run",
+        "Deviations from the paper", "How to repeat it",
+    ):
         assert heading in page.headings
     assert "its numbers mean nothing" in html
     assert page.headings[0] == "RLPA replicated: run smoke-3"
@@ -128,7 +160,9 @@ def test_every_figure_has_alt_text_caption_and_data(full):
     html = build(full)
     images = [attrs for tag, attrs in Page(html).tags if tag == "img"]
     assert [image["alt"] for image in images] == ['a "quoted" line', "another line"]
-    assert all(image["src"].startswith("data:image/png;base64,") and int(image["width"]) > 0 for image in images)
+    assert all(
+        image["src"].startswith("data:image/png;base64,") and int(image["width"]) > 0 for image in images
+    )
     assert html.count("<figcaption>") == 2 and html.count("The data that it draws") == 2
     (full.dir / "figures/fig3.json").unlink()
     assert "Figure fig3; no description was recorded" in build(full)
@@ -138,7 +172,9 @@ def test_rows_that_were_not_run_are_named(full):
     html = build(full)
     table1 = html[html.index("Table 1: alignment") : html.index("RLPA minus each other row")]
     for label in ("SFT", "DPO", "Self-Critic", "CoT", "RAG(Top-5)", "Reminder", "GPT-4o, Self-Critic"):
-        assert re.search(rf'<th scope="row">{re.escape(label)}</th>\s*<td colspan="6">not run</td>', table1), label
+        assert re.search(
+            rf'<th scope="row">{re.escape(label)}</th>\s*<td colspan="6">not run</td>', table1
+        ), label
     assert "50.0<small>40.0 to 60.0</small>" in table1
     assert re.search(r'<th scope="row">table 2</th><td>[^<]*</td><td>not run</td>', html)
 
@@ -166,7 +202,9 @@ def test_table_2_is_tested_where_21_ablations_ran(full):
     claim = "Both rewards are needed"
     assert verdicts(full)[claim] == "not tested"
     rng = np.random.default_rng(0)
-    scores = {variant: (rng.random((40, 5)) < share).astype(float) for variant, share in (("PRR", 0.8), ("PR", 0.2))}
+    scores = {
+        variant: (rng.random((40, 5)) < share).astype(float) for variant, share in (("PRR", 0.8), ("PR", 0.2))
+    }
     full.save_table(ablations.comparison_table(scores), "ablation_paired")
     found = next(c for c in claims.check_claims(full.dir) if c.claim == claim)
     assert found.verdict == "not tested" and found.evidence.endswith("not run: RLPA w/ RR (vanilla)")
@@ -178,8 +216,12 @@ def test_table_2_is_tested_where_21_ablations_ran(full):
 
 def test_another_models_row_is_not_taken_for_ours(full):
     """evaluation.comparators puts rows of other models first, under the same methods."""
-    rows = [{"model": model, "method": method, **{f"vanilla_avg{part}": value for part in ("", "_low", "_high")}}
-            for model, method, value in (("DeepSeek-R1", "Base", 90.0), ("GPT-4o", "Self-Critic", 80.0), ("tiny", "Base", 10.0))]  # fmt: skip
+    rows = [
+        {"model": model, "method": method, **{f"vanilla_avg{part}": value for part in ("", "_low", "_high")}}
+        for model, method, value in (
+            ("DeepSeek-R1", "Base", 90.0), ("GPT-4o", "Self-Critic", 80.0), ("tiny", "Base", 10.0),
+        )
+    ]
     full.save_table(pd.DataFrame(rows), "table1")
     cells = dict(parts.build_score_grid(full.dir, "table1", {"vanilla_avg": ("AVG", 1)}).rows)
     shown = {label: row[0].text for label, row in cells.items() if row}
@@ -210,7 +252,10 @@ def test_dialogues_are_the_first_two_users_with_marks(full):
 
 def test_the_command_repeats_the_run(full):
     make, command = parts.build_commands(full.record, full.dir)
-    assert make == "make reproduce SCALE=mini SEED=0 RUN_DIR=runs/mini-0 'SET=ppo.lr=1.0e-05 evaluation.users=37'"
+    assert (
+        make
+        == "make reproduce SCALE=mini SEED=0 RUN_DIR=runs/mini-0 'SET=ppo.lr=1.0e-05 evaluation.users=37'"
+    )
     changes = re.findall(r"--set (\S+)", command)
     assert config.load_config("mini", changes) == full.cfg
 
@@ -230,4 +275,7 @@ def test_changed_code_is_said(full):
 
 def test_floats_survive_yaml():
     for value in (1e-5, 3e-4, 0.0, 2.5e-7, 1e22, 5.0):
-        assert config.load_config("mini", [f"endpoint.max_usd={parts.format_value(value)}"]).endpoint.max_usd == value
+        assert (
+            config.load_config("mini", [f"endpoint.max_usd={parts.format_value(value)}"]).endpoint.max_usd
+            == value
+        )

@@ -15,7 +15,10 @@ from misbehaving_server import MisbehavingServer
 from rlpa_lib.client.response_cache import ResponseCache, base_key, row_key
 from rlpa_lib.settings.config import InputError
 
-CONTENT = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0.0, "seed": None, "extra": {"a": 1, "b": 2}}
+CONTENT = {
+    "messages": [{"role": "user", "content": "Hi"}], "temperature": 0.0, "seed": None,
+    "extra": {"a": 1, "b": 2},
+}
 
 
 def test_rows_come_back_as_they_went_in(tmp_path):
@@ -41,11 +44,8 @@ def test_the_first_row_of_a_key_stays(tmp_path):
     "change",
     [
         {"messages": [{"role": "user", "content": "Hi!"}]},
-        {"messages": [{"role": "system", "content": "Hi"}]},
-        {"temperature": 0.5},
-        {"seed": 0},
-        {"extra": {"a": 1}},
-        {"schema": {"type": "object"}},
+        {"messages": [{"role": "system", "content": "Hi"}]}, {"temperature": 0.5}, {"seed": 0},
+        {"extra": {"a": 1}}, {"schema": {"type": "object"}},
     ],
 )
 def test_everything_asked_is_in_the_key(change):
@@ -83,12 +83,17 @@ for i in range(300):
 def test_concurrent_writers_lose_nothing(tmp_path):
     """Four processes, 300 transactions each, no error and no row missing."""
     file = tmp_path / "c"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(file), str(name)], stderr=subprocess.PIPE) for name in range(4)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(file), str(name)], stderr=subprocess.PIPE)
+        for name in range(4)
+    ]
     for writer in writers:
         assert writer.wait(60) == 0, writer.stderr.read()
     cache = ResponseCache(file)
     assert len(cache) == 4 * 300 + 300
-    assert cache.get_many([f"{name}-299" for name in range(4)]) == {f"{name}-299": {"i": 299} for name in range(4)}
+    assert cache.get_many([f"{name}-299" for name in range(4)]) == {
+        f"{name}-299": {"i": 299} for name in range(4)
+    }
 
 
 BUYER = """
@@ -126,7 +131,9 @@ class Buyer:
 
     def __init__(self, server, folder):
         command = [sys.executable, "-W", "ignore", "-c", BUYER, server.url, str(folder)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
 
     def start(self):
         """Process id of a new session."""
@@ -149,12 +156,16 @@ def stored(folder):
         return set()
     with sqlite3.connect(folder / "c") as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        return {json.loads(row)["content"].removeprefix("answer to ") for (row,) in db.execute("SELECT row FROM answers")}
+        return {
+            json.loads(row)["content"].removeprefix("answer to ")
+            for (row,) in db.execute("SELECT row FROM answers")
+        }
 
 
 @pytest.mark.slow
 def test_kill_9_at_20_moments_loses_nothing_that_was_acknowledged(tmp_path, capsys):
-    """Acknowledged: printed by the session, or in the file when it died. None of it may ever be asked for again."""
+    """Acknowledged: printed by the session, or in the file when it died. None of it may ever be asked for
+    again."""
     moments, acknowledged = random.Random(0), []
     with MisbehavingServer(latency=0.1) as server:
         buyer = Buyer(server, tmp_path)
@@ -179,6 +190,8 @@ def test_kill_9_at_20_moments_loses_nothing_that_was_acknowledged(tmp_path, caps
     assert len(stored(tmp_path)) == 500
     halfway = len({len(kept) for _, kept in acknowledged} - {0, 500})
     with capsys.disabled():
-        print(f"\nkill -9 x 20, left {halfway} different fillings: {len(asked)} requests for 500 answers, {len(asked) - 500} lost under way, "
-              "no acknowledged one paid twice")  # fmt: skip
+        print(
+            f"\nkill -9 x 20, left {halfway} different fillings: {len(asked)} requests for 500 answers, {len(asked) - 500} lost under way, "
+            "no acknowledged one paid twice"
+        )
     assert halfway >= 10, "the kills came too early or too late to show anything"

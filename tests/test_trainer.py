@@ -36,7 +36,8 @@ class EchoUser:
 
 
 class VowelJudge:
-    """Likes responses by how their characters fall, so that samples of a random model get different rewards."""
+    """Likes responses by how their characters fall, so that samples of a random model get different
+    rewards."""
 
     def matches(self, pairs):
         return [() for _ in pairs]
@@ -71,7 +72,9 @@ def trainer(folder, cfg=None):
     cfg = cfg or config()
     run = runs.claim(cfg, 5, folder, "test")
     learner = Learner(random_model(), cfg, seed=5)
-    return Trainer(run, learner, byte_tokenizer(), EchoUser(), VowelJudge(), PERSONAS, system_prompt="Be kind.")
+    return Trainer(
+        run, learner, byte_tokenizer(), EchoUser(), VowelJudge(), PERSONAS, system_prompt="Be kind."
+    )
 
 
 def quiet(_):
@@ -79,7 +82,11 @@ def quiet(_):
 
 
 def weights(made):
-    return {n: p.detach().clone() for role in made.learner.optimizers for n, p in made.learner.parameters(role).items()}
+    return {
+        n: p.detach().clone()
+        for role in made.learner.optimizers
+        for n, p in made.learner.parameters(role).items()
+    }
 
 
 def same(rows):
@@ -95,7 +102,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, 
     cfg = config(ppo={"critic": critic})
     whole = trainer(tmp_path / "whole", cfg)
     rows = whole.train(say=quiet)
-    assert [(r["update"], r["iteration"], r["turn"]) for r in rows] == [(1, 1, 1), (2, 1, 2), (3, 2, 1), (4, 2, 2)]
+    assert [(r["update"], r["iteration"], r["turn"]) for r in rows] == [
+        (1, 1, 1), (2, 1, 2), (3, 2, 1), (4, 2, 2),
+    ]
 
     killed = trainer(tmp_path / "killed", cfg)
     steps = killed.learner.step
@@ -144,15 +153,23 @@ def test_metrics_ahead_of_the_checkpoint_are_done_again(tmp_path):
 def test_what_a_run_leaves_behind(tmp_path):
     made = trainer(tmp_path, config(run={"tensorboard": True}, ppo={"iterations": 1}))
     rows = made.train(say=quiet)
-    wanted = {"reward_total", "reward_profile", "reward_response", *REWARD_CRITERIA, "format_rate", "kl", "entropy", "clip_fraction",
-              "value_loss", "explained_variance", "completion_tokens", "prompt_tokens", "distinct_responses", "unrevealed_share",
-              "unrevealed_precision", "seconds_rollout", "seconds_update", "prompts_cut", "sampler_gap"}
+    wanted = {
+        "reward_total", "reward_profile", "reward_response", *REWARD_CRITERIA, "format_rate", "kl", "entropy",
+        "clip_fraction", "value_loss", "explained_variance", "completion_tokens", "prompt_tokens",
+        "distinct_responses", "unrevealed_share", "unrevealed_precision", "seconds_rollout", "seconds_update",
+        "prompts_cut", "sampler_gap",
+    }
     assert wanted <= rows[0].keys()
     assert abs(rows[0]["kl"]) < 1e-5, "before the first update policy and reference are one"
     assert rows[1]["kl_k3"] > 0
-    lines = [json.loads(line) for line in (tmp_path / "dialogues/ppo/update-0001.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "dialogues/ppo/update-0001.jsonl").read_text().splitlines()
+    ]
     assert len(lines) == 12 and sum(line["chosen"] for line in lines) == 3
-    assert {p.name for p in (tmp_path / "adapters/ppo").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert {p.name for p in (tmp_path / "adapters/ppo").iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     assert any((tmp_path / "tensorboard/ppo").iterdir())
     assert not [p for p in tmp_path.rglob("*") if p.suffix in {".pt", ".bin", ".pkl", ".pth"}]
 
@@ -210,7 +227,10 @@ MDP = {"turn_discount": 0.9, "update_every": "dialogue", "value_clip": None}
 
 @pytest.mark.parametrize("continuation", ["random", "independent"])
 def test_turns_are_linked_within_a_dialogue(tmp_path, continuation):
-    cfg = config(rollout={"continuation": continuation, "turns": 3}, ppo={**MDP, "lam": 1.0, "kl_coef": 0.0, "minibatch": 12})
+    cfg = config(
+        rollout={"continuation": continuation, "turns": 3},
+        ppo={**MDP, "lam": 1.0, "kl_coef": 0.0, "minibatch": 12},
+    )
     made = trainer(tmp_path, cfg)
     groups, *_ = made._rollout(0, seed=1)
     data = gather_experience(made.learner, groups)
@@ -223,7 +243,11 @@ def test_turns_are_linked_within_a_dialogue(tmp_path, continuation):
         return sum((0.9 * 0.95) ** (t - turn) * went_on[dialogue, t] for t in range(turn + 1, 4))
 
     samples = [(g, i) for g in groups for i in range(len(g.samples))]
-    want = [s.reward.total + (worth(g.dialogue_id, g.turn) if i == g.chosen else 0.0) for g, i in samples for s in [g.samples[i]]]
+    want = [
+        s.reward.total + (worth(g.dialogue_id, g.turn) if i == g.chosen else 0.0)
+        for g, i in samples
+        for s in [g.samples[i]]
+    ]
     assert data.returns[:, 0].tolist() == pytest.approx(want, abs=1e-5)
     lasting = [(row, g) for row, (g, i) in enumerate(samples) if i == g.chosen and g.turn < 3]
     ends = [(row, int(data.keep[row].sum())) for row, _ in lasting]
@@ -252,7 +276,9 @@ def test_every_mode_resumes_exactly(tmp_path, changes):
     if "kl_target" in changes["ppo"]:
         coefs = [row["kl_coef"] for row in rows]
         assert coefs[0] == 0.01 and coefs[3] != coefs[1], "it moves, and the checkpoint keeps it"
-        assert coefs[1] == pytest.approx(0.01 * (1 - 0.2 * 12 / 100)), "before the first update policy and reference are one"
+        assert coefs[1] == pytest.approx(0.01 * (1 - 0.2 * 12 / 100)), (
+            "before the first update policy and reference are one"
+        )
 
 
 def test_a_fully_tuned_policy_is_saved_whole(tmp_path):
@@ -266,24 +292,32 @@ def test_a_fully_tuned_policy_is_saved_whole(tmp_path):
 
 
 class ServedPolicy:
-    """A sampler with weights of its own, as a server has: it knows of the trainer's adapter only what is in the folder."""
+    """A sampler with weights of its own, as a server has: it knows of the trainer's adapter only what is in
+    the folder."""
 
     def __init__(self):
         self.seen, self.n_cut, self.max_policy_lag, self.policy, self.version = [], 0, 0, None, None
 
     def refresh(self, folder, version):
         self.seen.append((version, load_file(folder / "adapter_model.safetensors")))
-        self.policy = LocalPolicy(PeftModel.from_pretrained(random_model(), str(folder)), byte_tokenizer(), max_prompt_tokens=400)
+        self.policy = LocalPolicy(
+            PeftModel.from_pretrained(random_model(), str(folder)), byte_tokenizer(), max_prompt_tokens=400
+        )
         self.version = version
 
     def generate(self, *args, **kwargs):
-        return [[replace(c, version=self.version) for c in group] for group in self.policy.generate(*args, **kwargs)]
+        return [
+            [replace(c, version=self.version) for c in group]
+            for group in self.policy.generate(*args, **kwargs)
+        ]
 
 
 def served(folder, policy, cfg):
     run = runs.claim(cfg, 5, folder, "test")
     parties = (byte_tokenizer(), EchoUser(), VowelJudge(), PERSONAS)
-    return Trainer(run, Learner(random_model(), cfg, seed=5), *parties, system_prompt="Be kind.", policy=policy)
+    return Trainer(
+        run, Learner(random_model(), cfg, seed=5), *parties, system_prompt="Be kind.", policy=policy
+    )
 
 
 def test_a_policy_on_servers_gets_each_adapter_once(tmp_path):
@@ -292,13 +326,18 @@ def test_a_policy_on_servers_gets_each_adapter_once(tmp_path):
     made = served(tmp_path / "served", policy, cfg)
     rows = made.train(say=quiet)
     assert [version for version, _ in policy.seen] == [0, 1, 2, 3, 4]
-    assert all(any(not torch.equal(b[n], a[n]) for n in a) for (_, a), (_, b) in zip(policy.seen, policy.seen[1:], strict=False))
+    assert all(
+        any(not torch.equal(b[n], a[n]) for n in a)
+        for (_, a), (_, b) in zip(policy.seen, policy.seen[1:], strict=False)
+    )
     assert [p.name for p in (tmp_path / "served/adapters/ppo-served").iterdir()] == ["v000004"]
     assert [row["policy_lag"] for row in rows] == [0, 0, 0, 0]
     assert all(row["sampler_gap"] < 1e-4 and 1 <= row["sampler_max_ratio"] < 1.001 for row in rows)
     local = trainer(tmp_path / "local", config(policy={"lora_dropout": 0.0}))
     for one, other in zip(rows, local.train(say=quiet), strict=True):
-        assert one["reward_total"] == other["reward_total"] and one["kl"] == pytest.approx(other["kl"], abs=1e-4)
+        assert one["reward_total"] == other["reward_total"] and one["kl"] == pytest.approx(
+            other["kl"], abs=1e-4
+        )
 
 
 def test_a_resumed_trainer_gives_the_servers_what_it_holds(tmp_path):
@@ -316,7 +355,9 @@ def test_servers_cannot_swap_whole_models(tmp_path):
 
 
 def test_cuts_are_counted_for_each_update(tmp_path):
-    rows = trainer(tmp_path, config(rollout={"turns": 3, "max_prompt_tokens": 120}, ppo={"iterations": 1})).train(say=quiet)
+    rows = trainer(
+        tmp_path, config(rollout={"turns": 3, "max_prompt_tokens": 120}, ppo={"iterations": 1})
+    ).train(say=quiet)
     assert [row["completions_cut"] for row in rows] == [12, 12, 12]
     assert rows[0]["prompts_cut"] == 0 and rows[2]["prompts_cut"] == 3
 
@@ -335,7 +376,9 @@ class StopsAt(EchoUser):
 
 
 def test_a_rollout_that_stops_is_not_sampled_twice(tmp_path):
-    cfg = config(rollout={"continuation": "random", "turns": 4, "max_prompt_tokens": 160}, ppo={**MDP, "minibatch": 12})
+    cfg = config(
+        rollout={"continuation": "random", "turns": 4, "max_prompt_tokens": 160}, ppo={**MDP, "minibatch": 12}
+    )
     whole = trainer(tmp_path / "whole", cfg)
     rows = whole.train(say=quiet)
     assert rows[0]["prompts_cut"] > 0
@@ -344,7 +387,9 @@ def test_a_rollout_that_stops_is_not_sampled_twice(tmp_path):
     with pytest.raises(Killed):
         stopped.train(say=quiet)
     waiting = tmp_path / "stopped/checkpoints/ppo-rollout"
-    assert [f.name for f in sorted(waiting.iterdir())] == ["turn-001.jsonl", "turn-002.jsonl", "turn-003.jsonl"]
+    assert [f.name for f in sorted(waiting.iterdir())] == [
+        "turn-001.jsonl", "turn-002.jsonl", "turn-003.jsonl",
+    ]
     resumed = trainer(tmp_path / "stopped", cfg)
     resumed.user = StopsAt(99)
     assert same(resumed.train(say=quiet)) == same(rows) and resumed.user.asked == 1

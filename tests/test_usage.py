@@ -23,7 +23,8 @@ def test_every_model_of_the_paper_has_a_dated_price():
 
 
 def test_price_of_an_answer():
-    """GPT-4o-mini: 1,000 prompt tokens of which 400 cached, 200 completion tokens: 600 x .15 + 400 x .075 + 200 x .60 = 240 per million."""
+    """GPT-4o-mini: 1,000 prompt tokens of which 400 cached, 200 completion tokens: 600 x .15 + 400 x .075 +
+    200 x .60 = 240 per million."""
     assert read_prices()["gpt-4o-mini"].usd(1000, 200, 400) == pytest.approx(240e-6)
     assert read_prices()["deepseek-v3"].usd(1_000_000, 1_000_000) == pytest.approx(1.37)
 
@@ -53,7 +54,8 @@ def test_a_model_without_a_price_is_refused_only_where_it_matters():
         Budget(max_usd=1.0).price("odd", local=False, **setting)
     assert Budget().price("odd", local=False, **setting) is None
     assert Budget(max_usd=1.0).price("odd", local=True, **setting).usd(10**6, 10**6) == 0.0
-    assert Budget(max_usd=1.0).price("gpt-4o-mini", local=True, **setting).input == 0.15  # a gateway on this machine
+    # a gateway on this machine
+    assert Budget(max_usd=1.0).price("gpt-4o-mini", local=True, **setting).input == 0.15
 
 
 def test_reservations_are_upper_bounds_that_settle():
@@ -63,7 +65,10 @@ def test_reservations_are_upper_bounds_that_settle():
     budget.settle(Cost(1, 60), Cost(1, 20))
     assert budget.reserve(Cost(1, 80))  # 20 + 80 = 100, just allowed
     budget.settle(Cost(1, 80), Cost(1, 30))
-    with pytest.raises(BudgetExceeded, match="endpoint.max_tokens = 100 would be exceeded: 50 used, the next request may take 51"):
+    with pytest.raises(
+        BudgetExceeded,
+        match="endpoint.max_tokens = 100 would be exceeded: 50 used, the next request may take 51",
+    ):
         budget.reserve(Cost(1, 51))
     assert budget.reserve(Cost(1, 50))
 
@@ -95,10 +100,16 @@ def test_a_budget_is_never_exceeded_by_many_threads():
 
 def filled(usage):
     for seconds in (0.4, 0.1, 0.3, 0.2):
-        usage.add("judge", "m", sent=1, prompt_tokens=10, completion_tokens=5, reasoning_tokens=1, usd=0.5, seconds=seconds)
+        usage.add(
+            "judge", "m", sent=1, prompt_tokens=10, completion_tokens=5, reasoning_tokens=1, usd=0.5,
+            seconds=seconds,
+        )
     usage.add("judge", "m", sent=1, retries=1, lost=1, lost_tokens=40, lost_usd=2.0)
     usage.add("judge", "m", requests=8, cached=2, errors=1)
-    usage.add("user", "free", sent=1, prompt_tokens=1, completion_tokens=1, reasoning_tokens=0, usd=None, seconds=1.0)
+    usage.add(
+        "user", "free", sent=1, prompt_tokens=1, completion_tokens=1, reasoning_tokens=0, usd=None,
+        seconds=1.0,
+    )
 
 
 def test_usage_rows_by_hand():

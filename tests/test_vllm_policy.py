@@ -1,4 +1,5 @@
-"""VLLMPolicy against pretended servers over real HTTP: what is sent, what is redone, what is refused. tests/real_vllm has the real ones."""
+"""VLLMPolicy against pretended servers over real HTTP: what is sent, what is redone, what is refused.
+tests/real_vllm has the real ones."""
 
 import asyncio
 import json
@@ -92,14 +93,19 @@ def test_adapter_names_tell_weights_and_version_apart(adapter, tmp_path):
 
 
 def answer_with(**changes):
-    choice = {"index": 0, "token_ids": [70, 71, END], "logprobs": {"token_logprobs": [-1.0, -2.0, -0.5]}, "finish_reason": "stop"}
+    choice = {
+        "index": 0, "token_ids": [70, 71, END], "logprobs": {"token_logprobs": [-1.0, -2.0, -0.5]},
+        "finish_reason": "stop",
+    }
     choice |= {"prompt_token_ids": [5, 6]}
     return {"model": "a", "choices": [{**choice, **changes}]}
 
 
 def test_an_answer_becomes_a_completion():
     [made] = read_completions(answer_with(), [5, 6], Adapter("a", version=4), TOKENIZER)
-    assert made.prompt_ids == (5, 6) and made.token_ids == (70, 71, END) and made.logprobs == (-1.0, -2.0, -0.5)
+    assert (
+        made.prompt_ids == (5, 6) and made.token_ids == (70, 71, END) and made.logprobs == (-1.0, -2.0, -0.5)
+    )
     assert made.finished and made.version == 4 and made.text == TOKENIZER.decode([70, 71])
     [cut] = read_completions(answer_with(finish_reason="length"), [5, 6], Adapter("a"), TOKENIZER)
     assert not cut.finished and cut.text == TOKENIZER.decode([70, 71, END])
@@ -123,7 +129,9 @@ def test_sampler_gap_by_hand():
 
 
 def test_truncated_importance_by_hand():
-    weights = ppo.truncated_importance(torch.log(torch.tensor([0.2, 0.9])), torch.log(torch.tensor([0.4, 0.1])), 2.0)
+    weights = ppo.truncated_importance(
+        torch.log(torch.tensor([0.2, 0.9])), torch.log(torch.tensor([0.4, 0.1])), 2.0
+    )
     assert weights.tolist() == pytest.approx([0.5, 2.0])
 
 
@@ -134,7 +142,10 @@ def test_what_is_asked_for(servers, policy_of):
     server = servers()
     groups = sample(policy_of(server), prompts("a"), n=3, temperature=0.7, length=5)
     [body] = server.requests
-    wanted = {"model": "tiny", "n": 3, "temperature": 0.7, "max_tokens": 5, "top_p": 1.0, "stop_token_ids": [END], "ignore_eos": True, "logprobs": 0}
+    wanted = {
+        "model": "tiny", "n": 3, "temperature": 0.7, "max_tokens": 5, "top_p": 1.0, "stop_token_ids": [END],
+        "ignore_eos": True, "logprobs": 0,
+    }
     assert {key: body[key] for key in wanted} == wanted and tuple(body["prompt"]) == groups[0][0].prompt_ids
     assert [c.finished for c in groups[0]] == [True, False, True]
     assert 0 <= body["seed"] < 2**62
@@ -154,7 +165,9 @@ def test_prompts_go_round_the_servers_and_samples_stay_together(servers, policy_
     one, two = servers(), servers()
     groups = sample(policy_of(one, two), n=2)
     asked = [Counter(tuple(body["prompt"]) for body in server.requests) for server in (one, two)]
-    assert asked[0] == Counter(groups[i][0].prompt_ids for i in (0, 2, 4)) and asked[1] == Counter(groups[i][0].prompt_ids for i in (1, 3, 5))
+    assert asked[0] == Counter(groups[i][0].prompt_ids for i in (0, 2, 4)) and asked[1] == Counter(
+        groups[i][0].prompt_ids for i in (1, 3, 5)
+    )
     assert ids(groups) == ids(sample(policy_of(two), n=2)), "which server draws does not matter"
 
 
@@ -209,7 +222,10 @@ def test_none_left_is_a_clear_error_and_can_be_gone_on_from(servers, policy_of):
     server = servers()
     server.dead = True
     policy = policy_of(server)
-    with pytest.warns(UserWarning, match="dropped"), pytest.raises(NoServerLeft, match=rf"{server.url}: .*checkpoint"):
+    with (
+        pytest.warns(UserWarning, match="dropped"),
+        pytest.raises(NoServerLeft, match=rf"{server.url}: .*checkpoint"),
+    ):
         sample(policy)
     server.dead = False
     assert len(sample(policy)) == 6, "servers that were started again are found"
@@ -267,7 +283,9 @@ def test_swapping_loads_once_everywhere_and_gives_back_the_old(servers, policy_o
     for version, weights in ((1, "x"), (2, "yy")):
         policy.load_adapter(adapter(weights), version)
         assert {c.version for g in sample(policy) for c in g} == {version} == {policy.version}
-    assert list(one.adapters) == ["someone-elses", policy.newest.name] and list(two.adapters) == [policy.newest.name]
+    assert list(one.adapters) == ["someone-elses", policy.newest.name] and list(two.adapters) == [
+        policy.newest.name
+    ]
     assert Counter(kind for kind, _ in one.changes + two.changes) == {"load": 4, "unload": 2}
     policy_of(one, two).load_adapter(adapter("yy"), 2)
     assert len(one.changes) == 3, "another process of the run finds it loaded"
@@ -292,11 +310,15 @@ def test_a_server_that_was_started_anew_gets_the_adapter_again(servers, policy_o
 
 
 def refuses(word):
-    return lambda path, body, count: (500, "rank too high") if path.endswith("load_lora_adapter") and word in body["lora_path"] else None
+    return lambda path, body, count: (
+        (500, "rank too high") if path.endswith("load_lora_adapter") and word in body["lora_path"] else None
+    )
 
 
 @pytest.mark.parametrize(("lag", "kept"), [(0, False), (1, True)])
-def test_a_server_that_keeps_the_old_adapter_is_used_within_the_allowed_lag(servers, policy_of, adapter, lag, kept):
+def test_a_server_that_keeps_the_old_adapter_is_used_within_the_allowed_lag(
+    servers, policy_of, adapter, lag, kept
+):
     one, two = servers(), servers(refuses("made-y"))
     policy = policy_of(one, two, max_policy_lag=lag)
     policy.load_adapter(adapter("x"), 1)
@@ -355,7 +377,9 @@ def test_samples_that_stay_too_old_are_an_error(servers, policy_of, adapter):
 # ---- training
 
 
-def test_training_stops_clearly_without_servers_and_goes_on_exactly(servers, policy_of, tmp_path, monkeypatch):
+def test_training_stops_clearly_without_servers_and_goes_on_exactly(
+    servers, policy_of, tmp_path, monkeypatch
+):
     monkeypatch.setattr("rlpa_lib.rlpa.rollout.parse_reply", lambda text: Reply(Profile(), text, True))
     server, cfg = servers(), config(policy={"lora_dropout": 0.0})
 

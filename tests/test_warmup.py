@@ -1,4 +1,5 @@
-"""The warm-up before PPO: a random model learns to write what scripted assistants write, and PPO starts from there."""
+"""The warm-up before PPO: a random model learns to write what scripted assistants write, and PPO starts from
+there."""
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from rlpa_lib.rlpa.networks import REFERENCE
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
 
-KEYS = ["policy.warm_up=20", "policy.lora_rank=4", "policy.warm_up_lr=0.01", "sft.micro_batch=2", "rollout.users=2", "rollout.turns=1",
-        "rollout.max_new_tokens=8", "rollout.max_prompt_tokens=4000", "ppo.minibatch=8", "ppo.iterations=1", "run.tensorboard=false"]  # fmt: skip
+KEYS = [
+    "policy.warm_up=20", "policy.lora_rank=4", "policy.warm_up_lr=0.01", "sft.micro_batch=2",
+    "rollout.users=2", "rollout.turns=1", "rollout.max_new_tokens=8", "rollout.max_prompt_tokens=4000",
+    "ppo.minibatch=8", "ppo.iterations=1", "run.tensorboard=false",
+]
 
 
 @pytest.fixture
@@ -23,7 +27,10 @@ def cold_run(tmp_path):
     torch.set_num_threads(1)
     random_model().save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    return runs.claim(config.load_config("smoke", [*KEYS, f"policy.model={tmp_path}/model"]), 0, tmp_path / "run", "params/smoke.yaml")
+    return runs.claim(
+        config.load_config("smoke", [*KEYS, f"policy.model={tmp_path}/model"]), 0, tmp_path / "run",
+        "params/smoke.yaml",
+    )
 
 
 def test_ppo_starts_from_the_warm_up_which_is_made_once(cold_run):
@@ -34,7 +41,11 @@ def test_ppo_starts_from_the_warm_up_which_is_made_once(cold_run):
     assert rows[0]["loss"] > rows[1]["loss"] > rows[2]["loss"]
     assert rows[0]["grad_norm_policy"] > 0 == rows[0]["grad_norm_critic"]
     warm = load_file(cold_run.dir / "adapters/warmup/adapter_model.safetensors")
-    kept = {n.replace(f".{REFERENCE}.", "."): p for n, p in made.learner.model.named_parameters() if f".{REFERENCE}." in n}
+    kept = {
+        n.replace(f".{REFERENCE}.", "."): p
+        for n, p in made.learner.model.named_parameters()
+        if f".{REFERENCE}." in n
+    }
     assert warm.keys() == kept.keys() and all(torch.equal(warm[n], kept[n]) for n in warm)
     assert any(bool(w.any()) for n, w in warm.items() if "lora_B" in n)
     update = made.train(say=lambda line: None)[0]
@@ -49,7 +60,9 @@ def test_the_first_loss_is_that_of_the_replies(cold_run):
     model, tokenizer = models.load_model(cfg)
     groups = warmup.make_replies(cfg, tokenizer, people, 0)
     assert len(groups) == 20 and groups == warmup.make_replies(cfg, tokenizer, people, 0)
-    assert all(parse_reply(tokenizer.decode(reply[:-1])).format_ok and reply[-1] == 2 for _, (reply,) in groups)
+    assert all(
+        parse_reply(tokenizer.decode(reply[:-1])).format_ok and reply[-1] == 2 for _, (reply,) in groups
+    )
     warmup.make_adapter(cold_run, people, Accelerator(cpu=True), lambda line: None)
     lost, n = 0.0, 0
     for prompt, (reply,) in groups[:8]:

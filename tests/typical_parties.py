@@ -1,6 +1,8 @@
-"""Users, judges and a policy behind one local server, whose texts have a chat model's usual lengths: what pilots of the plan are made with.
+"""Users, judges and a policy behind one local server, whose texts have a chat model's usual lengths: what
+pilots of the plan are made with.
 
-`python tests/typical_parties.py` serves them until it is stopped, and prints the settings of a run that asks them.
+`python tests/typical_parties.py` serves them until it is stopped, and prints the settings of a run that asks
+them.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from rlpa_lib.runs.storage import hash_json
 BYTES = 3.8  # of a token
 FIELDS = ("naturalness", "relevance", "logic", "engagement", "informativeness")
 ROLES = ("user", "judge", "evaluator", "policy")
-CONVERTED = "34|female|rock climbing|a degree in nursing|talkative|pediatric nurse|single|a twin sister|Lisbon|globes".split("|")
+CONVERTED = "34|female|rock climbing|a degree in nursing|talkative|pediatric nurse|single|a twin sister|Lisbon|globes".split(
+    "|"
+)
 
 
 def say(tokens, own):
@@ -44,7 +48,10 @@ def answer_structured(name, body, own):
         return {"claims": [one] * 2 * (body["messages"][1]["content"].count('"number":') - 1)}
     if name == "TenSlots":
         keys = [slot.lower().replace(" ", "_") for slot in SLOTS]
-        return {key: {"value": f"{value}, {own}", "stated": True} for key, value in zip(keys, CONVERTED, strict=True)}
+        return {
+            key: {"value": f"{value}, {own}", "stated": True}
+            for key, value in zip(keys, CONVERTED, strict=True)
+        }
     marks = {field: {"reason": say(18, own), "mark": 1} for field in FIELDS}
     return {**marks, **dict.fromkeys(DIMENSIONS, 0)}
 
@@ -61,16 +68,27 @@ def answer(body):
         known = tuple((slot, say(5, own)) for slot in SLOTS[: min(10, 3 * (turn - 1) // 2)])
         text = render_reply(Profile(known), say(60, own))
     else:
-        text = f"Thought: {say(40, own)}\nReply: {say(60, own)}" if "Thought:" in messages[0]["content"] else say(60, own)
+        text = (
+            f"Thought: {say(40, own)}\nReply: {say(60, own)}"
+            if "Thought:" in messages[0]["content"]
+            else say(60, own)
+        )
     prompt = sum(len(m["content"].encode()) / BYTES + 5 for m in messages)
-    return {"content": text, "usage": {"prompt_tokens": round(prompt), "completion_tokens": round(len(text) / BYTES)}}
+    return {
+        "content": text,
+        "usage": {"prompt_tokens": round(prompt), "completion_tokens": round(len(text) / BYTES)},
+    }
 
 
 def settings(url, *, local=False):
     """Overrides of a run whose every party is behind this server, its policy too unless it is `local`."""
     roles = ROLES[:3] if local else ROLES
     keys = [f"{role}.{key}" for role in roles for key in ("model=m", f"base_url={url}")]
-    return [*keys, *(f"{role}.kind=llm" for role in ROLES[:3]), *([] if local else ["policy.kind=endpoint", "run.prompt_set=en"])]
+    return [
+        *keys,
+        *(f"{role}.kind=llm" for role in ROLES[:3]),
+        *([] if local else ["policy.kind=endpoint", "run.prompt_set=en"]),
+    ]
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ _REASONS = {
         "again": "These values cannot stand. Send the whole object again.",
     },
     "zh": {
-        "empty": "为空", "absent": "只说没有信息；请写一个合理的内容", "remark": "带有关于来源的说明；只写内容本身", "language": "不是中文",
+        "empty": "为空", "absent": "只说没有信息；请写一个合理的内容",
+        "remark": "带有关于来源的说明；只写内容本身", "language": "不是中文",
         "long": f"超过 {MAX_VALUE} 个字符", "again": "下列内容不能接受，请重新给出完整的对象。",
     },
 }

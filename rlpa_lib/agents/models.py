@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def load_model(cfg: Config):
     """(model, tokenizer) of `policy.model`: "tiny" ships with the package, "smollm2" comes from its own, a
-    folder or a hub name goes to transformers. InputError: there is no such model, or it has no weights here."""
+    folder or a hub name goes to transformers. InputError: there is no such model, or it has no weights
+    here."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,8 +1,8 @@
-"""The parties of a run, made from its settings: personas, users, judges and the policy. What each kind of them is
-made by stands in settings.kinds.
+"""The parties of a run, made from its settings: personas, users, judges and the policy. What each kind of
+them is made by stands in settings.kinds.
 
-Whatever sits behind a server needs the run (or its directory), where the response cache, the budget and the usage
-record live.
+Whatever sits behind a server needs the run (or its directory), where the response cache, the budget and the
+usage record live.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 def load_people(
     cfg: Config, split: str, n: int | None, seed: int, run: Run | Path | None = None
 ) -> list[Persona]:
-    """`sources.load_personas`, with slots filled by a language model where `personas.conversion` says so (C.2)."""
+    """`sources.load_personas`, with slots filled by a language model where `personas.conversion` says so
+    (C.2)."""
     loaded = sources.load_personas(cfg.personas, split, n, seed)
     fills = SOURCES[cfg.personas.source].fills_ten_slots and split != "extended"
     if cfg.personas.conversion == "rules" or not fills:
@@ -67,14 +68,14 @@ def make_shifting_user(
 
 
 def make_reward_judge(cfg: Config, run: Run | Path | None = None, **options: Any) -> Judge:
-    """The source of training rewards (sections 3.2 and 3.3). `defended=False` pastes texts in without quotation, to
-    measure what that costs; `failure_limit` takes the place of `run.max_judge_failure_rate`."""
+    """The source of training rewards (sections 3.2 and 3.3). `defended=False` pastes texts in without
+    quotation, to measure what that costs; `failure_limit` takes the place of `run.max_judge_failure_rate`."""
     return resolve(JUDGES[cfg.judge.kind].make)(cfg, run, **options)
 
 
 def make_reveal_judge(cfg: Config, run: Run | Path | None = None) -> RevealJudge:
-    """Who reads a user's words and says what they have revealed (section 5.3): rules, or the model that judges
-    profiles."""
+    """Who reads a user's words and says what they have revealed (section 5.3): rules, or the model that
+    judges profiles."""
     return resolve(JUDGES[cfg.judge.kind].make_reveal)(cfg, run)
 
 
@@ -84,6 +85,6 @@ def make_evaluation_judge(cfg: Config, run: Run | Path | None = None, **options:
 
 
 def make_policy(cfg: Config, run: Run | Path | None = None, *, adapter: Path | None = None) -> Policy:
-    """The policy of an evaluation row; `adapter` is a folder with trained LoRA weights. InputError: an adapter for a
-    model that is not here."""
+    """The policy of an evaluation row; `adapter` is a folder with trained LoRA weights. InputError: an
+    adapter for a model that is not here."""
     return resolve(POLICIES[cfg.policy.kind].make)(cfg, run, adapter)

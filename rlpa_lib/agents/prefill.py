@@ -1,4 +1,5 @@
-"""Prompts run through the model, and what is kept of them, so that the next call need not run their beginnings again."""
+"""Prompts run through the model, and what is kept of them, so that the next call need not run their
+beginnings again."""
 
 from __future__ import annotations
 

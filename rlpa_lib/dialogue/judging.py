@@ -10,6 +10,7 @@ from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply
 
+# What alignment with a profile means (section 3.3). On record only: the criteria alone make the score.
 DIMENSIONS = ("preference_expression", "style_consistency", "goal_alignment", "persona_coherence")
 
 
@@ -74,5 +75,6 @@ class FailureTally:
         if failed and self.failed > self.limit * max(self.asked, 100):
             raise JudgeFailed(
                 f"the judge gave no readable answer in {self.failed} of {self.asked} cases, more than "
-                f"run.max_judge_failure_rate = {self.limit:g} allows" + (f"; the last failure: {why}" if why else "")
+                f"run.max_judge_failure_rate = {self.limit:g} allows"
+                + (f"; the last failure: {why}" if why else "")
             )

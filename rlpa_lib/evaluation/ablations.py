@@ -158,7 +158,9 @@ def seeds_table(by_seed: Mapping[int, Mapping[str, Training]]) -> pd.DataFrame:
             **tables.average_over_seeds("avg", own),
         }
         if variant != BOTH_REWARDS:
-            line |= tables.average_over_seeds("rlpa_minus", np.stack([some[BOTH_REWARDS] for some in scores]) - own)
+            line |= tables.average_over_seeds(
+                "rlpa_minus", np.stack([some[BOTH_REWARDS] for some in scores]) - own
+            )
         lines.append(line)
     return pd.DataFrame(lines)
 

@@ -16,7 +16,12 @@ def problems(cfg: Config) -> Iterator[Problem]:
     yield from _baseline_problems(cfg)
     yield from _data_problems(cfg)
     yield from _party_problems(cfg)
-    lists = [("evaluation", "methods"), ("evaluation", "benchmarks"), ("sft", "variants"), ("dpo", "variants")]
+    lists = [
+        ("evaluation", "methods"),
+        ("evaluation", "benchmarks"),
+        ("sft", "variants"),
+        ("dpo", "variants"),
+    ]
     lists += [(section, "methods") for section in ("conflict", "long_term", "difficult")]
     for section, key in lists:
         names = getattr(getattr(cfg, section), key)
@@ -29,8 +34,8 @@ def problems(cfg: Config) -> Iterator[Problem]:
 def _training_problems(cfg: Config) -> Iterator[Problem]:
     ppo, rollout = cfg.ppo, cfg.rollout
     if ppo.turn_discount > 0 and rollout.continuation == "best":
-        why = "best biases the return when ppo.turn_discount > 0; use independent or random, or ppo.turn_discount=0"
-        yield "rollout.continuation", why
+        why = "best biases the return when ppo.turn_discount > 0"
+        yield "rollout.continuation", f"{why}; use independent or random, or ppo.turn_discount=0"
     if ppo.turn_discount > 0 and ppo.update_every == "turn":
         yield "ppo.update_every", "must be dialogue when ppo.turn_discount > 0 (returns span the turns)"
     samples = rollout.users * rollout.samples
@@ -57,14 +62,20 @@ def _baseline_problems(cfg: Config) -> Iterator[Problem]:
 def _data_problems(cfg: Config) -> Iterator[Problem]:
     personas, evaluation = cfg.personas, cfg.evaluation
     if personas.train_users is not None and personas.train_users < cfg.rollout.users:
-        yield "personas.train_users", f"{personas.train_users} is fewer than rollout.users = {cfg.rollout.users}"
+        yield (
+            "personas.train_users",
+            f"{personas.train_users} is fewer than rollout.users = {cfg.rollout.users}",
+        )
     for key in ("users", "extended_users"):
         if (wanted := getattr(evaluation, key) or 0) > personas.test_users:
             yield f"evaluation.{key}", f"{wanted} is more than personas.test_users = {personas.test_users}"
     for name in evaluation.methods:
         lender = METHODS[name].borrows
         if lender and lender not in evaluation.methods:
-            yield "evaluation.methods", f"{name} takes the profiles that {lender} has written; name {lender} too"
+            yield (
+                "evaluation.methods",
+                f"{name} takes the profiles that {lender} has written; name {lender} too",
+            )
     if cfg.policy.warm_up and not (SOURCES[personas.source].scripted and cfg.run.prompt_set == "mini"):
         why = "its scripted replies belong to the built-in personas and prompt set mini; "
         yield "policy.warm_up", why + "give policy.adapter an SFT adapter instead"

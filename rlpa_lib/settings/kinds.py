@@ -132,7 +132,10 @@ USERS: dict[str, Party] = {
 # make(cfg, run, defended=..., failure_limit=...), the same for evaluators
 JUDGES: dict[str, Party] = {
     "rule": Party(
-        "mini.world:make_reward_judge", "rule judge", scripted=True, make_reveal="mini.world:make_reveal_judge"
+        "mini.world:make_reward_judge",
+        "rule judge",
+        scripted=True,
+        make_reveal="mini.world:make_reveal_judge",
     ),
     "llm": Party("agents.llm_judges:make_reward_judge", make_reveal="agents.llm_judges:make_reveal_judge"),
 }

@@ -85,7 +85,9 @@ def attack_judge(judge: Judge, attacks: Sequence[JudgeAttack]) -> Won:
 def attack_evaluator(judge: EvaluationJudge, attacks: Sequence[JudgeAttack]) -> Won:
     """What an evaluation judge grants; attacks on profiles do not reach it."""
     cases = {attack.id: attack.case() for attack in attacks if attack.target != "profile"}
-    verdicts = judge.evaluate([(world.PERSONA, dialogue, reply.response) for dialogue, reply in cases.values()])
+    verdicts = judge.evaluate(
+        [(world.PERSONA, dialogue, reply.response) for dialogue, reply in cases.values()]
+    )
     won = {id_: v and v.score for id_, v in zip(cases, verdicts, strict=True)}
     return [won.get(attack.id) for attack in attacks]
 

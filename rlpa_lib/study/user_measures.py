@@ -161,7 +161,9 @@ def _check_words(persona: Persona, dialogue: Dialogue) -> tuple[int, int, int]:
     for turn in dialogue.turns:
         for slot, phrase in zip(turn.user.stated, turn.user.phrases, strict=False):
             stated += 1
-            wrong += not any(world.are_compatible(s, slot) and world.same_value(s, phrase, v) for s, v in true)
+            wrong += not any(
+                world.are_compatible(s, slot) and world.same_value(s, phrase, v) for s, v in true
+            )
             inconsistent += slot in said and not world.same_value(slot, phrase, said[slot])
             said.setdefault(slot, phrase)
     return stated, wrong, inconsistent

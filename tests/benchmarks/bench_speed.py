@@ -1,7 +1,8 @@
-"""Ratios behind the speed choices, measured in one run: `python tests/benchmarks/bench_speed.py` (about two minutes, not a test).
+"""Ratios behind the speed choices, measured in one run: `python tests/benchmarks/bench_speed.py` (about two
+minutes, not a test).
 
-Each pair does the same work on the tiny model: N samples of a prompt packed behind one copy of it against one row each (update), and
-prompts prefilled once against once per sample (sampling).
+Each pair does the same work on the tiny model: N samples of a prompt packed behind one copy of it against one
+row each (update), and prompts prefilled once against once per sample (sampling).
 """
 
 import time
@@ -45,16 +46,30 @@ def main() -> None:
     views = [policy_view(d, prompt_files.load_prompt("policy", "mini")) for d in moments]
     policy = LocalPolicy(model, tokenizer)
     shared = seconds(lambda: policy.generate(views, SAMPLES, seed=0, temperature=1.0, max_new_tokens=96))
-    apart = seconds(lambda: [policy.generate([v], 1, seed=s, temperature=1.0, max_new_tokens=96) for v in views for s in range(SAMPLES)])
-    batched = seconds(lambda: [policy.generate(views, 1, seed=s, temperature=1.0, max_new_tokens=96) for s in range(SAMPLES)])
+    apart = seconds(
+        lambda: [
+            policy.generate([v], 1, seed=s, temperature=1.0, max_new_tokens=96)
+            for v in views
+            for s in range(SAMPLES)
+        ]
+    )
+    batched = seconds(
+        lambda: [
+            policy.generate(views, 1, seed=s, temperature=1.0, max_new_tokens=96) for s in range(SAMPLES)
+        ]
+    )
     samples = policy.generate(views, SAMPLES, seed=0, temperature=1.0, max_new_tokens=96)
     groups = [(g[0].prompt_ids, tuple(c.token_ids for c in g)) for g in samples]
     times = {}
     for packing in ("tree", "rows"):
-        learner = Learner(models.load_model(cfg)[0], config.load_config("mini", [f"ppo.packing={packing}"]), seed=0)
+        learner = Learner(
+            models.load_model(cfg)[0], config.load_config("mini", [f"ppo.packing={packing}"]), seed=0
+        )
         times[packing] = seconds(lambda: update(learner, groups))  # noqa: B023 - called before the next round
     print(f"prompt tokens {sum(len(g[0]) for g in groups) / len(groups):.0f}, {cfg.run.threads} thread(s)")
-    print(f"sampling: samples behind a shared prompt against one prompt each, batched: {batched / shared:.2f} x; one by one: {apart / shared:.2f} x")
+    print(
+        f"sampling: samples behind a shared prompt against one prompt each, batched: {batched / shared:.2f} x; one by one: {apart / shared:.2f} x"
+    )
     print(f"update: tree against rows: {times['rows'] / times['tree']:.2f} x")
 
 

@@ -1,6 +1,8 @@
-"""Real vLLM servers. Collected only when asked for by path (`make test-vllm`): setting up takes minutes, starting half a minute each.
+"""Real vLLM servers. Collected only when asked for by path (`make test-vllm`): setting up takes minutes,
+starting half a minute each.
 
-RLPA_VLLM_VENV names the environment with vLLM (default: .venv-vllm of the repository, made when it is not there).
+RLPA_VLLM_VENV names the environment with vLLM (default: .venv-vllm of the repository, made when it is not
+there).
 """
 
 import os
@@ -38,7 +40,10 @@ def vllm_launch(vllm_venv):
     started = []
 
     def launch(model="tiny", **settings):
-        settings = {"port": 0, "dtype": "float32", "threads": 1, "kv_gib": 1, "lora_rank": 8, "wait": 1800.0, **settings}
+        settings = {
+            "port": 0, "dtype": "float32", "threads": 1, "kv_gib": 1, "lora_rank": 8, "wait": 1800.0,
+            **settings,
+        }
         started.append(vllm_server.start(model, venv=vllm_venv, **settings))
         return started[-1]
 

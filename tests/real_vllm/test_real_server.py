@@ -29,7 +29,10 @@ def talk(*texts):
     ]
 
 
-PROMPTS = [talk("Hello"), talk("I work as a teacher.", "Do you like it?", "Yes, very much."), talk("Hello"), talk("What now?")]
+PROMPTS = [
+    talk("Hello"), talk("I work as a teacher.", "Do you like it?", "Yes, very much."), talk("Hello"),
+    talk("What now?"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +116,18 @@ def once_busy(server, action):
 
 
 def test_chat_reads_the_tokenizer_right(client, tokenizer):
-    answer = client.chat.completions.create(model="tiny", messages=talk("Hello"), temperature=0, max_tokens=20)
+    answer = client.chat.completions.create(
+        model="tiny", messages=talk("Hello"), temperature=0, max_tokens=20
+    )
     assert answer.usage.prompt_tokens == len(prompt_ids(tokenizer, talk("Hello")))
     assert answer.choices[0].message.content.strip()
 
 
 def test_chat_gives_distinct_samples_and_seeds_repeat(client):
     def ask(seed):
-        answer = client.chat.completions.create(model="tiny", messages=talk("Hello"), n=4, seed=seed, max_tokens=16, temperature=2)
+        answer = client.chat.completions.create(
+            model="tiny", messages=talk("Hello"), n=4, seed=seed, max_tokens=16, temperature=2
+        )
         return [choice.message.content for choice in answer.choices]
 
     assert len(set(ask(1))) > 1
@@ -133,9 +140,13 @@ class Verdict(pydantic.BaseModel):
 
 
 def test_chat_keeps_to_a_schema_and_gives_logprobs(client):
-    wanted = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": Verdict.model_json_schema(), "strict": True}}
+    wanted = {
+        "type": "json_schema",
+        "json_schema": {"name": "verdict", "schema": Verdict.model_json_schema(), "strict": True},
+    }
     answer = client.chat.completions.create(
-        model="tiny", messages=talk("Hello"), max_tokens=200, temperature=0, logprobs=True, response_format=wanted
+        model="tiny", messages=talk("Hello"), max_tokens=200, temperature=0, logprobs=True,
+        response_format=wanted,
     )
     Verdict.model_validate_json(answer.choices[0].message.content)
     assert all(token.logprob <= 0 for token in answer.choices[0].logprobs.content)
@@ -147,15 +158,23 @@ def test_token_ids_and_logprobs_are_those_of_the_model(policy, model, tokenizer,
     assert [g[0].prompt_ids for g in groups] == [tuple(prompt_ids(tokenizer, m)) for m in PROMPTS]
     assert gap(model, groups, temperature) < 1e-3
     flat = [c for g in groups for c in g]
-    assert all(c.finished == (c.token_ids[-1] == tokenizer.eos_token_id) and len(c.token_ids) <= 24 for c in flat)
+    assert all(
+        c.finished == (c.token_ids[-1] == tokenizer.eos_token_id) and len(c.token_ids) <= 24 for c in flat
+    )
     [[whole]] = sample(policy, PROMPTS[:1], n=1, length=300, temperature=0)
-    assert whole.finished and whole.text == tokenizer.decode(whole.token_ids[:-1]) and "<|end|>" not in whole.text
+    assert (
+        whole.finished
+        and whole.text == tokenizer.decode(whole.token_ids[:-1])
+        and "<|end|>" not in whole.text
+    )
 
 
 def test_greedy_equals_transformers(policy, model, tokenizer):
     for messages, [completion] in zip(PROMPTS, sample(policy, n=1, temperature=0), strict=True):
         start = torch.tensor([prompt_ids(tokenizer, messages)])
-        want = model.generate(start, attention_mask=torch.ones_like(start), do_sample=False, max_new_tokens=24)
+        want = model.generate(
+            start, attention_mask=torch.ones_like(start), do_sample=False, max_new_tokens=24
+        )
         assert list(completion.token_ids) == want[0, start.shape[1] :].tolist()
 
 
@@ -165,8 +184,12 @@ def test_seeds_repeat_and_samples_differ(policy):
 
     first = draw()
     assert draw() == first != draw(seed=2)
-    assert len({tokens for group in first for tokens in group}) == 12, "equal prompts and samples are drawn apart"
-    assert draw(PROMPTS[1:2] + PROMPTS[3:]) == [first[1], first[3]], "a sample does not depend on the batch around it"
+    assert len({tokens for group in first for tokens in group}) == 12, (
+        "equal prompts and samples are drawn apart"
+    )
+    assert draw(PROMPTS[1:2] + PROMPTS[3:]) == [first[1], first[3]], (
+        "a sample does not depend on the batch around it"
+    )
 
 
 def test_frequencies_are_the_models(policy, model, tokenizer):
@@ -185,7 +208,8 @@ def test_frequencies_are_the_models(policy, model, tokenizer):
 
 
 def test_more_prompts_at_once_than_one_step_computes(policy, model):
-    """vLLM's own way, which cuts a prompt in two where a step is full, ends the CPU build's engine when the request has a seed."""
+    """vLLM's own way, which cuts a prompt in two where a step is full, ends the CPU build's engine when the
+    request has a seed."""
     many = [talk(f"I have {i} cats and {i + 1} dogs. " * 20) for i in range(40)]
     groups = sample(policy, many, n=2, length=4)
     assert sum(len(g[0].prompt_ids) for g in groups) > 2 * 4096 and policy.n_redone == 0
@@ -207,7 +231,8 @@ def test_an_adapter_is_swapped_in_and_tells_its_version(policy, model, adapters,
 
 
 def test_prefixes_of_old_weights_are_not_reused(policy, adapters):
-    """The same long prompt under adapter 1, 2 and 1 again: key-value blocks of other weights would show in the log-probabilities."""
+    """The same long prompt under adapter 1, 2 and 1 again: key-value blocks of other weights would show in
+    the log-probabilities."""
     long = [talk("I like old maps and long walks by the sea. " * 20)]
     for version, (folder, adapted) in enumerate([*adapters, adapters[0]], start=1):
         policy.load_adapter(folder, version)
@@ -251,7 +276,9 @@ def test_impossible_requests_are_the_users_fault(policy):
     assert sample(policy, n=1, length=1), "and the server is still in use"
 
 
-def test_a_dead_server_is_dropped_and_none_left_is_an_error(policy, tokenizer, vllm_launch, vllm_server_tiny, vllm_venv, adapters):
+def test_a_dead_server_is_dropped_and_none_left_is_an_error(
+    policy, tokenizer, vllm_launch, vllm_server_tiny, vllm_venv, adapters
+):
     folder, adapted = adapters[0]
     prompts = [talk("Hello", "Hi!", f"I have {i} cats.") for i in range(24)]
     policy.load_adapter(folder, 1)

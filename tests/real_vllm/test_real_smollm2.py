@@ -31,9 +31,15 @@ def test_it_answers_and_its_logprobs_are_those_of_the_model(vllm_launch, vllm_ve
     here, there = [], []
     for sample in samples:
         with torch.no_grad():
-            logits = model(torch.tensor([[*sample.prompt_ids, *sample.token_ids]])).logits[0, len(sample.prompt_ids) - 1 : -1]
-        here.append(torch.log_softmax(logits.float(), -1).gather(-1, torch.tensor(sample.token_ids)[:, None])[:, 0])
+            logits = model(torch.tensor([[*sample.prompt_ids, *sample.token_ids]])).logits[
+                0, len(sample.prompt_ids) - 1 : -1
+            ]
+        here.append(
+            torch.log_softmax(logits.float(), -1).gather(-1, torch.tensor(sample.token_ids)[:, None])[:, 0]
+        )
         there.append(torch.tensor(sample.logprobs))
-    gap = ppo.sampler_gap(torch.cat(here), torch.cat(there), torch.ones(sum(map(len, here)), dtype=torch.bool))
+    gap = ppo.sampler_gap(
+        torch.cat(here), torch.cat(there), torch.ones(sum(map(len, here)), dtype=torch.bool)
+    )
     print(f"\n{dtype}: server against local log-probabilities, {sum(map(len, here))} tokens: {gap}")
     assert gap["sampler_gap"] < limit
