@@ -86,13 +86,13 @@ def test_a_policy_never_sees_what_the_user_has_not_said():
         assert persona.description not in shown
 
 
+PASSED = Verdict(dict.fromkeys(EVALUATION_CRITERIA, True), dict.fromkeys(EVALUATION_CRITERIA, ""))
+
+
 class Counting:
     """A judge that finds everything good, and remembers what it was asked."""
 
-    def __init__(
-        self,
-        verdict=Verdict(dict.fromkeys(EVALUATION_CRITERIA, True), dict.fromkeys(EVALUATION_CRITERIA, "")),
-    ):  # noqa: B008
+    def __init__(self, verdict=PASSED):
         self.verdict, self.cases = verdict, []
 
     def evaluate(self, cases):
