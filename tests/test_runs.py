@@ -18,7 +18,8 @@ from rlpa_lib.runs import record, storage
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
 
-OPEN = "from rlpa_lib import config, runs; from pathlib import Path; import sys; runs.claim(config.load('smoke'), 0, Path(sys.argv[1]), 'p')"
+OPEN = "from rlpa_lib import runs; from rlpa_lib.settings import config; from pathlib import Path; import sys; " \
+    "runs.claim(config.load_config('smoke'), 0, Path(sys.argv[1]), 'p')"
 HOLD = OPEN + "; print('held', flush=True); import time; time.sleep(60)"
 
 
@@ -171,7 +172,7 @@ def test_a_failed_write_leaves_the_old_file(run):
 
 
 def test_a_process_killed_while_writing_never_leaves_half_a_file(tmp_path):
-    code = "from rlpa_lib.storage import write_jsonl; from pathlib import Path; import sys, itertools\n"
+    code = "from rlpa_lib.runs.storage import write_jsonl; from pathlib import Path; import sys, itertools\n"
     code += "for n in itertools.count(): write_jsonl(Path(sys.argv[1]) / 'x.jsonl', [n] * 20000); n or print('on', flush=True)"
     writer = stranger(code, tmp_path)
     writer.stdout.readline()

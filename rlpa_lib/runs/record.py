@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rlpa_lib.settings.config import InputError
 from rlpa_lib.runs.storage import hash_json, lock, sha256, write_bytes, write_json
+from rlpa_lib.settings.config import InputError
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 REPOSITORY = PACKAGE_DIR.parent
