@@ -185,7 +185,7 @@ def _analyse(cfg: Config) -> Iterator[Asks]:
             yield replace(ask, limit=window.get(notebook) or ask.limit) if ask.role == "policy" else ask
         if given is cfg.conflict:  # does each profile hold the old value, and the new one?
             n = 2 * users * sum(METHODS[row.method].writes_profile for row in some)
-            yield _overlap(cfg, notebook, given.turns, n)
+            yield replace(_overlap(cfg, notebook, given.turns, n), writes="")  # there is but one pair to find
         elif given is cfg.long_term:  # what has been told at the checkpoints
             marks = dict.fromkeys(long_term.checkpoints(given.turns, given.every), users * len(some))
             yield Asks(notebook, "profile_judge", cfg.judge, marks, sees="words")
