@@ -15,7 +15,6 @@ from rlpa_lib.settings.config import Config
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, METHODS, POLICIES, PROMPTING, SOURCES, USERS
 
 ALOE_USERS = 331  # profiles in ALOE's files
-CALLS = {"self_critic": 3}  # of the policy for one answer, where it is not one: draft, critique, revision
 KINDS = {"user": USERS, "response_judge": JUDGES, "profile_judge": JUDGES, "evaluator": EVALUATORS}  # by role
 
 
@@ -118,7 +117,7 @@ def _play(
         same = greedy and not told
         yield _user(notebook, cfg.user, turns, users)
         if not (method.scripted and EVALUATORS[evaluator.kind].scripted):
-            calls = CALLS.get(row.method, 1)
+            calls = row.entry.calls
             served = row.comparator or not POLICIES[cfg.policy.kind].trainable
             first = calls * ("policy" not in answered) if served and same else calls * users
             by_turn = _turns(turns, calls * users, first)

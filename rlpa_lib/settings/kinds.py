@@ -31,6 +31,7 @@ class Method:
     writes_profile: bool = False
     control: bool = False  # a floor, a ceiling or a borrower, no rival
     scripted: str = ""  # makes the row without any model, where the evaluator reads a scripted world
+    calls: int = 1  # of the policy for one answer
     needs_encoder: bool = False  # `evaluation.encoder`, to search among sentences
     borrows: str = ""  # the row whose profiles it is given
     holes: tuple[tuple[str, tuple[str, ...]], ...] = ()  # its prompts with holes, and what fills them
@@ -45,7 +46,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "base": Method("Base", "methods.prompting:make_base", in_paper=True),
     "reminder": Method("Reminder", "methods.prompting:make_reminder", in_paper=True),
-    "self_critic": Method("Self-Critic", "methods.prompting:make_self_critic", in_paper=True),
+    "self_critic": Method("Self-Critic", "methods.prompting:make_self_critic", in_paper=True, calls=3),
     "cot": Method("CoT", "methods.prompting:make_cot", in_paper=True),
     "rag": Method(
         "RAG(Top-5)", "methods.prompting:make_rag", in_paper=True, needs_encoder=True,
