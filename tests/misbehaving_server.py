@@ -163,7 +163,8 @@ class MisbehavingServer:
     async def _half(self, writer, completion) -> bytes:
         data = json.dumps(completion).encode()
         writer.write(
-            f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(data)}\r\n\r\n".encode()
             + data[: len(data) // 2]
         )
         await writer.drain()

@@ -64,7 +64,8 @@ def aloe_folder(folder, n):
         "".join(draw.choice("bdfgklmnprstvz") + draw.choice("aeiou") for _ in range(3)) for _ in range(4000)
     ]
     texts = [
-        f"{draw.choice(['She', 'He'])} is {draw.randint(20, 70)}, works with {' and '.join(draw.sample(words, 6))}."
+        f"{draw.choice(['She', 'He'])} is {draw.randint(20, 70)}, "
+        f"works with {' and '.join(draw.sample(words, 6))}."
         for _ in range(n)
     ]
     (folder / "profile.jsonl").write_text("\n".join(map(json.dumps, texts)) + "\n")

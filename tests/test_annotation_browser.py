@@ -22,7 +22,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         find() is None,
-        reason="no Chromium or Chrome is installed (Debian: apt install chromium; RLPA_BROWSER names another)",
+        reason="no Chromium or Chrome is installed "
+        "(Debian: apt install chromium; RLPA_BROWSER names another)",
     ),
 ]
 
@@ -80,7 +81,8 @@ def open_page(tab, address):
     panel = "Array.from(window.jupyterapp.shell.widgets('main'))[0]"
     until(
         lambda: tab.run(
-            f"(w => !!(w && w.sessionContext && w.sessionContext.session && w.sessionContext.session.kernel))({panel})"
+            "(w => !!(w && w.sessionContext && w.sessionContext.session "
+            f"&& w.sessionContext.session.kernel))({panel})"
         ),
         "a kernel",
     )
@@ -144,7 +146,10 @@ def test_three_are_rated_the_page_is_closed_and_opened_and_the_rest_is_done(tmp_
             rate(tab, "3333", 4)
             tab.press(*"4444", "Enter")
             until(lambda: "finished, thank you" in text(tab), "all are rated")
-            export = "Array.from(document.querySelectorAll('button')).find(b => b.innerText.includes('Export CSV')).click()"
+            export = (
+                "Array.from(document.querySelectorAll('button'))"
+                ".find(b => b.innerText.includes('Export CSV')).click()"
+            )
             tab.run(export)
             until(lambda: "Written:" in text(tab), "the CSV is written")
     rows = [json.loads(line) for line in file.read_text().splitlines()]

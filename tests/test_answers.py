@@ -60,7 +60,11 @@ def test_anything_else_is_unreadable(text, why):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.integers(), st.text(st.characters(exclude_characters="{"), max_size=60), st.text(st.characters(exclude_characters="{"), max_size=60))
+@given(
+    st.integers(),
+    st.text(st.characters(exclude_characters="{"), max_size=60),
+    st.text(st.characters(exclude_characters="{"), max_size=60),
+)
 def test_prose_around_an_object_does_not_hide_it(mark, before, after):
     assert find_object(f'{before}{{"mark": {mark}}}{after}', Mark).mark == mark
 
@@ -101,7 +105,10 @@ def test_other_shapes_of_a_message():
     assert [(row["content"], row["reasoning"]) for row in rows] == [("Hello", ""), ("", "hm")]
 
 
-@pytest.mark.parametrize("body", [None, [], {}, {"choices": []}, {"choices": None}, {"choices": [{}]}, {"error": {"message": "busy"}}])
+@pytest.mark.parametrize(
+    "body",
+    [None, [], {}, {"choices": []}, {"choices": None}, {"choices": [{}]}, {"error": {"message": "busy"}}],
+)
 def test_a_body_that_is_no_completion_is_unreadable(body):
     with pytest.raises(Unreadable):
         answers.read_row(body)

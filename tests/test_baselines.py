@@ -109,7 +109,10 @@ def any_text_is_well_formed(monkeypatch):
     monkeypatch.setattr("rlpa_lib.methods.grpo.parse_reply", lambda text: Reply(Profile(), text, True))
 
 
-@pytest.mark.parametrize(("method", "steps", "killed_at"), [("sft", 6, 4), ("dpo", 3, 2), ("dpo from sft", 3, 2), ("grpo", 4, 4)])
+@pytest.mark.parametrize(
+    ("method", "steps", "killed_at"),
+    [("sft", 6, 4), ("dpo", 3, 2), ("dpo from sft", 3, 2), ("grpo", 4, 4)],
+)
 def test_a_killed_run_ends_with_the_same_adapter(
     tmp_path, monkeypatch, any_text_is_well_formed, method, steps, killed_at
 ):

@@ -47,7 +47,8 @@ def test_the_miniature_shares_nobody_and_extended_is_new_in_every_way(open_run):
     planted = {**people, "extended": [*people["extended"], people["vanilla"][0]]}  # a user of both benchmarks
     with pytest.raises(
         InputError,
-        match=f"{people['vanilla'][0].id} of vanilla has the very profile of {people['vanilla'][0].id} of extended",
+        match=f"{people['vanilla'][0].id} of vanilla has the very profile of "
+        f"{people['vanilla'][0].id} of extended",
     ):
         benchmarks.disjointness(
             run.cfg, 0, {"vanilla": people["vanilla"][:1], "extended": planted["extended"][-1:]}

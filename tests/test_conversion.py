@@ -20,9 +20,13 @@ from rlpa_lib.personas.sources import hash_split, load_personas
 from rlpa_lib.runs.storage import hash_json
 from rlpa_lib.settings import config
 
-VALUES = "34|female|rock climbing|a degree in nursing|talkative|pediatric nurse|single|a twin sister|Lisbon|snow globes"
+VALUES = (
+    "34|female|rock climbing|a degree in nursing|talkative|"
+    "pediatric nurse|single|a twin sister|Lisbon|snow globes"
+)
 GOOD = dict(zip(SLOTS, VALUES.split("|"), strict=True))
-CHINESE = dict(zip(SLOTS, "34|女|攀岩|护理学本科|健谈|儿科护士|未婚|有一个双胞胎妹妹|里斯本|收集雪景球".split("|"), strict=True))
+CHINESE_VALUES = "34|女|攀岩|护理学本科|健谈|儿科护士|未婚|有一个双胞胎妹妹|里斯本|收集雪景球"
+CHINESE = dict(zip(SLOTS, CHINESE_VALUES.split("|"), strict=True))
 TEXTS = ("She is a nurse from Lisbon.", "He is talkative.")
 
 
@@ -57,8 +61,8 @@ def test_ten_slots_and_which_of_them_were_invented(tmp_path):
 
 
 NOTHING = (
-    "not mentioned|Not mentioned in the text.|Unknown|N/A|none|unspecified|not specified|No information|no details are given here|?|-|...|"
-    "This was not explicitly stated.|undisclosed|not available|“unknown”"
+    "not mentioned|Not mentioned in the text.|Unknown|N/A|none|unspecified|not specified|No information|"
+    "no details are given here|?|-|...|This was not explicitly stated.|undisclosed|not available|“unknown”"
 )
 
 
@@ -67,7 +71,10 @@ def test_english_ways_to_say_nothing_are_refused(value):
     assert complaint("Location", value, "en") == "absent"
 
 
-@pytest.mark.parametrize("value", "未提及|未知|不详|无|暂无|文中没有提到|未说明。|信息不足|资料未提供|保密|不明|没有相关信息".split("|"))
+@pytest.mark.parametrize(
+    "value",
+    "未提及|未知|不详|无|暂无|文中没有提到|未说明。|信息不足|资料未提供|保密|不明|没有相关信息".split("|"),
+)
 def test_chinese_ways_to_say_nothing_are_refused(value):
     assert complaint("Location", value, "zh") == "absent"
 

@@ -17,7 +17,8 @@ RISE = CURVES["rise and fall"]
 
 @pytest.mark.parametrize(("curve", "name", "norm", "longest"), [
     ("rise and fall", "n_ir", "global", 0.05), ("rise and fall", "n_r2", "global", 0.35),
-    ("slow rise", "n_ir", "global", 0.16), ("slow rise", "n_ir", "running", 0.2), ("flat", "n_ir", "global", 0.3), ("flat", "n_r2", "global", 1.0),
+    ("slow rise", "n_ir", "global", 0.16), ("slow rise", "n_ir", "running", 0.2),
+    ("flat", "n_ir", "global", 0.3), ("flat", "n_r2", "global", 1.0),
 ])  # fmt: skip
 def test_intervals_cover_without_saying_everything(curve, name, norm, longest):
     found = coverage(CURVES[curve], name, norm, STUDIES)

@@ -225,7 +225,8 @@ def test_it_works_in_a_notebook(server):
         "from rlpa_lib.client.usage import Budget, Usage\n"
         f"server = Server('user', '{server.url}', 'm', 'NO')\n"
         "e = ChatEndpoint(server, 'user', cache=None, budget=Budget(), usage=Usage())\n"
-        "a = e.complete([Request(({'role': 'user', 'content': f'q{i}'},)) for i in range(20)], desc='users')\n"
+        "a = e.complete([Request(({'role': 'user', 'content': f'q{i}'},)) for i in range(20)], "
+        "desc='users')\n"
         "b = e.complete([Request(({'role': 'user', 'content': 'again'},))])\n"
         "print([x.text for x in a + b][-2:])"
     )
@@ -275,7 +276,13 @@ def test_settings_of_the_profile_judge_are_named_by_their_own_key(server, tmp_pa
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("setting", [f"judge.api_key_env={KEY}", "judge.base_url=https://me:secret@example.com/v1", "judge.base_url=localhost:8000"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        f"judge.api_key_env={KEY}", "judge.base_url=https://me:secret@example.com/v1",
+        "judge.base_url=localhost:8000",
+    ],
+)
 def test_secrets_and_half_addresses_are_refused_by_the_settings(setting):
     with pytest.raises(InputError, match=setting.partition("=")[0]):
         config.load_config("smoke", [setting])
@@ -290,7 +297,10 @@ def test_importing_the_client_does_no_work():
     """No key is read, no file is made and no heavy library is loaded by the import."""
     import subprocess
 
-    code = "import sys, rlpa_lib.client.roles; print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
+    code = (
+        "import sys, rlpa_lib.client.roles; "
+        "print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"

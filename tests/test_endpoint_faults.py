@@ -124,7 +124,8 @@ def test_fault_matrix(tmp_path, capsys):
         table[name]["tries"] += sum(line["id"] == f"{name} {times} {copy}" for line in log)
     with capsys.disabled():
         print(
-            f"\n{'fault':22}{'requests':>9}{'right':>7}{'typed':>7}{'as due':>8}{'lost':>6}{'twice':>7}{'tries':>7}"
+            f"\n{'fault':22}{'requests':>9}{'right':>7}{'typed':>7}"
+            f"{'as due':>8}{'lost':>6}{'twice':>7}{'tries':>7}"
         )
         for name, row in table.items():
             typed = row["requests"] - row["right answer"]

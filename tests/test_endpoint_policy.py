@@ -51,9 +51,18 @@ def test_an_answer_has_text_and_counts_but_no_token_ids(tmp_path):
 @pytest.mark.parametrize(
     "said",
     [
-        {"content": "<think>They greet me.</think>\n\nHi!", "usage": {"prompt_tokens": 5, "completion_tokens": 32}},
-        {"content": "They greet me.\n</think>\n\nHi!", "usage": {"prompt_tokens": 5, "completion_tokens": 32}},
-        {"content": "Hi!", "reasoning_content": "They greet me.", "usage": {"prompt_tokens": 5, "completion_tokens": 32}},
+        {
+            "content": "<think>They greet me.</think>\n\nHi!",
+            "usage": {"prompt_tokens": 5, "completion_tokens": 32},
+        },
+        {
+            "content": "They greet me.\n</think>\n\nHi!",
+            "usage": {"prompt_tokens": 5, "completion_tokens": 32},
+        },
+        {
+            "content": "Hi!", "reasoning_content": "They greet me.",
+            "usage": {"prompt_tokens": 5, "completion_tokens": 32},
+        },
     ],
 )
 def test_thinking_is_told_from_the_answer_wherever_the_server_puts_it(tmp_path, said):

@@ -224,7 +224,8 @@ def test_a_judge_that_fails_too_often_stops_the_row_early(open_run):
     run = open_run("run")
     with pytest.raises(
         RuntimeError,
-        match="oracle-vanilla: the judge failed on 12 of 48 turns, more than run.max_judge_failure_rate = 0.02",
+        match="oracle-vanilla: the judge failed on 12 of 48 turns, "
+        "more than run.max_judge_failure_rate = 0.02",
     ):
         scoring.evaluate_row(
             run, OracleControl(), "vanilla", PEOPLE, AgendaUser(0, "user_test"), Counting(None), RuleJudge()

@@ -20,7 +20,8 @@ LABELS = json.loads((ROOT / "tests" / "data" / "aloe_labels.json").read_text(enc
 
 
 @pytest.mark.skipif(
-    not (ALOE / "profile.jsonl").is_file(), reason="needs ALOE's profile.jsonl and personality.jsonl: set RLPA_ALOE to their folder"
+    not (ALOE / "profile.jsonl").is_file(),
+    reason="needs ALOE's profile.jsonl and personality.jsonl: set RLPA_ALOE to their folder",
 )
 def test_precision_and_recall_on_labelled_profiles():
     personas = read_aloe(ALOE / "profile.jsonl", ALOE / "personality.jsonl")

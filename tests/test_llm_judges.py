@@ -50,7 +50,7 @@ def settings(url, *more):
     return config.load_config("smoke", [*roles, "endpoint.retries=1", "endpoint.parse_retries=1", *more])
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # answers
 
 
@@ -77,7 +77,9 @@ def test_holistic_verdict_is_carried_by_all_five_marks():
     assert read_verdict(HolisticAnswer(reason="good", mark=1), REWARD_CRITERIA).score == 1
 
 
-@pytest.mark.parametrize(("mark", "read"), [(True, 1), (False, 0), ("1", 1), (" No ", 0), ("true", 1), (1, 1)])
+@pytest.mark.parametrize(
+    ("mark", "read"), [(True, 1), (False, 0), ("1", 1), (" No ", 0), ("true", 1), (1, 1)]
+)
 def test_marks_may_be_written_in_other_ways(mark, read):
     assert HolisticAnswer.model_validate({"reason": "", "mark": mark}).mark == read
 
@@ -129,7 +131,9 @@ def test_a_prompt_is_read_in_two_parts():
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-@pytest.mark.parametrize("name", ["judge_overlap", "judge_criteria", "judge_holistic", "evaluator", "convert", "user"])
+@pytest.mark.parametrize(
+    "name", ["judge_overlap", "judge_criteria", "judge_holistic", "evaluator", "convert", "user"]
+)
 def test_every_prompt_names_its_section_and_the_keys_of_its_answer(name, language):
     text = prompt_files.load_prompt(name, language)
     first = (
@@ -253,7 +257,7 @@ def test_without_the_defence_texts_stand_bare(tmp_path):
     }
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # failures
 
 

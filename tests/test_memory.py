@@ -70,7 +70,10 @@ def measured(work):
 @pytest.mark.parametrize("size", sorted(SIZES))
 @pytest.mark.parametrize(
     ("dtype", "tuning", "critic", "packing"),
-    [("float32", "lora", "head", "tree"), ("bfloat16", "lora", "lora", "rows"), ("float32", "full", "head", "rows")],
+    [
+        ("float32", "lora", "head", "tree"), ("bfloat16", "lora", "lora", "rows"),
+        ("float32", "full", "head", "rows"),
+    ],
 )
 def test_the_prediction_is_within_15_percent(size, dtype, tuning, critic, packing):
     torch.set_num_threads(1)
@@ -91,7 +94,8 @@ def test_the_prediction_is_within_15_percent(size, dtype, tuning, critic, packin
     most = weights + measured(two_updates)
     told = sum(parts.values())
     print(
-        f"{size}, {dtype}, {tuning}: predicted {told / 2**20:.0f} MiB, measured {most / 2**20:.0f} MiB, ratio {told / most:.3f}"
+        f"{size}, {dtype}, {tuning}: predicted {told / 2**20:.0f} MiB, "
+        f"measured {most / 2**20:.0f} MiB, ratio {told / most:.3f}"
     )
     assert told == pytest.approx(most, rel=0.15)
 

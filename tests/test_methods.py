@@ -254,7 +254,9 @@ def test_shots_of_the_miniature_speak_its_language_and_give_no_test_value_away()
     assert len(values) == 4 and {value.split for value in values} == {"train"}
 
 
-@pytest.mark.parametrize("name", ["reminder", "critique", "revise", "rag", "rag_exchange", "rag_nothing", "cot"])
+@pytest.mark.parametrize(
+    "name", ["reminder", "critique", "revise", "rag", "rag_exchange", "rag_nothing", "cot"]
+)
 @pytest.mark.parametrize("language_", ["en", "zh", "mini"])
 def test_every_method_has_its_prompts(name, language_):
     assert prompt_files.load_prompt(name, language_)

@@ -85,7 +85,9 @@ def test_improvement_is_vectorised_and_free_of_units():
     assert np.allclose(np.stack([n_ir, n_r2], axis=1), one_by_one)
 
 
-@pytest.mark.parametrize(("bad", "norm"), [([1], "global"), ([1, np.nan], "global"), ([1, 2], "local"), (3.0, "running")])
+@pytest.mark.parametrize(
+    ("bad", "norm"), [([1], "global"), ([1, np.nan], "global"), ([1, 2], "local"), (3.0, "running")]
+)
 def test_improvement_refuses(bad, norm):
     with pytest.raises(ValueError, match=r"turn|norm"):
         metrics.normalized_improvement(bad, norm)

@@ -27,8 +27,11 @@ def test_find_by_hand():
 
 @pytest.mark.parametrize(
     "phrase, years",
-    [("34", 34), ("34 years old", 34), ("thirty-four", 34), ("thirty four", 34), ("forty", 40), ("nineteen", 19), ("about fifty-one years", 51),
-     ("40, forty", 40), ("", None), ("middle-aged", None), ("34 or 35", None), ("thirty or forty", None), ("twenty 30", None)],
+    [
+        ("34", 34), ("34 years old", 34), ("thirty-four", 34), ("thirty four", 34), ("forty", 40),
+        ("nineteen", 19), ("about fifty-one years", 51), ("40, forty", 40), ("", None),
+        ("middle-aged", None), ("34 or 35", None), ("thirty or forty", None), ("twenty 30", None),
+    ],
 )
 def test_ages_by_hand(phrase, years):
     assert lex.parse_age(phrase) == years
@@ -104,7 +107,10 @@ def test_near_copies_of_free_text_match():
     "slot, inferred, true",
     [
         ("Family Background", "two older sisters", "two older brothers"),
-        ("Educational Background", "a bachelor's degree in nursing nutrition", "a bachelor's degree in nursing"),
+        (
+            "Educational Background", "a bachelor's degree in nursing nutrition",
+            "a bachelor's degree in nursing",
+        ),
         ("Educational Background", "a bachelor's degree", "a bachelor's degree in nursing"),
         ("Educational Background", "a bachelor's degree in sleeping", "a bachelor's degree in nursing"),
         ("Occupation", "history painter", "history teacher"),

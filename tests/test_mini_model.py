@@ -36,7 +36,8 @@ def test_weights_are_those_of_the_record_and_small():
 
 
 def test_any_text_survives_the_tokenizer(policy):
-    for text in ("- Location: Zürich, 34!", "<profile>\n</profile>\n\n<response>\nok\n</response>", "你好 🙂"):
+    profile = "<profile>\n</profile>\n\n<response>\nok\n</response>"
+    for text in ("- Location: Zürich, 34!", profile, "你好 🙂"):
         assert policy.tokenizer.decode(policy.tokenizer(text, add_special_tokens=False).input_ids) == text
 
 

@@ -20,7 +20,8 @@ from rlpa_lib.settings.config import InputError
 
 LISTED = tuple(slot for slot in SLOTS if slot not in ("Age", "Gender"))
 PERSON_WORDS = set(
-    "i me my mine you your yours he him his she her hers they them their we us our ours myself yourself".split()
+    "i me my mine you your yours he him his she her hers they them their we us our ours myself yourself"
+    .split()
 )
 GROUPS = set("health tech arts trades education science business service law farming transport media".split())
 THEMES = set("craft outdoors sport music food art games books nature tech social travel".split())

@@ -42,5 +42,8 @@ def test_the_kinds_make_the_parties_of_the_miniature():
 
 
 def test_the_parties_load_no_torch():
-    code = "import sys, rlpa_lib.agents.parties; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    code = (
+        "import sys, rlpa_lib.agents.parties; "
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

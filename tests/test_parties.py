@@ -15,8 +15,13 @@ LLM = [
 LOCAL = [f"{section}.base_url=http://127.0.0.1:9/v1" for section in ("user", "judge", "evaluator", "policy")]
 
 
-@pytest.mark.parametrize("make", [
-    lambda c, run: parties.make_user(c, "train", 0, run), parties.make_reward_judge, parties.make_evaluation_judge, parties.make_policy])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda c, run: parties.make_user(c, "train", 0, run), parties.make_reward_judge,
+        parties.make_evaluation_judge, parties.make_policy,
+    ],
+)
 def test_parties_behind_a_server_need_the_run(make, tmp_path):
     cfg = config.load_config("smoke", LLM + LOCAL)
     with pytest.raises(InputError, match="needs the run"):

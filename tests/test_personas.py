@@ -21,8 +21,14 @@ from rlpa_lib.personas.sources import (
 from rlpa_lib.personas.text import adjust_pronouns
 from rlpa_lib.settings.config import InputError
 
-ANNA = "She is a 41-year-old tram driver who enjoys rowing and baking her own bread. She is divorced with two small sons."
-BEN = "He is a 19-year-old college student studying geology. He collects fossils. He lives in a dorm with two friends."
+ANNA = (
+    "She is a 41-year-old tram driver who enjoys rowing and baking her own bread. "
+    "She is divorced with two small sons."
+)
+BEN = (
+    "He is a 19-year-old college student studying geology. He collects fossils. "
+    "He lives in a dorm with two friends."
+)
 CARA = "She is a 63-year-old retired judge. She is widowed and has a pet goose named Otto. She loves to swim."
 CALM = "She is calm, never losing her temper. She is honest. Friends trust her."
 
@@ -56,7 +62,10 @@ def test_two_texts_in_a_line_are_two_profiles(aloe):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [('"no end', "not JSON"), ('{"a": 1}', "dict"), ("7", "int"), ('"ok" trailing', "not JSON"), ('"  "', "empty")],
+    [
+        ('"no end', "not JSON"), ('{"a": 1}', "dict"), ("7", "int"), ('"ok" trailing', "not JSON"),
+        ('"  "', "empty"),
+    ],
 )
 def test_a_broken_line_is_named(aloe, line, message):
     path = jsonl(aloe / "profile.jsonl", json.dumps(ANNA), line)
@@ -79,7 +88,10 @@ HEADER = "user 1 personas,user 2 personas,Best Generated Conversation\n"
 
 def test_personachat_gives_each_persona_once(tmp_path):
     path = tmp_path / "chat.csv"
-    rows = '"I have a dog named rex.\nI am a nurse.","I hate rain.",x\n"I hate rain.","I like to bake.\nMy favorite color is red.",y\n'
+    rows = (
+        '"I have a dog named rex.\nI am a nurse.","I hate rain.",x\n'
+        '"I hate rain.","I like to bake.\nMy favorite color is red.",y\n'
+    )
     path.write_text(HEADER + rows, encoding="utf-8")
     first, second, third = read_personachat(path)
     assert first.description == "I have a dog named rex. I am a nurse."
@@ -224,7 +236,10 @@ def test_empty_texts_are_filled_throughout():
 @pytest.mark.parametrize(
     ("text", "about", "expected"),
     [
-        ("She loves her friends and they trust her.", "He is 30.", "He loves his friends and they trust him."),
+        (
+            "She loves her friends and they trust her.", "He is 30.",
+            "He loves his friends and they trust him.",
+        ),
         ("He keeps his calm; friends ask him.", "She is 30.", "She keeps her calm; friends ask her."),
         ("She is kind and she helps.", "A non-binary baker.", "They are kind and they help."),
         ("She is kind.", "A 30-year-old baker.", "She is kind."),

@@ -184,7 +184,8 @@ def test_the_preferred_response_is_the_better_one(generated):
 
 def aloe_folder(tmp_path, conversations):
     people = [
-        f"She is {20 + i} and likes {', '.join(w + ending for ending in ('ade', 'ine', 'oza', 'uka', 'ery'))}."
+        f"She is {20 + i} and likes "
+        f"{', '.join(w + ending for ending in ('ade', 'ine', 'oza', 'uka', 'ery'))}."
         for i, w in enumerate(WORDS)
     ]
     (tmp_path / "profile.jsonl").write_text("\n".join(json.dumps(text) for text in people))

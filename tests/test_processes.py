@@ -171,7 +171,10 @@ def two_machines():
 
 def start_machine(namespace, rank, address, folder, task):
     folder.mkdir(parents=True, exist_ok=True)
-    options = f"--num_machines 2 --num_processes 2 --machine_rank {rank} --main_process_ip {address} --main_process_port 29517"
+    options = (
+        f"--num_machines 2 --num_processes 2 --machine_rank {rank} "
+        f"--main_process_ip {address} --main_process_port 29517"
+    )
     start = [
         "ip", "netns", "exec", namespace, sys.executable, "-m", "accelerate.commands.launch", "--config_file",
     ]

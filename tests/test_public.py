@@ -53,6 +53,9 @@ def test_they_work():
 
 def test_importing_the_package_loads_nothing_heavy():
     """Nor does the loader of settings, which the command line needs before anything else."""
-    told = "import sys, rlpa_lib; rlpa_lib.load_config; print(sorted({'torch', 'pandas', 'numpy', 'transformers'} & {*sys.modules}))"
+    told = (
+        "import sys, rlpa_lib; rlpa_lib.load_config; "
+        "print(sorted({'torch', 'pandas', 'numpy', 'transformers'} & {*sys.modules}))"
+    )
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

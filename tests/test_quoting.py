@@ -42,7 +42,8 @@ def talk(text):
         ("plain\ttext\n", "plain\ttext\n", 0), ("a\u200bb\u2060c\ufeff", "abc", 3),
         ("\u202eevil\u202c", "evil", 2), ("a\x00\x1bb\x7f", "ab", 3),
         ("".join(chr(0xE0000 + ord(c)) for c in "hi") + "x", "x", 2), ("\u3164\u2800a\ufe0f", "a", 3),
-        ("one\r\ntwo\u2028three\x85four", "one\ntwo\nthree\nfour", 0), ("你好，世界 é ü ß", "你好，世界 é ü ß", 0),
+        ("one\r\ntwo\u2028three\x85four", "one\ntwo\nthree\nfour", 0),
+        ("你好，世界 é ü ß", "你好，世界 é ü ß", 0),
         ("a\ud800b", "ab", 1),
     ],
 )
@@ -222,10 +223,19 @@ def test_success_is_counted_by_kind_and_what_was_not_judged_is_left_out():
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ('{"id": "a", "kind": "k", "target": "judge", "language": "en", "text": "x"}', "row 1: ValueError: target 'judge'"),
+        (
+            '{"id": "a", "kind": "k", "target": "judge", "language": "en", "text": "x"}',
+            "row 1: ValueError: target 'judge'",
+        ),
         ('{"id": "a", "kind": "k", "target": "user", "language": "en"}', "row 1: KeyError: 'text'"),
-        ('{"id": "a", "kind": "k", "target": "user", "language": "en", "text": " "}', "row 1: ValueError: an empty text"),
-        ('{"id": "a", "kind": "k", "target": "user", "language": "en", "text": "x"}\n' * 2, "an id is given twice: a"),
+        (
+            '{"id": "a", "kind": "k", "target": "user", "language": "en", "text": " "}',
+            "row 1: ValueError: an empty text",
+        ),
+        (
+            '{"id": "a", "kind": "k", "target": "user", "language": "en", "text": "x"}\n' * 2,
+            "an id is given twice: a",
+        ),
     ],
 )
 def test_a_broken_attack_file_is_named_with_its_row(tmp_path, row, complaint):

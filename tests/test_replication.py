@@ -52,7 +52,13 @@ def test_every_numbered_item_of_the_paper_is_required():
     assert len(set(replication.REQUIRED)) == len(replication.REQUIRED)
 
 
-@pytest.mark.parametrize("item", ["equation 3", "actor learning rate", "figure 9", "RAG (D.2)", "table 7", "figure 4b", "trait count"])
+@pytest.mark.parametrize(
+    "item",
+    [
+        "equation 3", "actor learning rate", "figure 9", "RAG (D.2)", "table 7", "figure 4b",
+        "trait count",
+    ],
+)
 def test_a_missing_row_is_found(tree, problems, item):
     for section in tree:
         tree[section] = [entry for entry in tree[section] if entry["item"] != item]

@@ -191,7 +191,7 @@ def test_kill_9_at_20_moments_loses_nothing_that_was_acknowledged(tmp_path, caps
     halfway = len({len(kept) for _, kept in acknowledged} - {0, 500})
     with capsys.disabled():
         print(
-            f"\nkill -9 x 20, left {halfway} different fillings: {len(asked)} requests for 500 answers, {len(asked) - 500} lost under way, "
-            "no acknowledged one paid twice"
+            f"\nkill -9 x 20, left {halfway} different fillings: {len(asked)} requests for 500 answers, "
+            f"{len(asked) - 500} lost under way, no acknowledged one paid twice"
         )
     assert halfway >= 10, "the kills came too early or too late to show anything"

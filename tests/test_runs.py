@@ -179,8 +179,11 @@ def test_a_failed_write_leaves_the_old_file(run):
 
 
 def test_a_process_killed_while_writing_never_leaves_half_a_file(tmp_path):
-    code = "from rlpa_lib.runs.storage import write_jsonl; from pathlib import Path; import sys, itertools\n"
-    code += "for n in itertools.count(): write_jsonl(Path(sys.argv[1]) / 'x.jsonl', [n] * 20000); n or print('on', flush=True)"
+    code = (
+        "from rlpa_lib.runs.storage import write_jsonl; from pathlib import Path; import sys, itertools\n"
+        "for n in itertools.count(): "
+        "write_jsonl(Path(sys.argv[1]) / 'x.jsonl', [n] * 20000); n or print('on', flush=True)"
+    )
     writer = stranger(code, tmp_path)
     writer.stdout.readline()
     time.sleep(0.3)

@@ -111,7 +111,9 @@ def test_an_answer_becomes_a_completion():
     assert not cut.finished and cut.text == TOKENIZER.decode([70, 71, END])
 
 
-@pytest.mark.parametrize("changes", [{"prompt_token_ids": [5]}, {"token_ids": [70]}, {"token_ids": None}, {"logprobs": None}])
+@pytest.mark.parametrize(
+    "changes", [{"prompt_token_ids": [5]}, {"token_ids": [70]}, {"token_ids": None}, {"logprobs": None}]
+)
 def test_an_answer_that_does_not_fit_is_refused(changes):
     with pytest.raises(ServerLost, match="is it vLLM"):
         read_completions(answer_with(**changes), [5, 6], Adapter("a"), TOKENIZER)

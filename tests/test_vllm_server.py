@@ -23,7 +23,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
     def log_message(self, *_): pass
-print(json.dumps({"arguments": sys.argv[1:], "threads": os.environ.get("OMP_NUM_THREADS"), "path": os.environ.get("PYTHONPATH")}), flush=True)
+print(json.dumps({"arguments": sys.argv[1:], "threads": os.environ.get("OMP_NUM_THREADS"), \
+"path": os.environ.get("PYTHONPATH")}), flush=True)
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 

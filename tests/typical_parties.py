@@ -20,8 +20,9 @@ from rlpa_lib.runs.storage import hash_json
 BYTES = 3.8  # of a token
 FIELDS = ("naturalness", "relevance", "logic", "engagement", "informativeness")
 ROLES = ("user", "judge", "evaluator", "policy")
-CONVERTED = "34|female|rock climbing|a degree in nursing|talkative|pediatric nurse|single|a twin sister|Lisbon|globes".split(
-    "|"
+CONVERTED = (
+    "34|female|rock climbing|a degree in nursing|talkative|pediatric nurse|single|a twin sister|Lisbon|globes"
+    .split("|")
 )
 
 

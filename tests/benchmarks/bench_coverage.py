@@ -72,7 +72,8 @@ def main() -> None:
                 f = coverage(CURVES[curve], name, norm, options.studies, options.users, options.alike)
                 shares = f"{100 * f['covered']:8.1f} {100 * f['above']:6.1f} {100 * f['below']:6.1f}"
                 print(
-                    f"{curve:14} {name + ' ' + norm:14} {shares} {f['length']:7.3f} {1000 * f['seconds']:5.0f}",
+                    f"{curve:14} {name + ' ' + norm:14} {shares} "
+                    f"{f['length']:7.3f} {1000 * f['seconds']:5.0f}",
                     flush=True,
                 )
 

@@ -52,7 +52,10 @@ def main():
                 fmean(row[name] for row in late) for name in ("explained_variance", "reward_total")
             )
             seconds = fmean(row["seconds_experience"] + row["seconds_update"] for row in rows)
-            told = f"explained variance {explained:6.3f}  reward {reward:.3f}  {seconds:.1f} s for experience and update"
+            told = (
+                f"explained variance {explained:6.3f}  reward {reward:.3f}  "
+                f"{seconds:.1f} s for experience and update"
+            )
             print(f"{scheme:7} {critic:5} {told}", flush=True)
 
 

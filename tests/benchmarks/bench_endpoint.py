@@ -62,7 +62,8 @@ def measure(url: str, folder: str) -> None:
     ideal = REQUESTS * LATENCY / CONCURRENT
     load = os.getloadavg()[0]
     print(
-        f"{REQUESTS} requests, {CONCURRENT} at a time, {LATENCY * 1000:.0f} ms each (load of the machine {load:.1f} on {os.cpu_count()} cores)"
+        f"{REQUESTS} requests, {CONCURRENT} at a time, {LATENCY * 1000:.0f} ms each "
+        f"(load of the machine {load:.1f} on {os.cpu_count()} cores)"
     )
     print(
         f"  wall {wall:.2f} s, ideal {ideal:.2f} s: {ideal / wall:.1%} of the ideal throughput (wanted: 90 %)"
@@ -74,7 +75,8 @@ def measure(url: str, folder: str) -> None:
     wall, cpu = timed(lambda: [judge.complete([question(i) for i in range(REQUESTS)]) for _ in range(rounds)])
     assert usage.rows()[0]["sent"] == REQUESTS + 1
     print(
-        f"{rounds * REQUESTS} answers from the cache: {wall:.2f} s, of which {cpu:.2f} s processor time (wanted: under 5)"
+        f"{rounds * REQUESTS} answers from the cache: {wall:.2f} s, "
+        f"of which {cpu:.2f} s processor time (wanted: under 5)"
     )
 
 

@@ -81,15 +81,17 @@ def main(users: int = 24, turns: int = 10) -> None:
             estimate += times * seconds * FULL / (2 * users * turns)
             rate = timed.tokens / timed.seconds if timed.seconds else 0.0
             print(
-                f"{name:15} {seconds:7.2f} s, of which generation {timed.seconds:7.2f} s; {timed.prompts:7d} prompt tokens, "
-                f"{timed.tokens:6d} generated, {rate:5.0f} a second",
+                f"{name:15} {seconds:7.2f} s, of which generation {timed.seconds:7.2f} s; "
+                f"{timed.prompts:7d} prompt tokens, {timed.tokens:6d} generated, {rate:5.0f} a second",
                 flush=True,
             )
     print(
-        f"{len(LIKE)} rows, {users} + {users} users, {turns} turns: {total:.1f} s = {total / generating:.3f} x generation ({generating:.1f} s)"
+        f"{len(LIKE)} rows, {users} + {users} users, {turns} turns: {total:.1f} s "
+        f"= {total / generating:.3f} x generation ({generating:.1f} s)"
     )
     print(
-        f"estimate for {sum(LIKE.values())} rows, 74 + 74 users, 10 turns: {estimate / 60:.1f} minutes of one core, {cfg.run.threads} thread(s)"
+        f"estimate for {sum(LIKE.values())} rows, 74 + 74 users, 10 turns: "
+        f"{estimate / 60:.1f} minutes of one core, {cfg.run.threads} thread(s)"
     )
 
 

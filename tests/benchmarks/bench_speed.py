@@ -68,7 +68,8 @@ def main() -> None:
         times[packing] = seconds(lambda: update(learner, groups))  # noqa: B023 - called before the next round
     print(f"prompt tokens {sum(len(g[0]) for g in groups) / len(groups):.0f}, {cfg.run.threads} thread(s)")
     print(
-        f"sampling: samples behind a shared prompt against one prompt each, batched: {batched / shared:.2f} x; one by one: {apart / shared:.2f} x"
+        "sampling: samples behind a shared prompt against one prompt each, "
+        f"batched: {batched / shared:.2f} x; one by one: {apart / shared:.2f} x"
     )
     print(f"update: tree against rows: {times['rows'] / times['tree']:.2f} x")
 

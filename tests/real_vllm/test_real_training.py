@@ -58,8 +58,8 @@ def test_three_iterations_with_a_swap_after_each_update(vllm_server_tiny, tmp_pa
     )
     for row in rows:
         print(
-            f"update {row['update']}: sampler gap mean {row['sampler_gap']:.2e} nats, largest ratio {row['sampler_max_ratio']:.6f}, "
-            f"lag {row['policy_lag']}, KL {row['kl']:.4f}"
+            f"update {row['update']}: sampler gap mean {row['sampler_gap']:.2e} nats, "
+            f"largest ratio {row['sampler_max_ratio']:.6f}, lag {row['policy_lag']}, KL {row['kl']:.4f}"
         )
         assert row["sampler_gap"] < 1e-4 and row["sampler_max_ratio"] < 1.01 and row["policy_lag"] == 0
     assert max(row["kl_k3"] for row in rows[1:]) > 1e-4, (
