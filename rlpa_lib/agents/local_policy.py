@@ -65,6 +65,10 @@ def _distinct(prompts: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]]
     return list(places), [places[prompt] for prompt in prompts]
 
 
+def _continues(new: list[str], old: list[str]) -> bool:
+    return len(new) >= len(old) and new[: len(old) - 1] == old[:-1]
+
+
 class LocalPolicy:
     """A causal language model of transformers (with or without PEFT adapters) sampled by `decoding.decode`.
 
@@ -144,10 +148,7 @@ class LocalPolicy:
         something behind it (a reminder)."""
         last = self._heard
         self._heard = [[m["content"] for m in talk if m["role"] != "assistant"] for talk in messages]
-        same = len(last) == len(messages) and bool(last)
-        return same and all(
-            new[: len(old) - 1] == old[:-1] for old, new in zip(last, self._heard, strict=True)
-        )
+        return bool(last) and len(last) == len(messages) and all(map(_continues, self._heard, last))
 
     def _batches(self, prompts: Sequence[tuple[int, ...]], wanted: Sequence[int]) -> Iterator[list[int]]:
         """Indices of the wanted prompts, those of similar length together."""

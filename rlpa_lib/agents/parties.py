@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlpa_lib.agents.asking import load_prompt, open_endpoint
+from rlpa_lib.agents.asking import JudgePrompt, load_prompt, open_endpoint
 from rlpa_lib.agents.users import Shift, ShiftingUser
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
@@ -39,7 +39,7 @@ def load_people(
     from rlpa_lib.agents import conversion
 
     language = cfg.personas.language
-    prompt = conversion.JudgePrompt.read(prompt_files.load_prompt("convert", language, cfg.run.prompt_dir))
+    prompt = JudgePrompt.read(prompt_files.load_prompt("convert", language, cfg.run.prompt_dir))
     options = {"language": language, "max_tokens": max(1024, cfg.user.max_tokens)}
     return conversion.convert_personas(loaded, open_endpoint(cfg, "converter", run), prompt, **options)
 

@@ -1,10 +1,10 @@
 """A vLLM server of one's own, for rollouts and for models in the other roles.
 
-python -m rlpa_lib.agents.vllm_server setup                    the CPU build in .venv-vllm; --gpu takes the
-CUDA build python -m rlpa_lib.agents.vllm_server serve tiny --port 8000   "tiny", "smollm2", a folder or a hub
-name; returns when it answers python -m rlpa_lib.agents.vllm_server stop                     all of them, or
---port 8000
+    python -m rlpa_lib.agents.vllm_server setup        the CPU build in .venv-vllm; --gpu: the CUDA build
+    python -m rlpa_lib.agents.vllm_server serve tiny   "tiny", "smollm2", a folder or a hub name; --port 8000
+    python -m rlpa_lib.agents.vllm_server stop         all of them, or --port 8000
 
+`serve` returns when the server answers.
 vLLM pins its own torch, so it lives in an environment apart. It serves the OpenAI interface and swaps LoRA
 adapters while it runs.
 """

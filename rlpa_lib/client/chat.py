@@ -31,7 +31,9 @@ class Request:
             "top_p": float(self.top_p),
             "max_tokens": self.max_tokens,
             "seed": self.seed,
-            **{"logprobs": False, "extra": {}},  # which stand in the keys of caches that are already there
+            # never set; kept because the keys of existing caches hold them
+            "logprobs": False,
+            "extra": {},
         }
 
 
@@ -61,8 +63,8 @@ class Answer:
 
 
 class EndpointError(RuntimeError):
-    """A request without an answer. What follows from it is a matter of its class, or of the `facts` of this
-    one."""
+    """A request without an answer. Its class says what follows from it; `facts` override that for one
+    error."""
 
     role = ""  # whose request it was
     passing = False  # worth another try

@@ -203,6 +203,9 @@ async def send(client: openai.AsyncOpenAI, body: Json, timeout: float, server: S
         raise chat.ConnectionLost(told, billed=reached, hopeless=not reached) from None
     try:
         completion = json.loads(redact(content.decode(), client.api_key))
+    except ValueError as error:
+        raise chat.ServerError(f"{place}: the answer is not JSON ({error})", billed=True) from None
+    try:
         return completion, read_row(completion)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         # whatever a foreign server puts where a chat completion is due

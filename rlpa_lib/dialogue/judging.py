@@ -25,7 +25,9 @@ class Verdict:
 
     @property
     def score(self) -> int:
-        """The product of its marks, 0 or 1: N * R * L * G * F (eq. 4)."""
+        """The product of its marks, 0 or 1: N * R * L * G * F (eq. 4). ValueError: there is no mark."""
+        if not self.marks:
+            raise ValueError("a verdict without marks has no score")
         return int(all(self.marks.values()))
 
 

@@ -94,8 +94,8 @@ def parse_reply(text: str) -> Reply:
     """Read a `<profile>` block followed by a `<response>` block; never raises (appendix E.1).
 
     The whole text must be those two blocks, white space aside, with one "- Key: value" a line, each key once,
-    and a response that is not empty. Anything else gives an empty profile, the response text as far as it can
-    be told, and format_ok=False.
+    and a response that is not empty. Anything else gives an empty profile, as much of the response as can be
+    read, and format_ok=False.
     """
     text = str(text)
     match = _REPLY.fullmatch(text)

@@ -19,7 +19,7 @@ class Completion:
 
     `logprobs` are natural logarithms at the temperature of sampling, fp32, one a token id. `version` counts
     the updates of the adapter that sampled it, where a server holds one (0: none yet, or sampled in process).
-    `dropped` counts the oldest turns that its prompt had no room for (see `window`).
+    `dropped` counts the oldest turns that its prompt had no room for (see `agents.prompt_tokens.window`).
     """
 
     prompt_ids: tuple[int, ...]

@@ -36,7 +36,7 @@ class LongTerm(Section):
     users: Count | None = None  # the first so many of evaluation.users; null = all
     turns: Count = 70
     every: Count = 10  # checkpoints: turn 1 and every so many turns
-    # context window; null = rollout.max_prompt_tokens. Beyond it the oldest turns go (policies.window)
+    # null = rollout.max_prompt_tokens; beyond it the oldest turns go (agents.prompt_tokens.window)
     max_prompt_tokens: Count | None = None
 
 

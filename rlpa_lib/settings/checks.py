@@ -76,9 +76,6 @@ def _data_problems(cfg: Config) -> Iterator[Problem]:
                 "evaluation.methods",
                 f"{name} takes the profiles that {lender} has written; name {lender} too",
             )
-    if cfg.policy.warm_up and not (SOURCES[personas.source].scripted and cfg.run.prompt_set == "mini"):
-        why = "its scripted replies belong to the built-in personas and prompt set mini; "
-        yield "policy.warm_up", why + "give policy.adapter an SFT adapter instead"
 
 
 def _party_problems(cfg: Config) -> Iterator[Problem]:
@@ -101,3 +98,6 @@ def _party_problems(cfg: Config) -> Iterator[Problem]:
     if cfg.run.prompt_set not in user.prompt_sets:
         why = f"{cfg.run.prompt_set} needs user.kind=llm (the {user.label} speaks English)"
         yield "run.prompt_set", why
+    if cfg.policy.warm_up and not (SOURCES[cfg.personas.source].scripted and cfg.run.prompt_set == "mini"):
+        why = "its scripted replies belong to the built-in personas and prompt set mini; "
+        yield "policy.warm_up", why + "give policy.adapter an SFT adapter instead"
