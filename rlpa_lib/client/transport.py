@@ -39,10 +39,8 @@ _UNSUPPORTED = re.compile(
 )
 _STRUCTURE = re.compile(r"response_format|json_schema|structured output|guided|invalid schema", re.IGNORECASE)
 # What OpenAI's strict mode refuses in a schema and other servers decode by.
-_LIMITS = ["minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum"]
-_LIMITS += ["exclusiveMinimum", "exclusiveMaximum", "multipleOf"]
-_FILTERED = b"""{"choices": [{"message": {}, "finish_reason": "content_filter"}],
-    "usage": {"completion_tokens": 0}}"""
+_LIMITS = "minLength maxLength minItems maxItems minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split()
+_FILTERED = b'{"choices": [{"message": {}, "finish_reason": "content_filter"}], "usage": {"completion_tokens": 0}}'
 
 
 @dataclass(frozen=True)
@@ -207,10 +205,9 @@ async def send(client: openai.AsyncOpenAI, body: Json, timeout: float, server: S
         raise chat.ServerError(f"{place}: the answer is not JSON ({error})", billed=True) from None
     try:
         return completion, read_row(completion)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        # whatever a foreign server puts where a chat completion is due
-        why = f"{type(error).__name__}: {error}"
-        raise chat.ServerError(f"{place}: the answer is no chat completion ({why})", billed=True) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a foreign server puts there
+        told = f"{place}: the answer is no chat completion ({type(error).__name__}: {error})"
+        raise chat.ServerError(told, billed=True) from None
 
 
 def redact(text: str, key: str) -> str:
