@@ -39,8 +39,10 @@ _UNSUPPORTED = re.compile(
 )
 _STRUCTURE = re.compile(r"response_format|json_schema|structured output|guided|invalid schema", re.IGNORECASE)
 # What OpenAI's strict mode refuses in a schema and other servers decode by.
-_LIMITS = "minLength maxLength minItems maxItems minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split()
-_FILTERED = b'{"choices": [{"message": {}, "finish_reason": "content_filter"}], "usage": {"completion_tokens": 0}}'
+_LIMITS = "minLength maxLength minItems maxItems minimum maximum".split()
+_LIMITS += ["exclusiveMinimum", "exclusiveMaximum", "multipleOf"]
+_FILTERED = b"""{"choices": [{"message": {}, "finish_reason": "content_filter"}],
+    "usage": {"completion_tokens": 0}}"""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ async def send(client: openai.AsyncOpenAI, body: Json, timeout: float, server: S
         raise chat.ServerError(f"{place}: the answer is not JSON ({error})", billed=True) from None
     try:
         return completion, read_row(completion)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a foreign server puts there
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         told = f"{place}: the answer is no chat completion ({type(error).__name__}: {error})"
         raise chat.ServerError(told, billed=True) from None
 
@@ -246,8 +248,7 @@ def _read_refusal(error: openai.APIStatusError, server: Server, api_key: str) ->
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait: Retry-After-Ms, or Retry-After as seconds or as a date; else
-    None."""
+    """Seconds that a server asks to wait: Retry-After-Ms, or Retry-After in seconds or as a date, or None."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name, "").strip()
         if re.fullmatch(r"\d+(\.\d+)?", value):
@@ -281,8 +282,7 @@ class Pace:
 
 
 def run_to_end(work: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine in a thread and an event loop of its own: the thread of a notebook cell runs a loop
-    already."""
+    """Run a coroutine in a thread and a loop of its own: a notebook cell's thread runs a loop already."""
     started: list[tuple[asyncio.AbstractEventLoop, asyncio.Task]] = []
 
     async def main() -> None:
