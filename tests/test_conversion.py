@@ -10,8 +10,10 @@ from scripted_server import ScriptedServer
 
 from rlpa_lib import runs
 from rlpa_lib.agents import conversion, parties
+from rlpa_lib.agents.asking import JudgePrompt
 from rlpa_lib.agents.conversion import ConversionFailed, complaint
 from rlpa_lib.client.chat import BadAnswer
+from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.evaluation import benchmarks
 from rlpa_lib.methods import preferences
@@ -49,7 +51,7 @@ def endpoint(url, folder, *more):
 
 
 def convert(server, folder, texts=(TEXTS,), language="en"):
-    prompt = parties._judge_prompt(config.load_config("smoke", []), "convert", language)
+    prompt = JudgePrompt.read(prompt_files.load_prompt("convert", language))
     return conversion.convert(list(texts), endpoint(server.url, folder), prompt, language=language)
 
 
@@ -212,7 +214,7 @@ def test_all_parts_of_a_run_meet_the_same_converted_people(tmp_path):
 def test_nobody_goes_past_the_conversion():
     """`load_personas` knows rules alone: it is called where files are checked and where texts alone are
     compared."""
-    allowed = {"sources.py", "parties.py", "preferences.py", "runner.py"}
+    allowed = {"sources.py", "world.py", "parties.py", "preferences.py", "runner.py"}
     root = Path(parties.__file__).parents[1]
     files = [
         f

@@ -61,9 +61,9 @@ def test_thoughts_drafts_critiques_and_hidden_thinking_by_hand():
 
 def test_thinking_that_a_server_counts_but_does_not_show_is_kept():
     method = Prompted("base@o3", None, "", False)
-    answer = method.answer(EndpointCompletion((), (), (), "Hi.", True, "", 90, 80))
+    answer = method.read(EndpointCompletion((), (), (), "Hi.", True, "", 90, 80))
     assert answer.hidden == (Step("reasoning", "", 80),) and answer.n_tokens == 90
-    assert method.answer(EndpointCompletion((), (), (), "Hi.", True, "", 3, 0)).hidden == ()
+    assert method.read(EndpointCompletion((), (), (), "Hi.", True, "", 3, 0)).hidden == ()
 
 
 def test_tokens_are_counted_by_the_policys_tokenizer():

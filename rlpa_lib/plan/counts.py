@@ -186,7 +186,7 @@ def _analyse(cfg: Config) -> Iterator[Asks]:
             n = 2 * users * sum(METHODS[row.method].writes_profile for row in some)
             yield replace(_overlap(cfg, notebook, given.turns, n), writes="")  # there is but one pair to find
         elif given is cfg.long_term:  # what has been told at the checkpoints
-            marks = dict.fromkeys(long_term.checkpoints(given.turns, given.every), users * len(some))
+            marks = dict.fromkeys(long_term.list_checkpoints(given.turns, given.every), users * len(some))
             yield Asks(notebook, "profile_judge", cfg.judge, marks, sees="words")
 
 

@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass
 from rlpa_lib.plan import memory as update_memory
 from rlpa_lib.plan.memory import BYTES, Shape
 from rlpa_lib.settings.config import Config
+from rlpa_lib.settings.kinds import POLICIES
 
 SERVED_AT_ONCE = 64  # sequences that a vLLM server decodes together
 
@@ -56,7 +57,7 @@ A100 = GPU()
 def shape(cfg: Config) -> Shape | None:
     """The shape of a policy that is run on GPUs here. None: it is behind an endpoint, unknown, or one of the
     models for CPUs."""
-    if cfg.policy.kind == "endpoint" or cfg.policy.model in ("tiny", "smollm2"):
+    if not POLICIES[cfg.policy.kind].trainable or cfg.policy.model in ("tiny", "smollm2"):
         return None
     return update_memory.shape_of(cfg.policy.model)
 
@@ -89,7 +90,7 @@ def hours(cfg: Config, own: Work, trained: Work, epochs: int, gpu: GPU) -> float
     steps = gpu.reached * gpu.bandwidth / (BYTES[cfg.policy.dtype] * size)
     local = cfg.rollout.micro_batch * (cfg.rollout.samples if trained.requests else 1)
     served = steps * SERVED_AT_ONCE * len(cfg.policy.servers)
-    speed = served if cfg.policy.kind == "vllm" else min(steps, gpu.loop_steps) * local
+    speed = served if POLICIES[cfg.policy.kind].needs_servers else min(steps, gpu.loop_steps) * local
     sampling = own.completion / speed + 2 * size * own.prompt / reached
     # forward 2, backward 2 through frozen weights and 4 through trained ones; the critic's adapter once more;
     # a frozen pass before all

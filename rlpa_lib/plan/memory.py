@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rlpa_lib.agents.world import WEIGHTS
 from rlpa_lib.settings.config import Config
+from rlpa_lib.settings.kinds import POLICIES
 
 HEAD_HIDDEN = 256  # `backbone.ValueHead`
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -131,7 +132,7 @@ def table(cfg: Config) -> str:
     """The prediction as text for replies of the greatest allowed length and for usual ones, in GiB; "" for a
     model that is not known here."""
     shape = shape_of(_folder(cfg.policy.model))
-    if shape is None or cfg.policy.kind == "endpoint":
+    if shape is None or not POLICIES[cfg.policy.kind].trainable:
         return ""
     longest = cfg.rollout.max_prompt_tokens, cfg.rollout.max_new_tokens
     usual = min(1024, longest[0]), min(256, longest[1])

@@ -7,8 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from rlpa_lib.evaluation import intervals, metrics
-from rlpa_lib.evaluation.agreement_metrics import group_agreement, majority, pairwise_kappa
+from rlpa_lib.evaluation import intervals
+from rlpa_lib.evaluation.agreement_metrics import (
+    classification_metrics,
+    group_agreement,
+    majority,
+    pairwise_kappa,
+)
 from rlpa_lib.settings.kinds import REWARD_CRITERIA
 from rlpa_lib.study.annotation import PAIRS, RESPONSES, USERS
 
@@ -86,7 +91,7 @@ def table10(counts: pd.DataFrame, share: float | None = None) -> dict[str, Any]:
     rows = counts.set_index("model_label")[["human_1", "human_0"]].astype(float)
     if share is not None:
         rows = rows.div(rows.sum(axis=1), axis=0).mul(pd.Series({1: share, 0: 1 - share}), axis=0)
-    return metrics.classification_metrics(*rows.loc[1], *rows.loc[0])
+    return classification_metrics(*rows.loc[1], *rows.loc[0])
 
 
 def measure_agreement(labels: Sequence[int], marks: Sequence[int]) -> dict[str, float]:
@@ -97,7 +102,7 @@ def measure_agreement(labels: Sequence[int], marks: Sequence[int]) -> dict[str, 
     """
     pairs = list(zip(labels, marks, strict=True))
     tp, fp, fn, tn = (pairs.count(pair) for pair in ((1, 1), (0, 1), (1, 0), (0, 0)))
-    found = metrics.classification_metrics(tp=tp, fp=fp, fn=fn, tn=tn)
+    found = classification_metrics(tp=tp, fp=fp, fn=fn, tn=tn)
     cases = {"accuracy": (tp + tn, len(pairs)), "precision": (tp, tp + fp), "recall": (tp, tp + fn),
              "f1": (tp, tp + (fp + fn) / 2), "specificity": (tn, tn + fp)}  # fmt: skip
     ends = {key: intervals.binomial_interval(*of) if of[1] >= 1 else (NAN, NAN) for key, of in cases.items()}
