@@ -74,7 +74,7 @@ def play_turns(
     judge: Judging | None = None, *, turns: int, **options: Any,
 ) -> Iterator[PlayedTurn]:
     """Up to turn K of E dialogues, from where they stand; `options` as in `play_turn`."""
-    for _ in range(len(dialogues[0].turns), turns):
+    for _ in range(len(dialogues[0].turns) if dialogues else turns, turns):
         played = play_turn(personas, dialogues, user, answer, judge, **options)
         dialogues = played.dialogues
         yield played

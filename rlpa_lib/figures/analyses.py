@@ -54,7 +54,7 @@ def conflict_alignment(data: pd.DataFrame, at: int) -> Drawn:
 
 
 def conflict_profiles(data: pd.DataFrame, at: int) -> Drawn:
-    """Share of inferred profiles that hold the old and the new value, from `conflict.held_curves`."""
+    """Share of inferred profiles that hold the old and the new value, from `conflict.profile_curves`."""
     percent = data.assign(**{column: 100 * data[column] for column in ("share", "low", "high")})
     with _panel_each_row(percent, 3, 2.6, "profiles that hold it, %") as (figure, rows):
         for axes, row in rows:

@@ -16,7 +16,7 @@ PACES = ("talkative", "balanced", "reserved")
 
 
 def slot_distribution(statistics: pd.DataFrame, title: str) -> Drawn:
-    """Figure 6: share of personas that have each slot, stated or filled, from `personas.slot_statistics`."""
+    """Figure 6: share of personas that have each slot, stated or filled (`sources.count_slots`)."""
     data = statistics.assign(found_share=statistics["share"] * (1 - statistics["filled_share"]))
     found, filled = 100 * data["found_share"], 100 * (data["share"] - data["found_share"])
     with panels(1, 1, (7, 0.9 + 0.32 * len(data))) as (figure, [axes]):

@@ -46,8 +46,10 @@ def play_careful(personas: Sequence[Persona], user: SimulatedUser, turns: int, s
         replies = [teacher.reply_with_care(dialogue, rng) for dialogue, rng in zip(heard, rngs, strict=True)]
         return [Said(reply.response, reply) for reply in replies]
 
-    *_, last = play_turns(personas, [Dialogue(p.id, p.id) for p in personas], user, answer, turns=turns)
-    return last.dialogues
+    dialogues = [Dialogue(p.id, p.id) for p in personas]
+    for played in play_turns(personas, dialogues, user, answer, turns=turns):
+        dialogues = played.dialogues
+    return dialogues
 
 
 def list_moments(dialogue: Dialogue) -> list[tuple[Dialogue, Reply]]:

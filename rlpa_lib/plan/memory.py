@@ -15,7 +15,7 @@ from rlpa_lib.agents.world import WEIGHTS
 from rlpa_lib.settings.config import Config
 from rlpa_lib.settings.kinds import POLICIES
 
-HEAD_HIDDEN = 256  # `backbone.ValueHead`
+HEAD_HIDDEN = 256  # `rlpa.networks.ValueHead`
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

@@ -75,10 +75,12 @@ def _compare_credit_schemes(run_dir: Path, prefix: str) -> list[Path]:
         return []
     source = _describe_runs([(folder, records.read(folder)) for folder in together])
     figure, data = credit.credit_curves(by_turn)
-    caption = "Reward in training by credit scheme, mean over all samples of a turn; bands: 95 % over seeds"
+    caption = "Reward in training under the credit schemes, mean over all samples of a turn"
+    caption += "; bands: 95 % over seeds"
     alt = "Mean reward by cohort and by turn, one line a credit scheme; thin lines are seeds"
     written = _save(f"{prefix}credit_schemes", data, {**source, "caption": caption, "alt": alt}, figure)
-    caption = "Alignment with held-out users by credit scheme, percent; 95 % over seeds and users"
+    caption = "Alignment of the trained policy with held-out users by credit scheme, percent"
+    caption += "; 95 % over seeds and users"
     held_out = credit.held_out(together)
     return written + _save(f"{prefix}credit_held_out", held_out, {**source, "caption": caption})
 

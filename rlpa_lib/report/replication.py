@@ -132,7 +132,10 @@ def _line(row: Mapping[str, Any], cfgs: Mapping[str, Config]) -> dict[str, str]:
 def _show_settings(cfg: Config, keys: Sequence[str]) -> str:
     lines = []
     for key in keys:  # an unknown key is a problem that `check_map` reports
-        value = attrgetter(key)(cfg) if key in config.known_keys() else "no such key"
+        if key not in config.known_keys():
+            lines.append(f"{key}: no such key")
+            continue
+        value = attrgetter(key)(cfg)
         lines.append(f"{key} = {', '.join(map(str, value)) if isinstance(value, tuple) else value}")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -130,7 +131,7 @@ def kernel_environment(run: Run, notebooks: Sequence[str]) -> Iterator[None]:
         for name in notebooks:
             spec = {"argv": command, "display_name": "Python 3", "language": "python"}
             spec["env"] = {NOTEBOOK_VARIABLE: name}
-            folder = Path(scratch) / "kernels" / name.lower()
+            folder = Path(scratch) / "kernels" / _name_kernel(name)
             folder.mkdir(parents=True)
             (folder / "kernel.json").write_text(json.dumps(spec))
         changes = {
@@ -198,7 +199,7 @@ def execute(run: Run, notebook: Path, parameters: dict, verbose: bool) -> Failur
     finished = run.path(f"notebooks/{notebook.name}")
     current = finished.with_suffix(".running.ipynb")
     failed = finished.with_suffix(".failed.ipynb")
-    options = {"kernel_name": notebook.stem.lower(), "cwd": str(notebook.parent), "progress_bar": False}
+    options = {"kernel_name": _name_kernel(notebook.stem), "cwd": str(notebook.parent), "progress_bar": False}
     options |= {"log_output": verbose, "start_timeout": 180}
     if verbose:
         import logging
@@ -219,9 +220,14 @@ def execute(run: Run, notebook: Path, parameters: dict, verbose: bool) -> Failur
     return failure
 
 
+def _name_kernel(notebook: str) -> str:
+    """Jupyter takes small letters, digits and a few signs; notebooks that differ in case alone stay apart."""
+    plain = re.sub(r"[^a-z0-9._-]", "_", notebook.lower())
+    return plain if plain == notebook else f"{plain}-{hashlib.sha256(notebook.encode()).hexdigest()[:8]}"
+
+
 def _last_line(error: Exception) -> str:
     """Last line of a notebook's traceback without terminal colours."""
-    # type: ignore[attr-defined]
     text = re.sub(r"\x1b\[[0-9;]*m", "", f"{error.ename}: {error.evalue}").strip()
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1].strip()}"

@@ -110,17 +110,18 @@ class Page:
     def _tell(self, text: str) -> None:
         self.note.value = f'<p role="status">{escape(text)}</p>'
 
-    def _fill(self, given: Mapping[str, Any], keep: bool = False) -> None:
-        """Put answers into buttons and key field; `keep`: what was clicked stays where no answer is given.
+    def _fill(self, given: Mapping[str, Any], keep: bool = False, show: bool = True) -> None:
+        """Put answers into the buttons; `keep`: what was clicked stays where no answer is given.
 
-        The field shows what would have been typed, up to the first open question.
+        With `show` the key field shows what would have been typed, up to the first open question.
         """
         self._quiet, typed, open_ = True, "", False
         for question, choice in zip(self.task.questions, self.choices, strict=True):
             choice.value = given.get(question.name, choice.value if keep else None)
             open_ = open_ or choice.value is None
             typed += "" if open_ else next(k for k, (v, _) in question.choices.items() if v == choice.value)
-        self.keys.value = typed
+        if show:
+            self.keys.value = typed
         self._quiet = False
 
     def _type(self, change: Mapping[str, Any]) -> None:
@@ -137,7 +138,8 @@ class Page:
                 self._tell(f"{key!r} is no answer to {question.name}.")
                 return
             known[question.name] = question.choices[key][0]
-        self._fill(known, keep=len(text) > len(change["old"]))
+        done = "\n" in text or len(text) > len(self.task.questions)  # until then the field is the annotator's
+        self._fill(known, keep=len(text) > len(change["old"]), show=done)
         if "\n" in text:
             self.save()
 

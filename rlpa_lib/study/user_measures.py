@@ -68,11 +68,13 @@ def play_dialogues(
     def answer(personas: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Answer]:
         return partner.respond(personas, heard, derive_seed(run.seed, "study", len(heard[0].turns) + 1))
 
-    new, fallback = [Dialogue(f"study-{p.id}", p.id) for p in people], run.cfg.rollout.fallback
-    *_, last = play_turns(people, new, user, answer, turns=run.cfg.study.turns, fallback=fallback)
-    run.write_jsonl(file, [dialogue.to_json() for dialogue in last.dialogues])
+    dialogues = [Dialogue(f"study-{p.id}", p.id) for p in people]
+    options = {"turns": run.cfg.study.turns, "fallback": run.cfg.rollout.fallback}
+    for played in play_turns(people, dialogues, user, answer, **options):
+        dialogues = played.dialogues
+    run.write_jsonl(file, [dialogue.to_json() for dialogue in dialogues])
     run.mark_done(f"study/{name}", key)
-    return last.dialogues
+    return dialogues
 
 
 def reports_words(dialogue: Dialogue) -> bool:
