@@ -55,8 +55,7 @@ def disjointness(
 
 
 def refuse_shared(where: str, known: Sequence[Persona], name: str, people: Sequence[Persona]) -> None:
-    """InputError: one of `people` (benchmark `name`) is, exactly or nearly, one of `known` (split `where`).
-    """
+    """InputError: one of `people` (benchmark `name`) is, or nearly is, one of `known` (split `where`)."""
     profiles = {person.profile.items: person.id for person in known}
     for person in people:
         if twin := profiles.get(person.profile.items):

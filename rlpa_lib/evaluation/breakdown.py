@@ -22,8 +22,8 @@ NUMBER: Limits = (0.0, np.inf)
 
 
 def diagnostics(rows: Sequence[dict]) -> dict[str, float]:
-    """Rates over all turns with their 95 % intervals over users (_low, _high): format, criteria of what was
-    """
+    """Rates over all turns with 95 % intervals over users (_low, _high): format, each criterion among what
+    was judged, profile, guesses, lengths, tokens; distinct_responses has no interval."""
     shares = {
         "format_rate": lambda r: (r["format_ok"], 1),
         **{c: lambda r, c=c: (r["marks"][c], 1) if r["marks"] else NOTHING for c in EVALUATION_CRITERIA},

@@ -218,11 +218,13 @@ def _observe(scores: ArrayLike, seed: int) -> _Study:
     if scores.ndim == 2:
         scores = scores[None]
     elif scores.ndim != 3 or len(scores) < 3:
-        raise ValueError("scores need shape (users, turns), or (seeds, users, turns) with at least 3 seeds")
+        shapes = "(users, turns), or (seeds, users, turns) with at least 3 seeds"
+        raise ValueError(f"scores must have shape {shapes}")
     n_seeds, n_users, n_turns = scores.shape
     valid = ~np.isnan(scores)
     if n_users < 2 or not valid.any(axis=1).all():
-        raise ValueError("an interval needs two users and, in every seed, a valid score at every turn")
+        needed = "at least two users and, in every seed, a valid score at every turn"
+        raise ValueError(f"an interval needs {needed}")
     marks_K = valid.sum(axis=(0, 1)).astype(float)
     al_K = np.where(valid, scores, 0.0).sum(axis=(0, 1)) / marks_K
     root_KK = _user_root(np.where(valid, scores - al_K, 0.0).sum(axis=0) * n_users / marks_K, al_K)

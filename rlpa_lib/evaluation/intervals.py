@@ -212,8 +212,7 @@ def _draw_users(n_users: int, n: int, seed: int) -> Floats:
 
 
 def _evaluate_resamples(scores_EK: Floats, weights_BE: Floats, statistic: Statistic) -> Floats:
-    """The statistic under each weighting of the users; one that leaves a turn without a valid score has none.
-    """
+    """The statistic under each weighting of the users that leaves no turn without a valid score."""
     valid = ~np.isnan(scores_EK)
     count_BK = weights_BE @ valid
     total_BK = weights_BE @ np.where(valid, scores_EK, 0.0)

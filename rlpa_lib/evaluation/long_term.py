@@ -42,9 +42,10 @@ def track_revealed(
     takes: the judge's where `by_judge`, else the ledger's.
     """
     people = zip(personas, dialogues, strict=True)
-    cases = [(p, Dialogue(d.id, d.persona_id, d.turns[:turn])) for p, d in people for turn in turns]
+    moments = [(p, turn, Dialogue(d.id, d.persona_id, d.turns[:turn])) for p, d in people for turn in turns]
+    read_by_judge = judge.find_revealed([(person, part) for person, _, part in moments])
     rows = []
-    for (person, part), found in zip(cases, judge.find_revealed(cases), strict=True):
+    for (person, turn, part), found in zip(moments, read_by_judge, strict=True):
         slots = set(person.profile.slots())
         ledger, n = set(part.ledger()) & slots, len(slots)
         read, agree, both = (np.nan, np.nan, np.nan)
@@ -52,7 +53,7 @@ def track_revealed(
             found = found & slots
             read, agree, both = len(found), n - len(ledger ^ found), len(ledger & found)
         told = read if by_judge else len(ledger)
-        rows.append((person.id, len(part.turns), n, len(ledger), read, agree, both, told))
+        rows.append((person.id, turn, n, len(ledger), read, agree, both, told))
     columns = ["user", "turn", "n_true", "by_ledger", "by_judge", "agree", "both", "told"]
     return pd.DataFrame(rows, columns=columns)
 

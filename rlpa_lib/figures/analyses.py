@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -65,8 +66,7 @@ def conflict_profiles(data: pd.DataFrame, at: int) -> Drawn:
 
 
 def long_term_progress(data: pd.DataFrame) -> Drawn:
-    """Figure 4b: the measures of `long_term.progress` by turn; a thin line is the AVG of the profile score.
-    """
+    """Figure 4b: `long_term.progress_table` by turn; a thin line is the AVG of the profile score."""
     with _panel_each_row(data, 2, 3.4, "%") as (figure, rows):
         for axes, row in rows:
             for measure, style in _MEASURES.items():
@@ -84,9 +84,10 @@ def time_and_memory(lines: Sequence[dict], users: int) -> Drawn:
     data = data.sort_values(["method", "turn"])
     data["ms"] = 1000 * (data["method_s"] + data["user_s"] + data["judges_s"]) / users
     labels = {"ms": "ms a user and turn", "memory_mb": "memory of the process, MB"}
+    names = tables.arrange_rows(data["method"].unique())
     with panels(2, 2, (8, 3)) as (figure, grid):
         for axes, (column, label) in zip(grid, labels.items(), strict=True):
-            for color, name in zip(PALETTE, tables.arrange_rows(data["method"].unique()), strict=False):
+            for color, name in zip(cycle(PALETTE), names, strict=False):
                 part = data[data["method"] == name]
                 axes.plot(part["turn"], part[column].astype(float), color=color, label=tables.name_row(name))
             axes.set(xlabel="turn k", ylabel=label)

@@ -122,8 +122,7 @@ def judge_confusion(table: pd.DataFrame, title: str) -> Drawn:
 
 
 def overlap_counts(found: pd.DataFrame) -> Drawn:
-    """True against counted overlap by judge and set (`rewrites.counts` with a column `set`); areas are cases.
-    """
+    """True against counted overlap (`rewrites.count_overlaps` and a column `set`); areas are cases."""
     keys = ["set", "judge", "true", "predicted"]
     data = found.dropna(subset="predicted").groupby(keys, as_index=False).size()
     data = data.rename(columns={"size": "cases"}).astype({"predicted": int})

@@ -123,13 +123,14 @@ def reward_rows(histories: Mapping[int, Mapping[str, list[dict]]]) -> pd.DataFra
     names = {"update": "update", "iteration": "iteration", **{column: p for p, (column, _) in PANELS.items()}}
     tables = []
     for seed, trainings in histories.items():
-        own = {name: pd.DataFrame(history)[list(names)] for name, history in trainings.items()}
+        own = {name: pd.DataFrame(history, columns=list(names)) for name, history in trainings.items()}
         if {"PR", "RR"} <= set(own):
             profile, response = own["PR"]["reward_profile"], own["RR"]["reward_response"]
             total = profile.to_numpy() + response.to_numpy()  # as many updates in both, or an error
             own["Sum"] = own["PR"][["update", "iteration"]].assign(reward_total=total)
         tables += [table.rename(columns=names).assign(seed=seed, run=name) for name, table in own.items()]
-    return pd.concat(tables, ignore_index=True)[["seed", "run", *names.values()]]
+    columns = ["seed", "run", *names.values()]
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
 def average_seeds(rows: pd.DataFrame, x: str, column: str) -> pd.DataFrame:

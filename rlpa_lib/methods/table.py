@@ -94,7 +94,7 @@ def check_prompts(name: str, cfg: Config) -> None:
     build_method(parts)
     for prompt, holes in METHODS[name].holes:
         try:
-            parts.prompt(prompt).format(**dict.fromkeys(holes, ""))
+            parts.prompt(prompt).format(**{hole: 1 if hole == "number" else "" for hole in holes})
         except (KeyError, IndexError, ValueError) as error:
             allowed = ", ".join(f"{{{hole}}}" for hole in holes)
             raise InputError(f"prompt {prompt!r}: only {allowed} can be filled in ({error})") from None

@@ -96,7 +96,10 @@ def _check(learner: Learner, tensors: dict[str, torch.Tensor], file: Path) -> No
     saved = {name: tensor.shape for name, tensor in tensors.items() if name.endswith("|weight")}
     for name in sorted(own.keys() | saved.keys()):
         if own.get(name) != saved.get(name):
-            raise InputError(f"{file}: {name} is missing, or has another shape, here or in this model")
+            raise InputError(f"{file}: {name} is missing or has another shape than this model's")
+    for name in tensors:
+        if f"{name.rpartition('|')[0]}|weight" not in own:
+            raise InputError(f"{file}: holds {name}, which this model does not have")
 
 
 def _put(learner: Learner, role: str, name: str, kind: str, value: torch.Tensor) -> None:

@@ -34,7 +34,8 @@ def gae(rewards_T, values_T, gamma: float, lam: float):
     advantages = gae_batch(rewards[None], values[None], keep, gamma, lam)[0]
     if not isinstance(rewards_T, Tensor):
         return advantages.numpy()
-    return advantages.to(rewards_T if rewards_T.is_floating_point() else torch.get_default_dtype())
+    dtype = rewards_T.dtype if rewards_T.is_floating_point() else torch.get_default_dtype()
+    return advantages.to(rewards_T.device, dtype)
 
 
 def gae_batch(rewards_BT: Tensor, values_BT: Tensor, keep_BT: Tensor, gamma: float, lam: float) -> Tensor:

@@ -46,13 +46,18 @@ def response_reward(criteria: Mapping[str, int], left_out: str = "") -> float:
     return float(all(mark for name, mark in criteria.items() if name != left_out))
 
 
+def check_parts(parts: str) -> None:
+    """InputError unless `parts` is one of PARTS or ABLATED."""
+    if parts not in (*PARTS, *ABLATED):
+        raise InputError(f"ppo.reward_parts: {parts!r} is not one of {', '.join((*PARTS, *ABLATED))}")
+
+
 def total_reward(profile: float, criteria: Mapping[str, int], parts: str = "PRR") -> float:
     """Reward of a well-formed reply: profile reward plus response reward (eq. 5), or the parts that count.
 
     `parts`: PRR both, PR the profile's alone, RR the response's; ABLATED has the others. InputError: no such.
     """
-    if parts not in (*PARTS, *ABLATED):
-        raise InputError(f"ppo.reward_parts: {parts!r} is not one of {', '.join((*PARTS, *ABLATED))}")
+    check_parts(parts)
     counted, _, left_out = parts.partition("-")
     response = response_reward(criteria, left_out)
     return {"PRR": profile + response, "PR": profile, "RR": response, "format": 1.0}[counted]
@@ -90,6 +95,7 @@ def score(
     items of `reply.profile` and of `true_profile`; `parts` as in `total_reward`. InputError: `parts` is
     unknown.
     """
+    check_parts(parts)
     if not reply.format_ok:
         return broken_format_reward()
     counts = len(reply.profile), len(true_profile), len(pairs)
@@ -115,6 +121,7 @@ def score_replies(
     The profile is held against the true one, the response against the inferred one (section 3.3). None stands
     where the judge gave no readable answer: such a sample is left out, it is neither 0 nor 1.
     """
+    check_parts(parts)
     asked = [i for i, reply in enumerate(replies) if reply.format_ok]
     matches = judge.matches([(replies[i].profile, personas[i].profile) for i in asked])
     verdicts = judge.responses([(dialogues[i], replies[i]) for i in asked])

@@ -82,7 +82,8 @@ class Trainer:
         self.serve = getattr(self.sampler, "refresh", None) or getattr(self.sampler, "load_adapter", None)
         self.served = self.processes.on_main(lambda: self.serve is not None)
         if self.served and self.cfg.policy.tuning != "lora":
-            raise InputError("policy.tuning: servers swap adapters, full tuning has none; sample in process")
+            why = "full tuning has no adapter that a server could swap in"
+            raise InputError(f"policy.tuning: {why}; sample in process")
         if self.processes.world > 1:
             self.user, self.judge = MainOnly(user, self.processes), MainOnly(judge, self.processes)
             self.policy = (MainOnly if self.served else SharedPolicy)(self.policy, self.processes)
