@@ -7,6 +7,7 @@ from rlpa_lib import runs
 from rlpa_lib.agents import parties
 from rlpa_lib.evaluation import long_term, rows, scoring
 from rlpa_lib.plan import plan
+from rlpa_lib.plan.pilot import Pilot
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
 
@@ -127,14 +128,16 @@ def test_the_plan_counts_the_analyses_by_hand():
         "evaluation.methods=[base, rlpa]", "evaluation.users=4", "run.prompt_set=en",
         "difficult.manners=[terse, reluctant]",
     ]
-    loads = {load.notebook: load.tally for load in plan.plan(config.load_config("smoke", [*llm, *more]))}
+    known = Pilot()  # no run: every request is made once
+    loads = {load.notebook: load for load in plan.plan(config.load_config("smoke", [*llm, *more]), known)}
     asked = {
-        name: {role: round(ask.requests) for (role, _, _), ask in tally.asked.items()}
-        for name, tally in loads.items()
+        name: {role: round(work.requests) for (role, _, _), work in load.asked.items()}
+        for name, load in loads.items()
     }
     # Nobody is asked for "Hello"; at turn 1 the profile is empty, and nobody is asked to match it.
     conflict_ = asked["31_preference_conflict"]  # two rows x four users x four turns
-    assert (conflict_["user"], conflict_["evaluator"]) == (2 * 4 * 3, 2 * 4 * 4)
+    # Greedy answers to "Hello" were judged in 30_evaluation already, so turn 1 comes from the cache.
+    assert (conflict_["user"], conflict_["evaluator"]) == (2 * 4 * 3, 2 * 4 * 3)
     assert conflict_["profile_judge"] == 4 * 3 * 3  # the whole profile, the new value, the old value
     # and three checkpoints
     assert asked["32_long_term"]["user"] == 4 * 5 and asked["32_long_term"]["profile_judge"] == 4 * (5 + 3)
