@@ -72,7 +72,7 @@ class EndpointPolicy:
             key = json.dumps(prompt)
             for sample in range(n):
                 drawn = derive_seed(seed, key, seen[key], sample) % 2**31 if temperature else None
-                requests.append(Request(prompt, None, temperature, self.top_p, limit, drawn))
+                requests.append(Request(prompt, None, temperature, self.top_p, max_tokens=limit, seed=drawn))
             seen[key] += 1
         answers = self.endpoint.complete(requests, desc="policy", on_error="return")
         completions = [replace(to_completion(a), dropped=fitted[i // n][1]) for i, a in enumerate(answers)]

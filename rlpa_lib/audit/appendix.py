@@ -38,11 +38,13 @@ def check_ranges(tables: Tables) -> Iterator[Finding]:
             low, high = _RANGES[quantity]
             if not low <= value <= high or (quantity in _COUNTS and value != round(value)):
                 table, note = row.get("table", name), f"must lie in {low}..{high}, counts must be whole"
-                yield Finding(table, label(row), column, "range", value, None, True, note)
+                yield Finding(
+                    table, label(row), column, "range", printed=value, changes_claim=True, note=note
+                )
     for _, row in tables.numbers["turnwise"].iterrows():
         if row["table"] not in SETTINGS:
             note = "must be table2, table4 or table5"
-            yield Finding("turnwise", label(row), "table", "label", row["table"], None, False, note)
+            yield Finding("turnwise", label(row), "table", "label", printed=row["table"], note=note)
 
 
 def differs(tables: Tables, source: str, index: int, column: str, value: float, slack: float = TIE) -> bool:
@@ -61,11 +63,16 @@ def check_table6(tables: Tables) -> Iterator[Finding]:
         for column, value in zip(np.array(_DIMENSIONS)[~fits], ratings[~fits], strict=True):
             nearest = round(round(value * RATED_CASES) / RATED_CASES, 2)
             column, value, note = str(column), float(value), f"no mean of {RATED_CASES} whole ratings"
-            yield Finding("table6", label(row), column, "granularity", value, nearest, False, note)
+            yield Finding(
+                "table6", label(row), column, "granularity", printed=value, recomputed=nearest, note=note
+            )
         mean = np.where(fits, np.round(ratings * RATED_CASES) / RATED_CASES, ratings).mean()
         if differs(tables, "table6", index, "all_avg", mean, TIE if fits.all() else 0.005):
             note, mean = "mean of the four dimensions", round(float(mean), 3)
-            yield Finding("table6", label(row), "all_avg", "average", row["all_avg"], mean, True, note)
+            yield Finding(
+                "table6", label(row), "all_avg", "average", printed=row["all_avg"], recomputed=mean,
+                changes_claim=True, note=note,
+            )
 
 
 def check_table7(tables: Tables) -> Iterator[Finding]:
@@ -75,7 +82,7 @@ def check_table7(tables: Tables) -> Iterator[Finding]:
         name = row["system_label"]
         if name not in ("same", "different", "overall"):
             note = "must be same, different or overall"
-            yield Finding("table7", label(row), "system_label", "label", name, None, False, note)
+            yield Finding("table7", label(row), "system_label", "label", printed=name, note=note)
             continue
         if name == "overall":
             sums = {"sum of the two labels above": total}
@@ -88,11 +95,16 @@ def check_table7(tables: Tables) -> Iterator[Finding]:
         for note, recomputed in sums.items():
             if not abs(row["total"] - recomputed) <= TIE:
                 printed = float(row["total"])
-                yield Finding("table7", label(row), "total", "sum", printed, float(recomputed), False, note)
+                yield Finding(
+                    "table7", label(row), "total", "sum", printed=printed, recomputed=float(recomputed),
+                    note=note,
+                )
         if differs(tables, "table7", index, "accuracy_pct", accuracy):
             printed, accuracy = row["accuracy_pct"], round(accuracy, 2)
             note = "share of pairs on which the vote agrees with the system label"
-            yield Finding("table7", label(row), "accuracy_pct", "ratio", printed, accuracy, False, note)
+            yield Finding(
+                "table7", label(row), "accuracy_pct", "ratio", printed=printed, recomputed=accuracy, note=note
+            )
 
 
 def check_table8(tables: Tables) -> Iterator[Finding]:
@@ -108,18 +120,24 @@ def check_table8(tables: Tables) -> Iterator[Finding]:
         slack = 0.5 * 10.0 ** -tables.decimals("table8", index, "rmse", 2) + TIE
         if not min(roots, default=root) - slack <= row["rmse"] <= max(roots, default=root) + slack:
             note = "square root of the printed MSE"
-            yield Finding("table8", label(row), "rmse", "ratio", row["rmse"], round(root, 3), False, note)
+            yield Finding(
+                "table8", label(row), "rmse", "ratio", printed=row["rmse"], recomputed=round(root, 3),
+                note=note,
+            )
         for column in ("exact_acc", "fuzzy_acc"):
             if not on_grid(np.array(row[column]), cases, 1):
                 note = f"no share of {cases} cases, which fit the other rows"
-                yield Finding("table8", label(row), column, "granularity", row[column], None, False, note)
+                yield Finding("table8", label(row), column, "granularity", printed=row[column], note=note)
         low, high = mse_bounds(exact, fuzzy)
         if exact > fuzzy or not low - half - TIE <= mse <= high + half:
             bounds, note = f"{low:.2f} to {high:.2f}", "bounds that exact and fuzzy accuracy put on the MSE"
-            yield Finding("table8", label(row), "mse", "bounds", mse, bounds, True, note)
+            yield Finding(
+                "table8", label(row), "mse", "bounds", printed=mse, recomputed=bounds, changes_claim=True,
+                note=note,
+            )
         elif not can_give_mse(exact, fuzzy, mse, cases, half):
             note = f"no set of whole errors over {cases} cases gives this MSE with these accuracies"
-            yield Finding("table8", label(row), "mse", "granularity", mse, None, False, note)
+            yield Finding("table8", label(row), "mse", "granularity", printed=mse, note=note)
 
 
 def check_tables9_10(tables: Tables) -> Iterator[Finding]:
@@ -128,19 +146,26 @@ def check_tables9_10(tables: Tables) -> Iterator[Finding]:
     labels, total = ", ".join(counts.index), float(counts.to_numpy().sum())
     if sorted(counts.index) != ["0", "1"]:
         note = "needs one row for each label"
-        yield Finding("table9", "all rows", "model_label", "label", labels, "1, 0", False, note)
+        yield Finding(
+            "table9", "all rows", "model_label", "label", printed=labels, recomputed="1, 0", note=note
+        )
         return
     if counts.to_numpy().min() < 0 or total == 0:
         return  # reported as a range finding; no metric is defined
     if total != JUDGED_CASES:
         note = "appendix H.2 names this number of cases"
-        yield Finding("table9", "all rows", "human_1, human_0", "sum", JUDGED_CASES, total, False, note)
+        yield Finding(
+            "table9", "all rows", "human_1, human_0", "sum", printed=JUDGED_CASES, recomputed=total, note=note
+        )
     metrics = classification_metrics(*counts.loc["1"], *counts.loc["0"])
     for index, row in tables.rows("table10").iterrows():
         for column, value in metrics.items():
             if differs(tables, "table10", index, column, value):
                 printed, note = row[column], "from the confusion table, table 9"
-                yield Finding("table10", "only row", column, "ratio", printed, round(value, 4), True, note)
+                yield Finding(
+                    "table10", "only row", column, "ratio", printed=printed, recomputed=round(value, 4),
+                    changes_claim=True, note=note,
+                )
 
 
 def infer_cases(rows: pd.DataFrame) -> int:

@@ -78,12 +78,15 @@ def check_turnwise(tables: Tables) -> Iterator[Finding]:
         rows = tables.rows(table)
         if rows.empty:
             note = "turnwise.csv holds no row of this table"
-            yield Finding(table, "all rows", "table", "missing_row", None, None, False, note)
+            yield Finding(table, "all rows", "table", "missing_row", printed=None, note=note)
             continue
         users, norm = resolution.infer_users(rows), resolution.infer_reading(rows)
         if norm != usual:
             note = _NOTES["reading"].format(norm=norm, usual=usual)
-            yield Finding(table, "all rows", "n_ir, n_r2", "reading", norm, usual, True, note)
+            yield Finding(
+                table, "all rows", "n_ir, n_r2", "reading", printed=norm, recomputed=usual,
+                changes_claim=True, note=note,
+            )
         yield from _check_labels(table, rows)
         yield from _check_granularity(table, rows, users)
         for _, row in rows.iterrows():
@@ -102,7 +105,7 @@ def check_copies(tables: Tables) -> Iterator[Finding]:
         for _, row in tables.rows(table).iterrows():
             if _key(row) not in known:
                 note = "table 1 has no such row"
-                yield Finding(table, label(row), "model", "missing_row", label(row), None, False, note)
+                yield Finding(table, label(row), "model", "missing_row", printed=label(row), note=note)
     for _, row in tables.rows("table2").query("method == 'RLPA'").iterrows():
         yield from _check_copy(tables, row, "table2", "table4")
 
@@ -116,20 +119,23 @@ def _find_duplicates(table: str, rows: pd.DataFrame) -> Iterator[Finding]:
     for i, (_, row) in enumerate(rows.iterrows()):
         if keys[i] in keys[:i]:
             note = "two rows have this label"
-            yield Finding(table, label(row), "model", "duplicate_row", label(row), None, False, note)
+            yield Finding(table, label(row), "model", "duplicate_row", printed=label(row), note=note)
 
 
 def _check_copy(tables: Tables, row: pd.Series, here: str, there: str, prefix: str = "") -> Iterator[Finding]:
     other = next((r for _, r in tables.rows(there).iterrows() if _key(r) == _key(row)), None)
     if other is None:
         note = f"{there} has no such row"
-        yield Finding(here, label(row), f"{prefix}avg", "missing_row", label(row), None, False, note)
+        yield Finding(here, label(row), f"{prefix}avg", "missing_row", printed=label(row), note=note)
         return
     for column in _SCORES if prefix else (*TURNS, *_SCORES):
         printed, source = float(row[prefix + column]), float(other[column])
         if abs(printed - source) > TIE:
             note = f"{there} prints {source:g}; perhaps a value was copied from a neighbouring row"
-            yield Finding(here, label(row), prefix + column, "cross_table", printed, source, False, note)
+            yield Finding(
+                here, label(row), prefix + column, "cross_table", printed=printed, recomputed=source,
+                note=note,
+            )
 
 
 def _check_labels(table: str, rows: pd.DataFrame) -> Iterator[Finding]:
@@ -137,17 +143,24 @@ def _check_labels(table: str, rows: pd.DataFrame) -> Iterator[Finding]:
     for _, row in rows.iterrows():
         if row["setting"] != (setting := paper_tables.SETTINGS[table]):
             note = "the table's caption names this setting"
-            yield Finding(table, label(row), "setting", "label", row["setting"], setting, False, note)
+            yield Finding(
+                table, label(row), "setting", "label", printed=row["setting"], recomputed=setting, note=note
+            )
         stated = _RELEASES.get(paper_tables.strip_date(row["model"]))
         printed = paper_tables.version(row["model"])
         if printed and printed != stated:
-            yield Finding(table, label(row), "model", "version", printed, stated, False, _NOTES["version"])
+            yield Finding(
+                table, label(row), "model", "version", printed=printed, recomputed=stated,
+                note=_NOTES["version"],
+            )
 
 
 def _check_granularity(table: str, rows: pd.DataFrame, users: int) -> Iterator[Finding]:
     if users != STATED_USERS:
         note = f"every row fits {users} users; perhaps one of the {STATED_USERS} sampled personas was dropped"
-        yield Finding(table, "all rows", "k1..k10", "granularity", STATED_USERS, users, False, note)
+        yield Finding(
+            table, "all rows", "k1..k10", "granularity", printed=STATED_USERS, recomputed=users, note=note
+        )
     for _, row in rows.iterrows():
         values = curve(row)
         grid, off = resolution.infer_row_users(values, users), ~on_grid(values, users)
@@ -157,11 +170,16 @@ def _check_granularity(table: str, rows: pd.DataFrame, users: int) -> Iterator[F
             if grid != users:
                 note += _NOTES["tenths"].format(grid=grid)
                 fitting, off = grid, ~on_grid(values, grid)
-            yield Finding(table, label(row), "k1..k10", "granularity", users, fitting, False, note)
+            yield Finding(
+                table, label(row), "k1..k10", "granularity", printed=users, recomputed=fitting, note=note
+            )
         for column, value in zip(np.array(TURNS)[off], values[off], strict=True):
             nearest = round(100 * round(value * grid / 100) / grid, 2)
             note = f"no whole number of {grid} marks gives this percentage"
-            yield Finding(table, label(row), str(column), "granularity", float(value), nearest, False, note)
+            yield Finding(
+                table, label(row), str(column), "granularity", printed=float(value), recomputed=nearest,
+                note=note,
+            )
 
 
 def _check_scores(tables: Tables, table: str, row: pd.Series, users: int, norm: str) -> Iterator[Finding]:
@@ -169,12 +187,18 @@ def _check_scores(tables: Tables, table: str, row: pd.Series, users: int, norm: 
     if appendix.differs(tables, "turnwise", row.name, "avg", levels.mean(), TIE if exact else 0.5 * 10.0**-2):
         note = "mean of the ten printed turns; perhaps a digit slip, or an average kept from another run"
         mean = round(float(levels.mean()), 2)
-        yield Finding(table, label(row), "avg", "average", row["avg"], mean, True, note)
+        yield Finding(
+            table, label(row), "avg", "average", printed=row["avg"], recomputed=mean, changes_claim=True,
+            note=note,
+        )
     values = zip(("n_ir", "n_r2"), normalized_improvement(curve(row), norm), strict=True)
     for column, value in values:
         if column not in resolution.match_improvement(row, users, norm):
             note = f"eq. 8 with the {norm} reading, which reproduces the other rows of this table"
-            yield Finding(table, label(row), column, "improvement", row[column], round(value, 3), True, note)
+            yield Finding(
+                table, label(row), column, "improvement", printed=row[column], recomputed=round(value, 3),
+                changes_claim=True, note=note,
+            )
 
 
 def _check_meaning(tables: Tables) -> Iterator[Finding]:
@@ -186,12 +210,18 @@ def _check_meaning(tables: Tables) -> Iterator[Finding]:
             continue  # a folder without RLPA makes no such comparison
         if ours > others:
             note = _NOTES["first turn"]
-            yield Finding(table, f"{QWEN} | RLPA", "k1", "construct", ours, others, True, note)
+            yield Finding(
+                table, f"{QWEN} | RLPA", "k1", "construct", printed=ours, recomputed=others,
+                changes_claim=True, note=note,
+            )
     rows = tables.rows("table8")
     for chosen in rows.query("model == 'GPT-4o-mini'")["mse"][:1]:
         if chosen == rows["mse"].max():
             least, note = float(rows["mse"].min()), _NOTES["profile judge"]
-            yield Finding("table8", "GPT-4o-mini", "mse", "construct", float(chosen), least, False, note)
+            yield Finding(
+                "table8", "GPT-4o-mini", "mse", "construct", printed=float(chosen), recomputed=least,
+                note=note,
+            )
 
 
 def _contradict_claims(tables: Tables) -> Iterator[Finding]:
@@ -200,4 +230,7 @@ def _contradict_claims(tables: Tables) -> Iterator[Finding]:
             results = claim.where.startswith(("abstract", "section 4.2", "section 5"))
             note = f"{claim.text}. {claim.charitable}".strip()
             stated, evidence = claim.stated, claim.evidence
-            yield Finding("text", claim.key, claim.where, "claim", stated, evidence, results, note)
+            yield Finding(
+                "text", claim.key, claim.where, "claim", printed=stated, recomputed=evidence,
+                changes_claim=results, note=note,
+            )

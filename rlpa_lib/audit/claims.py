@@ -58,11 +58,13 @@ def _check(tables: Tables, where: str, key: str, text: str, stated: str, check: 
     try:
         holds, evidence = zip(*check(tables, *told), strict=True)
     except MissingRow as error:
-        return Claim(key, where, text, stated, "cannot be checked", str(error))
+        return Claim(key, where, text, stated, verdict="cannot be checked", evidence=str(error))
     if all(holds):
-        return Claim(key, where, text, stated, "holds", "; ".join(evidence))
+        return Claim(key, where, text, stated, verdict="holds", evidence="; ".join(evidence))
     charitable = _load_facts()["charitable"].get(key, "")
-    return Claim(key, where, text, stated, "does not hold", "; ".join(evidence), charitable)
+    return Claim(
+        key, where, text, stated, verdict="does not hold", evidence="; ".join(evidence), charitable=charitable
+    )
 
 
 def _curve(tables: Tables, table: str, method: str = "RLPA", model: str = QWEN) -> np.ndarray:

@@ -66,7 +66,7 @@ def play_turn(
     after = [d.answer(s.completion, s.reply, fallback) for d, s in zip(heard, spoken, strict=True)]
     parts = ("user_s", "method_s", "judges_s")
     seconds = {part: end - begin for part, begin, end in zip(parts, clock[:-1], clock[1:], strict=True)}
-    return PlayedTurn(turn, heard, answers, judgements, after, seconds)
+    return PlayedTurn(turn, heard, answers, judgements, dialogues=after, seconds=seconds)
 
 
 def play_turns(

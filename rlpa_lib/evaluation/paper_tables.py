@@ -42,9 +42,9 @@ class Finding:
     column: str
     kind: str
     printed: float | str | None
-    recomputed: float | str | None
-    changes_claim: bool
-    note: str
+    recomputed: float | str | None = None
+    changes_claim: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,10 @@ class Shape:
 
 # of models that may not be on this machine; from their published config.json
 KNOWN = {
-    "Qwen/Qwen2.5-0.5B-Instruct": Shape(24, 896, 14, 2, 4864, 151936),
-    "Qwen/Qwen2.5-1.5B-Instruct": Shape(28, 1536, 12, 2, 8960, 151936),
-    "Qwen/Qwen2.5-3B-Instruct": Shape(36, 2048, 16, 2, 11008, 151936),
-    "Qwen/Qwen2.5-7B-Instruct": Shape(28, 3584, 28, 4, 18944, 152064, tied=False),
+    "Qwen/Qwen2.5-0.5B-Instruct": Shape(24, 896, 14, 2, intermediate=4864, vocabulary=151936),
+    "Qwen/Qwen2.5-1.5B-Instruct": Shape(28, 1536, 12, 2, intermediate=8960, vocabulary=151936),
+    "Qwen/Qwen2.5-3B-Instruct": Shape(36, 2048, 16, 2, intermediate=11008, vocabulary=151936),
+    "Qwen/Qwen2.5-7B-Instruct": Shape(28, 3584, 28, 4, intermediate=18944, vocabulary=152064, tied=False),
 }
 
 
@@ -70,8 +70,8 @@ def shape_of(source: str) -> Shape | None:
     c = json.loads(file.read_text(encoding="utf-8"))
     return Shape(
         c["num_hidden_layers"], c["hidden_size"], c["num_attention_heads"],
-        c.get("num_key_value_heads", c["num_attention_heads"]), c["intermediate_size"], c["vocab_size"],
-        c.get("tie_word_embeddings", False),
+        c.get("num_key_value_heads", c["num_attention_heads"]), intermediate=c["intermediate_size"],
+        vocabulary=c["vocab_size"], tied=c.get("tie_word_embeddings", False),
     )
 
 

@@ -74,7 +74,8 @@ def prepare(
         policy = parties.make_policy(cfg, run) if POLICIES[cfg.policy.kind].needs_servers else None
     system = prompt_files.load_prompt("policy", cfg.run.prompt_set, cfg.run.prompt_dir)
     return Trainer(
-        run, learner, tokenizer, user, judge, people, system_prompt=system, name=name, policy=policy
+        run, learner, tokenizer, user, judge=judge, personas=people, system_prompt=system, name=name,
+        policy=policy,
     )
 
 
