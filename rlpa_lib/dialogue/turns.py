@@ -44,13 +44,13 @@ class PlayedTurn:
 
 def play_turn(
     personas: Sequence[Persona], dialogues: Sequence[Dialogue], user: SimulatedUser, answer: Answer,
-    judge: Judging | None = None, *, fallback: str | None = None,
+    judge: Judging | None = None, *, judge_chooses: bool = False, fallback: str | None = None,
     persona_at: Callable[[Persona, int], Persona] | None = None,
 ) -> PlayedTurn:
     """One turn of E dialogues in lockstep, each with its persona.
 
-    What goes on is what `judge` gives back where that is `Spoken` (a judge may choose among samples), else
-    the answer itself. `fallback` stands in the dialogue for a reply whose format is broken
+    What goes on is the answer, or with `judge_chooses` what the judge gives back, who then picks one of
+    several samples; it must be `Spoken`. `fallback` stands in the dialogue for a reply whose format is broken
     (`Dialogue.answer`). `persona_at` gives the persona that holds at a turn (from 1), where it changes in
     mid-dialogue: answers and judges get that one.
     """
@@ -62,7 +62,7 @@ def play_turn(
     clock.append(time.perf_counter())
     judgements = judge(now, heard, answers) if judge else ()
     clock.append(time.perf_counter())
-    spoken = judgements if judgements and hasattr(judgements[0], "completion") else answers
+    spoken = judgements if judge_chooses else answers
     after = [d.answer(s.completion, s.reply, fallback) for d, s in zip(heard, spoken, strict=True)]
     parts = ("user_s", "method_s", "judges_s")
     seconds = {part: end - begin for part, begin, end in zip(parts, clock[:-1], clock[1:], strict=True)}

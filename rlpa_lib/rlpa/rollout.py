@@ -137,7 +137,8 @@ def advance(
         return groups
 
     played = play_turn(
-        cohort.personas, cohort.dialogues, user, sample, score_and_choose, fallback=sampling.fallback
+        cohort.personas, cohort.dialogues, user, sample, score_and_choose, judge_chooses=True,
+        fallback=sampling.fallback,
     )
     return list(played.judgements), replace(cohort, dialogues=tuple(played.dialogues))
 
