@@ -1,7 +1,7 @@
-"""Judges by rule. They understand a text by parsing it with the world's grammar, so words alone earn nothing.
+"""Judges by rule. They parse a text with the world's grammar, so that single words earn nothing.
 
-RuleJudge gives the training rewards (eq. 2-4), RuleEvaluationJudge the alignment score against the true
-persona (C.3), RuleRevealJudge says what a user has told (section 5.3).
+RuleJudge gives training rewards (eq. 2-4), RuleEvaluationJudge scores against the true persona (C.3),
+RuleRevealJudge says what a user has told (section 5.3).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_SENTENCES, MAX_WORDS, BRIEF_WORDS = 4, 60, 26
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user wants of the other's manner."""
+    """How the user wants to be talked to."""
 
     brief: bool = False
     calm: bool = False
@@ -38,8 +38,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a judge may hold against a response: facts that support a claim (slot -> phrase), the slots that
-    the user has told, the user's wishes, and earlier responses."""
+    """What a response is judged by: known facts (slot -> phrase), slots told, wishes, earlier responses."""
 
     facts: dict[str, str]
     told: frozenset[str]
@@ -48,7 +47,7 @@ class Evidence:
 
     @property
     def usable(self) -> bool:
-        """Has the user told anything that a sentence of this world could take up?"""
+        """Has the user told anything that a sentence of the grammar can refer to?"""
         return any(language.list_frame_slots(slot) for slot in self.told)
 
 
@@ -76,7 +75,7 @@ def find_support(fact: tuple[str, str], facts: dict[str, str]) -> str | None:
 
 
 def _names_whole_value(slot: str, phrase: str, known: str) -> bool:
-    """Is it, word for word, the value as it was said or another phrasing of it, neither more nor less?"""
+    """Is the phrase the whole known value, as it was said or in another listed phrasing?"""
     said = phrase.casefold()
     if said == known.casefold():
         return True
@@ -128,14 +127,14 @@ def find_malformation(response: str) -> str | None:
 
 
 def judge_naturalness(reading: Reading) -> tuple[bool, str]:
-    """N: well formed, and what stands in a hole is a phrase that fits there."""
+    """N: well formed, and every hole is filled with a phrase that fits."""
     facts = [fact for sentence in reading.sentences for fact in sentence.facts]
     odd = next((fact[1] for fact in facts if not _is_phrase(fact, reading.evidence.facts)), None)
     return (True, "well formed") if odd is None else (False, f"{odd!r} is no phrase that fits there")
 
 
 def judge_relevance(reading: Reading) -> tuple[bool, str]:
-    """R: rests on something known of this user as soon as there is something, and does what was asked for."""
+    """R: uses something known about this user once there is anything, and gives advice when asked for it."""
     if reading.evidence.wishes.advice and not {"suggest", "info"} & set(reading.acts):
         return False, "the user asked for advice and got none"
     if reading.evidence.usable and not reading.used:
@@ -180,14 +179,14 @@ def judge_engagement(reading: Reading) -> tuple[bool, str]:
 
 
 def judge_informativeness(reading: Reading) -> tuple[bool, str]:
-    """F: says something of content; before anything usable is known, a question is content enough."""
+    """F: has content; before anything usable is known, a question is enough."""
     wanted = {*language.CONTENT_ACTS, *(() if reading.evidence.usable else ("ask", "open"))}
     if not set(reading.acts) & wanted or len(reading.response.split()) < 6:
         return False, "says nothing of content"
     return True, "says something"
 
 
-# One rule a criterion of settings.kinds.
+# The rule for each criterion of settings.kinds.
 RULES: dict[str, Callable[[Reading], tuple[bool, str]]] = {
     "N": judge_naturalness, "R": judge_relevance, "L": judge_logic, "G": judge_engagement,
     "F": judge_informativeness,
@@ -210,7 +209,7 @@ def judge_response(response: str, evidence: Evidence, criteria: Iterable) -> tup
 
 
 def _choose_reading(options: tuple[language.Sentence, ...], facts: dict[str, str]) -> language.Sentence:
-    """Of several derivations the one whose facts are known."""
+    """The derivation with the most known facts."""
     return max(options, key=lambda s: sum(find_support(f, facts) is not None for f in s.facts))
 
 
@@ -257,8 +256,7 @@ class RuleEvaluationJudge:
     def _judge(self, persona: Persona, dialogue: Dialogue, response: str) -> Verdict:
         told, mood, true = gather_evidence(dialogue), read_temperament(persona), dict(persona.profile.items)
         wishes = Wishes(mood.brief, mood.calm, mood.private, told.wishes.advice)
-        # The transcript's words count only where they are true of this persona: a reply for somebody else
-        # must fail.
+        # What the user said counts only where true of this persona: a reply for somebody else must fail.
         said = {s: p for s, p in told.facts.items() if s in true and lex.same_value(s, p, true[s])}
         evidence = Evidence(true | said, told.told, wishes, told.earlier)
         return judge_response(response, evidence, EVALUATION_CRITERIA)[0]
@@ -278,7 +276,7 @@ class RuleRevealJudge:
             sentences = _understand(text, ("user_train", "user_test", "changes_train", "changes_test"))
             facts = [fact for s in sentences if s.template.act in ("say", "changed") for fact in s.facts]
             told |= {s for s, phrase in facts if lex.same_value(s, phrase, persona.profile.get(s) or "")}
-            # A slot without frames of its own is told by its name.
+            # A slot without sentence frames is told by its name.
             for slot, value in persona.profile.items:
                 if any(language.name_slot(slot, form) in text for form in language.list_forms(slot, value)):
                     told.add(slot)

@@ -17,7 +17,7 @@ SPEECH = (
     "assistant", "user_train", "user_test", "changes_train", "changes_test", "manners_train", "manners_test",
     "asides", "topics", "persona",
 )  # fmt: skip
-# The frames made for interests also fit values of these.
+# Slots whose values also fit the frames for interests.
 TOPIC_LIKE = (
     "Favorite Food", "Favorite Music", "Language", "Favorite Film Genre", "Sport to Watch", "Life Goal",
     "Favorite Drink",
@@ -64,7 +64,7 @@ def load_grammar(name: str) -> tuple[Template, ...]:
 
 @cache
 def find_templates(name: str, act: str, slot: str = "") -> tuple[Template, ...]:
-    """A grammar's templates of one act, for one slot alone where one is named."""
+    """A grammar's templates of one act; with `slot` only those for that slot alone."""
     return tuple(t for t in load_grammar(name) if t.act == act and (slot == "" or t.slots == (slot,)))
 
 
@@ -112,7 +112,7 @@ def list_frame_slots(slot: str) -> tuple[str, ...]:
 
 @cache
 def list_made_up_slots() -> dict[str, str]:
-    """Slots of training dialogues alone (grammar/topics.txt): name -> the class of the word that names it."""
+    """Slots that occur only in training dialogues (grammar/topics.txt): name -> class of its word."""
     topics = find_templates("topics", "topic")
     return {word.title(): t.slots[0] for t in topics for word in t.text.split(", ")}
 
@@ -129,12 +129,12 @@ def tell(speech: str, slot: str, phrase: str, rng: random.Random) -> str:
 
 
 def name_slot(slot: str, phrase: str) -> str:
-    """How a slot is told that has no frames."""
+    """The sentence that tells a slot without frames."""
     return f"About {slot.lower()} there is this: {phrase}."
 
 
 def _pattern(template: Template) -> re.Pattern:
-    """Reads a sentence of the template; group p0, a1, ... holds a hole ("a": with article)."""
+    """A pattern for the template's sentences; groups p0, a1, ... are its holes ("a": with article)."""
     numbers = count()
 
     def read(part: str) -> str:

@@ -106,8 +106,7 @@ def _members(phrase: str) -> list[str]:
 
 
 def _closeness(inferred: str, true: str) -> float:
-    """Dice over content words, in [0, 1]; 0 when a word is exchanged ("two older sisters" are not "two older
-    brothers"), or when most of `inferred` is not true: two values run together match neither."""
+    """Dice over content words, 0 to 1; 0 when a word is exchanged or over 40 % of `inferred` is untrue."""
     got, want = find_content_words(inferred), find_content_words(true)
     common = len(got & want)
     if common < min(len(got), len(want)) or common < 0.6 * len(got) or not common:
@@ -123,8 +122,7 @@ def _same_phrase(inferred: str, true: str) -> bool:
         return found is wanted
     if wanted is None:
         return _closeness(inferred, true) >= SIMILAR
-    # A phrase that the lexicon does not list must fit this value better than any other: "a bachelor's degree"
-    # fits many.
+    # An unlisted phrase must fit this value better than any other: "a bachelor's degree" fits many.
     own = max(_closeness(inferred, form) for form in wanted.forms)
     others = [value.forms for value in load_lexicon().values(wanted.slot) if value is not wanted]
     return own >= SIMILAR and all(_closeness(inferred, form) < own for forms in others for form in forms)
@@ -132,9 +130,8 @@ def _same_phrase(inferred: str, true: str) -> bool:
 
 @lru_cache(maxsize=65536)
 def same_value(slot: str, inferred: str, true: str) -> bool:
-    """Do two values of one slot mean the same? A list matches when at least half of what was inferred is true
-    and it covers at least a third of the truth, so that neither padding nor a single lucky word is enough.
-    Where the truth is one thing, two guesses at it do not match."""
+    """Do two values of one slot mean the same? A list matches when at least half of its items are true and
+    cover at least a third of the truth; where the truth is one item, every inferred item must match it."""
     if slot in ("Age", "Gender"):
         read = parse_age if slot == "Age" else find_gender
         return read(inferred) is not None and read(inferred) == read(true)
@@ -159,7 +156,7 @@ def find_gender(phrase: str) -> str | None:
 
 
 def change_value(slot: str, value: str, rng: random.Random) -> str | None:
-    """Another value of the slot, or None: an age two years off or more, else a value of the same split."""
+    """Another value of the slot, or None: an age at least two years off, else a value of the same split."""
     if slot == "Age":
         years = parse_age(value)
         return None if years is None else str(rng.choice([n for n in range(18, 90) if abs(n - years) >= 2]))
@@ -171,7 +168,7 @@ def change_value(slot: str, value: str, rng: random.Random) -> str | None:
 
 
 def are_compatible(inferred: str, true: str) -> bool:
-    """Items are compared within a slot; in the open schema (Extended ALOE) keys are free (appendix C.2)."""
+    """May two slots be compared? Same names only, but Extended ALOE's keys are free (appendix C.2)."""
     return inferred.lower() == true.lower() or (true not in SLOTS and inferred not in ("Age", "Gender"))
 
 

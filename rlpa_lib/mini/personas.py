@@ -18,8 +18,7 @@ GENDER_WEIGHTS = {"male": 48, "female": 48, "non-binary": 4}
 SAME_GROUP = 0.75
 EXTENDED_SIZES = (7, 10)
 TRIES = 1000
-# Pronouns as (subject, possessive, reflexive). Where no gender is in the profile the text must not give one
-# away: "they".
+# (subject, possessive, reflexive); a profile without a gender gets "they", so that the text gives none away
 PRONOUNS = {
     "male": ("he", "his", "himself"),
     "female": ("she", "her", "herself"),
@@ -29,12 +28,10 @@ IRREGULAR = {"is": "are", "has": "have", "does": "do"}
 
 
 def builtin_personas(split: str, n: int, seed: int) -> list[Persona]:
-    """The first n personas of a split (train, vanilla or extended), no two alike; a smaller n gives a prefix
-    of a larger one.
+    """The first n personas of a split, no two alike; a smaller n gives a prefix of a larger one.
 
-    Train personas hold train values only, vanilla ones test values only, extended ones 7 to 10 slots of the
-    open schema.
-    InputError: an unknown split, a negative n, or more personas asked for than the lexicons can tell apart.
+    train has train values only, vanilla test values only, extended 7 to 10 slots of the open schema.
+    InputError: an unknown split, a negative n, or more personas than the lexicons can tell apart.
     """
     if split not in SPLITS:
         raise InputError(f"personas: no split {split!r}; there are {', '.join(SPLITS)}")
@@ -65,7 +62,7 @@ def _make_persona(name: str, items: tuple[tuple[str, str], ...], rng: random.Ran
 
 
 def _draw_ten_slots(split: str, rng: random.Random) -> tuple[tuple[str, str], ...]:
-    """One value for each of the ten slots, in their order; what is tied to an age is drawn to fit it."""
+    """One value for each of the ten slots, in their order; all fit the age."""
     job = rng.choice(load_lexicon().values("Occupation", split))
     school = rng.choice(_list_schools(job, split, rng))
     age = _draw_age((job, school), rng)
@@ -80,7 +77,7 @@ def _draw_ten_slots(split: str, rng: random.Random) -> tuple[tuple[str, str], ..
 
 
 def _list_schools(job: Value, split: str, rng: random.Random) -> list[Value]:
-    """The education values to draw from: those of the job's group mostly, else those of the other groups."""
+    """Education values to draw from: mostly those of the job's group, else those of the other groups."""
     related = rng.random() < SAME_GROUP
     values = load_lexicon().values("Educational Background", split)
     return [value for value in values if (value.attrs["group"] == job.attrs["group"]) == related]
@@ -137,7 +134,7 @@ def _draw_text(rng: random.Random, act: str, slot: str = "", otherwise: str = ""
 
 
 def _predicate(slot: str, value: str, gender: str, rng: random.Random) -> str:
-    """A predicate that tells the slot, verbs still open."""
+    """A predicate that tells the slot; its <verbs> are not inflected yet."""
     _, possessive, reflexive = PRONOUNS[gender]
     text = _draw_text(rng, "tell", slot, otherwise="any")
     return text.format(v=value, a=add_article(value), p=possessive, r=reflexive, slot=slot.lower())

@@ -1,5 +1,4 @@
-"""Whole dialogues of agenda users with scripted assistants: the careful one, a yardstick for user and judges,
-and the mixed crowd, which the tiny model and the warm-up learn from."""
+"""Dialogues of agenda users with the careful assistant (a yardstick) and the mixed crowd (to learn from)."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ SYLLABLES = (
 
 @dataclass(frozen=True)
 class Said:
-    """Text and reply that stand in the dialogue, and what is kept of the moment."""
+    """Text and reply as they stand in the dialogue, and what is kept of the moment."""
 
     completion: str
     reply: Reply
@@ -39,7 +38,7 @@ class Said:
 
 
 def play_careful(personas: Sequence[Persona], user: SimulatedUser, turns: int, seed: int) -> list[Dialogue]:
-    """E dialogues of K turns with the careful assistant, who sees the transcript alone."""
+    """E dialogues of K turns with the careful assistant, who sees only the transcript."""
 
     def answer(_: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Said]:
         rngs = [random.Random(f"careful|{seed}|{d.id}|{len(d.turns) + 1}") for d in heard]
@@ -75,8 +74,7 @@ Moment = tuple[Dialogue, Profile, str]  # an utterance pending, and the profile 
 def play_crowd(
     persona: Persona, seed: int, mode: str, keep: Callable[[Moment, random.Random], Any] = lambda m, _: m
 ) -> list[Any]:
-    """What `keep` makes of each of ten moments of a dialogue with the crowd, whose styles are mixed as
-    teacher.MIX has it for a mode. It may draw from the dialogue's random numbers."""
+    """What `keep` makes of each of ten moments with the crowd, whose styles follow teacher.MIX[mode]."""
     rng = random.Random(f"corpus|{seed}|{persona.id}")
     diligence, style = rng.choice([0.4, 0.7, 0.9, 1.0]), rng.choices(teacher.STYLES, teacher.MIX[mode])[0]
     profile = None
@@ -103,21 +101,21 @@ def collect_responses(users: int = 60) -> tuple[str, ...]:
 
 
 def select_personal(responses: Sequence[str]) -> tuple[str, ...]:
-    """Those that state something about their user: a bare question would suit anybody at the first turn."""
+    """The responses that state something about their user; a bare question would suit anybody."""
     parsed = [(response, language.parse(response)) for response in responses]
     return tuple(r for r, sentences in parsed if any(s.facts for options in sentences for s in options))
 
 
 @dataclass
 class _RoughUser:
-    """An agenda user in rougher words, who now and then says that something is no longer so."""
+    """An agenda user in rougher words, who now and then says that something has changed."""
 
     persona: Persona
     seed: int
     rng: random.Random
 
     def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
-        """The next utterance of the one user, as it is now."""
+        """The next utterance of the one user, with its values so far."""
         [dialogue] = dialogues
         [utterance] = AgendaUser(self.seed).reply([self.persona], dialogues)
         utterance = self._change(dialogue, utterance)
@@ -137,9 +135,8 @@ class _RoughUser:
 
 
 def roughen(utterance: Utterance, rng: random.Random) -> Utterance:
-    """The same facts in rougher words: sometimes another word stands in a frame, sometimes a sentence that
-    tells nothing lies between the others. A model that knows a few frames by heart takes every other sentence
-    for a fact."""
+    """The same facts, sometimes with another word in a frame, sometimes with an aside that tells nothing.
+    Without them a model learns a few frames by heart and takes every other sentence for a fact."""
     text = utterance.text
     if utterance.phrases and rng.random() < 0.3:
         phrases = sorted(utterance.phrases, key=len, reverse=True)
@@ -161,7 +158,7 @@ def write_aside(rng: random.Random) -> str:
 
 
 def scramble(slot: str, rng: random.Random, pool: Sequence[str]) -> str:
-    """A value that looks like one of the slot's but holds words from elsewhere or without a meaning."""
+    """A value shaped like one of the slot's, with one or two words from elsewhere or made up."""
     words = rng.choice(rng.choice(lex.load_lexicon().values(slot, "train")).forms).split()
     places = [i for i, word in enumerate(words) if word not in lex.STOPWORDS]
     for i in rng.sample(places, min(len(places), rng.randint(1, 2))):
@@ -176,9 +173,8 @@ def scramble(slot: str, rng: random.Random, pool: Sequence[str]) -> str:
 
 @cache
 def list_words() -> tuple[str, ...]:
-    """Every word of the world's values, the test values included, one by one: a base model knows the words of
-    its language. What it never meets before the test is the values themselves, and the sentence frames around
-    them."""
+    """Every single word of all values, test values included: a base model knows the words of its language.
+    It never meets the test values themselves or their sentence frames before the test."""
     lists = lex.load_lexicon().by_slot.values()
     forms = [form for values in lists for value in values for form in value.forms]
     return tuple(sorted({word for form in forms for word in form.split()}))
@@ -186,26 +182,22 @@ def list_words() -> tuple[str, ...]:
 
 @cache
 def list_known_words() -> tuple[str, ...]:
-    """Those and every word that users say, test users included: a word is known, a sentence frame is not."""
+    """`list_words` and every word of users' sentences, test users' too: words are known, their frames not."""
     names = ("user_train", "user_test", "changes_train", "topics")
     said = re.sub(r"\{.*?\}", " ", " ".join(t.text for name in names for t in language.load_grammar(name)))
     return tuple(sorted({*list_words(), *re.findall(r"[a-zA-Z'-]+", said)}))
 
 
 def _remember(profile: Profile, response: str, rng: random.Random) -> Reply:
-    """The reply as the next turns see it: now and then broken, or with a profile block that is wrong in one
-    place.
-
-    What the assistant notes next is right all the same: a model that has only ever seen faultless blocks
-    copies its own slips from turn to turn.
-    """
+    """The reply as later turns see it: now and then broken, or with one error in its profile block."""
+    # The next block is right all the same: a model that saw only faultless blocks would copy its own slips.
     if rng.random() < 0.05:
         return Reply(Profile(), _break_format(profile, response, rng), False)
     return Reply(_misnote(profile, rng) if rng.random() < 0.25 else profile, response, True)
 
 
 def _break_format(profile: Profile, response: str, rng: random.Random) -> str:
-    """A reply that lost its format: a line, a word or a piece of one repeated, or an end in the middle."""
+    """A reply without its format: cut off, or with a line, a word or a syllable repeated."""
     lines = render_reply(profile, response).split("\n")
     if rng.random() < 0.3:
         return "\n".join(lines[1 : rng.randint(2, len(lines))])

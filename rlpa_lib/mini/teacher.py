@@ -1,5 +1,4 @@
-"""Scripted assistants of the miniature: the mixed crowd that the tiny model imitates, and the oracle (a
-ceiling for every figure). How they play whole dialogues is in play.py."""
+"""Scripted assistants: the mixed crowd that the tiny model imitates, and the oracle (the ceiling)."""
 
 from __future__ import annotations
 
@@ -118,11 +117,10 @@ def _line(act: str, rng: random.Random, slot: str = "") -> str:
 def write_profile(
     dialogue: Dialogue, previous: Profile | None, diligence: float, rng: random.Random
 ) -> Profile:
-    """The profile that a crowd member notes: each fact told so far with probability `diligence`, kept once
-    noted.
+    """A crowd member's profile: each fact told so far with probability `diligence`, kept once noted.
 
     Now and then it guesses: guesses pay under F1, so the crowd must show that they exist. Slots stand in
-    their usual order: a small model that writes them as they came loses its place and names a slot twice.
+    their usual order: a small model that writes them as they came loses its place and repeats a slot.
     """
     kept = dict(previous.items) if previous else {}
     for slot, phrase in dialogue.facts().items():

@@ -1,5 +1,4 @@
-"""A simulated user that works through an agenda (section 3.1; Schatzmann & Young 2009): it reveals its
-profile bit by bit, answers what it is asked, and reacts to what it likes and dislikes."""
+"""A user who reveals its profile by an agenda and reacts (section 3.1; Schatzmann & Young 2009)."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ class Temperament:
 
 
 def read_temperament(persona: Persona) -> Temperament:
-    """Fixed per persona: pace and tone follow its traits if the lexicon knows them, the rest its id."""
+    """Fixed per persona: pace and tone from its traits if the lexicon lists them, the rest by chance."""
     rng = random.Random(f"temperament|{persona.id}|{persona.description}")
     trait = lex.load_lexicon().find(persona.profile.get("Personality Traits") or "")
     attrs = trait.attrs if trait else {}
@@ -45,18 +44,18 @@ def read_temperament(persona: Persona) -> Temperament:
 
 @dataclass(frozen=True)
 class Manner:
-    """How far a user cooperates; by default it is the paper's willing user. Chances are in [0, 1] a turn."""
+    """How far a user cooperates, by default fully, as in the paper. Chances are per turn, in [0, 1]."""
 
     volunteers: float = 1.0  # factor on the chance to tell something unasked
     answers: float = 1.0  # chance to answer a question that it could answer
-    patience: int | None = None  # so many responses without content, and it tells nothing until one has some
-    contradicts: float = 0.0  # chance to say another value of what it has told, taken back a turn later
-    strays: float = 0.0  # chance to talk about something or somebody else, and to tell nothing
-    terse: bool = False  # bare values in place of sentences, no reactions
+    patience: int | None = None  # after so many empty responses it tells nothing until one has content
+    contradicts: float = 0.0  # chance to contradict something it has told; it takes that back a turn later
+    strays: float = 0.0  # chance to talk about something or somebody else, and tell nothing
+    terse: bool = False  # bare values instead of sentences, no reactions
 
 
 WILLING = Manner()
-# Chosen so that a user is clearly difficult, and that ten turns still tell something; not fitted to people.
+# Clearly difficult, yet ten turns still tell something; not fitted to real people.
 MANNERS = {
     "willing": WILLING, "reluctant": Manner(volunteers=0.2, answers=0.5),
     "impatient": Manner(volunteers=0.5, patience=2), "contradictory": Manner(contradicts=0.35),
@@ -66,8 +65,7 @@ MANNERS = {
 
 @dataclass(frozen=True)
 class AgendaUser:
-    """Stateless: the next utterance is a function of seed, persona and transcript. `speech` is 'user_train'
-    or 'user_test'; `manner` says how far it cooperates."""
+    """Stateless: seed, persona and transcript fix what it says. `speech`: 'user_train' or 'user_test'."""
 
     seed: int = 0
     speech: str = "user_train"
@@ -77,7 +75,7 @@ class AgendaUser:
         self, personas: Sequence[Persona], dialogues: Sequence[Dialogue],
         news: Sequence[News | None] | None = None,
     ) -> list[Utterance]:  # fmt: skip
-        """The next utterance of each user, at first "Hello". `news` is worked in where it is given."""
+        """The next utterance of each user, the first one "Hello"; `news` is worked in if given."""
         told = news or [None] * len(dialogues)
         return [self._next(p, d, n) for p, d, n in zip(personas, dialogues, told, strict=True)]
 
@@ -142,7 +140,7 @@ class AgendaUser:
         return answers, lines
 
     def _take_question(self, persona, mood, known, slot, answers, rng) -> list[str]:
-        """What it says to a question about a slot; one that it may answer joins `answers` instead."""
+        """Its reaction to a question about a slot; a slot that it will answer joins `answers` instead."""
         if slot == mood.private:
             return [self._line("react_private", rng)]
         if slot in known:
@@ -154,15 +152,15 @@ class AgendaUser:
         return []
 
     def _tell_wishes(self, persona, mood, turn, rng) -> list[str]:
-        """Sentences that tell a wish, each once, at turns 2 to 5 fixed by the persona."""
+        """Sentences that tell a wish, each once, at a turn from 2 to 5 that the persona fixes."""
         when = random.Random(f"wishes|{self.seed}|{persona.id}")
         turns = {kind: when.randrange(2, 6) for kind in ("brief", "calm", "private")}
         wishes = [kind for kind in turns if getattr(mood, kind) and turns[kind] == turn]
         return [self._line(kind, rng, mood.private if kind == "private" else "") for kind in wishes]
 
     def _cooperate(self, persona: Persona, dialogue: Dialogue, asked: list[str]) -> tuple[list, list, float]:
-        """(slots that it answers, what it says instead, factor on the chance to tell something unasked)."""
-        # Random numbers of its own: a willing user says what it says whatever the other manners draw.
+        """(slots that it answers, what it says instead, factor on the chance to volunteer something)."""
+        # Random numbers of its own, so that manners never change what a willing user says.
         manner, rng = self.manner, random.Random(f"manner|{self.seed}|{persona.id}|{len(dialogue.turns) + 1}")
         if manner.patience and count_empty_answers(dialogue) >= manner.patience:
             return [], [self._line("impatient", rng)], 0.0
@@ -172,7 +170,7 @@ class AgendaUser:
         return answered, [] if answered == asked else [self._line("evade", rng)], manner.volunteers
 
     def _contradict(self, persona: Persona, dialogue: Dialogue) -> tuple[list[str], list[Told]]:
-        """(what it says wrongly now, what it puts right of the turn before); only the latter reveals."""
+        """(wrong sentences now, corrections of the turn before); only the latter reveal something."""
         turn = len(dialogue.turns) + 1
         given = persona, dialogue, self.manner, self.seed, self.speech
         now, before = draw_slip(*given, turn), draw_slip(*given, turn - 1)
@@ -212,7 +210,7 @@ def _read(persona: Persona, options: tuple[language.Sentence, ...]) -> language.
 
 
 def _is_wrong(persona: Persona, sentence: language.Sentence) -> bool:
-    """Does it claim something that is not so? A frame may carry values of other slots that fit it."""
+    """Does it claim something untrue? Values of other slots that fit a frame count as true in it."""
     for slot, phrase in sentence.facts:
         values = [value for own, value in persona.profile.items if slot in language.list_frame_slots(own)]
         if not any(lex.same_value(slot, phrase, value) for value in values):
@@ -226,7 +224,7 @@ def theoretical_max(persona: Persona, dialogue: Dialogue) -> float:
 
 
 def count_empty_answers(dialogue: Dialogue) -> int:
-    """How many responses in a row, up to the last one, said nothing of content."""
+    """How many of the latest responses in a row had no content."""
     count = 0
     for turn in reversed(dialogue.turns):
         acts = {s.template.act for options in language.parse(turn.reply.response) for s in options[:1]}
@@ -237,7 +235,7 @@ def count_empty_answers(dialogue: Dialogue) -> int:
 
 
 def draw_other_value(slot: str, value: str, speech: str, rng: random.Random) -> str | None:
-    """A phrase for another value of the slot that users of this grammar may say; None where there is none."""
+    """Another value of the slot as users of this grammar may phrase it; None if there is none."""
     if slot == "Age":
         years = lex.parse_age(value)
         return None if years is None else str(years + rng.choice((-7, -4, 5, 9)))
@@ -250,10 +248,7 @@ def draw_other_value(slot: str, value: str, speech: str, rng: random.Random) -> 
 def draw_slip(
     persona: Persona, dialogue: Dialogue, manner: Manner, seed: int, speech: str, turn: int
 ) -> tuple[str, str] | None:
-    """(slot, wrong phrase) that a contradictory user says at a turn about what it told before, or None.
-
-    A function of its arguments alone, so that a later turn knows what was said in this one.
-    """
+    """(slot, wrong phrase) by which a user contradicts itself at `turn`, or None; can be redrawn later."""
     rng = random.Random(f"slip|{seed}|{persona.id}|{turn}")
     if rng.random() >= manner.contradicts:
         return None
@@ -266,7 +261,7 @@ def draw_slip(
 
 
 def write_stray(persona: Persona, speech: str, rng: random.Random) -> str:
-    """A sentence about something else, or about somebody else, whose facts are none of the user's."""
+    """A sentence about something or somebody else; its facts are not the user's."""
     if rng.random() < 0.5:
         frame = rng.choice(language.find_templates(find_manners(speech), "aside"))
         slot = frame.slots[0]
@@ -277,5 +272,5 @@ def write_stray(persona: Persona, speech: str, rng: random.Random) -> str:
 
 
 def find_manners(speech: str) -> str:
-    """The grammar of what users of this speech say who do not cooperate."""
+    """The name of the grammar for uncooperative users of this speech."""
     return speech.replace("user", "manners")

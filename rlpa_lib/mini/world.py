@@ -1,5 +1,4 @@
-"""The miniature as a run sees it: personas, users and judges, made from the run's settings. settings.kinds
-names these functions; other rooms reach the rest of the miniature through agents.world."""
+"""Makes the miniature's personas, users and judges (see settings.kinds); agents.world reaches the rest."""
 
 from __future__ import annotations
 
@@ -12,12 +11,12 @@ from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.user import MANNERS, AgendaUser
 
 WEIGHTS = Path(__file__).parent / "weights"  # the tiny model that ships with the package
-# The generator can make any number; all of a split are as many as the paper has (appendices C.1 and C.2).
+# The generator has no end, so "all" means as many as the paper has (appendices C.1 and C.2).
 ALL_USERS = {"train": 3821, "vanilla": 74, "extended": 74}
 
 
 def load_personas(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
-    """`personas.sources.load_personas` for the built-in source; `cfg` says nothing that it needs."""
+    """`personas.sources.load_personas` for the built-in source; `cfg` is not used."""
     return builtin_personas(split, ALL_USERS[split] if n is None else n, seed)
 
 
@@ -28,7 +27,7 @@ def list_values(slot: str, years: int) -> list[str]:
 
 
 def make_user(cfg, split: str, seed: int, run=None, manner: str = "willing") -> AgendaUser:
-    """The user of a split; test users have sentence frames of their own. `manner`: one of MANNERS."""
+    """The user of a split; test users have their own sentence frames. `manner`: a key of MANNERS."""
     return AgendaUser(seed, "user_train" if split == "train" else "user_test", MANNERS[manner])
 
 
@@ -38,10 +37,10 @@ def make_reward_judge(cfg, run=None, *, defended=True, failure_limit=None) -> Ru
 
 
 def make_evaluation_judge(cfg, run=None, *, defended=True, failure_limit=None) -> RuleEvaluationJudge:
-    """The source of evaluation scores, likewise."""
+    """The source of evaluation scores; rules need no defence and never fail."""
     return RuleEvaluationJudge()
 
 
 def make_reveal_judge(cfg, run=None) -> RuleRevealJudge:
-    """Who says what a user's words have told."""
+    """The judge of what a user's words have told."""
     return RuleRevealJudge()
