@@ -1,2 +1,1 @@
-"""What is said and by whom: profiles, dialogues, the views of each party, and what policies, users and judges
-are."""
+"""Profiles, dialogues, what each party sees of them, and the protocols of policies, users and judges."""

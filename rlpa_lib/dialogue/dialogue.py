@@ -12,9 +12,8 @@ HISTORY_PROFILES = ("latest", "all", "none")
 
 @dataclass(frozen=True)
 class Utterance:
-    """What the user says; `stated` lists the slots of the true profile that it reveals, for bookkeeping only,
-    and `phrases` the words in which each was said (as many as `stated`, or none where the user cannot
-    tell)."""
+    """What the user says. `stated`: the true profile's slots that it reveals, for bookkeeping only.
+    `phrases`: the words for each (as many as `stated`, or none if the user cannot tell)."""
 
     text: str
     stated: tuple[str, ...] = ()
@@ -23,8 +22,7 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Turn:
-    """A user utterance and its answer: `completion` is the sampled text as it came, `reply` what was read in
-    it."""
+    """A user utterance and its answer: `completion` as sampled, `reply` as parsed from it."""
 
     user: Utterance
     completion: str
@@ -33,7 +31,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Finished turns, and the user utterance that waits for a reply, if there is one."""
+    """Finished turns, and the user utterance that waits for a reply, if any."""
 
     id: str
     persona_id: str
@@ -47,22 +45,19 @@ class Dialogue:
         return replace(self, pending=utterance)
 
     def answer(self, completion: str, reply: Reply, fallback: str | None = None) -> Dialogue:
-        """The dialogue after the assistant answers the pending utterance. `fallback` is what user and policy
-        get to see of a reply whose format is broken; without one they see its text, as in the released code.
-        ValueError: nothing is pending."""
+        """The dialogue after the assistant's answer. ValueError: nothing is pending. Of a reply with a broken
+        format user and policy see `fallback`, without one its text, as in the released code."""
         if fallback is not None and not reply.format_ok:
             reply = replace(reply, response=fallback)
         turn = Turn(self._require_pending(), completion, reply)
         return replace(self, turns=(*self.turns, turn), pending=None)
 
     def before(self, k: int) -> Dialogue:
-        """The dialogue as it was before its answer number `k` (from 0), the user's utterance pending.
-        IndexError: no such answer."""
+        """The dialogue before answer `k` (from 0), the utterance pending. IndexError: no such answer."""
         return replace(self, turns=self.turns[:k], pending=self.turns[k].user)
 
     def ledger(self) -> dict[str, int]:
-        """Slot -> number (from 1) of the turn in which the user first revealed it, the pending utterance
-        included."""
+        """Slot -> turn (from 1) in which the user first revealed it, the pending utterance included."""
         utterances = [turn.user for turn in self.turns]
         if self.pending is not None:
             utterances.append(self.pending)
@@ -109,9 +104,8 @@ def policy_view(
     """Chat messages for the policy: system, then user and assistant in turn, the pending utterance last.
 
     With "latest" only the last assistant message keeps its profile block, so a prompt does not extend the one
-    before it (as in the released code); "all" keeps every block, "none" none. A reply of broken format is
-    shown with an empty profile block. ValueError: nothing is pending, or `history_profiles` is none of the
-    three.
+    before it (as in the released code); "all" keeps every block, "none" none. A reply with a broken format
+    gets an empty block. ValueError: nothing is pending, or `history_profiles` is something else.
     """
     if history_profiles not in HISTORY_PROFILES:
         raise ValueError(f"history_profiles must be one of {HISTORY_PROFILES}, not {history_profiles!r}")
@@ -128,8 +122,7 @@ def policy_view(
 
 
 def judge_view(dialogue: Dialogue) -> list[tuple[str, str]]:
-    """(speaker, text) pairs, speaker "user" or "assistant": responses without profile blocks, the pending
-    utterance last."""
+    """("user" or "assistant", text) pairs: responses without profile blocks, the pending utterance last."""
     lines: list[tuple[str, str]] = []
     for turn in dialogue.turns:
         lines.append(("user", turn.user.text))

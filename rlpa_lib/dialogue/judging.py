@@ -1,5 +1,4 @@
-"""What a judge is: the overlap of two profiles and five binary criteria with reasons (sections 3.2 and
-3.3)."""
+"""What a judge gives: the overlap of two profiles, five binary criteria with reasons (sections 3.2, 3.3)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,14 +9,14 @@ from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply
 
-# What alignment with a profile means (section 3.3). On record only: the criteria alone make the score.
+# What alignment with a profile means (section 3.3); recorded only, the score comes from the criteria.
 DIMENSIONS = ("preference_expression", "style_consistency", "goal_alignment", "persona_coherence")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Five binary marks, each with a reason. With one holistic verdict (released code) all five carry it.
-    `dimensions` are the four of section 3.3 where a judge marks them, else empty."""
+    """Five binary marks with reasons, all equal for one holistic verdict (released code). `dimensions`: the
+    four of section 3.3 if a judge marks them, else empty."""
 
     marks: dict[str, bool]
     reasons: dict[str, str]
@@ -32,8 +31,7 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """The source of training rewards. It never sees more than the transcript, the inferred and the true
-    profile."""
+    """The source of training rewards; it sees only the transcript, the inferred and the true profile."""
 
     def match(self, inferred: Profile, true: Profile) -> tuple[tuple[int, int], ...]:
         """One-to-one pairs (index inferred, index true) of items that mean the same (eq. 2)."""
@@ -42,37 +40,31 @@ class Judge(Protocol):
         """`match` for a batch, in order; None where the judge gave no readable answer."""
 
     def responses(self, cases: Sequence[tuple[Dialogue, Reply]]) -> list[Verdict | None]:
-        """The criteria for each reply to a pending utterance, judged against the INFERRED profile (section
-        3.3)."""
+        """Criteria for each reply to a pending utterance, against the INFERRED profile (section 3.3)."""
 
 
 class EvaluationJudge(Protocol):
     """The source of evaluation scores: it sees the user's true persona (appendix C.3)."""
 
     def evaluate(self, cases: Sequence[tuple[Persona, Dialogue, str]]) -> list[Verdict | None]:
-        """The criteria for each response (text alone) to a pending utterance, judged against the true
-        persona."""
+        """Criteria for each response (text only) to a pending utterance, against the true persona."""
 
 
 class JudgeFailed(RuntimeError):
-    """More cases than allowed could not be judged, or one that had to be."""
+    """More cases than allowed could not be judged, or a case that had to be judged could not."""
 
 
 @dataclass
 class FailureTally:
-    """Counts cases that a judge could not answer: they are neither 0 nor 1, and too many of them stop the
-    run.
-
-    Up to `limit` (0 to 1, `run.max_judge_failure_rate`) of the cases may fail; the first 100 are counted as
-    100, so that one failure at the start of a run is not yet a rate.
-    """
+    """Counts cases that a judge could not answer (neither 0 nor 1). A share of `limit` may fail (0 to 1,
+    `run.max_judge_failure_rate`), of at least 100 cases, so that one early failure does not stop a run."""
 
     limit: float
     asked: int = 0
     failed: int = 0
 
     def add(self, asked: int, failed: int, why: str = "") -> None:
-        """Count a batch. JudgeFailed: the limit is passed; the message tells the last failure."""
+        """Count a batch. JudgeFailed: the limit is exceeded; the message gives the last failure, `why`."""
         self.asked, self.failed = self.asked + asked, self.failed + failed
         if failed and self.failed > self.limit * max(self.asked, 100):
             raise JudgeFailed(

@@ -9,7 +9,7 @@ from rlpa_lib.dialogue.profile import Profile
 
 @dataclass(frozen=True)
 class Persona:
-    """One user: texts as a reader found them, and the true profile that the policy has to infer."""
+    """One user: the texts as read from the source, and the true profile that the policy has to infer."""
 
     id: str
     description: str

@@ -1,5 +1,4 @@
-"""User profiles as slot-value lists, the reply format that carries them, and the profile score (section 3.2,
-appendix C.2)."""
+"""User profiles as slot-value lists, and the reply format that carries them (section 3.2, appendix C.2)."""
 
 from __future__ import annotations
 
@@ -21,12 +20,10 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 
 @dataclass(frozen=True)
 class Profile:
-    """Ordered (slot, value) pairs; `filled` names the slots that were invented for want of evidence (appendix
-    C.2).
+    """Ordered (slot, value) pairs; `filled` names the slots invented for lack of evidence (appendix C.2).
 
-    Slots and values are stripped. ValueError: an empty slot or value, a slot given twice (whatever its case),
-    a line end or a reply tag inside, a colon in a slot, or a `filled` name that is no slot. So every profile
-    survives render and parse.
+    Strips slots and values. ValueError: an empty slot or value, a slot twice (whatever its case), a line end
+    or reply tag, a colon in a slot, an unknown `filled` name. So every profile survives render and parse.
     """
 
     items: tuple[tuple[str, str], ...] = ()
@@ -82,8 +79,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Reply:
-    """What one completion says: the inferred profile, the response to the user, and whether the format was
-    kept."""
+    """What one completion says: the inferred profile, the response, and whether the format was kept."""
 
     profile: Profile
     response: str
@@ -93,9 +89,8 @@ class Reply:
 def parse_reply(text: str) -> Reply:
     """Read a `<profile>` block followed by a `<response>` block; never raises (appendix E.1).
 
-    The whole text must be those two blocks, white space aside, with one "- Key: value" a line, each key once,
-    and a response that is not empty. Anything else gives an empty profile, as much of the response as can be
-    read, and format_ok=False.
+    The text must be just those two blocks: one "- Key: value" a line, each key once, and a response. Anything
+    else gives an empty profile, as much of the response as can be read, and format_ok=False.
     """
     text = str(text)
     match = _REPLY.fullmatch(text)
@@ -124,8 +119,7 @@ def _check_item(slot: str, value: str) -> None:
 
 def _read_items(block: str) -> Profile | None:
     """The profile in a block, or None when a line is not "- Key: value" or a key comes twice."""
-    # Blank lines are dropped first: a block that ends in a line end must not count one item more (the
-    # released code's defect).
+    # Without blank lines, or a final line end would count as one more item (the released code's defect).
     lines = [line.strip() for line in _LINE_END.split(block) if line.strip()]
     matches = [_ITEM.fullmatch(line) for line in lines]
     if not all(matches):
@@ -138,14 +132,13 @@ def _read_items(block: str) -> Profile | None:
 
 
 def _salvage_response(text: str) -> str:
-    """What a broken reply says to the user: the one response block, closed or cut off, else all the text
-    without tags."""
+    """The response in a broken reply: its one response block, even if cut off, else all text without tags."""
     opening = [match for match in _TAG.finditer(text) if match.group().lower() == "<response>"]
     if len(opening) == 1:
         text = text[opening[0].end() :]
         closing = re.search("</response>", text, re.IGNORECASE)
         text = text[: closing.start()] if closing else text
-    # Taking a tag out can join its neighbours into another one; each pass shortens the text.
+    # Taking out one tag can join its neighbours into another.
     while _TAG.search(text):
         text = _TAG.sub("", text)
     return text.strip()

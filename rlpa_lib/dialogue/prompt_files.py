@@ -1,5 +1,4 @@
-"""Prompt texts: one file per prompt and set (en, zh, mini), each ours, each naming the section that it
-implements."""
+"""Prompt texts: one file per prompt and set (en, zh, mini), all ours, each naming the paper's section."""
 from __future__ import annotations
 
 from functools import cache
@@ -11,8 +10,7 @@ from rlpa_lib.settings.config import InputError
 
 @cache
 def load_prompt(name: str, prompt_set: str = "en", prompt_dir: str | Path | None = None) -> str:
-    """The text of a prompt; lines starting with '#' are comments. A file in `prompt_dir` wins over the one
-    that ships. InputError: there is no such prompt."""
+    """A prompt without its '#' comments; files in `prompt_dir` win. InputError: no such prompt or folder."""
     own = Path(prompt_dir) / f"{name}.txt" if prompt_dir else None
     if prompt_dir and not Path(prompt_dir).is_dir():
         raise InputError(f"run.prompt_dir: no such folder: {prompt_dir}")

@@ -1,5 +1,4 @@
-"""What a policy and a simulated user are (section 3.1); judges are in `judging`, methods in
-`rlpa_lib.methods`."""
+"""What a policy and a simulated user are (section 3.1); judges: `judging`, methods: `rlpa_lib.methods`."""
 
 from __future__ import annotations
 
@@ -17,9 +16,9 @@ Message = dict[str, str]
 class Completion:
     """One sampled reply: the very ids that training uses, the end token included when `finished`.
 
-    `logprobs` are natural logarithms at the temperature of sampling, fp32, one a token id. `version` counts
-    the updates of the adapter that sampled it, where a server holds one (0: none yet, or sampled in process).
-    `dropped` counts the oldest turns that its prompt had no room for (see `agents.prompt_tokens.window`).
+    `logprobs`: natural logarithms at the sampling temperature, fp32, one per token id. `version`: updates of
+    the server's adapter when it was sampled (0: none yet, or sampled in process). `dropped`: how many oldest
+    turns did not fit into the prompt (see `agents.prompt_tokens.window`).
     """
 
     prompt_ids: tuple[int, ...]
@@ -45,18 +44,15 @@ class Policy(Protocol):
 
 
 class SimulatedUser(Protocol):
-    """Stateless: what it says next depends on its seed, the persona and the transcript alone, so runs can be
-    resumed."""
+    """Stateless, so that runs can resume: it depends only on its seed, the persona and the transcript."""
 
     def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
-        """The next utterance of each user, in order; the first of every dialogue is "Hello" (appendix
-        C.2)."""
+        """The next utterance of each user, in order; a dialogue opens with "Hello" (appendix C.2)."""
 
 
 @dataclass(frozen=True)
 class News:
-    """A slot that a user tells now, whatever its agenda says; with `was` its value has changed from that,
-    which is said in passing."""
+    """A slot that a user tells now, whatever its agenda; with an old value `was`, as a change in passing."""
 
     slot: str
     was: str | None = None

@@ -1,9 +1,7 @@
-"""Whatever a policy or a user wrote is data: made visible, made harmless and quoted before another model
-reads it.
+"""What a policy or a user wrote is data: it is cleaned and quoted before another model reads it.
 
-A policy that is trained against a judge finds the judge's holes. So texts lose the characters that nobody
-sees, control tokens of chat models are broken up, overlong texts are cut by a stated rule, and everything
-goes into JSON strings that cannot end early.
+A policy that is trained against a judge finds the judge's holes. So texts lose invisible characters, chat
+models' control tokens are broken up, overlong texts are cut, and all goes into JSON that cannot end early.
 """
 
 from __future__ import annotations
@@ -16,8 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-# How chat models mark roles, turns and tools. Many servers turn these signs into control tokens wherever they
-# stand in a message.
+# How chat models mark roles, turns and tools; many servers read them as control tokens anywhere in a text.
 CONTROL_SIGNS = re.compile(
     r"<[|\uff5c][^<>|\uff5c\n]{1,60}[|\uff5c]>"  # <|im_end|>, <|system|>, and with the wide bars of DeepSeek
     r"|</?(?:s|bos|eos|pad|unk|mask|start_of_turn|end_of_turn|think|tool_call|tool_response)>"
@@ -28,21 +25,19 @@ CONTROL_SIGNS = re.compile(
 KEPT_CONTROLS = "\n\t"
 # Blank to the eye, though Unicode calls them letters, marks or symbols.
 BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-# What stands between the head and the tail of a text that was too long.
-GAP = " [...] "
+GAP = " [...] "  # between the head and the tail of a text that was too long
 
 
 def visible(text: str) -> tuple[str, int]:
-    """(the text without characters that nobody sees, how many they were): zero-width, direction, tag and
-    control characters, variation selectors, private use, lone surrogates. All line ends become "\\n"."""
+    """(the text without invisible characters, how many they were): zero-width, direction, tag and control
+    characters, variation selectors, private use, lone surrogates. All line ends become "\\n"."""
     text = re.sub("\r\n|[\r\u2028\u2029\x0b\x0c\x85]", "\n", text)
     kept = "".join(sign for sign in text if not _unseen(sign))
     return kept, len(text) - len(kept)
 
 
 def defuse(text: str, signs: re.Pattern[str] = CONTROL_SIGNS) -> str:
-    """The text with a blank after the first character of every control sign, so that no tokenizer reads it as
-    one ("< |user|>")."""
+    """The text with a blank in each control sign ("< |user|>"), so that no tokenizer reads it as one."""
     for _ in range(len(text) + 1):
         changed = signs.sub(lambda m: f"{m[0][0]} {m[0][1:]}" if len(m[0]) > 1 else "", text)
         if changed == text:
@@ -52,14 +47,13 @@ def defuse(text: str, signs: re.Pattern[str] = CONTROL_SIGNS) -> str:
 
 
 def exact_signs(signs: frozenset[str]) -> re.Pattern[str]:
-    """A pattern for these very strings, the longest first; for `defuse` with one tokenizer's own control
-    tokens."""
+    """A pattern for `defuse` that matches just these strings, e.g. one tokenizer's control tokens."""
     return _exact_signs(tuple(sorted(signs, key=lambda sign: (-len(sign), sign))))
 
 
 def cap(text: str, limit: int) -> tuple[str, int]:
-    """(text of at most `limit` characters besides the gap, how many were left out). The rule: three quarters
-    of the limit from the start, one quarter from the end, since the end is what a next turn answers."""
+    """(at most `limit` characters plus the gap, how many were left out): three quarters from the start and a
+    quarter from the end, since the end is what the next turn answers."""
     if len(text) <= limit:
         return text, 0
     head = limit - limit // 4
@@ -67,8 +61,7 @@ def cap(text: str, limit: int) -> tuple[str, int]:
 
 
 def entry(text: str, limit: int) -> dict[str, Any]:
-    """A text made safe for a quotation: {"text": ...} and, only where something was taken out, how much. The
-    counts stand beside the text, where its writer cannot put them."""
+    """A text made safe to quote: {"text": ...} and, if anything was removed, how much, beside the text."""
     seen, hidden = visible(text)
     short, cut = cap(defuse(seen), limit)
     counts = {"invisible_characters_removed": hidden, "characters_left_out": cut}
@@ -87,22 +80,21 @@ def dumps(value: Any) -> str:
 
 
 def quote(values: dict[str, Any]) -> str:
-    """A JSON object with one line a key (lists: one line an item), inside <data ...> tags that carry a digest
-    of what they hold: a writer cannot close them, since < is escaped, nor name them, since the digest depends
-    on every character written."""
+    """A JSON object with one line a key (lists: one line an item), in <data ...> tags with a digest of it.
+    A writer cannot close them, since < is escaped, nor name them, since the digest depends on all content."""
     body = "{\n" + ",\n".join(f"{dumps(name)}: {_lines(value)}" for name, value in values.items()) + "\n}"
     key = hashlib.blake2b(body.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     return f"<data {key}>\n{body}\n</data {key}>"
 
 
 def estimated_tokens(*texts: str) -> int:
-    """How many tokens the texts take as chat messages, estimated high where no tokenizer is at hand: three
-    bytes a token (English is nearer four, a Chinese character is three) and four for each message."""
+    """Tokens that the texts take as chat messages, a high estimate without a tokenizer: one per three bytes
+    (English has nearly four, a Chinese character is three) and four per message."""
     return sum(-(-len(text.encode("utf-8", "surrogatepass")) // 3) + 4 for text in texts)
 
 
 def find_first(costs: Sequence[int], room: int) -> int:
-    """The index from which on all items fit into `room`; the last item stays even where it does not."""
+    """The first index from which all items fit into `room`; the last item stays even if it does not fit."""
     first = len(costs) - 1
     while first > 0 and sum(costs[first - 1 :]) <= room:
         first -= 1

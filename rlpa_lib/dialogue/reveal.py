@@ -1,5 +1,4 @@
-"""How much of itself a simulated user may tell, what it has told, and whether it hears the same thing again
-(sections 3.1, 5.3)."""
+"""How much a simulated user may tell, what it has told, and repeated responses (sections 3.1, 5.3)."""
 
 from __future__ import annotations
 
@@ -12,18 +11,16 @@ from rlpa_lib.dialogue.persona import Persona
 
 OPENING = "Hello"  # appendix C.2
 SHARE_PER_TURN = 0.15  # of the profile, on average over the turns so far
-SAME = 0.75  # share of common letter triples from which on a response counts as said before
+SAME = 0.75  # a response that shares this many letter triples with an earlier one counts as said before
 
 
 def reveal_budget(n_slots: int, turn: int, n_told: int) -> int:
-    """How many more items may be told at turn `turn` (from 1, "Hello"): at most two, and 15 % of the profile
-    a turn on average."""
+    """How many items may be told at `turn` (from 1, "Hello"): at most two, on average 15 % of all a turn."""
     return max(0, min(2, math.ceil(SHARE_PER_TURN * n_slots * (turn - 1)) - n_told, n_slots - n_told))
 
 
 def said_before(responses: Sequence[str]) -> bool:
-    """Is the last response nearly the same as an earlier one? Shares of common letter triples (Jaccard), in
-    any language."""
+    """Is the last response nearly an earlier one (Jaccard over letter triples, in any language)?"""
     if not responses:
         return False
     last = _triples(responses[-1])

@@ -1,5 +1,4 @@
-"""The one turn loop: the user speaks, the policy answers, somebody judges (section 3.1). Everything that
-plays dialogues plays them here."""
+"""The only turn loop: the user speaks, the policy answers, a judge may judge (section 3.1)."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from rlpa_lib.dialogue.protocols import SimulatedUser
 
 
 class Spoken(Protocol):
-    """What stands in the dialogue after a turn: the text as it came, and the reply that was read in it."""
+    """What a turn adds to the dialogue: the text as sampled, and the reply parsed from it."""
 
     @property
     def completion(self) -> str: ...
@@ -24,15 +23,15 @@ class Spoken(Protocol):
     def reply(self) -> Reply: ...
 
 
-# Both get the E personas and the E dialogues with the user's utterance pending, and give one item a dialogue.
+# Both get E personas and E dialogues with the user's utterance pending, and return one item per dialogue.
 Answer = Callable[[Sequence[Persona], Sequence[Dialogue]], Sequence[Any]]
 Judging = Callable[[Sequence[Persona], Sequence[Dialogue], Sequence[Any]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class PlayedTurn:
-    """One turn of all E dialogues: before the answers (`heard`, the utterance pending) and after them
-    (`dialogues`), with what was answered and judged, and the seconds that users, answers and judges took."""
+    """One turn of E dialogues, before the answers (`heard`, the utterance pending) and after (`dialogues`);
+    `seconds` that users, answers and judges took."""
 
     turn: int
     heard: list[Dialogue]
@@ -49,10 +48,9 @@ def play_turn(
 ) -> PlayedTurn:
     """One turn of E dialogues in lockstep, each with its persona.
 
-    What goes on is the answer, or with `judge_chooses` what the judge gives back, who then picks one of
-    several samples; it must be `Spoken`. `fallback` stands in the dialogue for a reply whose format is broken
-    (`Dialogue.answer`). `persona_at` gives the persona that holds at a turn (from 1), where it changes in
-    mid-dialogue: answers and judges get that one.
+    The dialogue continues with the answer, or with `judge_chooses` with what the judge picks among several
+    samples; both must be `Spoken`. `fallback` replaces a reply with a broken format (`Dialogue.answer`).
+    `persona_at` gives answers and judges the persona of a turn (from 1) if it changes in mid-dialogue.
     """
     turn, clock = len(dialogues[0].turns) + 1, [time.perf_counter()]
     heard = [d.hear(u) for d, u in zip(dialogues, user.reply(personas, dialogues), strict=True)]
@@ -73,7 +71,7 @@ def play_turns(
     personas: Sequence[Persona], dialogues: Sequence[Dialogue], user: SimulatedUser, answer: Answer,
     judge: Judging | None = None, *, turns: int, **options: Any,
 ) -> Iterator[PlayedTurn]:
-    """Up to turn K of E dialogues, from where they stand; `options` as in `play_turn`."""
+    """Play E dialogues from where they stand up to turn K (`turns`); `options` as in `play_turn`."""
     for _ in range(len(dialogues[0].turns) if dialogues else turns, turns):
         played = play_turn(personas, dialogues, user, answer, judge, **options)
         dialogues = played.dialogues

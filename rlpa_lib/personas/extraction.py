@@ -1,8 +1,7 @@
-"""Slot conversion by rules (appendix C.2): what a description and a personality text say about each of the
-ten slots.
+"""Slot conversion by rules (appendix C.2): what a description and a personality text say about the ten slots.
 
-A rule gives the value of its slot, or None where the text says nothing. Values carry no pronoun and fit the
-frames "I am / have / enjoy / live in ___" of their slot.
+A rule gives its slot's value, or None if the text says nothing. Values hold no pronoun and fit the slot's
+frame: "I am / have / enjoy / live in ___".
 """
 
 from __future__ import annotations
@@ -28,12 +27,8 @@ from rlpa_lib.settings.kinds import resolve
 
 
 def extract_profile(description: str, personality: str, seed: int = 0) -> Profile:
-    """All ten slots from two texts. A slot without evidence gets a plausible value and is listed in
-    `Profile.filled`.
-
-    The invented value depends on the texts, the slot and `seed` alone. It is one of the built-in world's
-    training values.
-    """
+    """All ten slots from two texts. A slot without evidence is listed in `Profile.filled` and gets a training
+    value of the built-in world that depends only on the texts, the slot and `seed`."""
     found = find_evidence(description, personality)
     values = dict(found)
     for slot in SLOTS:
@@ -50,7 +45,7 @@ def find_evidence(description: str, personality: str) -> dict[str, str]:
 
 
 def hash_text(text: str) -> str:
-    """SHA-256 of a text without surrounding white space, in hex: names a text that may not be copied."""
+    """Hex SHA-256 of the stripped text: identifies a text that may not be copied."""
     return hashlib.sha256(text.strip().encode("utf-8")).hexdigest()
 
 
@@ -59,7 +54,7 @@ def _invent(slot: str, age: str | None, rng: random.Random) -> str:
         return str(rng.randint(20, 68))
     if slot == "Gender":
         return rng.choice(("male", "female"))
-    # By name, as in settings.kinds: the world stands above this room.
+    # resolved by name, as in settings.kinds: this room may not import mini
     fitting = resolve("mini.world:list_values")(slot, int(age) if age else 99)
     return join_items(rng.sample(fitting, 2)) if slot == "Interests" else rng.choice(fitting)
 
@@ -110,7 +105,7 @@ _MARITAL = {
 
 
 def _find_marital_status(text: str) -> str | None:
-    """One of the keys above; statements about relatives are passed over."""
+    """One of the keys of _MARITAL; statements about relatives are skipped."""
     for sentence in split_sentences(text):
         sentence = re.sub(rf"\b{KIN}\s+who\s+(?:is|are|was|got|has)\b[^,]*", "", sentence)
         for status, pattern in _MARITAL.items():
@@ -195,7 +190,7 @@ _STUDENT = r"student|freshman|sophomore|junior|senior"
 _STUDIES = r"(?:studying(?! for)|majoring in)\s+([^;]+)"
 _TITLED = rf"((?:an?|two)\s+(?:(?!and\b|with\b|{KIN}\b)[\w'-]+\s+){{0,4}}?(?:{_TITLE})\b[^;]*)"
 _UNFINISHED = r"(?:an?|his|her|their)\s+([^;]*?(?:degree|diploma|PhD|MBA)\b[^;]*)"
-# The first pattern that is found gives the value.
+# The first pattern that matches gives the value.
 _EDUCATION = {
     rf"\b(?:has|holds|earned|obtained|with|received)\s+{_TITLED}": "{}",
     r"\b(?:studying|studies)\s+for\s+an?\s+([^;]+?degree[^;]*)": "an unfinished {}",
@@ -229,7 +224,7 @@ _TRAIT_END = re.compile(
     r"\s+(?:to|in|with|of|when|who|for|at|by)\s|\s+and\s+(?:often|always|loves|enjoys|prefers)\b"
 )
 _ADJECTIVE = re.compile(r"(?!.*(?:ing|ly)$)[a-z][a-z-]{3,}")
-# Adjectives that say nothing without what follows them ("able to ...").
+# Words that say nothing without what follows them ("able to ...").
 _INCOMPLETE = "able eager full affected capable sticks willing always known afraid ready good great".split()
 _ADVERBS = re.compile(
     r"\b(?:very|also|quite|really|highly|extremely|remarkably|incredibly|deeply|always|often|so|truly"
@@ -238,8 +233,7 @@ _ADVERBS = re.compile(
 
 
 def _find_traits(text: str) -> str | None:
-    """The first three adjectives for "I am ___": "creative, patient and curious"; with fewer than two
-    adjectives also noun phrases ("a great listener")."""
+    """Up to three traits for "I am ___": adjectives; with fewer than two also nouns ("a great listener")."""
     adjectives: list[str] = []
     nouns: list[str] = []
     for sentence in split_sentences(text):
@@ -265,7 +259,7 @@ _NOT_OWNED = re.compile(
 
 
 def _find_others(text: str) -> str | None:
-    """Noun phrase for "I have ___" of no other slot: pets, then collections, then the rest; at most two."""
+    """At most two noun phrases for "I have ___" that fit no other slot: pets first, then collections."""
     ranked: list[tuple[int, str]] = []
     for sentence in split_sentences(text):
         for match in re.finditer(rf"\b(has|have|owns|with)\s+(?:also\s+)?((?:{NUMBER})\s+[^;]+)", sentence):

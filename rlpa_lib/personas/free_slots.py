@@ -13,9 +13,8 @@ from rlpa_lib.personas.text import KIN, drop_pronouns, make_gerund, split_senten
 
 
 def extract_free_profile(lines: Sequence[str]) -> Profile:
-    """A profile of one item a sentence. Keys come from free_slots.tsv; a second of a kind is numbered; the
-    rest are "Fact 1", "Fact 2", ... A fact keeps its sentence as it stands, in lower case. Empty lines are
-    passed over."""
+    """One item per sentence, none for empty lines. Keys come from free_slots.tsv, repeated ones numbered.
+    Other sentences are kept whole, in lower case, as "Fact 1", "Fact 2", ..."""
     items: dict[str, str] = {}
     for line in lines:
         sentence = " ".join(" ".join(split_sentences(line)).lower().split())
@@ -49,7 +48,7 @@ def _extract_item(sentence: str) -> tuple[str, str]:
 
 @cache
 def _load_rules() -> list[tuple[str, str, str]]:
-    """(key, pattern, value) of each rule; see the file."""
+    """(key, pattern, value) of each rule in free_slots.tsv."""
     lines = (resources.files("rlpa_lib.personas") / "free_slots.tsv").read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines if not line.startswith("#")]
     pieces = {"<KIN>": KIN, **{row[0]: row[1] for row in rows if len(row) == 2}}

@@ -1,4 +1,4 @@
-"""What a person likes to do by a description, as phrases that fit "I enjoy ___" (slot Interests)."""
+"""What a person likes to do according to a description, as phrases for "I enjoy ___" (slot Interests)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _SOMEBODY_ELSE = re.compile(
 
 
 def find_interests(description: str) -> str | None:
-    """Up to four liked activities in the order of the text, none said twice: "hiking, yoga and painting"."""
+    """Up to four liked activities in text order, without repeats: "hiking, yoga and painting"."""
     found: list[str] = []
     for item in (item for sentence in split_sentences(description) for item in _find_in_sentence(sentence)):
         said, others = find_stems(item), [find_stems(other) for other in found]
@@ -110,13 +110,12 @@ def _read_agent(after: str) -> list[str]:
 
 
 def _tidy(item: str) -> str:
-    """One liked thing without pronouns, adverbs and late adjuncts; "" when too little is left of it."""
+    """One liked thing without pronouns, adverbs and late adjuncts; "" if nothing usable is left."""
     if re.search(r"\b(?:them|him|it)\b", item):
         return ""
     late = r"regularly|daily|occasionally|together|too|very much|a lot"
     item = re.sub(rf"^(?:both|for|of|also)\s+|\s+(?:{late})$", "", drop_pronouns(item))
     if len(item.split()) > 6:
-        # The head comes first; what a late preposition adds can go.
         item = re.split(r"\s+(?:in|at|on|with|from|for|around|of|to)\s+", item)[0]
     words = item.split()
     if not words or len(words) > 7 or words[0] in _NO_START:

@@ -1,4 +1,4 @@
-"""Who the users are: ALOE's and PersonaChat's files, and splits that share nobody (appendices C.1, C.2)."""
+"""Where the users come from: ALOE's and PersonaChat's files in disjoint splits (appendices C.1, C.2)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ PERSONACHAT_COLUMNS = ("user 1 personas", "user 2 personas")
 
 
 def load_personas(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
-    """`n` personas of a split, or all for None; `cfg` is the `personas` section of the params.
+    """`n` personas of a split (None: all); `cfg` is the `personas` section of the params.
 
-    Who belongs to a split depends on the texts alone, never on `n` or `seed`. A test split is always taken
-    from its start, `train` in an order drawn from `seed`.
+    Only the texts decide who is in a split. A test split is taken from its start, `train` shuffled by `seed`.
     InputError: an unknown split, a missing file, or more personas asked for than there are.
     """
     if split not in SPLITS:
@@ -38,8 +37,8 @@ def load_personas(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
 
 
 def load_aloe(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
-    """`load_personas` for ALOE: `vanilla` is 74 of its profiles (a quarter of a small file), and `extended`
-    comes from `cfg.personachat_path` or, without one, from the built-in personas."""
+    """`load_personas` for ALOE: `vanilla` is 74 of its profiles (at most a quarter), `extended` comes from
+    `cfg.personachat_path` or else from the built-in personas."""
     if split == "extended" and not cfg.personachat_path:
         return resolve(SOURCES["builtin"].make)(cfg, split, n, seed)
     folder = Path(_get_path(cfg))
@@ -58,7 +57,7 @@ def load_aloe(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
 
 
 def load_personachat(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
-    """`load_personas` for PersonaChat, whose one test set, with free slots, stands for both benchmarks."""
+    """`load_personas` for PersonaChat; both test splits are the same set, with free slots."""
     path = _get_path(cfg)
     everybody = _read_different(cfg.personachat_path or path)
     n_test = min(TEST_USERS, len(everybody) * 3 // 5)
@@ -81,11 +80,9 @@ def _take(personas: Sequence[Persona], cfg, split: str, n: int | None, seed: int
 
 
 def read_aloe(profile_path: str | Path, personality_path: str | Path) -> list[Persona]:
-    """ALOE's two files of JSON strings, some lines with several: the i-th profile gets personality i modulo
-    their number.
+    """ALOE's two files of JSON strings; profile i gets personality i modulo the number of personalities.
 
-    The personality's pronouns follow the profile's gender, and the ten slots come from `extract_profile`
-    (appendix C.2).
+    Pronouns follow the profile's gender; the slots come from `extract_profile` (appendix C.2).
     InputError: a file cannot be read, or a line is broken (file and line are named).
     """
     descriptions, personalities = _read_json_texts(profile_path), _read_json_texts(personality_path)
@@ -98,11 +95,8 @@ def read_aloe(profile_path: str | Path, personality_path: str | Path) -> list[Pe
 
 
 def read_personachat(path: str | Path) -> list[Persona]:
-    """Each different persona of a Synthetic-Persona-Chat CSV in the order of the file, with free slots
-    (Extended ALOE, appendix C.2); no personality text.
-
-    InputError: a column is missing, or a row is broken (file and line are named).
-    """
+    """Each different persona of a Synthetic-Persona-Chat CSV, in file order, with free slots (Extended ALOE,
+    appendix C.2) and no personality. InputError names file and line of a missing column or a broken row."""
     personas = []
     for number, lines in enumerate(_read_persona_columns(path), start=1):
         description = " ".join(line if line.endswith((".", "!", "?")) else f"{line}." for line in lines)
@@ -177,15 +171,14 @@ def find_near_duplicates(
 
 
 def hash_split(personas: Sequence[Persona]) -> str:
-    """SHA-256 in hex over what personas say and are, whatever their order and ids; goes into the record."""
+    """Hex SHA-256 of texts and profiles, independent of order and ids; goes into the record."""
     told = [[p.description, p.personality, p.profile.to_json()] for p in personas]
     texts = sorted(json.dumps(one, ensure_ascii=False) for one in told)
     return hashlib.sha256("\n".join(texts).encode("utf-8")).hexdigest()
 
 
 def count_slots(personas: Sequence[Persona]) -> pd.DataFrame:
-    """How often each slot occurs (figure 6): columns slot, count, share of personas that have it,
-    filled_share (invented among those)."""
+    """Slot frequencies (figure 6): slot, count, share of personas, filled_share (invented ones of those)."""
     occurrences = [(slot, slot in p.profile.filled) for p in personas for slot in p.profile.slots()]
     rows = pd.DataFrame(occurrences, columns=["slot", "filled"])
     table = rows.groupby("slot", as_index=False)["filled"].agg(count="size", filled_share="mean")
@@ -194,8 +187,7 @@ def count_slots(personas: Sequence[Persona]) -> pd.DataFrame:
 
 
 def _read_different(path: str | Path) -> list[Persona]:
-    """PersonaChat's personas by their texts, the first of each group that says nearly the same: the file
-    repeats personas with a sentence more or less."""
+    """PersonaChat's personas without near duplicates: the file repeats them with a sentence more or less."""
     kept: list[Persona] = []
     words: list[frozenset[str]] = []
     for persona in _sort_by_text(read_personachat(path)):
@@ -207,7 +199,7 @@ def _read_different(path: str | Path) -> list[Persona]:
 
 
 def _sort_by_text(personas: Sequence[Persona]) -> list[Persona]:
-    """By the texts' hashes, each text once: as good as shuffled, the same for any order of the file."""
+    """Each text once, by hash: as good as shuffled, and independent of the file's order."""
     unique = {hash_text(persona.description): persona for persona in reversed(personas)}
     return [unique[key] for key in sorted(unique)]
 

@@ -53,8 +53,7 @@ def cut_clause(text: str) -> str:
 def drop_pronouns(phrase: str) -> str:
     """The phrase as anybody could say it: "making her own bread in her kitchen" -> "making bread"."""
     phrase = re.sub(rf"\b{PRONOUN}\s+own\s+", "", phrase, flags=re.IGNORECASE)
-    # What stands around a pronoun adds little; "time with his family" is the exception, where the noun
-    # matters.
+    # What follows a pronoun adds little, except in "time with his family".
     kept = "family|friends|children|kids|grandchildren"
     phrase = re.sub(rf"\bwith (?:his|her|their) ({kept})\b", r"with \1", phrase)
     phrase = _PRONOUN_TAIL.sub("", phrase)
@@ -86,7 +85,7 @@ _EMPTY = (
 
 
 def find_stems(phrase: str) -> frozenset[str]:
-    """The content words of a phrase, lower case, without common endings: to compare phrases."""
+    """The content words of a phrase in lower case, without common endings; used to compare phrases."""
     words = re.findall(r"[a-z0-9]+", phrase.lower().replace("'s", ""))
     return frozenset(_stem(word) for word in words if word not in _EMPTY)
 
@@ -119,7 +118,7 @@ _PLURAL = {"is": "are", "has": "have", "was": "were", "does": "do"}
 
 
 def find_gender(text: str) -> str | None:
-    """male, female or non-binary, by statement and else by the pronouns of the description."""
+    """male, female or non-binary, as stated or else by the pronouns; None where neither tells."""
     if re.search(r"\bnon-?binary\b|\bgenderqueer\b", text, re.IGNORECASE):
         return "non-binary"
     words = re.findall(r"[a-z]+", text.lower())
@@ -132,8 +131,7 @@ def find_gender(text: str) -> str | None:
 
 
 def adjust_pronouns(personality: str, description: str) -> str:
-    """The personality text with the pronouns of the description's gender (appendix C.2: its own gender is to
-    be ignored); unchanged where the description tells none."""
+    """The personality with pronouns of the description's gender, if that tells one (appendix C.2)."""
     gender = find_gender(description)
     text = _use_plural_verbs(personality) if gender == "non-binary" else personality
     for old, new in _PRONOUNS[gender].items() if gender else ():

@@ -1,4 +1,4 @@
-"""The numbered notebooks: where they lie, and which of them waits for which."""
+"""The numbered notebooks: where they are, and which one waits for which."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from rlpa_lib.settings.kinds import METHODS
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 LIVE = "9"  # notebooks 90-99 wait for a person and are not part of a run
-# train weights of the evaluation's rows
+# train the models in the evaluation's rows
 ROWS = tuple(sorted({method.notebook for method in METHODS.values() if method.trained}))
 TRAINING = tuple(sorted({*ROWS, "21_ablations"}))  # train weights of the policy
-# What a notebook reads that others leave in the run directory. One that is not named here waits for all
-# before it.
+# The notebooks whose results each one reads. A notebook that is not listed waits for all before it.
 NEEDS: dict[str, tuple[str, ...]] = {
     "00_replication_map": (),
     "01_profiles_and_data": (),
@@ -37,7 +36,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 
 def list_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
-    """Notebooks 00-89 of a folder in order. InputError when there are none."""
+    """Notebooks 00-89 of a folder in order. InputError if there are none."""
     found = sorted(path for path in folder.glob("[0-9][0-9]_*.ipynb") if not path.name.startswith(LIVE))
     if not found:
         raise InputError(f"{folder}: no numbered notebooks there")

@@ -1,5 +1,4 @@
-"""record.json of a run directory: settings, seed, code, packages, hardware: what is needed to repeat the
-run."""
+"""record.json of a run directory: settings, seed, code, packages and hardware, to repeat the run."""
 
 from __future__ import annotations
 
@@ -50,7 +49,7 @@ def create(directory: Path, seed: int, settings: Mapping[str, Any], params_name:
 
 
 def resume(directory: Path) -> None:
-    """Note that a former run goes on, and with which code."""
+    """Note that a run is resumed, and with which code."""
     old = read(directory)
     code, diff = code_state()
     if diff and code["diff_sha256"] != old["code"]["diff_sha256"]:
@@ -60,15 +59,14 @@ def resume(directory: Path) -> None:
 
 
 def amend(directory: Path, changes: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
-    """Set entries of the record to what `changes` makes of it; notebooks that run side by side wait for each
-    other."""
+    """Update the record with `changes(record)`, under a lock, since notebooks may run side by side."""
     with lock(directory / "record.lock"):
         old = read(directory)
         write_json(directory / "record.json", {**old, **changes(old)})
 
 
 def check_same(directory: Path, seed: int, settings: Mapping[str, Any]) -> None:
-    """InputError that names the first setting in which the run in `directory` differs."""
+    """InputError: the run in `directory` has another seed or settings; names the first that differs."""
     old = read(directory)
     before, after = _flat(old.get("seed"), old.get("params", {})), _flat(seed, settings)
     for key in dict.fromkeys((*after, *before)):
@@ -80,13 +78,10 @@ def check_same(directory: Path, seed: int, settings: Mapping[str, Any]) -> None:
 
 
 def code_state() -> tuple[dict[str, Any], bytes]:
-    """Commit, hash of what is not committed, hash of the library; and the uncommitted diff itself.
-
-    Commit is null outside a git repository (an unpacked archive) and before the first commit.
-    """
+    """(commit, whether and by which hash the code differs from it, the library's hash; the diff itself).
+    The commit is None outside a git repository (an unpacked archive) and before the first commit."""
     top = _git("rev-parse", "--show-toplevel").decode().strip()
-    # no repository, or an archive unpacked inside another one
-    if not top or Path(top).resolve() != REPOSITORY:
+    if not top or Path(top).resolve() != REPOSITORY:  # none, or an archive unpacked inside another one
         return {"commit": None, "dirty": None, "diff_sha256": None, "library_sha256": library_hash()}, b""
     commit = _git("rev-parse", "--verify", "HEAD").decode().strip() or None
     diff = _git("diff", "--no-ext-diff", "HEAD") if commit else b""
@@ -135,8 +130,7 @@ def cores() -> int:
 
 
 def memory_mb() -> float | None:
-    """Resident memory of this process in megabytes; None where the system does not tell (only Linux does,
-    without another package)."""
+    """Resident memory of this process in megabytes (10^6 bytes); None on systems other than Linux."""
     told = Path("/proc/self/statm")
     return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if told.is_file() else None
 

@@ -1,4 +1,4 @@
-"""A run directory: who may write in it, what was run there, and everything that a notebook leaves behind."""
+"""A run directory: who may write in it, what was run there, and all that a notebook saves."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ class Run:
     dir: Path
 
     def path(self, relative: str) -> Path:
-        """Absolute path inside the run directory, parent folders made. ValueError when it would lie
-        outside."""
+        """Absolute path in the run directory; creates its parent folders. ValueError: it lies outside."""
         target = (self.dir / relative).resolve()
         if not target.is_relative_to(self.dir):
             raise ValueError(f"{relative!r} lies outside the run directory")
@@ -61,8 +60,7 @@ class Run:
     def save_figure(
         self, figure: Any, name: str, data: Any, *, caption: str, alt: str, **source: Any
     ) -> Path:
-        """figures/<name>.png (150 dpi), .csv (the plotted DataFrame) and .json (caption, alt text, where it
-        comes from)."""
+        """figures/<name>.png (150 dpi), .csv (plotted DataFrame) and .json (caption, alt text, origin)."""
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
         csv = data.to_csv(index=False).encode()
@@ -82,8 +80,7 @@ class Run:
         storage.append_jsonl(self.path(f"metrics/{name}.jsonl"), values)
 
     def read_metrics(self, name: str) -> list[dict[str, Any]]:
-        """Lines of metrics/<name>.jsonl so far; a torn last line is dropped with a warning; [] before the
-        first line."""
+        """Lines of metrics/<name>.jsonl, [] if there are none; a torn last one is dropped with a warning."""
         file = self.path(f"metrics/{name}.jsonl")
         return storage.read_jsonl(file, appended=True) if file.exists() else []
 
@@ -96,8 +93,7 @@ class Run:
         return storage.read_jsonl(self.path(relative))
 
     def done(self, key: str, fingerprint: str | None = None) -> bool:
-        """Whether `key` was finished by the same inputs; by default the inputs are the library's files and
-        the params."""
+        """Was `key` finished with the same inputs (default: `fingerprint()`: params, seed, library files)?"""
         file = self._done_file(key)
         return file.exists() and json.loads(file.read_text())["fingerprint"] == (
             fingerprint or self.fingerprint()
@@ -120,9 +116,8 @@ class Run:
 def open_run(params: str | Path, seed: int, run_dir: str | Path, overrides: Sequence[str] = ()) -> Run:
     """Open or reopen a run for writing, and set this process's threads and seeds.
 
-    A relative `run_dir` counts from the repository, so that a notebook means the same folder from anywhere.
-    Raises InputError: bad params, another run's directory (names the first differing key), a second writer,
-    no permission.
+    A relative `run_dir` starts at the repository, so that a notebook means the same folder from anywhere.
+    InputError: bad params, no permission, a second writer, another run's directory (names the differing key).
     """
     cfg = config.load_config(params, overrides)
     _, label = config.locate_params(params)
@@ -134,8 +129,8 @@ def open_run(params: str | Path, seed: int, run_dir: str | Path, overrides: Sequ
 
 
 def claim(cfg: Config, seed: int, directory: Path, params_name: str) -> Run:
-    """Take the directory's lock and write or check record.json; a child of the lock's owner shares it
-    (RLPA_RUN_OWNER)."""
+    """Lock the directory and write or check record.json; child processes share the lock (RLPA_RUN_OWNER).
+    InputError: as in `open_run`, or a seed outside 0 to 2**32 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"seed: wants an integer from 0 to 2**32 - 1; got {seed!r}")
     directory = directory.resolve()
@@ -160,8 +155,7 @@ def _lock(directory: Path) -> bool:
     """True when this process holds the lock, False when it is the child of a process that does."""
     if directory in _LOCKS:
         return False
-    # It stays open as long as the process.
-    file = open(directory / "writer.lock", "a+", encoding="utf-8")  # noqa: SIM115
+    file = open(directory / "writer.lock", "a+", encoding="utf-8")  # noqa: SIM115  # open until it exits
     mine = [token for token in os.environ.get(OWNER_VARIABLE, "").split(",") if token]
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

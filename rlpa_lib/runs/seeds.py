@@ -1,4 +1,4 @@
-"""Where randomness and threads are set: one seed a purpose, the same on every machine."""
+"""Seeds and threads: one seed per purpose, the same on every machine."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ def derive_seed(*parts: object) -> int:
 
 
 def set_threads(n: int) -> None:
-    """Use `n` CPU threads here and in child processes; idle OpenMP threads sleep, so that two runs can share
-    cores."""
+    """Use `n` CPU threads here and in child processes; idle ones sleep, so that two runs can share cores."""
     os.environ["OMP_NUM_THREADS"] = str(n)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,8 +24,7 @@ def set_threads(n: int) -> None:
 
 
 def set_seed(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global generators; code of the library takes its own seeds
-    besides."""
+    """Seed Python's, numpy's and torch's global generators; the library's own code takes explicit seeds."""
     import numpy
     import torch
 

@@ -1,5 +1,4 @@
-"""Files that are whole or absent: atomic writes, JSON and JSONL, and the plain-JSON form of the library's
-data."""
+"""Files that are complete or absent: atomic writes, JSON and JSONL, and library data as plain JSON."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Alone among all processes and threads that lock the same file; the file stays, empty."""
+    """Exclusive lock among processes and threads on a file, which stays behind empty."""
     with open(path, "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # freed with the file, however the process ends
         yield
@@ -63,8 +62,7 @@ def is_locked(path: Path) -> bool:
 
 
 def append_jsonl(path: Path, row: Any) -> None:
-    """Add one line, one process after the other; a torn last line left by a crash is cut off first, with a
-    warning."""
+    """Add one line under a lock; a torn last line left by a crash is first cut off with a warning."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -73,8 +71,7 @@ def append_jsonl(path: Path, row: Any) -> None:
 
 
 def read_jsonl(path: Path, appended: bool = False) -> list[Any]:
-    """Rows of a JSONL file. `appended`: a torn last line is dropped with a warning. InputError names file and
-    line."""
+    """Rows of a JSONL file; `appended` drops a torn end with a warning. InputError names file and line."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace" if appended else "strict").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -94,8 +91,7 @@ def read_jsonl(path: Path, appended: bool = False) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, sets, paths, and numpy or torch scalars and arrays as JSON types; NaN and infinities
-    become null."""
+    """Dataclasses, sets, paths, numpy or torch scalars and arrays as JSON types; NaN, infinities as null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (str, int)):
@@ -116,8 +112,7 @@ def plain(value: Any) -> Any:
 
 
 def sha256(*parts: bytes) -> str:
-    """Hex digest of the parts, each with its length, so that no two lists of parts collide by their
-    joints."""
+    """Hex digest of the parts with their lengths, so that ("ab", "c") and ("a", "bc") differ."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "big"))
