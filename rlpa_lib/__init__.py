@@ -1,11 +1,9 @@
-"""RLPA replicated as notebooks over a thin library: dynamic user profiles, inferred turn by turn and trained
-by PPO."""
+"""RLPA as notebooks over a thin library: dynamic user profiles inferred turn by turn, trained by PPO."""
 
 from pkgutil import resolve_name
 from typing import Any
 
-# What a notebook or another project needs, and where it is; imported when it is asked for, since some of it
-# needs torch.
+# The public names and where they are; imported when asked for, since some need torch.
 _PLACES = {
     "InputError": "settings.config:InputError", "Profile": "dialogue.profile:Profile",
     "alignment_level": "evaluation.metrics:alignment_level", "evaluate": "evaluation.scoring:evaluate",

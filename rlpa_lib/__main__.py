@@ -1,5 +1,4 @@
-"""Command line: reproduce, train, plan, audit, publish. Exit codes: 0 done, 1 failed, 2 bad input or params
-(one line on stderr)."""
+"""Commands: reproduce, train, plan, audit, publish. Exit codes: 0 done, 1 failed, 2 bad input or params."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code."""
+    """Run one command and return its exit code."""
     options = _parser().parse_args(argv)
     try:
         commands = {

@@ -1,8 +1,6 @@
-"""Claims of the abstract, sections 1-5 and appendices C-I against the paper's own tables.
-
-Claims are in our own words. A verdict is about the printed numbers alone, never about what was done. Averages
-are recomputed from the ten printed turns, so that slips in printed averages do not decide a claim.
-"""
+"""Claims of the abstract, sections 1-5 and appendices C-I, in our words, against the paper's own tables.
+A verdict is about the printed numbers alone, never about what was done. Averages are recomputed from the ten
+printed turns, so that slips in printed averages do not decide a claim."""
 
 from __future__ import annotations
 
@@ -108,7 +106,7 @@ def _near_gpt4o(tables: Tables) -> Parts:
 
 
 def _rank(tables: Tables, table: str, values: ArrayLike) -> tuple[int, str]:
-    """RLPA's rank by a value of each row of a table, and how the evidence says it."""
+    """RLPA's rank by a value of each row of a table, and the evidence in words."""
     series = pd.Series(np.asarray(values), index=_averages(tables, table).index)
     if OURS not in series:
         raise MissingRow(f"no row {OURS}")

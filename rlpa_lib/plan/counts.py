@@ -1,7 +1,5 @@
-"""How many requests each notebook makes of each role, turn by turn: arithmetic on the counts in the settings.
-
-E users, K turns, N samples. Nobody is asked for the first word, "Hello"; at turn 1 no profile is known yet.
-"""
+"""How many requests each notebook makes of each role, turn by turn: arithmetic on counts in the settings.
+E users, K turns, N samples. Nobody is asked for the first word, "Hello"; at turn 1 there is no profile."""
 
 from __future__ import annotations
 
@@ -21,10 +19,8 @@ KINDS = {"user": USERS, "response_judge": JUDGES, "profile_judge": JUDGES, "eval
 @dataclass(frozen=True)
 class Asks:
     """The prompts that one role gets in a notebook. `by_turn`: turn (from 1) -> how many.
-
-    `sees` is what of the dialogue stands in them, `writes` what the answers hold: see `pilot.Texts`. A policy
-    gives `samples` answers a prompt, and training passes a prompt through it `trained` times (0: never).
-    """
+    `sees` and `writes`: what of the dialogue prompts and answers hold (`pilot.Texts`). A policy gives
+    `samples` answers a prompt, and training passes a prompt through it `trained` times (0: never)."""
 
     notebook: str
     role: str
@@ -104,17 +100,13 @@ def _play(
     cfg: Config, notebook: str, some: Sequence[rows.Row], users: int, turns: int, *, swap: bool = False,
     answered: Sequence[str] = (),
 ) -> Iterator[Asks]:  # fmt: skip
-    """Rows that meet E users for K turns; `answered`: roles that have been asked about "Hello" before.
-
-    At temperature 0 the answer to "Hello" is the same for all users, and equal questions are asked once: by a
-    policy behind a server, and by the evaluator, whose swapped questions are then those of the others.
-    """
+    """Rows that meet E users for K turns; `answered`: roles already asked about "Hello"."""
     greedy, evaluator = cfg.evaluation.temperature == 0, cfg.evaluator
     seen, limit = ("talk", evaluator.max_prompt_tokens) if evaluator.sees == "dialogue" else ("", None)
     for row in some:
         method, party = METHODS[row.method], cfg.evaluation.comparators.get(row.comparator, cfg.policy)
         told = any("profile" in names for _, names in method.holes)  # the true profile stands in its prompt
-        same = greedy and not told
+        same = greedy and not told  # then one answer to "Hello" serves all users, asked once of a server
         yield _user(notebook, cfg.user, turns, users)
         if not (method.scripted and EVALUATORS[evaluator.kind].scripted):
             calls = row.entry.calls
@@ -123,11 +115,10 @@ def _play(
             by_turn = _turns(turns, calls * users, first)
             yield _policy(cfg, notebook, by_turn, method.writes_profile, party=party)
         verdicts = users * (2 if swap else 1)
-        first = users * ("evaluator" not in answered) if same else verdicts
+        first = users * ("evaluator" not in answered) if same else verdicts  # equal questions are asked once
         yield Asks(notebook, "evaluator", evaluator, _turns(turns, verdicts, first), seen, limit=limit)
         if told:
-            # the same two profiles at every turn
-            yield Asks(notebook, "profile_judge", cfg.judge, {1: users})
+            yield Asks(notebook, "profile_judge", cfg.judge, {1: users})  # the same two at every turn
         elif method.writes_profile:
             yield _overlap(cfg, notebook, turns, users)
 
@@ -136,15 +127,13 @@ def _train_ppo(cfg: Config, notebook: str, cohorts: int) -> list[Asks]:
     rollout, turns = cfg.rollout, cfg.rollout.turns
     talks = cohorts * rollout.users * (rollout.samples if rollout.continuation == "independent" else 1)
     samples = cohorts * rollout.users * rollout.samples
-    # a tree's samples share a pass of their prompt
-    passes = 1 if cfg.ppo.packing == "tree" else samples // talks
+    passes = 1 if cfg.ppo.packing == "tree" else samples // talks  # a tree's samples share the prompt
     policy = _policy(cfg, notebook, _turns(turns, talks, talks), samples=samples // talks, trained=passes)
     return [_user(notebook, cfg.user, turns, talks), *_reward(cfg, notebook, turns, samples), policy]
 
 
 def _ablate(cfg: Config) -> Iterator[Asks]:
-    """Each variant's training up to the comparison, and each on Vanilla beside both rewards, trained by
-    20_ppo."""
+    """The variants' trainings up to the comparison, then these and 20_ppo's (both rewards) on Vanilla."""
     cohorts, given = min(cfg.ablations.iterations or cfg.ppo.iterations, cfg.ppo.iterations), cfg.evaluation
     for variant in cfg.ablations.variants:
         changed = config.change_config(
@@ -191,7 +180,7 @@ def _analyse(cfg: Config) -> Iterator[Asks]:
 
 
 def _study(cfg: Config) -> Iterator[Asks]:
-    """34: dialogues of every user model and of the impostor, whom the run's own plays; rewritten profiles."""
+    """34: dialogues of every user model and of the impostor (the run's own user); rewritten profiles."""
     given, notebook = cfg.study, "34_user_and_reward_model_evaluation"
     users, turns, trainable = given.personas, given.turns, POLICIES[cfg.policy.kind].trainable
     models = [cfg.user, *given.user_models.values(), cfg.user]

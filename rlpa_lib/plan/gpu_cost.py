@@ -1,5 +1,4 @@
-"""GPU memory and hours of sampling and training the policy, from its shape and the tokens that pass through
-it. Hours are rules of thumb."""
+"""GPU memory and (by rules of thumb) hours of sampling and training a policy, from its shape and tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ class Work:
         return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def times(self, factor: float) -> Work:
-        """The same work, `factor` times."""
+        """The same work `factor` times."""
         return Work(*(factor * value for value in astuple(self)))
 
     def passed(self, times: int) -> Work:
@@ -40,32 +39,29 @@ class Work:
 
 @dataclass(frozen=True)
 class GPU:
-    """An accelerator: dense bf16 FLOP/s and the share of it that training reaches, bytes/s of memory and the
-    share that decoding reaches, and decoding steps a second that a Python loop (not vLLM) cannot exceed."""
+    """An accelerator, and what of its speed is reached."""
 
     name: str = "A100 80 GB"
-    flops: float = 312e12
-    used: float = 0.35
-    bandwidth: float = 2.0e12
-    reached: float = 0.3
-    loop_steps: float = 30.0
+    flops: float = 312e12  # dense bf16, a second
+    used: float = 0.35  # the share of it that training reaches
+    bandwidth: float = 2.0e12  # bytes a second of memory
+    reached: float = 0.3  # the share of it that decoding reaches
+    loop_steps: float = 30.0  # decoding steps a second that a Python loop (not vLLM) cannot exceed
 
 
 A100 = GPU()
 
 
 def shape(cfg: Config) -> Shape | None:
-    """The shape of a policy that is run on GPUs here. None: it is behind an endpoint, unknown, or one of the
-    models for CPUs."""
+    """The shape of a policy run on GPUs here; None: behind an endpoint, unknown, or a model for CPUs."""
     if not POLICIES[cfg.policy.kind].trainable or cfg.policy.model in ("tiny", "smollm2"):
         return None
     return update_memory.shape_of(cfg.policy.model)
 
 
 def memory(cfg: Config, own: Work, trained: Work) -> float | None:
-    """GB on one GPU that holds all: one update (`memory.predict`) of prompts and replies of average length,
-    or for sampling alone the weights and their keys and values; None where the shape is unknown or nothing is
-    run."""
+    """GB on one GPU that holds all: one update (`memory.predict`) at average lengths, or for sampling alone
+    the weights, keys and values; None where the shape is unknown or nothing is run."""
     known = shape(cfg)
     if known is None or not (own.requests or trained.requests):
         return None
@@ -92,8 +88,7 @@ def hours(cfg: Config, own: Work, trained: Work, epochs: int, gpu: GPU) -> float
     served = steps * SERVED_AT_ONCE * len(cfg.policy.servers)
     speed = served if POLICIES[cfg.policy.kind].needs_servers else min(steps, gpu.loop_steps) * local
     sampling = own.completion / speed + 2 * size * own.prompt / reached
-    # forward 2, backward 2 through frozen weights and 4 through trained ones; the critic's adapter once more;
-    # a frozen pass before all
+    # forward 2, backward 2 (frozen weights) or 4 (trained); the critic's adapter again; a frozen pass first
     passes = epochs * (4 if cfg.policy.tuning == "lora" else 6) * (2 if cfg.ppo.critic == "lora" else 1) + 2
     return (sampling + passes * size * (trained.prompt + trained.completion) / reached) / 3600
 

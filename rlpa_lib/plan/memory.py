@@ -1,9 +1,4 @@
-"""Peak memory of one update, predicted from a model's shape and the settings: counted tensor by tensor, for
-transformers' Qwen2 family.
-
-Bytes, on the device of one process. Letters: P prompt tokens, T completion tokens, N samples a prompt, h
-hidden size.
-"""
+"""Bytes at the peak of one update in one process, counted tensor by tensor (transformers' Qwen2 family)."""
 
 from __future__ import annotations
 
@@ -62,8 +57,7 @@ KNOWN = {
 
 
 def shape_of(source: str) -> Shape | None:
-    """The shape of a model by its published name or from the config.json of its folder; None: it is not known
-    here."""
+    """A model's shape by its published name or its folder's config.json; None: it is not known here."""
     file = Path(source).expanduser() / "config.json"
     if source in KNOWN or not file.is_file():
         return KNOWN.get(source)
@@ -76,9 +70,8 @@ def shape_of(source: str) -> Shape | None:
 
 
 def predict(shape: Shape, cfg: Config, prompt: int, completion: int) -> dict[str, int]:
-    """Bytes by part, at the moment of an update when most is alive: the start of the policy's backward pass
-    over one micro-batch in which every prompt has `prompt` tokens and every completion `completion`. Sampling
-    in process is not part of it."""
+    """Bytes by part at an update's peak, the start of the policy's backward pass over one micro-batch, for
+    prompts of `prompt` tokens and completions of `completion`. In-process sampling is not part of it."""
     size, full = BYTES[cfg.policy.dtype], cfg.policy.tuning == "full"
     trained = shape.weights() if full else shape.adapter(cfg.policy.lora_rank)
     critic = _critic(shape, cfg)
@@ -111,26 +104,21 @@ def _critic(shape: Shape, cfg: Config) -> int:
 
 
 def _per_token(shape: Shape, cfg: Config, tree: bool) -> int:
-    """Bytes that one layer keeps of one token for the backward pass.
-
-    fp32: the inputs of both norms, their outputs (input of q, k, v and of gate, up), queries, keys and values
-    (spread to all heads under a mask), attention's output, and of the MLP gate, silu(gate), up, their
-    product. Below fp32 the norms keep fp32 copies, and each adapter an fp32 copy of its input (PEFT computes
-    adapters in fp32).
-    """
+    """Bytes that one layer keeps of one token for the backward pass."""
     size, h, i = BYTES[cfg.policy.dtype], shape.hidden, shape.intermediate
-    keys = 2 * (h if tree else shape.kv_heads * shape.head_dim)
+    keys = 2 * (h if tree else shape.kv_heads * shape.head_dim)  # spread to all heads under a mask
+    # q, k, v and attention's output; gate, silu(gate), up, their product; the norms' inputs and outputs
     attention, mlp = size * (2 * h + keys), size * 3 * i
     if cfg.policy.tuning == "full":
         return 16 * h + attention + mlp + 2 * i * size
     low = 4 * len(shape.linears()) * cfg.policy.lora_rank
+    # below fp32 the norms keep fp32 copies, and each adapter one of its input (PEFT computes in fp32)
     inputs = 4 * (4 * h + 2 * h + i) if size < 4 else 4 * (2 * h + i)
     return 8 * h + attention + mlp + inputs + low
 
 
 def table(cfg: Config) -> str:
-    """The prediction as text for replies of the greatest allowed length and for usual ones, in GiB; "" for a
-    model that is not known here."""
+    """The prediction in GiB for usual and for longest replies; "" for a model that is not known here."""
     shape = shape_of(_folder(cfg.policy.model))
     if shape is None or not POLICIES[cfg.policy.kind].trainable:
         return ""

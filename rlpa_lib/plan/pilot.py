@@ -1,10 +1,6 @@
-"""What a pilot run tells about the price of a larger one: requests made for each that the settings count, and
-how long they were.
-
-Prompts grow with the dialogue: by what of it stands in them, which is measured in the pilot's dialogues.
-`pilot.json` holds the pilot that ships, made of several runs by `python -m rlpa_lib plan --record
-RUN_DIR...`.
-"""
+"""What a pilot run tells about a larger run's price: requests for each counted one, and their lengths.
+Prompts grow by what of the dialogue stands in them, measured in the pilot's dialogues. `pilot.json`, which
+ships, is made of several runs by `python -m rlpa_lib plan --record RUN_DIR...`."""
 
 from __future__ import annotations
 
@@ -26,15 +22,13 @@ from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import WRITERS
 
 FILE = Path(__file__).with_name("pilot.json")
-# 34's policy writes profiles alone
-TYPICAL, PROFILED = "10_prompting_baselines", "34_user_and_reward_model_evaluation"
+TYPICAL, PROFILED = "10_prompting_baselines", "34_user_and_reward_model_evaluation"  # 34: profiles alone
 BY_TRAINING = ("20_ppo", "policy")  # measured by the training itself, as no server counts it
 
 
 @dataclass(frozen=True)
 class Texts:
-    """How long texts are, in tokens, and how many bytes a token has. A profile has `items` items at turn 1
-    and `more` a turn later."""
+    """Lengths of texts in tokens. A profile has `items` items at turn 1 and `more` at each later turn."""
 
     bytes_per_token: float = 3.8  # of English; 3.3 to 4.2 in the tokenizers we know
     per_message: float = 10.0  # what a chat template, or a judge's JSON, puts around a message
@@ -70,8 +64,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Rate:
-    """One role in one notebook: requests for each that was counted, and the tokens that a request has beside
-    the dialogue."""
+    """One role in a notebook: requests for each counted one, and a request's tokens beside the dialogue."""
 
     requests: float
     prompt: float
@@ -94,7 +87,7 @@ class Pilot:
         return self.rates.get(notebook, {}).get(role) or (other and replace(other, requests=1.0))
 
     def merge(self, other: Pilot) -> Pilot:
-        """This pilot, and what only the other one has."""
+        """This pilot, completed by what only the other one has."""
         names = dict.fromkeys([*self.rates, *other.rates])
         rates = {name: {**other.rates.get(name, {}), **self.rates.get(name, {})} for name in names}
         return Pilot(self.texts, rates, (*self.runs, *other.runs))
@@ -112,7 +105,7 @@ class Pilot:
 
 
 def read_pilot(runs: Sequence[Path] = ()) -> Pilot:
-    """The pilot that ships, behind what `runs` show."""
+    """The pilot that ships, used where `runs` show nothing."""
     told = json.loads(FILE.read_text(encoding="utf-8"))
     rated = told["rates"].items()
     rates = {name: {role: Rate(*rate) for role, rate in roles.items()} for name, roles in rated}
@@ -132,8 +125,7 @@ def write_pilot(runs: Sequence[Path]) -> Path:
 
 
 def measure(runs: Sequence[Path]) -> Pilot:
-    """What finished runs show, the first of them for the texts. InputError: no run, or one that recorded no
-    notebooks."""
+    """What finished runs show, the first for texts. InputError: no run, or one that names no notebooks."""
     found = [_measure(folder) for folder in runs]
     pilot = found[0]
     for other in found[1:]:

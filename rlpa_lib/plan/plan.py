@@ -1,9 +1,6 @@
-"""What a run will cost before it is paid: requests, tokens and USD of servers, wall time at a rate limit, GPU
-memory and hours.
-
+"""What a run will cost: requests, tokens, USD of servers, time at a rate limit, GPU memory and hours.
 Requests are counted from the settings (`counts`), their lengths scaled from a pilot run (`pilot`). Speeds are
-assumptions, which the plan prints; `compare` holds a plan against what a finished run really asked.
-"""
+assumptions, which the plan prints; `compare` holds a plan against what a finished run really asked."""
 
 from __future__ import annotations
 
@@ -48,15 +45,13 @@ class Load:
 
 
 def plan(cfg: Config, pilot: Pilot | None = None) -> list[Load]:
-    """One row per notebook that asks servers, samples or trains; all others cost neither. InputError: a model
-    is missing."""
+    """One row per notebook that asks servers, samples or trains. InputError: a model is missing."""
     pilot, loads = pilot or read_pilot(), {}
     for ask in list_asks(cfg):
         load = loads.setdefault(ask.notebook, Load(ask.notebook))
         rate = (ask.sampled and pilot.find(ask.notebook, ask.role)) or Rate(1.0, 0.0, 0.0)
         work = _scale(cfg, ask, rate, pilot.texts)
-        # nothing comes from a cache
-        if isinstance(ask.party, PolicyConfig) and POLICIES[ask.party.kind].trainable:
+        if isinstance(ask.party, PolicyConfig) and POLICIES[ask.party.kind].trainable:  # nothing is cached
             load.own += work if ask.sampled else Work()
             load.trained += work.passed(ask.trained)
         else:
@@ -83,8 +78,7 @@ def _party(ask: Asks) -> Party:
 
 
 def usd(cfg: Config, asked: Mapping[Party, Work]) -> float | None:
-    """Price of what is asked; 0 for models on local servers that the table does not name, None when another
-    model has no price."""
+    """Price in USD; a model without a price is free on a local server, elsewhere the result is None."""
     prices, total = read_prices(cfg.endpoint.prices), 0.0
     for (_, model, server), work in asked.items():
         if model in prices:
@@ -95,8 +89,7 @@ def usd(cfg: Config, asked: Mapping[Party, Work]) -> float | None:
 
 
 def hours(cfg: Config, work: Work, rpm: float, tpm: float) -> float:
-    """Wall time of requests at a limit of requests and of tokens a minute, and at `endpoint.concurrency`
-    requests at a time."""
+    """Hours of requests at limits of requests and tokens a minute, `endpoint.concurrency` at a time."""
     at_once = work.requests * LATENCY / 60 / cfg.endpoint.concurrency
     return max(work.requests / rpm, (work.prompt + work.completion) / tpm, at_once) / 60
 
@@ -172,8 +165,7 @@ def _assumptions(cfg: Config, pilot: Pilot, rpm: float, tpm: float, gpu: GPU) ->
 
 
 def compare(cfg: Config, run_dir: Path, pilot: Pilot | None = None) -> dict[str, tuple[float, float]]:
-    """(predicted, actual) requests and tokens of the notebooks that a run of these settings has finished, by
-    role and in all, from its usage record."""
+    """name -> (predicted, actual) requests and tokens of a run's finished notebooks, by role and in all."""
     finished, found = (
         {path.stem for path in (run_dir / "notebooks").glob("*.ipynb")},
         defaultdict(lambda: (0.0, 0.0)),

@@ -48,10 +48,8 @@ class Grid:
 
 
 def build_score_grid(run_dir: Path, name: str, columns: Mapping[str, tuple[str, int]]) -> Grid:
-    """A table of the paper: a row for every method and closed model, and for whatever other model was run.
-
-    `columns` maps a CSV column to (head, decimals); columns that are missing from the CSV are left out.
-    """
+    """A table of the paper: a row for every method and closed model, and for any other model that was run.
+    `columns` maps a CSV column to (head, decimals); columns that are missing from the CSV are left out."""
     table = read_table(run_dir, name)
     if table is None or "method" not in table:
         table = pd.DataFrame({"method": []})
@@ -126,7 +124,7 @@ def load_other_tables(run_dir: Path, shown: Sequence[str]) -> list[Grid]:
 
 
 def load_pictures(run_dir: Path) -> list[dict[str, Any]]:
-    """Every figures/*.png of the run as a data URI with what is told of it, the paper's first, by number."""
+    """Every figures/*.png of the run as a data URI with its facts, the paper's first, by number."""
     return [_load_picture(file) for file in sorted((run_dir / "figures").glob("*.png"), key=_order)]
 
 
@@ -154,7 +152,7 @@ def _load_picture(file: Path) -> dict[str, Any]:
 
 
 def load_dialogues(run_dir: Path) -> list[dict[str, Any]]:
-    """The first users of a benchmark (unselected), as RLPA and the untrained methods met them, with marks."""
+    """The first users of a benchmark (unselected) as RLPA and the untrained methods met them, with marks."""
     for benchmark in ("vanilla", "extended"):
         files = {m: run_dir / "dialogues" / f"{m}-{benchmark}.jsonl" for m in SAMPLED}
         found = {m: storage.read_jsonl(file)[:SAMPLED_USERS] for m, file in files.items() if file.is_file()}

@@ -21,19 +21,17 @@ from rlpa_lib.settings.config import InputError
 
 RUNS = "runs.jsonl"
 REMEMBERED = ("params_name", "params_sha256", "seed", "status", "start", "end", "resumed", "code", "hardware")
-# Copied as a run drew them: of the run that ended last, whose notebooks pool the seeds beside it, ...
+# Copied from the run that ended last, whose notebooks pool the seeds beside it.
 POOLED_BY_NOTEBOOKS = ("figures/fig18", "tables/table2_seeds")
-# ... and of the first seed, analyses of one run, which say so.
+# Copied from the first seed: analyses of one run, which say so.
 SHOWN_OF_ONE_RUN = ("fig4a", "conflict_profiles", "fig4b", "fig5", "difficult", "grpo", "prompting_cost")
 
 
 def publish(run_dirs: Sequence[Path], out: Path) -> list[Path]:
     """Pool finished runs that differ in the seed alone, and note each run, finished or not, in runs.jsonl.
-
     Writes <scale>_seeds (table), _alignment and _reward (figures), a comparison of the credit schemes if runs
-    under another lie beside these, and copies of what single notebooks drew. InputError: settings differ,
-    a seed comes twice, or fewer than three runs are finished.
-    """
+    under another lie beside these, and copies of what single notebooks drew. InputError: settings differ, a
+    seed comes twice, or fewer than three runs are finished."""
     read = [(folder, records.read(folder)) for folder in run_dirs]
     done = sorted(((d, f) for d, f in read if f["status"] == "done"), key=lambda pair: pair[1]["seed"])
     _check(done)

@@ -40,13 +40,8 @@ def reproduce(
     scale: str, seed: int, run_dir: Path, only: Sequence[str] = (), overrides: Sequence[str] = (),
     notebooks: Path = NOTEBOOKS, verbose: bool = False, jobs: int | None = None,
 ) -> int:  # fmt: skip
-    """Exit code: 0 done, 1 a notebook failed, 2 bad input found by a notebook. InputError before anything is
-    written.
-
-    `jobs` notebooks run side by side where none waits for the other; by default as many as this machine has
-    cores for, up to two, and one where a large model or a server would have to be shared. The results do not
-    depend on it.
-    """
+    """Exit code: 0 done, 1 a notebook failed, 2 one found bad input. InputError before anything is written.
+    `jobs` notebooks (None: `default_jobs`) run side by side where they can; the results are the same."""
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs: {jobs} is less than 1")
     cfg = config.load_config(scale, overrides)
@@ -77,7 +72,7 @@ def reproduce(
 
 
 def _close(run: Run, failure: Failure | None, seconds: float) -> int:
-    """Write down how the run ended and say so; the exit code."""
+    """Note and tell how the run ended; returns the exit code."""
     if failure is not None:
         run.finish("failed")
         print(f"rlpa_lib: {failure.line}", file=sys.stderr)
@@ -104,8 +99,7 @@ def select_notebooks(notebooks: Sequence[Path], only: Sequence[str]) -> list[Pat
 
 
 def find_untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str] = ()) -> list[str]:
-    """Names of the notebooks that train, where the policy is a model behind a chat endpoint and has no
-    weights here: they are skipped. InputError: one of them is what was asked for."""
+    """Notebooks to skip: a policy behind a chat endpoint cannot be trained. InputError: `only` has one."""
     trainable = POLICIES[cfg.policy.kind].trainable
     found = [path.stem for path in notebooks if path.stem in TRAINING and not trainable]
     if found and only:
@@ -114,23 +108,20 @@ def find_untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str]
 
 
 def fingerprint(run: Run, notebooks: Sequence[Path], notebook: Path) -> str:
-    """Digest of all that a notebook's result depends on: params, seed, library, its own text and the code
-    before it."""
+    """Digest of what a notebook depends on: params, seed, library, its own text and the code before it."""
     before = [_code(path) for path in notebooks if path.name < notebook.name]
     return run.fingerprint(*before, notebook.read_text(encoding="utf-8"))
 
 
 @contextmanager
 def kernel_environment(run: Run, notebooks: Sequence[str]) -> Iterator[None]:
-    """One kernel a notebook, which tells the usage record whose requests they are. All run this very
-    interpreter, with this run's threads, and keep their own files inside the run directory."""
+    """Kernels, one a notebook: this interpreter, the run's threads, own files inside the run directory."""
     with tempfile.TemporaryDirectory(dir=run.dir, prefix=".kernel-") as scratch:
-        # log level CRITICAL: a kernel on this machine's loopback need not warn that it is not encrypted, nor
-        # that it was stopped
+        # log level CRITICAL: no warnings that the loopback is not encrypted or that a kernel was stopped
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=50"]
         for name in notebooks:
             spec = {"argv": command, "display_name": "Python 3", "language": "python"}
-            spec["env"] = {NOTEBOOK_VARIABLE: name}
+            spec["env"] = {NOTEBOOK_VARIABLE: name}  # tells the usage record whose requests they are
             folder = Path(scratch) / "kernels" / _name_kernel(name)
             folder.mkdir(parents=True)
             (folder / "kernel.json").write_text(json.dumps(spec))
@@ -190,8 +181,7 @@ def _run_all(
 
 
 def execute(run: Run, notebook: Path, parameters: dict, verbose: bool) -> Failure | None:
-    """Run one notebook in its own folder; the executed copy is notebooks/<name>.ipynb, or .failed.ipynb after
-    an error."""
+    """Run one notebook in its folder; the copy is notebooks/<name>.ipynb, or .failed.ipynb after an error."""
     import papermill  # slow to import, and not needed when everything is done
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -245,7 +235,7 @@ def _check_personas(cfg: Config, seed: int) -> None:
 
 
 def _check_preferences(cfg: Config, chosen: Sequence[Path]) -> None:
-    """Look for the conversations of SFT and DPO, if these are wanted."""
+    """Look for the conversations of SFT and DPO if notebooks need them."""
     if any(path.stem in ("11_sft", "12_dpo") for path in chosen):
         from rlpa_lib.methods import preferences
 
@@ -264,8 +254,7 @@ def _check_rows(cfg: Config, chosen: Sequence[Path], run_dir: Path) -> None:
     if cfg.evaluation.comparators:
         from rlpa_lib.client.roles import endpoint_for
 
-        # so that nothing is written yet
-        bare = cfg.endpoint.model_copy(update={"cache": "off", "cache_only": False})
+        bare = cfg.endpoint.model_copy(update={"cache": "off", "cache_only": False})  # nothing is written
         for name in cfg.evaluation.comparators:
             endpoint_for(cfg.model_copy(update={"endpoint": bare}), "policy", run_dir, name)
 

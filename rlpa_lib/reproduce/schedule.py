@@ -10,8 +10,7 @@ from rlpa_lib.runs.notebooks import NEEDS
 
 Outcome = TypeVar("Outcome")
 
-# Minutes at mini on one core, of those that take long: they start before the others, which then fill the gaps
-# at the end.
+# Minutes at mini on one core of the long ones: they start first, and the others fill the gaps at the end.
 MINUTES = {"10_prompting_baselines": 7, "20_ppo": 6, "30_evaluation": 6, "21_ablations": 5, "32_long_term": 3,
            "35_difficult_users": 2}  # fmt: skip
 
@@ -24,7 +23,7 @@ def waits_for(name: str, names: Sequence[str]) -> set[str]:
 
 
 def _waiting(name: str, names: Sequence[str]) -> int:
-    """How many notebooks wait for this one, at first or second hand."""
+    """How many notebooks wait for this one, directly or through others."""
     behind = {name}
     for other in names:  # in order, and nothing waits for a later one
         if waits_for(other, names) & behind:
@@ -33,12 +32,9 @@ def _waiting(name: str, names: Sequence[str]) -> int:
 
 
 def run(names: Sequence[str], jobs: int, execute: Callable[[str], Outcome | None]) -> Outcome | None:
-    """Execute all `names`, at most `jobs` at once, those first for which most others wait, and of these the
-    longest; with one job in the order given.
-
-    `execute` gives None for success; after the first other outcome nothing more is started, and that outcome
-    is returned once what is running has ended.
-    """
+    """Execute `names`, at most `jobs` at once: first those that most others wait for, of these the longest;
+    with one job in the order given. `execute` gives None for success; any other outcome starts nothing more
+    and is returned once what is running has ended."""
     if jobs == 1:
         return next((failure for name in names if (failure := execute(name)) is not None), None)
     left = sorted(names, key=lambda name: (-_waiting(name, names), -MINUTES.get(name, 0), name))

@@ -1,8 +1,6 @@
 """What people are asked and what they answered (appendices G and H).
-
-A run's folder annotation/<task>/ holds items.json (what is shown), key.json (what is hidden: model, system
-label, verdict) and answers/<annotator>.jsonl, where a later line about an item replaces an earlier one.
-"""
+annotation/<task>/ of a run: items.json (shown), key.json (hidden: model, system label, verdict) and
+answers/<annotator>.jsonl, where an item's last line counts."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ _ANNOTATOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its choices: key on the keyboard -> (value that is stored, label)."""
+    """A question and its choices: key on the keyboard -> (stored value, label)."""
 
     name: str
     text: str
@@ -35,7 +33,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of item with the questions that are asked about each."""
+    """A kind of item with the questions asked about each."""
 
     name: str
     title: str
@@ -85,10 +83,8 @@ def locate_task(run_dir: str | Path, task: Task) -> Path:
 
 
 def prepare(run_dir: str | Path, task: Task, items: Sequence[Item], seed: int) -> list[Item]:
-    """Shuffle, give ids that tell nothing, and write items.json and key.json; the items as they are shown.
-
-    InputError: there are answers to other items; they would be taken for answers to these.
-    """
+    """Shuffle the items, give them neutral ids, write items.json and key.json; returns them as shown.
+    InputError: there are answers to other items, which would be taken for answers to these."""
     place, order = locate_task(run_dir, task), list(items)
     random.Random(derive_seed(seed, "annotation", task.name)).shuffle(order)
     named = [
@@ -107,10 +103,8 @@ def prepare(run_dir: str | Path, task: Task, items: Sequence[Item], seed: int) -
 
 
 class Answers:
-    """One annotator's work on a task: items in an order of their own, answers so far, and where to go on.
-
-    InputError: no items were prepared, the name cannot be a file's, or the answers belong to other items.
-    """
+    """One annotator's items in an order of their own, the answers so far, and where to go on.
+    InputError: nothing is prepared, the name cannot be a file's, or the answers belong to other items."""
 
     def __init__(self, run_dir: str | Path, task: Task, annotator: str):
         if not _ANNOTATOR.fullmatch(annotator):
@@ -127,7 +121,7 @@ class Answers:
         self.given = {row["item"]: row["answers"] for row in _read_answers(self.file, stored)}
 
     def next_open(self, start: int = 0) -> int | None:
-        """Place of the first item without an answer, from `start` on if there is one; None: all have one."""
+        """Place of the first item without an answer, from `start` on if there is one; None: there is none."""
         places = [place for place, item in enumerate(self.items) if item.id not in self.given]
         return next((place for place in places if place >= start), places[0] if places else None)
 

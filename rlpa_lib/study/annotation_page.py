@@ -41,14 +41,12 @@ def render_item(item: Item) -> str:
 
 class Page:
     """One annotator at one task. Keys: one a question in order, Backspace, Enter saves, b goes back.
-
-    What is typed shows in the buttons and the other way round. An answer is on disk before the next item.
-    """
+    Keys and buttons show the same answers, and an answer is on disk before the next item appears."""
 
     def __init__(self, run_dir: str | Path, task: Task, annotator: str):
         self.run_dir, self.task, self.work = run_dir, task, Answers(run_dir, task, annotator)
         self.place = self.work.next_open()
-        self._quiet = False  # while answers are filled in, which is no typing or clicking
+        self._quiet = False  # True while the program, not a person, fills in answers
         self.head, self.body, self.note = (widgets.HTML(layout=_WIDE) for _ in range(3))
         self.keys = widgets.Textarea(rows=1, layout=widgets.Layout(width="16em"), continuous_update=True,
                                      description="keys", placeholder="type here")  # fmt: skip
@@ -111,10 +109,7 @@ class Page:
         self.note.value = f'<p role="status">{escape(text)}</p>'
 
     def _fill(self, given: Mapping[str, Any], keep: bool = False, show: bool = True) -> None:
-        """Put answers into the buttons; `keep`: what was clicked stays where no answer is given.
-
-        With `show` the key field shows what would have been typed, up to the first open question.
-        """
+        """Set the buttons (`keep`: clicks stay where unanswered), and the keys up to a gap if `show`."""
         self._quiet, typed, open_ = True, "", False
         for question, choice in zip(self.task.questions, self.choices, strict=True):
             choice.value = given.get(question.name, choice.value if keep else None)
@@ -149,11 +144,8 @@ class Page:
 
 
 def annotate(run_dir: str | Path, task: str, annotator: str | None = None) -> widgets.VBox:
-    """The page of a task (users, pairs or responses) of a run; without `annotator` it asks for a name first.
-
-    It does not claim the run, so several annotators may work at once, each in a kernel of their own.
-    InputError: no such task, or nothing has been prepared.
-    """
+    """The page of a task (users, pairs or responses); asks for a name if `annotator` is None. It does not
+    claim the run, so several can annotate at once, each in a kernel. InputError: no such task, no items."""
     if task not in TASKS:
         raise InputError(f"task: {task!r} is not one of {', '.join(TASKS)}")
     if annotator is not None:

@@ -26,13 +26,10 @@ _LIGHT = find_stems(
 
 
 def measure_extraction(labels: Mapping[str, Mapping], personas: Sequence[Persona]) -> pd.DataFrame:
-    """Precision and recall of the rules per labelled slot, with 95 % intervals over personas (_low, _high):
-    columns slot, labelled, predicted, correct, precision, recall, personas.
-
+    """Precision and recall of the rules per labelled slot, with 95 % intervals over personas (_low, _high).
     `labels` maps `hash_text(description)` to age, gender, occupation, marital_status (text or None) and
-    interests (list). Only slots with evidence count as predictions; interests count item by item. InputError:
-    no persona is labelled.
-    """
+    interests (list). Only slots with evidence count as predictions; interests count item by item. Columns
+    slot, labelled, predicted, correct, precision, recall, personas. InputError: no persona is labelled."""
     known = [p for p in personas if hash_text(p.description) in labels]
     if not known:
         raise InputError("none of the personas has a label: are these the personas that were labelled?")
@@ -61,8 +58,7 @@ def _count(slot: str, label: str | list[str] | None, profile: Profile) -> tuple[
 
 
 def _mean_same(slot: str, label: str, guess: str) -> bool:
-    """Equal values; occupations that share at least half their words; interests that share a word which is
-    not a light one."""
+    """Equal values; occupations that share half their words; interests that share a word not in `_LIGHT`."""
     a, b = find_stems(label), find_stems(guess)
     if slot == "Interests":
         return bool(((a - _LIGHT) or a) & b and ((b - _LIGHT) or b) & a)

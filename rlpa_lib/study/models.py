@@ -1,5 +1,4 @@
-"""What a language model does where the miniature's lexicon cannot: rewrite profiles (H.1), and find what a
-user says against its persona (appendix G). Texts reach it as quoted data only."""
+"""Language models that rewrite profiles (H.1) and find users' contradictions (G); texts are quoted data."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ class Claim(BaseModel):
 
 @cache
 def _claims_schema(utterances: int) -> type[BaseModel]:
-    """All claims of so many utterances; a weak model that is held to the schema comes to an end."""
+    """All claims of so many utterances, bounded so that a weak model comes to an end."""
     listed = Annotated[list[Claim], Field(json_schema_extra={"maxItems": CLAIMS_EACH * utterances})]
     return create_model("Claims", claims=(listed, ...))
 
@@ -47,10 +46,8 @@ def _rewritten_schema(n: int) -> type[BaseModel]:
 
 
 def rewrite_profiles(run: Run, profiles: Sequence[Profile]) -> list[tuple[dict[str, str], dict[str, str]]]:
-    """Per profile, slot -> the value in other words, and slot -> another value, by `user.model`.
-
-    Unchanged values are left out. EndpointError: no readable answer. InputError: no model is named.
-    """
+    """Per profile, slot -> paraphrase and slot -> another value, by `user.model`; unchanged ones left out.
+    EndpointError: no readable answer. InputError: no model is named."""
     cases = [({"items": _quote_items(profile)}, _rewritten_schema(len(profile))) for profile in profiles]
     found = []
     for profile, answer in zip(profiles, _ask(run, "rewriter", "rewrite", cases), strict=True):
@@ -82,9 +79,7 @@ def make_rewriters(run: Run, references: Sequence[Persona]) -> tuple[Any, Any]:
 
 def find_claims(run: Run, talks: Sequence[tuple[Persona, Dialogue]]) -> list[list[Claim]]:
     """What each user says about itself and what of it is wrong, by the model of section `judge`.
-
-    EndpointError: no readable answer. InputError: no model is named.
-    """
+    EndpointError: no readable answer. InputError: no model is named."""
     cases = []
     for persona, dialogue in talks:
         who = {

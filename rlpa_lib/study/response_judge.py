@@ -58,10 +58,8 @@ def read_training_points(
     run: Run, people: Sequence[Persona], user: SimulatedUser, name: str = "ppo"
 ) -> list[Point]:
     """Every judged sample of a training, in order; [] when the run holds none.
-
-    The log has replies and marks, not what the user said: that follows from seed, persona and transcript, so
-    the user is asked again along the samples that went on; a model answers from the run's cache.
-    """
+    The log lacks what the user said, who is asked again along the samples that went on: seed, persona and
+    transcript decide the answer, and a model's comes from the run's cache."""
     by_id, points, talks = {persona.id: persona for persona in people}, [], {}
     for update in run.read_metrics(name):
         prefix = f"{update['update']:04d}"
@@ -170,6 +168,6 @@ def _read_profile(data: Mapping | Sequence) -> Profile:
 
 
 def _find_persona(dialogue: str, known: Mapping[str, Persona]) -> str:
-    """A dialogue is named after its place and its persona, and a copy's number (`rollout.start`)."""
+    """A dialogue is named after its place, its persona and a copy's number (`rollout.start`)."""
     name = dialogue.split("-", 1)[1]
     return name if name in known else name.rpartition("-")[0]

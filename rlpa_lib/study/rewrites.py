@@ -24,7 +24,7 @@ from rlpa_lib.study.annotation import Item
 
 LARGEST_ERROR = 10.0  # a profile has ten slots
 ENDS = ("", "_low", "_high")
-# Of a slot and its value: another value in other words, or None where there is none.
+# (slot, value, rng) -> the rewritten value, or None where there is none
 Rewriter = Callable[[str, str, random.Random], str | None]
 # Overlap of (rewritten, reference) profiles; None: no readable answer.
 Counter = Callable[[Sequence[tuple[Profile, Profile]]], list[int | None]]
@@ -63,9 +63,7 @@ def rewrite_set(
     alter: Rewriter = world.change_value,
 ) -> list[Rewrite]:
     """One rewriting a persona: a and b drawn evenly, 1 <= a + b <= items (the paper does not say how).
-
-    InputError: an item can be neither paraphrased nor altered (its words are not the miniature's).
-    """
+    InputError: an item can be neither paraphrased nor altered (its words are not the miniature's)."""
     made = []
     for persona in personas:
         rng = random.Random(derive_seed(seed, "rewrite", persona.id))
@@ -102,10 +100,7 @@ def make_items(rewrites: Sequence[Rewrite], n: int, seed: int) -> list[Item]:
 
 
 def uses_own_world(cfg: Config) -> bool:
-    """Whether the miniature's own personas are rewritten, by its word lists.
-
-    Those of a run with other personas take a language model, which section `user` may not name.
-    """
+    """Whether word lists rewrite the miniature's personas; others need a model, which `user` may not name."""
     return SOURCES[cfg.personas.source].scripted or cfg.user.model is None
 
 
@@ -141,17 +136,17 @@ def make_judges(run: Run) -> dict[str, Counter]:
 
 
 def count_with(judge: Judge) -> Counter:
-    """A profile judge as one that counts."""
+    """A counter of overlaps from a profile judge."""
     return lambda pairs: [None if found is None else len(found) for found in judge.matches(pairs)]
 
 
 def count_shared_slots(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
-    """Counts every slot that both have, whatever it says: a floor."""
+    """Count every slot that both have, whatever it says: a floor."""
     return [len(set(one.slots()) & set(other.slots())) for one, other in pairs]
 
 
 def count_same_text(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
-    """Counts items that are the same word for word: blind to every paraphrase."""
+    """Count items that are the same word for word: blind to every paraphrase."""
     texts = [[{(slot, world.normalise(v)) for slot, v in side.items} for side in pair] for pair in pairs]
     return [len(one & other) for one, other in texts]
 
@@ -169,9 +164,7 @@ def count_overlaps(rewrites: Sequence[Rewrite], judges: Mapping[str, Counter]) -
 
 def table8(found: pd.DataFrame) -> pd.DataFrame:
     """Table 8, a row a judge: accuracies in percent with exact, MSE and RMSE with bootstrap intervals.
-
-    `mean_error` below 0: it counts too few. Cases without an answer are left out and counted (`unanswered`).
-    """
+    `mean_error` below 0: it counts too few. Unanswered cases are left out and counted (`unanswered`)."""
     rows = []
     for name, part in found.groupby("judge", sort=False):
         answered = part.dropna(subset="predicted")

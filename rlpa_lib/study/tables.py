@@ -25,11 +25,9 @@ NAN = float("nan")
 
 def table6(answers: pd.DataFrame) -> pd.DataFrame:
     """Table 6: a row a user model with mean ratings, their mean (all_avg), intervals and kappa.
-
     `kappa` is the mean of Cohen's kappas of all pairs of annotators over all four questions (the paper does
-    not say which it printed); beside it the same with quadratic weights, Fleiss' kappa and Krippendorff's
-    ordinal alpha; n counts ratings of one question.
-    """
+    not say which it printed), followed by the same with quadratic weights, Fleiss' kappa and Krippendorff's
+    ordinal alpha; n counts ratings of one question."""
     rows = []
     for model, part in answers.groupby("model", sort=True):
         marks = part[list(DIMENSIONS)]
@@ -48,10 +46,8 @@ def table6(answers: pd.DataFrame) -> pd.DataFrame:
 
 def table7(answers: pd.DataFrame) -> pd.DataFrame:
     """Table 7: by system label the majority's votes and the accuracy in percent with its exact 95 % interval.
-
-    No majority counts as uncertain, and an open vote is no agreement (H.1). The last row is overall and
-    leaves the three counts open, as the paper does.
-    """
+    No majority counts as uncertain, and an open vote is no agreement (H.1). The last row, overall, leaves the
+    three counts open, as the paper does."""
     vote = majority(_pivot(answers, "label"), "uncertain")
     system, rows = answers.groupby("item")["system"].first(), []
     for label in _LABELS[:2]:
@@ -68,9 +64,7 @@ def table7(answers: pd.DataFrame) -> pd.DataFrame:
 
 def vote_on_responses(answers: pd.DataFrame) -> pd.DataFrame:
     """One row a labelled point: `label`, the majority's product of marks (H.2), and the judge's `verdict`.
-
-    Each annotator's marks are multiplied, then voted on. Points without a majority are left out.
-    """
+    Marks are multiplied per annotator, then voted on; points without a majority are left out."""
     vote = majority(_pivot(_multiply(answers), "product"), None).dropna()
     verdicts = answers.groupby("item")["verdict"].first()
     return pd.DataFrame({"label": vote.astype(int), "verdict": verdicts.reindex(vote.index).astype(int)})
@@ -83,11 +77,8 @@ def table9(labels: Sequence[int], verdicts: Sequence[int]) -> pd.DataFrame:
 
 
 def table10(counts: pd.DataFrame, share: float | None = None) -> dict[str, Any]:
-    """Table 10 from table 9.
-
-    With `share`, the judge's share of 1 in the whole log, the two rows are weighed as they are there: points
-    were drawn evenly by verdict, which changes all but precision.
-    """
+    """Table 10 from table 9. `share`: the judge's share of 1 in the whole log, by which the rows are weighed,
+    since points are drawn evenly by verdict, which changes all but precision."""
     rows = counts.set_index("model_label")[["human_1", "human_0"]].astype(float)
     if share is not None:
         rows = rows.div(rows.sum(axis=1), axis=0).mul(pd.Series({1: share, 0: 1 - share}), axis=0)
@@ -96,10 +87,8 @@ def table10(counts: pd.DataFrame, share: float | None = None) -> dict[str, Any]:
 
 def measure_agreement(labels: Sequence[int], marks: Sequence[int]) -> dict[str, float]:
     """Counts tp, fp, fn, tn (positive = marked 1, labels as truth), table 10's columns with _low and _high.
-
-    The intervals are exact (95 %); that of kappa is the accuracy's with chance agreement as observed; F1,
-    which is no share of cases, is read as one of tp + (fp + fn) / 2. ValueError: no case or unequal length.
-    """
+    Intervals are exact (95 %); kappa's is the accuracy's with chance agreement as observed; F1, which is no
+    share of cases, is read as one of tp + (fp + fn) / 2. ValueError: no case or unequal length."""
     pairs = list(zip(labels, marks, strict=True))
     tp, fp, fn, tn = (pairs.count(pair) for pair in ((1, 1), (0, 1), (1, 0), (0, 0)))
     found = classification_metrics(tp=tp, fp=fp, fn=fn, tn=tn)

@@ -78,7 +78,7 @@ def play_dialogues(
 
 
 def reports_words(dialogue: Dialogue) -> bool:
-    """Whether the user says in which words it tells facts, as the miniature's users do and models do not."""
+    """Whether the user says in which words it tells facts: the miniature's users do, models do not."""
     return not any(turn.user.stated and not turn.user.phrases for turn in dialogue.turns)
 
 
@@ -96,13 +96,10 @@ def measure_dialogue(
     persona: Persona, dialogue: Dialogue, claimed: Sequence[models.Claim] | None = None
 ) -> dict[str, float]:
     """One dialogue's counts, from the user's ledger and words.
-
-    `stated` facts with their words, `contradicted`: not the persona's value of that slot; `inconsistent`: not
+    `stated` facts with their words; `contradicted`: not the persona's value of that slot; `inconsistent`: not
     what was said of it before; `told`: slots revealed; `over_limit`: turns after which more than 15 % a turn
     had been told (section 3.1); `repeated`: utterances nearly the same as an earlier one (letter triples);
-    `words`. Users who do not report their words are judged by what a model found; without it the first three
-    are NaN.
-    """
+    `words`. A model's `claimed` stand in for words not reported; without either the first three are NaN."""
     texts, n = [turn.user.text for turn in dialogue.turns], len(persona.profile)
     told_at = dialogue.ledger().values()
     told = [sum(turn <= k for turn in told_at) for k in range(len(texts) + 1)]  # after k turns
@@ -121,11 +118,9 @@ def measure_dialogue(
 
 
 def measure_table(talks: Mapping[str, Talks], claimed: Claims | None = None) -> pd.DataFrame:
-    """The automatic measures, a row a user model.
-
-    contradiction_rate and inconsistency_rate of stated facts (NaN where none was stated), share_per_turn of
-    the profile, over_limit_rate of turns, repetition_rate of utterances after the first, words_per_turn.
-    """
+    """The automatic measures, a row a user model: contradiction_rate and inconsistency_rate of stated facts
+    (NaN where none was stated), share_per_turn of the profile, over_limit_rate of turns, repetition_rate of
+    utterances after the first, words_per_turn."""
     lines = []
     for name, some in talks.items():
         each = pd.DataFrame([measure_dialogue(p, d, (claimed or {}).get((name, d.id))) for p, d in some])
@@ -156,7 +151,7 @@ def make_items(talks: Mapping[str, Talks]) -> list[Item]:
 
 
 def _check_words(persona: Persona, dialogue: Dialogue) -> tuple[int, int, int]:
-    """How many facts were told, how many of them are not the persona's, and how many not as said before."""
+    """How many facts were told, how many contradict the persona, and how many what was said before."""
     said: dict[str, str] = {}
     stated = wrong = inconsistent = 0
     true = persona.profile.items
