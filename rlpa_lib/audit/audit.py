@@ -1,5 +1,7 @@
 """The paper's printed numbers against each other: every check of a folder of tables, findings as JSON.
-Checks of tables 1, 2, 4 and 5 stand here, those of tables 6-10 in `appendix`, of sentences in `claims`."""
+
+Checks of tables 1, 2, 4 and 5 stand here, those of tables 6-10 in `appendix`, of sentences in `claims`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Claims of the abstract, sections 1-5 and appendices C-I, in our words, against the paper's own tables.
+
 A verdict is about the printed numbers alone, never about what was done. Averages are recomputed from the ten
-printed turns, so that slips in printed averages do not decide a claim."""
+printed turns, so that slips in printed averages do not decide a claim.
+"""
 
 from __future__ import annotations
 

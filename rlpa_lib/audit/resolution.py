@@ -1,7 +1,9 @@
 """What printed percentages tell: the users behind them, the reading of eq. 8, intervals, differences.
+
 Per-user scores are not published, so comparisons are unpaired, and how a user's turns correlate is unknown:
 AVG gets two standard errors, for independent turns (correlation 0, the least) and for turns that all pass or
-fail together (1, the most)."""
+fail together (1, the most).
+"""
 
 from __future__ import annotations
 
@@ -151,9 +153,11 @@ def tabulate_averages(tables: Tables, table: str, first_turn: int = 1, level: fl
 
 def compare_pairs(tables: Tables, table: str, alpha: float = 0.05, power: float = 0.8) -> pd.DataFrame:
     """Every pair of rows: difference of AVG, Holm-adjusted p under both correlations, verdict, users needed.
+
     "beyond chance": significant even with correlation 1; "within chance": not even with 0; else "depends on
     correlation". Users needed are per row, unpaired, at two-sided `alpha` without correction and `power`.
-    Variation between training seeds is not in the tables."""
+    Variation between training seeds is not in the tables.
+    """
     rows, users = tables.rows(table), infer_users(tables.rows(table))
     curves = [(name_row(row), recover_curve(curve(row), users)[0]) for _, row in rows.iterrows()]
     quantiles = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
@@ -177,7 +181,9 @@ def compare_pairs(tables: Tables, table: str, alpha: float = 0.05, power: float 
 
 def compare_turns(tables: Tables, table: str, method: str = "RLPA", model: str = QWEN) -> pd.DataFrame:
     """One row against each other, turn by turn: Fisher's exact test, Holm over turns, signs where p < .05.
-    "+": the named row is higher, "-": lower, ".": within chance. MissingRow: there is no such row."""
+
+    "+": the named row is higher, "-": lower, ".": within chance. MissingRow: there is no such row.
+    """
     users = infer_users(tables.rows(table))
     ours = np.round(curve(tables.row(table, model, method)) * users / 100).astype(int)
     records = []
@@ -194,7 +200,9 @@ def compare_turns(tables: Tables, table: str, method: str = "RLPA", model: str =
 
 def guess_gain(n_found: int, n_listed: int, n_true: int, chance: float) -> float:
     """Expected change of F1 (eq. 3) when one more slot is guessed, right with probability `chance`.
-    F1 = 2 * found / (listed + true): a guess pays exactly when its chance exceeds half the present F1."""
+
+    F1 = 2 * found / (listed + true): a guess pays exactly when its chance exceeds half the present F1.
+    """
     return 2 * (n_found + chance) / (n_listed + 1 + n_true) - 2 * n_found / (n_listed + n_true)
 
 

@@ -1,5 +1,7 @@
 """How many requests each notebook makes of each role, turn by turn: arithmetic on counts in the settings.
-E users, K turns, N samples. Nobody is asked for the first word, "Hello"; at turn 1 there is no profile."""
+
+E users, K turns, N samples. Nobody is asked for the first word, "Hello"; at turn 1 there is no profile.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,10 @@ KINDS = {"user": USERS, "response_judge": JUDGES, "profile_judge": JUDGES, "eval
 @dataclass(frozen=True)
 class Asks:
     """The prompts that one role gets in a notebook. `by_turn`: turn (from 1) -> how many.
+
     `sees` and `writes`: what of the dialogue prompts and answers hold (`pilot.Texts`). A policy gives
-    `samples` answers a prompt, and training passes a prompt through it `trained` times (0: never)."""
+    `samples` answers a prompt, and training passes a prompt through it `trained` times (0: never).
+    """
 
     notebook: str
     role: str

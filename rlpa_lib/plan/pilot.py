@@ -1,6 +1,8 @@
 """What a pilot run tells about a larger run's price: requests for each counted one, and their lengths.
+
 Prompts grow by what of the dialogue stands in them, measured in the pilot's dialogues. `pilot.json`, which
-ships, is made of several runs by `python -m rlpa_lib plan --record RUN_DIR...`."""
+ships, is made of several runs by `python -m rlpa_lib plan --record RUN_DIR...`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """What a run will cost: requests, tokens, USD of servers, time at a rate limit, GPU memory and hours.
+
 Requests are counted from the settings (`counts`), their lengths scaled from a pilot run (`pilot`). Speeds are
-assumptions, which the plan prints; `compare` holds a plan against what a finished run really asked."""
+assumptions, which the plan prints; `compare` holds a plan against what a finished run really asked.
+"""
 
 from __future__ import annotations
 

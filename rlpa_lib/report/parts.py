@@ -49,7 +49,9 @@ class Grid:
 
 def build_score_grid(run_dir: Path, name: str, columns: Mapping[str, tuple[str, int]]) -> Grid:
     """A table of the paper: a row for every method and closed model, and for any other model that was run.
-    `columns` maps a CSV column to (head, decimals); columns that are missing from the CSV are left out."""
+
+    `columns` maps a CSV column to (head, decimals); columns that are missing from the CSV are left out.
+    """
     table = read_table(run_dir, name)
     if table is None or "method" not in table:
         table = pd.DataFrame({"method": []})

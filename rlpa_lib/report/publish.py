@@ -29,9 +29,11 @@ SHOWN_OF_ONE_RUN = ("fig4a", "conflict_profiles", "fig4b", "fig5", "difficult", 
 
 def publish(run_dirs: Sequence[Path], out: Path) -> list[Path]:
     """Pool finished runs that differ in the seed alone, and note each run, finished or not, in runs.jsonl.
+
     Writes <scale>_seeds (table), _alignment and _reward (figures), a comparison of the credit schemes if runs
     under another lie beside these, and copies of what single notebooks drew. InputError: settings differ, a
-    seed comes twice, or fewer than three runs are finished."""
+    seed comes twice, or fewer than three runs are finished.
+    """
     read = [(folder, records.read(folder)) for folder in run_dirs]
     done = sorted(((d, f) for d, f in read if f["status"] == "done"), key=lambda pair: pair[1]["seed"])
     _check(done)

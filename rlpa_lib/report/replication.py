@@ -1,5 +1,7 @@
 """The replication map: every equation, setting, prompt, table and figure of the paper, and its place here.
-The rows are data (replication_map.yaml); here they meet live settings, and their pointers are checked."""
+
+The rows are data (replication_map.yaml); here they meet live settings, and their pointers are checked.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def load_map(path: Path | None = None) -> list[dict[str, Any]]:
 
 def build_table(cfgs: Mapping[str, Config], rows: Sequence[Mapping[str, Any]] | None = None) -> pd.DataFrame:
     """One line an item: what paper and released code say, where it is here, why it deviates, settings.
-    `cfgs` maps a column's name to a config; its cells hold "key = value" of the row's keys, one a line."""
+
+    `cfgs` maps a column's name to a config; its cells hold "key = value" of the row's keys, one a line.
+    """
     return pd.DataFrame([_line(row, cfgs) for row in (rows or load_map())])
 
 

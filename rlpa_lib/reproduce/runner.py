@@ -41,7 +41,9 @@ def reproduce(
     notebooks: Path = NOTEBOOKS, verbose: bool = False, jobs: int | None = None,
 ) -> int:  # fmt: skip
     """Exit code: 0 done, 1 a notebook failed, 2 one found bad input. InputError before anything is written.
-    `jobs` notebooks (None: `default_jobs`) run side by side where they can; the results are the same."""
+
+    `jobs` notebooks (None: `default_jobs`) run side by side where they can; the results are the same.
+    """
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs: {jobs} is less than 1")
     cfg = config.load_config(scale, overrides)

@@ -1,6 +1,8 @@
 """What people are asked and what they answered (appendices G and H).
+
 annotation/<task>/ of a run: items.json (shown), key.json (hidden: model, system label, verdict) and
-answers/<annotator>.jsonl, where an item's last line counts."""
+answers/<annotator>.jsonl, where an item's last line counts.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ def locate_task(run_dir: str | Path, task: Task) -> Path:
 
 def prepare(run_dir: str | Path, task: Task, items: Sequence[Item], seed: int) -> list[Item]:
     """Shuffle the items, give them neutral ids, write items.json and key.json; returns them as shown.
-    InputError: there are answers to other items, which would be taken for answers to these."""
+
+    InputError: there are answers to other items, which would be taken for answers to these.
+    """
     place, order = locate_task(run_dir, task), list(items)
     random.Random(derive_seed(seed, "annotation", task.name)).shuffle(order)
     named = [
@@ -104,7 +108,9 @@ def prepare(run_dir: str | Path, task: Task, items: Sequence[Item], seed: int) -
 
 class Answers:
     """One annotator's items in an order of their own, the answers so far, and where to go on.
-    InputError: nothing is prepared, the name cannot be a file's, or the answers belong to other items."""
+
+    InputError: nothing is prepared, the name cannot be a file's, or the answers belong to other items.
+    """
 
     def __init__(self, run_dir: str | Path, task: Task, annotator: str):
         if not _ANNOTATOR.fullmatch(annotator):

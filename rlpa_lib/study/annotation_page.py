@@ -41,7 +41,9 @@ def render_item(item: Item) -> str:
 
 class Page:
     """One annotator at one task. Keys: one a question in order, Backspace, Enter saves, b goes back.
-    Keys and buttons show the same answers, and an answer is on disk before the next item appears."""
+
+    Keys and buttons show the same answers, and an answer is on disk before the next item appears.
+    """
 
     def __init__(self, run_dir: str | Path, task: Task, annotator: str):
         self.run_dir, self.task, self.work = run_dir, task, Answers(run_dir, task, annotator)

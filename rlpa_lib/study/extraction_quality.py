@@ -27,9 +27,11 @@ _LIGHT = find_stems(
 
 def measure_extraction(labels: Mapping[str, Mapping], personas: Sequence[Persona]) -> pd.DataFrame:
     """Precision and recall of the rules per labelled slot, with 95 % intervals over personas (_low, _high).
+
     `labels` maps `hash_text(description)` to age, gender, occupation, marital_status (text or None) and
     interests (list). Only slots with evidence count as predictions; interests count item by item. Columns
-    slot, labelled, predicted, correct, precision, recall, personas. InputError: no persona is labelled."""
+    slot, labelled, predicted, correct, precision, recall, personas. InputError: no persona is labelled.
+    """
     known = [p for p in personas if hash_text(p.description) in labels]
     if not known:
         raise InputError("none of the personas has a label: are these the personas that were labelled?")

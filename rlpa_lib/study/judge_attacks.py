@@ -1,6 +1,8 @@
 """Attacks on a judge: texts that ask for marks instead of deserving them, and how many of them succeed.
+
 In the situation of `mini.attacks` the user told her home town, her job and a hobby: every attacking reply
-deserves 0, every attacking profile item matches nothing."""
+deserves 0, every attacking profile item matches nothing.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,9 @@ def attack_evaluator(judge: EvaluationJudge, attacks: Sequence[JudgeAttack]) -> 
 
 def attack_judges(run: Run, attacks: Sequence[JudgeAttack]) -> dict[tuple[str, str], Won | None]:
     """(judge, defence) -> result: the rule judges, then the run's language models, quoted and bare.
-    None for judges that the run does not have. A model that cannot answer does not stop the run here."""
+
+    None for judges that the run does not have. A model that cannot answer does not stop the run here.
+    """
     cfg = run.cfg
     results: dict[tuple[str, str], Won | None] = {
         ("rule judge", "rules"): attack_judge(world.make_reward_judge(cfg), attacks),
@@ -109,7 +113,9 @@ def attack_judges(run: Run, attacks: Sequence[JudgeAttack]) -> dict[tuple[str, s
 
 def success_table(results: dict[tuple[str, str], Won | None], attacks: Sequence[JudgeAttack]) -> pd.DataFrame:
     """One row a kind of attack and one for all but the controls; a column per (judge, defence).
-    Cells: "succeeded / judged", "-" where none was judged, "not run" where the result is None."""
+
+    Cells: "succeeded / judged", "-" where none was judged, "not run" where the result is None.
+    """
     places: dict[str, list[int]] = {}
     for place, attack in enumerate(attacks):
         places.setdefault(attack.kind, []).append(place)

@@ -47,7 +47,9 @@ def _rewritten_schema(n: int) -> type[BaseModel]:
 
 def rewrite_profiles(run: Run, profiles: Sequence[Profile]) -> list[tuple[dict[str, str], dict[str, str]]]:
     """Per profile, slot -> paraphrase and slot -> another value, by `user.model`; unchanged ones left out.
-    EndpointError: no readable answer. InputError: no model is named."""
+
+    EndpointError: no readable answer. InputError: no model is named.
+    """
     cases = [({"items": _quote_items(profile)}, _rewritten_schema(len(profile))) for profile in profiles]
     found = []
     for profile, answer in zip(profiles, _ask(run, "rewriter", "rewrite", cases), strict=True):
@@ -79,7 +81,9 @@ def make_rewriters(run: Run, references: Sequence[Persona]) -> tuple[Any, Any]:
 
 def find_claims(run: Run, talks: Sequence[tuple[Persona, Dialogue]]) -> list[list[Claim]]:
     """What each user says about itself and what of it is wrong, by the model of section `judge`.
-    EndpointError: no readable answer. InputError: no model is named."""
+
+    EndpointError: no readable answer. InputError: no model is named.
+    """
     cases = []
     for persona, dialogue in talks:
         who = {

@@ -58,8 +58,10 @@ def read_training_points(
     run: Run, people: Sequence[Persona], user: SimulatedUser, name: str = "ppo"
 ) -> list[Point]:
     """Every judged sample of a training, in order; [] when the run holds none.
+
     The log lacks what the user said, who is asked again along the samples that went on: seed, persona and
-    transcript decide the answer, and a model's comes from the run's cache."""
+    transcript decide the answer, and a model's comes from the run's cache.
+    """
     by_id, points, talks = {persona.id: persona for persona in people}, [], {}
     for update in run.read_metrics(name):
         prefix = f"{update['update']:04d}"

@@ -63,7 +63,9 @@ def rewrite_set(
     alter: Rewriter = world.change_value,
 ) -> list[Rewrite]:
     """One rewriting a persona: a and b drawn evenly, 1 <= a + b <= items (the paper does not say how).
-    InputError: an item can be neither paraphrased nor altered (its words are not the miniature's)."""
+
+    InputError: an item can be neither paraphrased nor altered (its words are not the miniature's).
+    """
     made = []
     for persona in personas:
         rng = random.Random(derive_seed(seed, "rewrite", persona.id))
@@ -164,7 +166,9 @@ def count_overlaps(rewrites: Sequence[Rewrite], judges: Mapping[str, Counter]) -
 
 def table8(found: pd.DataFrame) -> pd.DataFrame:
     """Table 8, a row a judge: accuracies in percent with exact, MSE and RMSE with bootstrap intervals.
-    `mean_error` below 0: it counts too few. Unanswered cases are left out and counted (`unanswered`)."""
+
+    `mean_error` below 0: it counts too few. Unanswered cases are left out and counted (`unanswered`).
+    """
     rows = []
     for name, part in found.groupby("judge", sort=False):
         answered = part.dropna(subset="predicted")

@@ -25,9 +25,11 @@ NAN = float("nan")
 
 def table6(answers: pd.DataFrame) -> pd.DataFrame:
     """Table 6: a row a user model with mean ratings, their mean (all_avg), intervals and kappa.
+
     `kappa` is the mean of Cohen's kappas of all pairs of annotators over all four questions (the paper does
     not say which it printed), followed by the same with quadratic weights, Fleiss' kappa and Krippendorff's
-    ordinal alpha; n counts ratings of one question."""
+    ordinal alpha; n counts ratings of one question.
+    """
     rows = []
     for model, part in answers.groupby("model", sort=True):
         marks = part[list(DIMENSIONS)]
@@ -46,8 +48,10 @@ def table6(answers: pd.DataFrame) -> pd.DataFrame:
 
 def table7(answers: pd.DataFrame) -> pd.DataFrame:
     """Table 7: by system label the majority's votes and the accuracy in percent with its exact 95 % interval.
+
     No majority counts as uncertain, and an open vote is no agreement (H.1). The last row, overall, leaves the
-    three counts open, as the paper does."""
+    three counts open, as the paper does.
+    """
     vote = majority(_pivot(answers, "label"), "uncertain")
     system, rows = answers.groupby("item")["system"].first(), []
     for label in _LABELS[:2]:
@@ -64,7 +68,9 @@ def table7(answers: pd.DataFrame) -> pd.DataFrame:
 
 def vote_on_responses(answers: pd.DataFrame) -> pd.DataFrame:
     """One row a labelled point: `label`, the majority's product of marks (H.2), and the judge's `verdict`.
-    Marks are multiplied per annotator, then voted on; points without a majority are left out."""
+
+    Marks are multiplied per annotator, then voted on; points without a majority are left out.
+    """
     vote = majority(_pivot(_multiply(answers), "product"), None).dropna()
     verdicts = answers.groupby("item")["verdict"].first()
     return pd.DataFrame({"label": vote.astype(int), "verdict": verdicts.reindex(vote.index).astype(int)})
@@ -87,8 +93,10 @@ def table10(counts: pd.DataFrame, share: float | None = None) -> dict[str, Any]:
 
 def measure_agreement(labels: Sequence[int], marks: Sequence[int]) -> dict[str, float]:
     """Counts tp, fp, fn, tn (positive = marked 1, labels as truth), table 10's columns with _low and _high.
+
     Intervals are exact (95 %); kappa's is the accuracy's with chance agreement as observed; F1, which is no
-    share of cases, is read as one of tp + (fp + fn) / 2. ValueError: no case or unequal length."""
+    share of cases, is read as one of tp + (fp + fn) / 2. ValueError: no case or unequal length.
+    """
     pairs = list(zip(labels, marks, strict=True))
     tp, fp, fn, tn = (pairs.count(pair) for pair in ((1, 1), (0, 1), (1, 0), (0, 0)))
     found = classification_metrics(tp=tp, fp=fp, fn=fn, tn=tn)

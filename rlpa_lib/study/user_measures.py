@@ -96,10 +96,12 @@ def measure_dialogue(
     persona: Persona, dialogue: Dialogue, claimed: Sequence[models.Claim] | None = None
 ) -> dict[str, float]:
     """One dialogue's counts, from the user's ledger and words.
+
     `stated` facts with their words; `contradicted`: not the persona's value of that slot; `inconsistent`: not
     what was said of it before; `told`: slots revealed; `over_limit`: turns after which more than 15 % a turn
     had been told (section 3.1); `repeated`: utterances nearly the same as an earlier one (letter triples);
-    `words`. A model's `claimed` stand in for words not reported; without either the first three are NaN."""
+    `words`. A model's `claimed` stand in for words not reported; without either the first three are NaN.
+    """
     texts, n = [turn.user.text for turn in dialogue.turns], len(persona.profile)
     told_at = dialogue.ledger().values()
     told = [sum(turn <= k for turn in told_at) for k in range(len(texts) + 1)]  # after k turns
