@@ -97,10 +97,9 @@ def convert(
     texts: Sequence[tuple[str, str]], endpoint: ChatEndpoint, prompt: JudgePrompt, *, language: Language,
     max_tokens: int = 1024,
 ) -> list[Profile]:  # fmt: skip
-    """A ten-slot profile for each (description, personality), in order; `filled` names slots the model
-    invented. A value that is empty, "not mentioned", explained, overlong or in the wrong language is asked
-    for again with the reason, up to twice. ConversionFailed: still wrong. EndpointError: no readable
-    answer."""
+    """A ten-slot profile for each (description, personality), in order; `filled` names the invented slots. A
+    value that is empty, "not mentioned", explained, overlong or in the wrong language is asked for again with
+    the reason, up to twice. ConversionFailed: still wrong. EndpointError: no readable answer."""
     talks = [prompt.messages(_values(*pair)) for pair in texts]
     profiles: dict[int, Profile] = {}
     refused: dict[int, dict[str, str]] = {}

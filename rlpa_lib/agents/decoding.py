@@ -130,7 +130,7 @@ def choose(
     logits_RV: torch.Tensor, draws_R: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pick a token a row and its log-probability, both [R, 1]; temperature 0 is greedy (log-probabilities at
-    1). To sample, the cumulative distribution is inverted at the row's own number in [0, 1)."""
+    1). Sampling inverts the cumulative distribution at the row's number in [0, 1): rows stay independent."""
     logprobs = torch.log_softmax(logits_RV.float() / (temperature or 1.0), dim=-1)
     if temperature == 0:
         tokens = logprobs.argmax(-1, keepdim=True)
@@ -177,8 +177,8 @@ def decode(
     memory: PromptMemory | None = None,
 ) -> list[Sampled]:
     """Sample n completions for each of `owners` (indices into the distinct `prompts`): R = len(owners) * n
-    rows, an owner's side by side. `draws_RT` holds a number in [0, 1) per row and step, T the most steps.
-    Rows that ended leave the batch once they are half of it. `portion`, `memory`: see `run_prompts`."""
+    rows, an owner's side by side. `draws_RT` holds a number in [0, 1) per row and step (T at most). Rows that
+    ended leave the batch once they are half of it. `portion`, `memory`: see `run_prompts`."""
     device = model.get_input_embeddings().weight.device
     head, body, (total, longest) = model.get_output_embeddings(), model.get_decoder(), draws_RT.shape
     draws_RT = draws_RT.to(device)

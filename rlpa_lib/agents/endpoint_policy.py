@@ -42,10 +42,9 @@ class EndpointCompletion(Completion):
 class EndpointPolicy:
     """`Policy` over a chat endpoint, for evaluation only.
 
-    Each sample is a request with its own seed, from (seed, prompt, number of equal prompts before it,
-    sample), so all are cached and counted singly; at temperature 0 no seed is sent. Prompts over
-    `max_prompt_tokens` (estimated) lose their oldest turns, counted in `n_cut`. A refusal's text counts as
-    the answer.
+    Each sample is one request, seeded by (seed, prompt, number of equal prompts before it, sample), so all
+    are cached and counted singly; at temperature 0 no seed is sent. Prompts over `max_prompt_tokens`
+    (estimated) lose their oldest turns, counted in `n_cut`. A refusal's text counts as the answer.
     """
 
     def __init__(

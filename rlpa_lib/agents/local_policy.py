@@ -92,8 +92,7 @@ class LocalPolicy:
         max_new_tokens: int, own: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """n completions per message list; `temperature` 0 is greedy. InputError: n, lengths or temperature
-        below their minimum. `own`: indices to answer when processes share a batch; the samples stay the
-        same."""
+        below their minimum. `own`: indices to answer if processes share a batch; samples stay the same."""
         if n < 1 or max_new_tokens < 1 or temperature < 0:
             raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
         prompts, dropped = zip(*map(self._encode, messages), strict=True) if messages else ((), ())

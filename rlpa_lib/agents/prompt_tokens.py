@@ -43,10 +43,9 @@ def window(
 ) -> tuple[list[Message], int]:
     """(messages of at most `limit` tokens, number of dropped turns) of a dialogue that may be too long.
 
-    As few whole turns (a user message and its answer) as possible go, oldest first. System prompt and last
-    user message always stay; the latest answer, with the latest profile block, goes only if it does not fit
-    beside them: then all turns go. `size` is called about log2(turns) times. InputError: those two are too
-    long.
+    Whole turns (user message and answer) go, oldest first, as few as possible. System prompt and last user
+    message always stay; the latest answer, with the latest profile block, goes only if it does not fit beside
+    them: then all turns go. `size` is called about log2(turns) times. InputError: those two are too long.
     """
     lead = [m for m in messages[:1] if m["role"] == "system"]
     rest = list(messages[len(lead) :])

@@ -39,8 +39,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class ShiftingUser:
-    """A user whose persona changes (section 5.2): from turn `at` on the new one holds, mentioned there in
-    passing.
+    """A user whose persona changes (section 5.2): from turn `at` on the new one holds, mentioned in passing.
 
     The old value is told at least one turn earlier, so that every method has the same to unlearn. `shifts`
     maps persona ids to what changes; others stay as they are. `note` ({slot}, {old}, {new}) tells of the
@@ -141,7 +140,7 @@ class LLMUser:
         return Request(talk, UserMessage, self.temperature, max_tokens=self.max_tokens, seed=seed)
 
     def messages(self, persona: Persona, dialogue: Dialogue, news: News | None = None) -> list[Message]:
-        """System prompt and dialogue as the user sees it: its words are `assistant`, responses `user`."""
+        """System prompt and, in JSON, the dialogue as it sees it: own words `assistant`, responses `user`."""
         numbered = (f"{i}. {slot}: {value}" for i, (slot, value) in enumerate(persona.profile.items, start=1))
         personality = f"{persona.personality}\n{self.manner}".strip() or "-"
         told = {"{profile}": "\n".join(numbered), "{personality}": personality}

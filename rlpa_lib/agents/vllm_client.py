@@ -33,8 +33,7 @@ class AdapterRefused(Exception):
 class Adapter:
     """What to ask a server for by `name`: the base model (no folder), or weights of `folder` after `version`
     updates. The name holds a digest of the weights, so an answer under it was sampled with exactly those. It
-    begins with `owner`: adapters from folders side by side replace each other, those of other runs are left
-    alone."""
+    begins with `owner`: adapters from folders side by side replace each other, other runs' stay."""
 
     name: str
     folder: Path | None = None
@@ -112,10 +111,9 @@ class VLLMClient:
     async def hold(self, adapter: Adapter) -> None:
         """Make the server hold only this one of its owner's adapters. Raises ServerLost and AdapterRefused.
 
-        It gets its own name instead of overwriting the old one (`load_inplace`), with which vLLM 0.32 rereads
-        the files at every step of every request, takes key-value blocks of the old weights from its prefix
-        cache, and does not say which weights an answer came from. The server's only adapter slot is refilled
-        either way.
+        It has its own name: overwriting the old one (`load_inplace`) makes vLLM 0.32 reread the files at
+        every step of every request, take key-value blocks of the old weights from its prefix cache, and not
+        say which weights an answer came from. The server's only adapter slot is refilled either way.
         """
         held = await self.models()
         if adapter.name not in held:

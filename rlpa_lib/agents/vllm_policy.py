@@ -46,8 +46,7 @@ class ServerState:
 
 
 class VLLMPolicy:
-    """`Policy` over one or more servers (base URLs ending in /v1) that can read this machine's adapter
-    folders.
+    """`Policy` over one or more servers (base URLs ending in /v1) that can read this machine's adapters.
 
     A prompt's n samples come from one server, which computes the prompt once; prompts take turns among
     servers. A sample depends on (weights, seed, prompt, number of equal prompts before it in the call, sample

@@ -28,8 +28,8 @@ def row_key(base: str, attempt: int = 0) -> str:
 
 
 class ResponseCache:
-    """Rows of plain JSON by key, shared by threads and processes on one machine. A row is on disk when `put`
-    returns; a key's first row stays. InputError: a file that cannot be opened or has another version."""
+    """JSON rows by key, shared by threads and processes on one machine. A row is on disk when `put` returns;
+    a key's first row stays. InputError: the file cannot be opened, or is no cache of this version."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)

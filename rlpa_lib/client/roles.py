@@ -24,8 +24,7 @@ SECTIONS = {  # role of the usage record -> section of the settings
 def endpoint_for(cfg: Config, role: str, run: Any, comparator: str | None = None) -> ChatEndpoint:
     """The endpoint of a role in SECTIONS for a run (Run or directory); `comparator`: that row of
     evaluation.comparators. All share the run's cache, budget and usage record (metrics/usage.jsonl), which
-    continue where a former session stopped. InputError: as for Server and ChatEndpoint, or no model is
-    named."""
+    later sessions continue. InputError: as for Server and ChatEndpoint, or no model is named."""
     section = SECTIONS[role]
     party = getattr(cfg, section)
     if comparator is not None:
