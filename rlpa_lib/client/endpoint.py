@@ -72,8 +72,7 @@ class ChatEndpoint:
     def complete(
         self, requests: Sequence[Request], *, desc: str = "", on_error: Literal["raise", "return"] = "raise"
     ) -> list[Answer | EndpointError]:
-        """Answers in the order of requests; equal ones are sent once. Works in scripts, threads and
-        notebooks.
+        """Answers in the order of requests; equal ones are sent once. For scripts, threads and notebooks.
 
         With on_error="raise" the first error stops further sending and is raised once requests under way are
         kept; "return" puts errors in place of answers. A wrong key, an unknown model or an unreachable server
