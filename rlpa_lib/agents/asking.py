@@ -1,5 +1,4 @@
-"""Putting questions to a model behind a server: its endpoint, its prompt, and what it is shown as quoted
-data."""
+"""Questions to a model behind a server: its endpoint, its prompt, and the quoted data it is shown."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from rlpa_lib.client.endpoint import ChatEndpoint
     from rlpa_lib.runs.run import Run
 
-# What leaves a case unjudged after the endpoint's own retries. Wrong settings, a spent budget and a server
-# that is gone stop the run instead: a resumed run can ask again.
+# After retries these leave a case unjudged; wrong settings, a spent budget or a lost server stop the run.
 UNJUDGED = (chat.BadAnswer, chat.Refused, chat.RateLimitError, chat.ServerError, chat.TimeoutError_)
 MAX_RESPONSE, MAX_UTTERANCE, MAX_VALUE = 4000, 1500, 300  # characters of a text that a judge is shown
 MAX_ITEMS = 40  # of a profile; those behind them match nothing, so a policy gains nothing by writing hundreds
@@ -32,21 +30,19 @@ MAX_ITEMS = 40  # of a profile; those behind them match nothing, so a policy gai
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """Instructions before the data, and what stands behind them."""
+    """The instructions that come before the data, and those that come after."""
 
     system: str
     closing: str
 
     @staticmethod
     def read(text: str) -> JudgePrompt:
-        """A prompt file's text, in two parts at a line of three dashes; without that line nothing closes
-        it."""
+        """Split a prompt file's text at its line of three dashes; without that line, `closing` is empty."""
         system, _, closing = text.partition("\n---\n")
         return JudgePrompt(system.strip(), closing.strip())
 
     def messages(self, values: dict[str, Any], defended: bool = True) -> tuple[dict[str, str], ...]:
-        """System and user message. `defended=False` pastes the texts in bare, to measure what quotation is
-        worth."""
+        """The two messages; `defended=False` leaves texts unquoted, to measure what quoting is worth."""
         bare = "\n\n".join(f"{name}:\n{_paste(value)}" for name, value in values.items())
         content = f"{quoting.quote(values) if defended else bare}\n\n{self.closing}".strip()
         return {"role": "system", "content": self.system}, {"role": "user", "content": content}
@@ -62,8 +58,7 @@ def _paste(value: Any) -> str:
 
 @dataclass
 class Questions:
-    """Puts cases to one endpoint, counts what stays unanswered, and hands every judgement to `keep` (JSONL
-    rows)."""
+    """Puts cases to an endpoint, counts unanswered ones, and hands every judgement to `keep` (JSONL rows)."""
 
     endpoint: ChatEndpoint
     prompt: JudgePrompt
@@ -93,11 +88,11 @@ class Questions:
         return [answer.parsed if isinstance(answer, Answer) else None for answer in answers]
 
     def text(self, text: str, limit: int) -> dict[str, Any]:
-        """A text as quoted, or bare where there is no defence."""
+        """A text as quoted data, or bare when `defended` is off."""
         return quoting.entry(text, limit) if self.defended else {"text": text}
 
     def items(self, profile: Profile, numbered: bool = False) -> list[dict[str, Any]]:
-        """A profile's first MAX_ITEMS items as quoted, numbered from 1 where the answer is to name them."""
+        """The first MAX_ITEMS items as quoted data, numbered from 1 if the answer refers to them so."""
         rows = [
             {"slot": self.text(slot, 80)["text"], "value": self.text(value, MAX_VALUE)["text"]}
             for slot, value in profile.items[:MAX_ITEMS]
@@ -105,8 +100,7 @@ class Questions:
         return [{"number": i, **row} for i, row in enumerate(rows, start=1)] if numbered else rows
 
     def conversation(self, dialogue: Dialogue, room: int) -> dict[str, Any]:
-        """The latest messages that fit into about `room` tokens, the pending one always; beside them stands
-        how many are left out."""
+        """The latest messages, about `room` tokens (always the pending one), and how many are left out."""
         said = judge_view(dialogue)
         lines = [{"speaker": speaker, **self.text(text, MAX_UTTERANCE)} for speaker, text in said]
         first = quoting.find_first([quoting.estimated_tokens(quoting.dumps(line)) for line in lines], room)
@@ -114,8 +108,7 @@ class Questions:
         return {**left_out, "conversation": lines[first:]}
 
     def room(self, *values: Any) -> int:
-        """Tokens left for the conversation beside the instructions, these values and the answer's own data
-        tags."""
+        """Tokens left for the conversation after the instructions, `values` and the tags around the data."""
         fixed = (self.prompt.system, self.prompt.closing, *map(quoting.dumps, values))
         return self.max_prompt_tokens - quoting.estimated_tokens(*fixed) - 50
 
@@ -137,7 +130,7 @@ def open_endpoint(cfg: Config, role: str, run: Run | Path | None) -> ChatEndpoin
 
 
 def load_prompt(cfg: Config, name: str) -> str:
-    """A prompt of a party behind a server; the miniature's own prompts are for its tiny model alone."""
+    """A prompt of a party behind a server; the miniature's own prompts suit only its tiny model."""
     prompt_set = "en" if cfg.run.prompt_set == "mini" else cfg.run.prompt_set
     return prompt_files.load_prompt(name, prompt_set, cfg.run.prompt_dir)
 
@@ -146,8 +139,7 @@ def make_questions(
     cfg: Config, section: str, role: str, prompt: str, run: Run | Path | None, *, defended: bool = True,
     failure_limit: float | None = None,
 ) -> Questions:  # fmt: skip
-    """Questions of a role, under the settings of a section. Judgements are appended to
-    judgements/llm_<role>.jsonl, by a repeated run again, read from its cache."""
+    """A role's questions, set by `section`; answers, cached ones too, go to judgements/llm_<role>.jsonl."""
     given = getattr(cfg, section)
     endpoint = open_endpoint(cfg, role, run)  # first: it says what is missing
     limit = cfg.run.max_judge_failure_rate if failure_limit is None else failure_limit

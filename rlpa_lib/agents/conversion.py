@@ -1,5 +1,4 @@
-"""Slot conversion by a language model (appendix C.2): a description and a personality text become the ten
-slots."""
+"""Slot conversion by a language model (appendix C.2): description and personality become the ten slots."""
 
 from __future__ import annotations
 
@@ -62,7 +61,7 @@ _REASONS = {
 
 
 class ConversionFailed(RuntimeError):
-    """A model did not fill the slots as asked, the last time either."""
+    """A model did not fill the slots as asked, even in the last round."""
 
 
 class SlotValue(BaseModel):
@@ -80,8 +79,7 @@ TenSlots = create_model("TenSlots", **{_key(slot): (SlotValue, ...) for slot in 
 
 
 def complaint(slot: str, value: str, language: Language) -> str | None:
-    """What is wrong with a value, as a key of the reasons: empty, absent, remark, language, long; None when
-    it can stand."""
+    """What is wrong with a value: empty, absent, remark, language or long; None when nothing is."""
     text = value.strip()
     if not text:
         return "empty"
@@ -99,13 +97,9 @@ def convert(
     texts: Sequence[tuple[str, str]], endpoint: ChatEndpoint, prompt: JudgePrompt, *, language: Language,
     max_tokens: int = 1024,
 ) -> list[Profile]:  # fmt: skip
-    """A ten-slot profile for each (description, personality), in order; `filled` names the slots that the
-    model says it invented.
-
-    A value that says "not mentioned" (or is empty, explained, overlong or in the wrong language) is refused
-    and asked for again with the reason, at most twice. ConversionFailed: it still does not stand.
-    EndpointError: no readable answer.
-    """
+    """A ten-slot profile for each (description, personality), in order; `filled` names the invented slots. A
+    value that is empty, "not mentioned", explained, overlong or in the wrong language is asked for again with
+    the reason, up to twice. ConversionFailed: still wrong. EndpointError: no readable answer."""
     talks = [prompt.messages(_values(*pair)) for pair in texts]
     profiles: dict[int, Profile] = {}
     refused: dict[int, dict[str, str]] = {}
@@ -143,7 +137,7 @@ def _values(description: str, personality: str) -> dict[str, str]:
 
 
 def _read(answer: Answer) -> tuple[dict[str, str], frozenset[str]]:
-    """Slot -> value on one line, and the slots that were invented."""
+    """Slot -> value on one line, and the invented slots."""
     given = {slot: getattr(answer.parsed, _key(slot)) for slot in SLOTS}
     values = {slot: " ".join(quoting.visible(item.value)[0].split()) for slot, item in given.items()}
     values = {slot: _REPLY_TAG.sub("", value).strip() for slot, value in values.items()}

@@ -18,8 +18,7 @@ BLOCK = 64  # tokens by which the store of sampled keys grows
 
 @dataclass(frozen=True)
 class Sampled:
-    """Token ids and log-probabilities of one row, cut after the end token; `finished` tells whether it
-    came."""
+    """Token ids and log-probabilities of one row, cut after the end token; `finished`: whether it came."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -28,9 +27,7 @@ class Sampled:
 
 class SharedPrefix:
     """Keys and values while decoding: per layer the prompts' [P, H, L, D] and the rows' own [R, H, T, D].
-
-    `slots_R` places a row at prompt * n + sample; a row that ended early leaves its slot empty.
-    """
+    `slots_R` places a row at prompt * n + sample; a row that ended early leaves its slot empty."""
 
     def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor], lengths_P: torch.Tensor, n: int):
         self.prompt_keys, self.prompt_values, self.n, self.step = keys, values, n, 0
@@ -47,8 +44,7 @@ class SharedPrefix:
         return prompt.new_zeros(len(self.slots_R), prompt.shape[1], BLOCK, prompt.shape[3])
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store this step's key and value of a layer; return all own ones so far, each [R, H, step + 1,
-        D]."""
+        """Store a layer's key and value of this step; return all its own so far, each [R, H, step + 1, D]."""
         for store, new in ((self.own_keys, key), (self.own_values, value)):
             if self.step >= store[layer].shape[2]:
                 store[layer] = torch.cat([store[layer], torch.zeros_like(store[layer][:, :, :BLOCK])], dim=2)
@@ -56,7 +52,7 @@ class SharedPrefix:
         return self.own_keys[layer][:, :, : self.step + 1], self.own_values[layer][:, :, : self.step + 1]
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only; prompts that have none left are dropped."""
+        """Continue with these rows only; prompts without any are dropped."""
         kept, slots = self.slots_R[rows], self.slots_R[rows]
         prompts, place = torch.unique(kept // self.n, return_inverse=True)
         self.slots_R = place * self.n + slots % self.n
@@ -80,12 +76,8 @@ def _part(
 
 
 def shared_prefix_attention(module, query, key, value, attention_mask, scaling=None, shared=None, **_):
-    """Attention of one new token a row, query [R, heads, 1, D], over the shared prompt and the row's own
-    tokens.
-
-    The two spans are computed apart and joined by their log-sum-exp, so prompt keys are read once for n
-    samples.
-    """
+    """Attention of one new token a row (query [R, heads, 1, D]) over the shared prompt and the row's own
+    tokens, computed apart and joined by log-sum-exp, so that prompt keys are read once for n samples."""
     own_keys, own_values = shared.append(module.layer_idx, key, value)
     rows, heads, _, dim = query.shape
     kv, n = key.shape[1], shared.n
@@ -127,8 +119,7 @@ def prefill(
     model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], owners_P: torch.Tensor, n: int,
     portion: int | None = None, memory: PromptMemory | None = None,
 ) -> tuple[SharedPrefix, torch.Tensor, torch.Tensor]:
-    """Run every distinct prompt once (`run_prompts`): the SharedPrefix of the owners, last hidden states
-    [P * n, 1, D] and prompt lengths [P * n]."""
+    """Run each prompt once: the owners' SharedPrefix, last hidden states [P * n, 1, D], lengths [P * n]."""
     last, keys, values = run_prompts(model, prompts, portion, memory)
     lengths = torch.tensor([len(p) for p in prompts], device=owners_P.device)[owners_P]
     shared = SharedPrefix(*([layer[owners_P] for layer in store] for store in (keys, values)), lengths, n)
@@ -138,12 +129,8 @@ def prefill(
 def choose(
     logits_RV: torch.Tensor, draws_R: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pick a token a row and its log-probability, both [R, 1]; temperature 0 is greedy (log-probabilities
-    then at 1).
-
-    Sampling inverts the cumulative distribution at the row's own number in [0, 1), so that rows stay
-    independent.
-    """
+    """Pick a token a row and its log-probability, both [R, 1]; temperature 0 is greedy (log-probabilities at
+    1). Sampling inverts the cumulative distribution at the row's number in [0, 1): rows stay independent."""
     logprobs = torch.log_softmax(logits_RV.float() / (temperature or 1.0), dim=-1)
     if temperature == 0:
         tokens = logprobs.argmax(-1, keepdim=True)
@@ -167,8 +154,7 @@ class _Output:
     def write(
         self, rows: torch.Tensor, step: int, tokens: torch.Tensor, logprobs: torch.Tensor
     ) -> torch.Tensor:
-        """Take down one step of these rows; return which of them go on. What a finished row still says is
-        never read."""
+        """Record one step of these rows; return which of them go on. Nothing after a row's end is read."""
         self.tokens_RT[rows, step], self.logprobs_RT[rows, step] = tokens, logprobs
         ended = rows[(tokens == self.end_id) & ~self.done_R[rows]]
         self.sizes_R[ended] = step + 1
@@ -190,13 +176,9 @@ def decode(
     draws_RT: torch.Tensor, *, temperature: float, end_id: int, portion: int | None = None,
     memory: PromptMemory | None = None,
 ) -> list[Sampled]:
-    """Sample n completions for each entry of `owners` (indices into the distinct `prompts`), R = len(owners)
-    * n rows.
-
-    `draws_RT` holds one number in [0, 1) a row and step; T is the longest completion. Rows that ended are
-    dropped from the batch once they are half of it. Rows of one owner are neighbours in the answer.
-    `portion`, `memory`: see `prefill`.
-    """
+    """Sample n completions for each of `owners` (indices into the distinct `prompts`): R = len(owners) * n
+    rows, an owner's side by side. `draws_RT` holds a number in [0, 1) per row and step (T at most). Rows that
+    ended leave the batch once they are half of it. `portion`, `memory`: see `run_prompts`."""
     device = model.get_input_embeddings().weight.device
     head, body, (total, longest) = model.get_output_embeddings(), model.get_decoder(), draws_RT.shape
     draws_RT = draws_RT.to(device)

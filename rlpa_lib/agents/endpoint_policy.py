@@ -1,5 +1,4 @@
-"""Any chat model behind an endpoint as the policy of a row: closed models, open models, models that think
-first."""
+"""Any chat model behind an endpoint as the policy of a row: closed, open, or thinking first."""
 
 from __future__ import annotations
 
@@ -27,8 +26,8 @@ MAX_MESSAGE = 100_000  # characters; a chat message beyond it loses its middle
 
 @dataclass(frozen=True)
 class EndpointCompletion(Completion):
-    """What a server answered: visible `text`, hidden `reasoning`, how many tokens were generated in all and
-    how many of them in thinking. It has no token ids, so it cannot train."""
+    """What a server answered: visible `text`, hidden `reasoning`, and the tokens generated in all
+    (`n_tokens`) and in thinking (`n_reasoning`). It has no token ids, so it cannot train."""
 
     reasoning: str = ""
     n_tokens: int = 0
@@ -43,10 +42,9 @@ class EndpointCompletion(Completion):
 class EndpointPolicy:
     """`Policy` over a chat endpoint, for evaluation only.
 
-    A sample is one request of its own with a seed made from (seed, prompt, how many equal prompts came
-    before, sample), so that it is cached and counted by itself; at temperature 0 no seed is sent. Prompts of
-    more than `max_prompt_tokens` (estimated) lose their oldest turns, counted in `n_cut`. A refusal is the
-    model's answer and is kept as its text.
+    Each sample is one request, seeded by (seed, prompt, number of equal prompts before it, sample), so all
+    are cached and counted singly; at temperature 0 no seed is sent. Prompts over `max_prompt_tokens`
+    (estimated) lose their oldest turns, counted in `n_cut`. A refusal's text counts as the answer.
     """
 
     def __init__(
@@ -59,8 +57,8 @@ class EndpointPolicy:
     def generate(
         self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float, max_new_tokens: int
     ) -> list[list[Completion]]:
-        """n completions a message list, in order. InputError: a prompt is too long even without its history,
-        or n, lengths or temperature are below their minimum. EndpointError: the server cannot be used."""
+        """n completions per message list. InputError: a prompt too long even without its history, or n,
+        lengths or temperature below their minimum. EndpointError: the server cannot be used."""
         if n < 1 or max_new_tokens < 1 or temperature < 0:
             raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
         if any(m[-1]["role"] != "user" for m in messages):
@@ -79,8 +77,7 @@ class EndpointPolicy:
         return [completions[i * n : (i + 1) * n] for i in range(len(fitted))]
 
     def _fit(self, messages: list[Message]) -> tuple[tuple[Message, ...], int]:
-        """The messages with control signs broken up and, if need be, without their oldest turns (`window`),
-        and how many these are."""
+        """Messages with control tokens broken up, cut by `window`, and the number of dropped turns."""
         said = [{**m, "content": quoting.plain(m["content"], MAX_MESSAGE)} for m in messages]
         kept, dropped = window(said, self.max_prompt_tokens, _estimate)
         self.n_cut += bool(dropped)
@@ -92,7 +89,7 @@ def _estimate(messages: Sequence[Message]) -> int:
 
 
 def to_completion(answer: Answer | EndpointError) -> EndpointCompletion:
-    """A completion without token ids. An error that is no refusal is raised."""
+    """A completion without token ids. Any error except a refusal is raised."""
     if isinstance(answer, Refused):
         return EndpointCompletion((), (), (), str(answer), True)
     if isinstance(answer, EndpointError):

@@ -1,8 +1,7 @@
 """Judges behind a chat endpoint: profile overlap (H.1), the five criteria or one verdict (section 3.3), the
 evaluation score (C.3), and what a user has revealed (section 5.3).
 
-What policy and user wrote reaches a judge as quoted data only. A case without a readable answer is None,
-neither 0 nor 1.
+They see what policy and user wrote as quoted data only. A case without a readable answer is None, not 0 or 1.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ EvaluationAnswer = make_schema(EVALUATION_CRITERIA)
 
 
 def read_verdict(answer: BaseModel | None, criteria: Mapping[str, Criterion]) -> Verdict | None:
-    """A judge's marks as this project keeps them; one holistic verdict is carried by all criteria."""
+    """A judge's marks as this project keeps them; a holistic verdict is written into all criteria."""
     if answer is None:
         return None
     if isinstance(answer, HolisticAnswer):
@@ -89,7 +88,7 @@ def read_verdict(answer: BaseModel | None, criteria: Mapping[str, Criterion]) ->
 
 
 def _number_to(n: int) -> Any:
-    """1..n: no item that does not exist can be named."""
+    """1..n, so that only items that exist can be named."""
     return Annotated[Literal[tuple(range(1, n + 1))], BeforeValidator(_read_number)]
 
 
@@ -109,8 +108,8 @@ def numbers_schema(n: int) -> type[BaseModel]:
 
 
 def one_to_one(pairs: Sequence[tuple[int, int]], n_inferred: int, n_true: int) -> Pairs:
-    """As many of the named pairs (indices from 0) as can stand together with no item used twice, in order: at
-    most min(n_inferred, n_true) of them. ValueError: a pair names an item that does not exist."""
+    """As many pairs (indices from 0) as can stand with no item used twice, in order: at most min(n_inferred,
+    n_true). ValueError: a pair names an item that does not exist."""
     named = np.zeros((n_inferred, n_true), dtype=int)
     for i, j in pairs:
         if not (0 <= i < n_inferred and 0 <= j < n_true):
@@ -121,8 +120,7 @@ def one_to_one(pairs: Sequence[tuple[int, int]], n_inferred: int, n_true: int) -
 
 
 class LLMJudge:
-    """The source of training rewards (sections 3.2 and 3.3): one model counts profile overlap, one judges
-    responses."""
+    """Training rewards (sections 3.2 and 3.3): one model counts profile overlap, one judges responses."""
 
     def __init__(self, profiles: Questions, replies: Questions, *, holistic: bool = False):
         self.profiles, self.replies, self.holistic = profiles, replies, holistic
@@ -135,7 +133,7 @@ class LLMJudge:
         return pairs
 
     def matches(self, pairs: Sequence[tuple[Profile, Profile]]) -> list[Pairs | None]:
-        """`match` for a batch, in order. With an empty side there is nothing to match and nobody is asked."""
+        """`match` for a batch, in order. If a side is empty, there are no pairs and no model is asked."""
         asked = [i for i, (inferred, true) in enumerate(pairs) if len(inferred) and len(true)]
         cases = []
         for i in asked:
@@ -149,8 +147,7 @@ class LLMJudge:
         return results
 
     def responses(self, cases: Sequence[tuple[Dialogue, Reply]]) -> list[Verdict | None]:
-        """A verdict per (dialogue with a pending utterance, candidate reply), against the INFERRED
-        profile."""
+        """Verdict per (dialogue with pending utterance, candidate reply), against the INFERRED profile."""
         schema, ask = HolisticAnswer if self.holistic else CriteriaAnswer, self.replies
         asked = []
         for dialogue, reply in cases:
@@ -162,8 +159,7 @@ class LLMJudge:
 
 
 class LLMEvaluationJudge:
-    """The source of evaluation scores (C.3): it sees the true persona and the pending message, or with
-    `whole_dialogue` all of the talk."""
+    """Evaluation scores (C.3) from true persona and pending message, or (`whole_dialogue`) all turns."""
 
     def __init__(self, questions: Questions, *, whole_dialogue: bool = False):
         self.questions, self.whole_dialogue = questions, whole_dialogue
@@ -188,12 +184,9 @@ def _label(dialogue: Dialogue) -> str:
 
 
 class LLMRevealJudge:
-    """Says what a user's words alone have revealed, for the Theoretical Max of section 5.3: a user model
-    reports what it told, but may tell more or less than it reports.
-
-    Words that outgrow the prompt are asked about in parts, so nothing is left out; a case is None when one of
-    its parts has no readable answer.
-    """
+    """Judges what a user's words alone reveal, for the Theoretical Max of section 5.3: a user model may tell
+    more or less than it reports. Words too long for the prompt are split into parts, so nothing is left out;
+    a case is None when one of its parts has no readable answer."""
 
     def __init__(self, questions: Questions):
         self.questions = questions
@@ -231,8 +224,8 @@ class LLMRevealJudge:
 def make_reward_judge(
     cfg: Config, run: Run | Path | None, *, defended: bool = True, failure_limit: float | None = None
 ) -> LLMJudge:
-    """The source of training rewards. `defended=False` pastes texts in without quotation, to measure what
-    that costs; `failure_limit` takes the place of `run.max_judge_failure_rate`."""
+    """The judge behind training rewards. `defended=False` pastes texts in unquoted, to measure what that
+    costs; `failure_limit` replaces `run.max_judge_failure_rate`."""
     holistic = cfg.judge.verdict == "holistic"
     options = {"defended": defended, "failure_limit": failure_limit}
     overlap = make_questions(cfg, "judge", "profile_judge", "judge_overlap", run, **options)
@@ -244,12 +237,12 @@ def make_reward_judge(
 def make_evaluation_judge(
     cfg: Config, run: Run | Path | None, *, defended: bool = True, failure_limit: float | None = None
 ) -> LLMEvaluationJudge:
-    """The source of evaluation scores (appendix C.3); options as in `make_reward_judge`."""
+    """The judge behind evaluation scores (appendix C.3); options as in `make_reward_judge`."""
     options = {"defended": defended, "failure_limit": failure_limit}
     questions = make_questions(cfg, "evaluator", "evaluator", "evaluator", run, **options)
     return LLMEvaluationJudge(questions, whole_dialogue=cfg.evaluator.sees == "dialogue")
 
 
 def make_reveal_judge(cfg: Config, run: Run | Path | None) -> LLMRevealJudge:
-    """Who says what a user's words have revealed: the model that judges profiles."""
+    """The model that judges profiles, asked what a user's words have revealed."""
     return LLMRevealJudge(make_questions(cfg, "judge", "profile_judge", "judge_revealed", run))

@@ -1,4 +1,4 @@
-"""The policy as a model of transformers in this process."""
+"""The policy as a transformers model in this process."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from rlpa_lib.settings.config import InputError
 
 
 def row_draws(keys: Sequence[object], n: int, steps: int, seed: int) -> torch.Tensor:
-    """Numbers in [0, 1) of shape [len(keys) * n, steps]: each row has its own stream, made from (seed, key,
-    sample)."""
+    """Numbers in [0, 1), [len(keys) * n, steps]: each row's own stream, made from (seed, key, sample)."""
     rows = []
     for key in keys:
         for sample in range(n):
@@ -30,11 +29,8 @@ def row_draws(keys: Sequence[object], n: int, steps: int, seed: int) -> torch.Te
 
 @contextmanager
 def merged_adapters(model) -> Iterator[None]:
-    """Within the context the active LoRA adapters are added into the weights (fp32 only: other dtypes would
-    round them away).
-
-    Afterwards the weights are bit for bit what they were. A small model then decodes about a quarter faster.
-    """
+    """Within the context active LoRA adapters are merged into the weights (fp32 only: other dtypes would
+    round them away), so a small model decodes about 25 % faster; afterwards the same bits are restored."""
     table = model.get_input_embeddings().weight  # may be shared with the output layer
     layers = [
         layer
@@ -60,7 +56,7 @@ def merged_adapters(model) -> Iterator[None]:
 
 
 def _distinct(prompts: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Each prompt once, and for every entry where it stands there."""
+    """Each prompt once, and for every entry the index of its prompt."""
     places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
     return list(places), [places[prompt] for prompt in prompts]
 
@@ -72,14 +68,11 @@ def _continues(new: list[str], old: list[str]) -> bool:
 class LocalPolicy:
     """A causal language model of transformers (with or without PEFT adapters) sampled by `decoding.decode`.
 
-    A completion depends on (weights, seed, prompt, how many equal prompts came before it in the call, sample
-    index), not on the batch around it, up to rounding. `n_cut` counts prompts that lost turns to
-    `max_prompt_tokens`; `portion` is how many prompt tokens pass through the model at once (None: the whole
-    batch).
-
-    With `reuse`, for weights that do not change, a call whose dialogues go on from those of the last call
-    runs of each prompt only what is new. Rounding then depends on the calls before; `recall` repeats those
-    that another process has made.
+    A completion depends on (weights, seed, prompt, number of equal prompts before it in the call, sample
+    index), not on the batch, up to rounding. `n_cut` counts prompts that lost turns to `max_prompt_tokens`;
+    `portion` is how many prompt tokens pass through the model at once (None: all). With `reuse`, for fixed
+    weights, a call that continues the last call's dialogues runs only what is new in each prompt. Rounding
+    then depends on earlier calls; `recall` repeats those that another process made.
     """
 
     def __init__(
@@ -98,12 +91,8 @@ class LocalPolicy:
         self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float,
         max_new_tokens: int, own: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
-        """n completions a message list; `temperature` 0 is greedy. InputError: n, lengths or temperature
-        below their minimum.
-
-        `own` are the indices to be answered, where several processes share the batch: what they sample
-        together is what one process would.
-        """
+        """n completions per message list; `temperature` 0 is greedy. InputError: n, lengths or temperature
+        below their minimum. `own`: indices to answer if processes share a batch; samples stay the same."""
         if n < 1 or max_new_tokens < 1 or temperature < 0:
             raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
         prompts, dropped = zip(*map(self._encode, messages), strict=True) if messages else ((), ())
@@ -131,9 +120,8 @@ class LocalPolicy:
         return [answers[i] for i in wanted]
 
     def recall(self, ask: Callable[[], object]) -> None:
-        """Call `ask`, which asks this policy, and let it read the prompts without sampling: its answers are
-        empty. So a process that goes on with dialogues of another one has the same bits in memory. Nothing
-        happens without `reuse`."""
+        """Call `ask`, which asks this policy, but only read the prompts: its answers are empty. A process
+        that takes over another's dialogues then has the same bits in memory. Does nothing without `reuse`."""
         if self._memory is None:
             return
         self._only_reads = True
@@ -143,15 +131,13 @@ class LocalPolicy:
             self._only_reads = False
 
     def _goes_on(self, messages: Sequence[list[Message]]) -> bool:
-        """Whether these are the dialogues of the last call, continued. Answers may stand there in another
-        form (a profile block that is no longer shown), and the last message of a prompt may have had
-        something behind it (a reminder)."""
+        """Whether dialogues continue the last call's; answers and reminders at the end may differ."""
         last = self._heard
         self._heard = [[m["content"] for m in talk if m["role"] != "assistant"] for talk in messages]
         return bool(last) and len(last) == len(messages) and all(map(_continues, self._heard, last))
 
     def _batches(self, prompts: Sequence[tuple[int, ...]], wanted: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of the wanted prompts, those of similar length together."""
+        """Indices of the wanted prompts, grouped by similar length."""
         order = sorted(wanted, key=lambda i: (len(prompts[i]), prompts[i], i))
         for start in range(0, len(order), self.batch_prompts):
             yield order[start : start + self.batch_prompts]

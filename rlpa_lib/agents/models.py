@@ -1,4 +1,4 @@
-"""The policy's model and tokenizer, and the policy in this process that is made of them."""
+"""The policy's model and tokenizer, and the in-process policy made of them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 
 def load_model(cfg: Config):
-    """(model, tokenizer) of `policy.model`: "tiny" ships with the package, "smollm2" comes from its own, a
-    folder or a hub name goes to transformers. InputError: there is no such model, or it has no weights
-    here."""
+    """(model, tokenizer) of `policy.model`: "tiny" ships with this package, "smollm2" with its own;
+    transformers loads a folder or hub name. InputError: there is no such model, or it has no weights here."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -36,7 +35,7 @@ def load_tokenizer(cfg: Config):
 
 
 def attach_adapter(model, folder: Path):
-    """The model with a trained LoRA adapter (PEFT format). InputError: there is none in the folder."""
+    """The model with a trained LoRA adapter (PEFT format). InputError: the folder holds none."""
     if not (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: no adapter here; run 20_ppo with this run directory first")
     from peft import PeftModel
@@ -45,7 +44,7 @@ def attach_adapter(model, folder: Path):
 
 
 def hash_adapter(folder: Path) -> str:
-    """SHA-256 of an adapter's weights, to tell one training from another."""
+    """SHA-256 of an adapter's weights, to tell trainings apart."""
     return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
@@ -89,8 +88,7 @@ def _find(name: str) -> str:
 
 
 def _tokenizer_class(source: str):
-    """AutoTokenizer goes by the model's architecture and would read our own pieces as Qwen2's byte pairs,
-    letter by letter; a folder whose tokenizer says that its file is complete is taken at its word."""
+    """AutoTokenizer would read our tokenizer as Qwen2's; one whose file is complete is read as it is."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     file = Path(source) / "tokenizer_config.json"

@@ -1,9 +1,5 @@
-"""The parties of a run, made from its settings: personas, users, judges and the policy. What each kind of
-them is made by stands in settings.kinds.
-
-Whatever sits behind a server needs the run (or its directory), where the response cache, the budget and the
-usage record live.
-"""
+"""The parties of a run, made from its settings (kinds: settings.kinds): personas, users, judges, the policy.
+Those behind a server need the run (or its directory) for response cache, budget and usage record."""
 
 from __future__ import annotations
 
@@ -30,8 +26,7 @@ if TYPE_CHECKING:
 def load_people(
     cfg: Config, split: str, n: int | None, seed: int, run: Run | Path | None = None
 ) -> list[Persona]:
-    """`sources.load_personas`, with slots filled by a language model where `personas.conversion` says so
-    (C.2)."""
+    """`sources.load_personas`, slots filled by a language model if `personas.conversion` says so (C.2)."""
     loaded = sources.load_personas(cfg.personas, split, n, seed)
     fills = SOURCES[cfg.personas.source].fills_ten_slots and split != "extended"
     if cfg.personas.conversion == "rules" or not fills:
@@ -68,23 +63,21 @@ def make_shifting_user(
 
 
 def make_reward_judge(cfg: Config, run: Run | Path | None = None, **options: Any) -> Judge:
-    """The source of training rewards (sections 3.2 and 3.3). `defended=False` pastes texts in without
-    quotation, to measure what that costs; `failure_limit` takes the place of `run.max_judge_failure_rate`."""
+    """The judge behind training rewards (sections 3.2 and 3.3). `defended=False` pastes texts in unquoted, to
+    measure what that costs; `failure_limit` replaces `run.max_judge_failure_rate`."""
     return resolve(JUDGES[cfg.judge.kind].make)(cfg, run, **options)
 
 
 def make_reveal_judge(cfg: Config, run: Run | Path | None = None) -> RevealJudge:
-    """Who reads a user's words and says what they have revealed (section 5.3): rules, or the model that
-    judges profiles."""
+    """Judges what a user's words have revealed (section 5.3): rules, or the model that judges profiles."""
     return resolve(JUDGES[cfg.judge.kind].make_reveal)(cfg, run)
 
 
 def make_evaluation_judge(cfg: Config, run: Run | Path | None = None, **options: Any) -> EvaluationJudge:
-    """The source of evaluation scores (appendix C.3); options as in `make_reward_judge`."""
+    """The judge behind evaluation scores (appendix C.3); options as in `make_reward_judge`."""
     return resolve(EVALUATORS[cfg.evaluator.kind].make)(cfg, run, **options)
 
 
 def make_policy(cfg: Config, run: Run | Path | None = None, *, adapter: Path | None = None) -> Policy:
-    """The policy of an evaluation row; `adapter` is a folder with trained LoRA weights. InputError: an
-    adapter for a model that is not here."""
+    """The policy of an evaluation row; `adapter`: LoRA folder. InputError: the policy cannot take one."""
     return resolve(POLICIES[cfg.policy.kind].make)(cfg, run, adapter)

@@ -1,5 +1,4 @@
-"""Prompts run through the model, and what is kept of them, so that the next call need not run their
-beginnings again."""
+"""Runs prompts through the model and keeps the results, so that the next call skips known beginnings."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 @dataclass(frozen=True)
 class Kept:
-    """A prompt, and its row in the keys and values [P, H, L, D] per layer of the batch that it was run in."""
+    """A prompt, and its row in the keys and values [P, H, L, D] per layer of the batch it was run in."""
 
     prompt: tuple[int, ...]
     keys: list[torch.Tensor]
@@ -23,12 +22,8 @@ class Kept:
 
 
 class PromptMemory:
-    """Keys and values of the prompts of the last call: of a prompt that begins like one of them, only the
-    rest is run.
-
-    `begin` opens a call (with `forget`: as if there had been none before), `known` asks about one of its
-    prompts, `add` takes its prompts in. The weights must not change in between.
-    """
+    """Keys and values of the last call's prompts: a prompt that begins like one of them is run from there on.
+    `begin` opens a call (`forget`: nothing known), `known` looks up, `add` stores; weights stay fixed."""
 
     def __init__(self) -> None:
         self._before: list[Kept] = []
@@ -38,8 +33,7 @@ class PromptMemory:
         self._before, self._now = [] if forget else sorted(self._now, key=lambda kept: kept.prompt), []
 
     def known(self, prompt: tuple[int, ...]) -> tuple[Kept | None, int]:
-        """(what is kept of the prompt that this one shares most with, how many tokens); at least one token is
-        left to run."""
+        """(prompt that shares most tokens with this one, how many); at least one token is left to run."""
         place = bisect.bisect(self._before, prompt, key=lambda kept: kept.prompt)
         near = [
             (len(os.path.commonprefix([kept.prompt, prompt[:-1]])), kept)
@@ -51,7 +45,7 @@ class PromptMemory:
     def add(
         self, prompts: Sequence[tuple[int, ...]], keys: list[torch.Tensor], values: list[torch.Tensor]
     ) -> None:
-        """Keys and values of one batch, per layer [P, H, L, D] with padding behind."""
+        """Store keys and values of one batch, per layer [P, H, L, D], padded on the right."""
         self._now += [Kept(tuple(prompt), keys, values, row) for row, prompt in enumerate(prompts)]
 
 
@@ -59,11 +53,9 @@ def run_prompts(
     model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], portion: int | None = None,
     memory: PromptMemory | None = None,
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """Last hidden states [P, D], and keys and values per layer [P, H, L, D], padded on the right.
-
-    `portion` is how many tokens pass at once (None: all): a CPU works faster on what its cache can hold. With
-    `memory` what a prompt shares with one of the last call is not run again.
-    """
+    """Last hidden states [P, D], and keys and values per layer [P, H, L, D], padded on the right. `portion`
+    is how many tokens pass at once (None: all): a CPU is faster on what its cache can hold. With `memory`,
+    beginnings shared with a prompt of the last call are not run again."""
     device = model.get_input_embeddings().weight.device
     longest = max(map(len, prompts))
     known = [memory.known(tuple(p)) if memory else (None, 0) for p in prompts]
@@ -88,8 +80,7 @@ def _run(
     model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], known: Sequence[tuple[Kept | None, int]],
     device: torch.device,
 ):
-    """(last hidden states [P, D], keys and values per layer [P, H, L, D]) of prompts, of which the beginnings
-    may be known."""
+    """(last hidden states [P, D], keys and values per layer [P, H, L, D]); beginnings may be known."""
     shared_P = torch.tensor([shared for _, shared in known], device=device)
     rests = [p[shared:] for p, (_, shared) in zip(prompts, known, strict=True)]
     width, past = max(map(len, rests)), int(shared_P.max())
@@ -105,8 +96,7 @@ def _run(
             ~seen, torch.finfo(model.dtype).min
         )
         given = {"attention_mask": mask[:, None], "position_ids": shared_P[:, None] + rest_S}
-    # Without a past plain causal attention is right for padding behind the prompts, and needs no mask.
-    hidden = model.get_decoder()(
+    hidden = model.get_decoder()(  # without a past, causal attention ignores padding behind: no mask needed
         input_ids=ids, past_key_values=cache, use_cache=True, **given
     ).last_hidden_state
     ends = torch.tensor([len(rest) - 1 for rest in rests], device=device)
@@ -127,7 +117,7 @@ def _run(
 
 
 def _beginnings(known: Sequence[tuple[Kept | None, int]], name: str, layer: int, past: int) -> torch.Tensor:
-    """What is known of each prompt, keys or values of a layer: [P, H, past, D], zeros behind."""
+    """What is known of each prompt, keys or values of a layer: [P, H, past, D], padded with zeros."""
     like = next(getattr(kept, name)[layer] for kept, _ in known if kept is not None)
     out = like.new_zeros(len(known), like.shape[1], past, like.shape[3])
     for row, (kept, shared) in enumerate(known):
@@ -137,8 +127,7 @@ def _beginnings(known: Sequence[tuple[Kept | None, int]], name: str, layer: int,
 
 
 def _portions(sizes: Sequence[int], tokens: int | None) -> Iterator[int]:
-    """How many rows of these lengths, in order, pass at once: cut where padding them to the longest of their
-    part would pass `tokens`; at least one a part."""
+    """How many rows of these lengths pass at once: at most `tokens` after padding, at least one row."""
     start = 0
     for end in range(1, len(sizes) + 1):
         full = (
@@ -152,7 +141,7 @@ def _portions(sizes: Sequence[int], tokens: int | None) -> Iterator[int]:
 
 
 def _widen(tensor: torch.Tensor, length: int) -> torch.Tensor:
-    """Keys or values [P, H, L, D] with zeros up to `length` tokens, which the mask leaves out."""
+    """Keys or values [P, H, L, D] padded with zeros to `length` tokens, which the mask leaves out."""
     return (
         torch.nn.functional.pad(tensor, (0, 0, 0, length - tensor.shape[2]))
         if tensor.shape[2] < length

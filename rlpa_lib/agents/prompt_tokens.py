@@ -1,4 +1,4 @@
-"""How a message list becomes the token ids of a prompt, and what gives way when it outgrows the context."""
+"""How a message list becomes a prompt's token ids, and what is dropped when it outgrows the context."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rlpa_lib.settings.config import InputError
 
 
 def harmless(tokenizer, messages: list[Message]) -> list[Message]:
-    """The messages as data: a control token's name in a message ("<|user|>") is broken up, so that only the
-    chat template, which is tokenised as one text with what the messages say, sets roles and ends turns."""
+    """The messages with control tokens ("<|user|>") broken up: the template and the messages are tokenised as
+    one text, and only the template may set roles and end turns."""
     specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     signs = exact_signs(frozenset(specials | set(tokenizer.all_special_tokens)))
     return [{**m, "content": defuse(m["content"], signs)} for m in messages]
@@ -19,10 +19,7 @@ def harmless(tokenizer, messages: list[Message]) -> list[Message]:
 
 def prompt_ids(tokenizer, messages: list[Message]) -> list[int]:
     """Token ids of a message list under the tokenizer's chat template, ready for the assistant's next words.
-
-    A final assistant message is the beginning of the answer, which the policy continues (its completion holds
-    what comes after). No message can bring control tokens in (`harmless`).
-    """
+    The policy continues a final assistant message. No message can bring in control tokens (`harmless`)."""
     said = harmless(tokenizer, messages)
     said, begun = (said[:-1], said[-1]["content"]) if said[-1]["role"] == "assistant" else (said, "")
     text = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False) + begun
@@ -30,8 +27,7 @@ def prompt_ids(tokenizer, messages: list[Message]) -> list[int]:
 
 
 def fit_prompt(tokenizer, messages: list[Message], limit: int) -> tuple[list[int], int]:
-    """(token ids, number of dropped turns) of a prompt of at most `limit` tokens, by the rule of `window`.
-    InputError as there."""
+    """(token ids, number of dropped turns) of a prompt cut to `limit` tokens. InputError: as in `window`."""
     encoded: dict[int, list[int]] = {}
 
     def size(part: list[Message]) -> int:
@@ -45,13 +41,11 @@ def fit_prompt(tokenizer, messages: list[Message], limit: int) -> tuple[list[int
 def window(
     messages: Sequence[Message], limit: int, size: Callable[[list[Message]], int]
 ) -> tuple[list[Message], int]:
-    """(messages of at most `limit` tokens, number of dropped turns): the rule for dialogues that outgrow the
-    context.
+    """(messages of at most `limit` tokens, number of dropped turns) of a dialogue that may be too long.
 
-    Whole turns (a user message and its answer) go, from the oldest on and no more than needed. System prompt
-    and last user message stay always; the latest answer, which holds the latest profile block, is the last to
-    go, and is lost only when it does not fit beside these two: then as many turns are dropped as there were.
-    `size` is asked about log2(turns) times. InputError: those two alone are too long.
+    Whole turns (user message and answer) go, oldest first, as few as possible. System prompt and last user
+    message always stay; the latest answer, with the latest profile block, goes only if it does not fit beside
+    them: then all turns go. `size` is called about log2(turns) times. InputError: those two are too long.
     """
     lead = [m for m in messages[:1] if m["role"] == "system"]
     rest = list(messages[len(lead) :])

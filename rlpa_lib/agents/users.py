@@ -1,5 +1,4 @@
-"""Simulated users (section 3.1): they hold a profile that the policy cannot see and reveal it turn by
-turn."""
+"""Simulated users (section 3.1): they reveal, turn by turn, a profile that the policy cannot see."""
 from __future__ import annotations
 
 import re
@@ -40,12 +39,11 @@ class Shift:
 
 @dataclass(frozen=True)
 class ShiftingUser:
-    """A user whose persona changes (section 5.2): from turn `at` on it is the changed one, and at that turn
-    it says so in passing.
+    """A user whose persona changes (section 5.2): from turn `at` on the new one holds, mentioned in passing.
 
-    The old value is told one turn before at the latest, so that there is something to unlearn, and the same
-    thing whatever the method asks. `shifts` maps persona ids to what changes; who is not in it stays as they
-    are. `note` tells an evaluation judge that reads the persona's prose; it holds {slot}, {old} and {new}.
+    The old value is told at least one turn earlier, so that every method has the same to unlearn. `shifts`
+    maps persona ids to what changes; others stay as they are. `note` ({slot}, {old}, {new}) tells of the
+    change to an evaluation judge that reads the persona's prose.
     """
 
     inner: InformedUser
@@ -59,8 +57,7 @@ class ShiftingUser:
         if shift is None or turn < self.at:
             return persona
         told = self.note.format(slot=shift.slot, old=shift.old, new=shift.new)
-        # The prose stays, because a temperament is drawn from it: what has changed is added to the
-        # personality text.
+        # the prose stays, for a temperament is drawn from it; the personality text gains what has changed
         profile = persona.profile.replace(shift.slot, shift.new)
         return replace(persona, personality=f"{persona.personality} {told}".strip(), profile=profile)
 
@@ -100,11 +97,10 @@ class LLMUser:
     """A chat model that role-plays a persona (sections 3.1 and C.4). It sees its own profile and the words of
     both sides, never a profile block of the policy.
 
-    It may tell 15 % of its profile a turn on average, at most two items at once; the budget follows from the
-    ledger and reaches it as a note, as does that a response was said before. `stated` is what the model
-    itself reports. Context rule: as many of the latest turns as fit into `max_prompt_tokens` (estimated);
-    older ones are left out, the model is told how many, and what it has told stays in its notes. `n_cut`
-    counts the prompts that lost turns. `manner` is put behind the persona's own (users who do not cooperate).
+    It may tell 15 % of its profile a turn on average, at most two items at once; notes give it the budget
+    left (from the ledger), what it has told, and whether a response is a repetition. `stated` is what the
+    model reports. Turns beyond `max_prompt_tokens` (estimated) are left out, oldest first, and it is told how
+    many; `n_cut` counts such prompts. `manner` is added to the persona's own (users who do not cooperate).
     """
 
     def __init__(
@@ -119,8 +115,7 @@ class LLMUser:
         self, personas: Sequence[Persona], dialogues: Sequence[Dialogue],
         news: Sequence[News | None] | None = None,
     ) -> list[Utterance]:  # fmt: skip
-        """The next utterance of each user, in order. EndpointError: a user does not speak, or the server
-        cannot be used."""
+        """Each user's next utterance, in order. EndpointError: a user does not speak, or the server fails."""
         told = news or [None] * len(dialogues)
         utterances = [Utterance(OPENING)] * len(dialogues)
         waiting = [i for i, dialogue in enumerate(dialogues) if dialogue.turns]
@@ -145,8 +140,7 @@ class LLMUser:
         return Request(talk, UserMessage, self.temperature, max_tokens=self.max_tokens, seed=seed)
 
     def messages(self, persona: Persona, dialogue: Dialogue, news: News | None = None) -> list[Message]:
-        """System prompt and the dialogue from the user's side: its own words are `assistant`, the responses
-        `user`, all as JSON."""
+        """System prompt and, in JSON, the dialogue as it sees it: own words `assistant`, responses `user`."""
         numbered = (f"{i}. {slot}: {value}" for i, (slot, value) in enumerate(persona.profile.items, start=1))
         personality = f"{persona.personality}\n{self.manner}".strip() or "-"
         told = {"{profile}": "\n".join(numbered), "{personality}": personality}
@@ -181,7 +175,7 @@ def _make_notes(persona: Persona, dialogue: Dialogue) -> dict[str, Any]:
 
 
 def _tell_news(persona: Persona, news: News | None) -> dict[str, Any]:
-    """The key of the notes that tells a user model what to work in, as its prompt explains."""
+    """The note that tells a user model what to work in, as its prompt explains."""
     if news is None:
         return {}
     number = persona.profile.slots().index(news.slot) + 1
@@ -191,14 +185,14 @@ def _tell_news(persona: Persona, news: News | None) -> dict[str, Any]:
 
 
 def _to_utterance(persona: Persona, answer: UserMessage) -> Utterance:
-    """The answer with its item numbers as slots; numbers that no item has tell nothing."""
+    """The answer with item numbers as slots; numbers without an item are ignored."""
     slots = persona.profile.slots()
     told = dict.fromkeys(slots[n - 1] for n in answer.revealed if 1 <= n <= len(slots))
     return Utterance(quoting.plain(answer.message, MAX_REPLY).strip(), tuple(told))
 
 
 def make_user(cfg: Config, split: str, seed: int, run: Run | Path | None, manner: str = "willing") -> LLMUser:
-    """The user model; it knows no difference between splits. `manner`: how far it cooperates."""
+    """The user model, the same for all splits. `manner`: how far it cooperates."""
     given = cfg.user
     return LLMUser(
         open_endpoint(cfg, "user", run), seed, load_prompt(cfg, "user"), temperature=given.temperature,

@@ -1,5 +1,4 @@
-"""What the policy says to one vLLM server: sample these token ids, hold this adapter, drop that one. One
-client lives in one event loop."""
+"""What the policy asks of one vLLM server: sample, load or drop an adapter. One client per event loop."""
 
 from __future__ import annotations
 
@@ -19,26 +18,22 @@ ENDED = {"stop", "length"}  # a server that is going down ends its requests with
 
 
 class ServerLost(Exception):
-    """This server cannot be used any longer; the message says why. The policy turns to the others."""
+    """This server can no longer be used; the message says why. The policy turns to the others."""
 
 
 class AdapterMissing(Exception):
-    """The server does not know the adapter (any more): it was started anew."""
+    """The server does not know the adapter, or no longer: it was restarted."""
 
 
 class AdapterRefused(Exception):
-    """The server is well, but does not take this adapter; the message is the server's."""
+    """The server works but does not take this adapter; the message is the server's."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a server is asked for by `name`: the base model (no folder), or the weights of `folder` after
-    `version` updates.
-
-    An adapter's name holds a digest of its weights, so an answer under that name was sampled with them and no
-    others. It begins with `owner`: adapters whose folders lie side by side replace one another, those of
-    other runs on the server are left alone.
-    """
+    """What to ask a server for by `name`: the base model (no folder), or weights of `folder` after `version`
+    updates. The name holds a digest of the weights, so an answer under it was sampled with exactly those. It
+    begins with `owner`: adapters from folders side by side replace each other, other runs' stay."""
 
     name: str
     folder: Path | None = None
@@ -57,8 +52,7 @@ def read_adapter(folder: Path, version: int) -> Adapter:
 
 
 class VLLMClient:
-    """An open connection to one server; `async with` closes it. `retries` is how often a request is sent
-    again to a server that lives."""
+    """A connection to one server, closed by `async with`; a live server gets `retries` further tries."""
 
     def __init__(self, url: str, *, api_key_env: str, timeout: float, retries: int):
         self.url, self.retries = url.rstrip("/"), retries
@@ -75,7 +69,7 @@ class VLLMClient:
         await self._client.close()
 
     async def models(self) -> dict[str, bool]:
-        """Name -> whether it is an adapter, of all that the server can be asked for. Raises ServerLost."""
+        """Name -> whether it is an adapter, for all that the server offers. Raises ServerLost."""
         try:
             options = {"timeout": PROBE_SECONDS}
             listed: Any = await self._client.get("/models", cast_to=object, options=options)
@@ -95,8 +89,7 @@ class VLLMClient:
         return Adapter(names[0])
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The server's answer to a /completions body. Raises ServerLost, AdapterMissing and InputError
-        (refused)."""
+        """Answer to a /completions body. Raises ServerLost, AdapterMissing and InputError (refused)."""
         reason = ""
         for attempt in range(self.retries + 1):
             if attempt:
@@ -116,13 +109,11 @@ class VLLMClient:
         raise ServerLost(reason)
 
     async def hold(self, adapter: Adapter) -> None:
-        """Make the server hold this adapter and none of its owner's others. Raises ServerLost and
-        AdapterRefused.
+        """Make the server hold only this one of its owner's adapters. Raises ServerLost and AdapterRefused.
 
-        The new one is loaded under its own name, not over the old one (`load_inplace`): vLLM 0.32 then reads
-        the files again at every step of every request, takes key-value blocks of the old weights from its
-        prefix cache, and an answer does not say which weights it came from. The server's only adapter slot is
-        filled anew all the same.
+        It has its own name: overwriting the old one (`load_inplace`) makes vLLM 0.32 reread the files at
+        every step of every request, take key-value blocks of the old weights from its prefix cache, and not
+        say which weights an answer came from. The server's only adapter slot is refilled either way.
         """
         held = await self.models()
         if adapter.name not in held:

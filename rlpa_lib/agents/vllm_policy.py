@@ -1,5 +1,4 @@
-"""`VLLMPolicy`: rollouts sampled by vLLM servers that hold the trainer's adapter. Token ids in, token ids and
-log-probabilities out."""
+"""`VLLMPolicy`: rollouts from vLLM servers with the trainer's adapter, as token ids and log-probabilities."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ ROUNDS = 3  # how often samples of an adapter that is too old are asked for agai
 
 
 class NoServerLeft(RuntimeError):
-    """Every server is gone; the message says which and why. Nothing is lost: a run goes on from its last
-    checkpoint."""
+    """Every server is gone; the message says which and why. A run can resume from its last checkpoint."""
 
 
 class StaleSamples(RuntimeError):
@@ -40,8 +38,7 @@ class StaleSamples(RuntimeError):
 
 @dataclass
 class ServerState:
-    """A server across calls: the adapter it holds (None: not asked yet), and why it was dropped ("" while it
-    is in use)."""
+    """A server across calls: its adapter (None: not asked yet), and why it was dropped ("" while in use)."""
 
     url: str
     adapter: Adapter | None = None
@@ -49,15 +46,13 @@ class ServerState:
 
 
 class VLLMPolicy:
-    """`Policy` over one or several servers (base URLs ending in /v1) that can read the folders of this
-    machine's adapters.
+    """`Policy` over one or more servers (base URLs ending in /v1) that can read this machine's adapters.
 
-    A prompt's n samples come from one server, which computes the prompt once; prompts go round the servers. A
-    sample depends on (weights, seed, prompt, how many equal prompts came before it in the call, sample
-    index), not on the server, up to rounding. A server that fails is dropped until the next `load_adapter`,
-    its prompts are redone elsewhere. `n_cut` counts prompts that lost turns to `max_prompt_tokens`,
-    `n_redone` requests that were sent anew. Servers are to give log-probabilities as sampled, as
-    `vllm_server` starts them.
+    A prompt's n samples come from one server, which computes the prompt once; prompts take turns among
+    servers. A sample depends on (weights, seed, prompt, number of equal prompts before it in the call, sample
+    index), not on the server, up to rounding. A failing server is dropped until the next `load_adapter`;
+    others redo its prompts. `n_cut` counts prompts that lost turns to `max_prompt_tokens`, `n_redone`
+    requests sent again. Servers must give log-probabilities as sampled, as those of `vllm_server` do.
     """
 
     def __init__(
@@ -83,11 +78,8 @@ class VLLMPolicy:
     def generate(
         self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float, max_new_tokens: int
     ) -> list[list[Completion]]:
-        """n completions a message list; `temperature` 0 is greedy. No sample is older than `max_policy_lag`
-        updates when this returns.
-
-        Raises InputError (limits, or a request that servers refuse), NoServerLeft and StaleSamples.
-        """
+        """n completions per message list; `temperature` 0 is greedy. No sample is over `max_policy_lag`
+        updates old. Raises InputError (limits, or a refused request), NoServerLeft and StaleSamples."""
         if n < 1 or max_new_tokens < 1 or temperature < 0:
             raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
         if all(server.gone for server in self.servers):
@@ -112,12 +104,9 @@ class VLLMPolicy:
         raise StaleSamples(f"{len(wanted)} prompts were sampled {ROUNDS} times by adapters older than {lag}")
 
     def load_adapter(self, folder: Path, version: int) -> None:
-        """Swap the adapter of `folder` in on every server, dropped ones included; at return they hold it.
-
-        A server that does not take it is dropped, or kept while what it holds is at most `max_policy_lag`
-        updates old. Any process of a run may call it: what a server holds already is not loaded again. Raises
-        InputError and NoServerLeft.
-        """
+        """Load the adapter of `folder` on every server, dropped ones included; on return they hold it. A
+        server that does not take it is dropped, unless its own is at most `max_policy_lag` updates old. Any
+        process of a run may call it: nothing is loaded twice. Raises InputError and NoServerLeft."""
         self.newest = vllm_client.read_adapter(folder, version)
         self._revive()
         self._run([self._swapper(server) for server in self.servers])
@@ -129,8 +118,7 @@ class VLLMPolicy:
         return tuple(ids), dropped
 
     def _run(self, tasks: Sequence[Task[Answer]]) -> list[Answer]:
-        """Results of all tasks in order, in one event loop with one connection pool a server; the first error
-        stops the others."""
+        """All results in order, from one event loop, one pool per server; the first error stops the rest."""
         results: list[Answer] = []
 
         async def main() -> None:
@@ -219,28 +207,25 @@ async def _run_within(room: asyncio.Semaphore, task: Task[Answer], clients: dict
 
 
 def too_old(versions: Sequence[int], newest: int, allowed: int) -> list[int]:
-    """Indices of the versions that are more than `allowed` updates behind the newest."""
+    """Indices of the versions more than `allowed` updates behind the newest."""
     return [i for i, version in enumerate(versions) if newest - version > allowed]
 
 
-# The whole distribution, whatever the server's defaults are, and the log-probabilities of the sampled tokens
-# alone.
-SAMPLING = {
+SAMPLING = {  # the whole distribution, whatever a server's defaults; log-probabilities of sampled tokens only
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": True,
     "logprobs": 0, "return_token_ids": True, "return_tokens_as_token_ids": True,
 }  # fmt: skip
 
 
 def _build_body(prompt: tuple[int, ...], seed: int, end_id: int, options: dict[str, Any]) -> dict[str, Any]:
-    """A /completions body; samples end at `end_id` alone."""
+    """A /completions body; samples end only at `end_id`."""
     return {"prompt": list(prompt), "seed": seed, "stop_token_ids": [end_id], **options, **SAMPLING}
 
 
 def read_completions(
     answer: dict[str, Any], prompt: Sequence[int], adapter: Adapter, tokenizer
 ) -> list[Completion]:
-    """A server's answer as completions. Raises ServerLost when it is not an answer to this request: other
-    weights, prompt or shapes."""
+    """Completions of an answer. Raises ServerLost if its weights, prompt or shapes are not as requested."""
     if answer["model"] != adapter.name:
         raise ServerLost(f"asked for {adapter.name}, it answered with {answer['model']}")
     completions = []
@@ -259,7 +244,7 @@ def read_completions(
 
 
 def make_policy(cfg: Config, run: Run | Path | None, adapter: Path | None = None) -> VLLMPolicy:
-    """The policy on `policy.servers`, which hold the adapter at return where one is given."""
+    """The policy on `policy.servers`, which hold the adapter on return if one is given."""
     limits = {"max_prompt_tokens": cfg.rollout.max_prompt_tokens, "max_policy_lag": cfg.policy.max_policy_lag}
     policy = VLLMPolicy(load_tokenizer(cfg), cfg.policy.servers, **limits)
     if adapter is not None:

@@ -52,11 +52,8 @@ def start(
     name: str | None = None, dtype: str = "auto", lora_rank: int = 32, threads: int | None = None,
     kv_gib: int = 2, wait: float = 900.0, extra: Sequence[str] = (),
 ) -> Server:  # fmt: skip
-    """Start a server and return when it answers; port 0 picks a free one. `extra` goes to vLLM as it is.
-
-    `lora_rank` is the highest that adapters may have. Raises InputError (no such model, port taken, not set
-    up) and ServerFailed.
-    """
+    """Start a server and return when it answers; port 0 picks a free one, `extra` goes to vLLM, `lora_rank`
+    is the adapters' highest. Raises InputError (no such model, port taken, not set up), ServerFailed."""
     if not python_of(venv).exists():
         command = "python -m rlpa_lib.agents.vllm_server setup"
         raise InputError(f"{venv}: vLLM is not installed there; run {command} first")
@@ -88,16 +85,14 @@ def start(
 
 
 def _settings(lora_rank: int, cpu: bool) -> list[str]:
-    """What training needs of any server: swappable adapters, nobody else's sampling defaults,
-    log-probabilities as sampled."""
+    """What training needs: swappable adapters, no foreign sampling defaults, log-probabilities as sampled."""
     ranks = [rank for rank in LORA_RANKS if rank >= lora_rank]
     if not ranks:
         raise InputError(f"lora_rank: {lora_rank} is more than vLLM's limit of {LORA_RANKS[-1]}")
     lora = ["--enable-lora", "--max-loras", "1", "--max-cpu-loras", "4", "--max-lora-rank", str(ranks[0])]
     # a small model asked for JSON may write white space without end
     compact = ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
-    # vLLM 0.32 on a CPU dies of a request with a seed whose prompt is computed in two steps: it turns back
-    # the random generator of the first, which a CPU's cannot do
+    # vLLM 0.32 on a CPU dies of a seeded request whose prompt is split: a CPU's generator cannot be rewound
     whole = ["--no-enable-chunked-prefill"] if cpu else []
     sampling = ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
     return [*lora, *compact, *whole, "--enable-prefix-caching", *sampling]
@@ -113,9 +108,8 @@ def _environment(venv: Path, threads: int | None, kv_gib: int) -> dict[str, str]
     env |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
     if _is_cpu_build(venv):
         env |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        # With adapters the CPU build compiles nothing of the model. What else it compiles, it compiles in the
-        # middle of the first requests, for minutes on a busy machine. And its worker needs no process of its
-        # own: a third of the start-up saved.
+        # With adapters the CPU build compiles no part of the model, only other code during first requests,
+        # for minutes on a busy machine. A worker within the process makes the start-up a third shorter.
         env |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     return env | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
@@ -135,12 +129,7 @@ def model_folder(model: str) -> str:
 
 
 def _tokenizer(folder: Path, state: Path) -> list[str]:
-    """For a model whose tokenizer file is complete in itself (class TokenizersBackend): a folder with the
-    tokenizer alone.
-
-    Beside a Qwen2 config transformers would read it as Qwen2's byte pairs, letter by letter. Beside a config
-    of a type that has no tokenizer class of its own it goes by the file; nothing else of that config is used.
-    """
+    """A folder with a self-contained tokenizer alone: beside a Qwen2 config it would be read as Qwen2's."""
     settings = folder / "tokenizer_config.json"
     told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     if told.get("tokenizer_class") != "TokenizersBackend":
@@ -178,7 +167,7 @@ def _wait_for_health(process: subprocess.Popen, host: str, port: int, wait: floa
 
 
 def healthy(host: str, port: int, timeout: float = 5.0) -> bool:
-    """Whether a server answers there and its engine lives."""
+    """Whether a server answers there and its engine is alive."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request("GET", "/health")
@@ -190,13 +179,12 @@ def healthy(host: str, port: int, timeout: float = 5.0) -> bool:
 
 
 def running(venv: Path = DEFAULT_VENV) -> list[Server]:
-    """Servers that were started from this environment and not stopped since."""
+    """Servers started from this environment and not stopped since."""
     return [Server(**json.loads(path.read_text())) for path in sorted((venv / SERVERS).glob("*.json"))]
 
 
 def stop(server: Server, venv: Path = DEFAULT_VENV, patience: float = 20.0) -> None:
-    """End a server and its workers: politely, after `patience` seconds by force. Nothing happens when it is
-    gone already."""
+    """End a server and its workers, by force after `patience` seconds. Does nothing if it is gone already."""
     if _is_server(server.pid):
         _signal(server.pid, signal.SIGTERM)
         end = time.monotonic() + patience
@@ -223,7 +211,7 @@ def _alive(pid: int) -> bool:
 
 
 def _is_server(pid: int) -> bool:
-    """False also when the number has gone to another program since."""
+    """Whether it is still our server; another program may have its number by now."""
     arguments = Path(f"/proc/{pid}/cmdline")
     if not Path("/proc/self/cmdline").exists():  # not Linux
         return _alive(pid)
@@ -233,8 +221,7 @@ def _is_server(pid: int) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit codes: 0 done, 1 failed, 2 bad input."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    # what follows is vLLM's; argparse would not keep it in order
-    own = argv.index("--") if "--" in argv else len(argv)
+    own = argv.index("--") if "--" in argv else len(argv)  # the rest is vLLM's; argparse would reorder it
     arguments = _parser().parse_args(argv[:own])
     arguments.extra = argv[own + 1 :]
     try:

@@ -1,4 +1,4 @@
-"""vLLM in a virtual environment of its own: it pins its own torch, so it never enters the project's."""
+"""vLLM in its own virtual environment: it pins its own torch, so it never enters the project's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STAMP = ".installed"
 
 
 class ServerFailed(RuntimeError):
-    """The server (or its environment) did not come up; the message ends with what it said last."""
+    """The server (or its environment) did not come up; the message ends with its last output."""
 
 
 def python_of(venv: Path) -> Path:
@@ -28,8 +28,7 @@ def setup(
     venv: Path = DEFAULT_VENV, *, gpu: bool = False, torch_index: str | None = None,
     say: Callable[[str], None] = print,
 ) -> bool:  # fmt: skip
-    """Install vLLM into `venv` unless it is there already; True when something was installed. Raises
-    ServerFailed."""
+    """Install vLLM into `venv` unless it is there; True when something was installed. Raises ServerFailed."""
     package = GPU_PACKAGE if gpu else ""
     want = storage.sha256(PINS.read_bytes(), package.encode(), f"{sys.version_info[:2]}".encode())
     stamp, python = venv / STAMP, python_of(venv)
@@ -58,8 +57,7 @@ def _run(command: list[str], hint: str = "") -> None:
 
 
 def last_lines(text: str, n: int = 10) -> str:
-    """What a failed program said last, its last errors first (the cause stands well above the traceback that
-    ends vLLM's log)."""
+    """A failed program's last words, errors first: in vLLM's log they precede the final traceback."""
     lines = text.strip().splitlines()
     errors = [line for line in lines[:-n] if "ERROR" in line]
     return "\n".join(errors[-n:] + lines[-n:])

@@ -1,5 +1,5 @@
-"""What other rooms use of the miniature. No other module outside `mini` imports it, so that another world can
-be put in its place: the names below and the functions in settings.kinds are all that a run needs of one."""
+"""What other rooms use of the miniature. Only this module imports it from outside `mini`, so another world
+can replace it: a run needs only the names below and the functions in settings.kinds."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ __all__ = [
 
 
 def list_floor_responses() -> tuple[str, ...]:
-    """What scripted assistants once said about somebody: well formed, and wrong for anybody else."""
+    """What scripted assistants once said about one user: well formed, and wrong for any other."""
     return select_personal(collect_responses())

@@ -1,4 +1,4 @@
-"""From a server's JSON to an answer: thinking told from speaking, and one checked object in a text."""
+"""From a server's JSON to an answer: thinking split from speech, and the one checked object in a text."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import pydantic
 from rlpa_lib.client.chat import Answer, Filtered, Refused
 
 _THINK = re.compile(r"\s*<(think|thinking)>(.*?)(?:</\1>|\Z)", re.DOTALL)
-# Templates that open the thinking in the prompt leave only its end. A raw line break cannot stand inside a
-# JSON string, so an object that merely quotes the tag is not cut in two.
+# A template may open the thinking itself. A tag quoted in JSON is safe: no raw line break can follow it.
 _HEADLESS = re.compile(r"(.*?)</(?:think|thinking)>(?:[ \t]*\n|\s*\Z)", re.DOTALL)
 _FENCE = re.compile(r"\s*```\w*\s*\n(.*?)\n\s*```\s*", re.DOTALL)
 _BRACES = 200  # places tried in one text
 
 
 class Unreadable(ValueError):
-    """A body or a text that is not what was asked for; the message says why."""
+    """A body or a text is not what was asked for; the message says why."""
 
 
 def read_row(completion: Any) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def read_row(completion: Any) -> dict[str, Any]:
 
 
 def _join_parts(content: Any) -> str:
-    """Some servers send a list of parts. Half a surrogate pair, which no file could hold, becomes "?"."""
+    """Joined, if it is a list of parts. Half a surrogate pair, which no file could hold, becomes "?"."""
     if isinstance(content, list):
         content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
     return content.encode(errors="replace").decode() if isinstance(content, str) else ""
@@ -59,8 +58,7 @@ def count_tokens(usage: Any) -> tuple[int, int, int, int] | None:
 
 
 def read_answer(row: dict[str, Any], schema: type[pydantic.BaseModel] | None) -> Answer:
-    """The answer in a stored row. Refused, Filtered: there is none. Unreadable: it is not the object asked
-    for."""
+    """The answer in a stored row. Refused, Filtered: there is none. Unreadable: it does not fit `schema`."""
     if row["refusal"]:
         raise Refused(row["refusal"])
     if row["finish_reason"] == "content_filter":
@@ -83,8 +81,7 @@ def read_answer(row: dict[str, Any], schema: type[pydantic.BaseModel] | None) ->
 
 
 def split_thinking(text: str) -> tuple[str, str]:
-    """(thinking, visible text) of a text that may open with <think>...</think>; an open block hides all the
-    rest."""
+    """(thinking, visible text); an opening <think>...</think>, even if it is never closed, is thinking."""
     thoughts = []
     while match := _THINK.match(text):
         thoughts.append(match[2].strip())
@@ -95,9 +92,8 @@ def split_thinking(text: str) -> tuple[str, str]:
 
 
 def find_object(text: str, schema: type[pydantic.BaseModel]) -> pydantic.BaseModel:
-    """The one JSON object in a text that fits the schema: the whole text, or the only such object inside it.
-    Unreadable: none fits, or several that differ do, so that a quoted forgery is never taken for the
-    answer."""
+    """The JSON object that fits the schema: the whole text, or the only such object in it. Unreadable: none
+    fits, or several different ones do, so that a quoted forgery is never taken for the answer."""
     fenced = _FENCE.fullmatch(text)
     fitting: list[pydantic.BaseModel] = []
     problem = "there is no JSON object in it"

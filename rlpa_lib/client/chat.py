@@ -23,7 +23,7 @@ class Request:
     seed: int | None = None
 
     def content(self) -> dict[str, Any]:
-        """Everything asked as plain JSON; the schema by a digest of what it demands."""
+        """Everything asked, as plain JSON, with the schema as a digest."""
         return {
             "messages": list(self.messages),
             "schema": _hash_schema(self.schema) if self.schema else None,
@@ -31,8 +31,7 @@ class Request:
             "top_p": float(self.top_p),
             "max_tokens": self.max_tokens,
             "seed": self.seed,
-            # never set; kept because the keys of existing caches hold them
-            "logprobs": False,
+            "logprobs": False,  # never set; kept because keys of existing caches hold it
             "extra": {},
         }
 
@@ -50,7 +49,7 @@ def _hash_schema(schema: type[pydantic.BaseModel]) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one request. Reasoning is told from the visible text wherever the server put it."""
+    """The answer to one request, its reasoning separate from the visible text wherever the server put it."""
 
     text: str  # visible
     parsed: Any  # instance of the request's schema; None without one
@@ -63,8 +62,7 @@ class Answer:
 
 
 class EndpointError(RuntimeError):
-    """A request without an answer. Its class says what follows from it; `facts` override that for one
-    error."""
+    """A request without an answer. The class says what follows; `facts` override that for one error."""
 
     role = ""  # whose request it was
     passing = False  # worth another try
@@ -114,8 +112,7 @@ class ConnectionLost(EndpointError):
 
 
 class BadAnswer(EndpointError):
-    """Answers that are not what the schema demands, also when asked again. `raw`: the last one, as it
-    came."""
+    """Answers that do not fit the schema, even when asked for again. `raw`: the last one, as it came."""
 
 
 class Refused(EndpointError):
@@ -131,4 +128,4 @@ class BudgetExceeded(EndpointError):
 
 
 class CacheMiss(EndpointError):
-    """A replay from the cache alone met a question that is not in it."""
+    """The cache, the only source in a replay, does not hold the question."""

@@ -1,5 +1,4 @@
-"""Client of OpenAI-compatible chat servers: a batch in, answers in order out; cached, retried, within a
-budget."""
+"""Client of OpenAI-compatible chat servers: batches answered in order, cached, retried, within a budget."""
 
 from __future__ import annotations
 
@@ -43,11 +42,10 @@ class Job:
 class ChatEndpoint:
     """One model on one server in one role.
 
-    `limits` is section `endpoint` of the settings: `retries` bounds the tries of a request that may pass,
-    `max_wait` (seconds) their whole time, `timeout` one try, `parse_retries` how often an answer that does
-    not parse is asked for again; `cache_only`: nothing is sent. `mode`: how structured answers are asked for;
-    auto = json_schema until the server refuses it. InputError: no key for a server that is not local, no
-    price but a budget in USD.
+    `limits` is section `endpoint` of the settings: `retries` bounds the tries of a request, `max_wait`
+    (seconds) their total time, `timeout` one try, `parse_retries` the repeats for an answer that does not
+    parse; `cache_only` sends nothing. `mode`: how structured answers are asked for; auto = json_schema until
+    refused. InputError: no key for a server that is not local, or a USD budget without a price.
     """
 
     server: transport.Server
@@ -74,12 +72,11 @@ class ChatEndpoint:
     def complete(
         self, requests: Sequence[Request], *, desc: str = "", on_error: Literal["raise", "return"] = "raise"
     ) -> list[Answer | EndpointError]:
-        """Answers in the order of the requests; equal requests are sent once. Works in scripts, threads and
-        notebook cells.
+        """Answers in the order of requests; equal ones are sent once. For scripts, threads and notebooks.
 
-        With on_error="raise" the first error stops further sending, what is under way is awaited and kept,
-        and the error is raised; with "return" errors stand in their places. Wrong keys, unknown models and
-        unreachable servers stop the rest of the batch either way.
+        With on_error="raise" the first error stops further sending and is raised once requests under way are
+        kept; "return" puts errors in place of answers. A wrong key, an unknown model or an unreachable server
+        stops the rest of the batch either way.
         """
         bases = [self._base(request) for request in requests]
         jobs = {base: Job(request, base) for request, base in zip(requests, bases, strict=True)}
@@ -107,7 +104,7 @@ class ChatEndpoint:
         return base_key(self.server.base_url, self.model, request.content() | mode)
 
     def learn(self, body: Mapping[str, Any], error: RequestError) -> bool:
-        """Whether a refusal says what to leave out from now on; the change is told once."""
+        """Whether a refusal says what to leave out from now on; the change is reported once."""
         old = self.dialect
         new = transport.adapt_dialect(old, body, error, auto=self.mode == "auto")
         if new is None:
@@ -121,9 +118,7 @@ class ChatEndpoint:
 
 
 class _Exchange:
-    """The jobs of one `complete`, in one event loop: workers that ask, retry, keep and check until every
-    question has its answer or a typed error. HTTP clients are made when they are needed and closed with the
-    loop."""
+    """The jobs of one `complete` in one event loop: workers ask, retry, keep and check until all are done."""
 
     def __init__(self, endpoint: ChatEndpoint, stop_on_error: bool):
         self.endpoint, self.limits, self.stop_on_error = endpoint, endpoint.limits, stop_on_error
@@ -161,7 +156,7 @@ class _Exchange:
                 self.stopped = error
 
     async def _accept(self, job: Job) -> Answer:
-        """An answer that parses; what does not is asked for again under another seed, and kept as well."""
+        """An answer that parses; others are kept too, and asked for again under another seed."""
         endpoint, request, tries = self.endpoint, job.request, self.limits.parse_retries + 1
         for attempt in range(tries):
             key, row = row_key(job.base, attempt), None if attempt else job.row
@@ -202,8 +197,7 @@ class _Exchange:
         return row if endpoint.cache is None else endpoint.cache.put({key: row})[key]
 
     async def _agree(self, request: Request, key: str, attempt: int, again: bool) -> Row:
-        """One try; when the server refuses to be told something, at once another without it. An answer that
-        does not parse is asked for under another seed, made from its key."""
+        """One try, repeated at once if the server refuses an option; each parse attempt has its own seed."""
         seed = int(key[:8], 16) % 2**31 if attempt else request.seed
         for left in reversed(range(_REFUSALS)):
             body = transport.build_body(self.endpoint.model, request, self.endpoint.dialect, seed, attempt)
@@ -215,7 +209,7 @@ class _Exchange:
         raise AssertionError("the last refusal is raised")
 
     async def _send(self, body: dict[str, Any], max_tokens: int, again: bool) -> Row:
-        """One HTTP request, inside the budget; its cost is on record before its answer is used."""
+        """One HTTP request within the budget; its cost is recorded before its answer is used."""
         endpoint, price = self.endpoint, self.endpoint.price
         client, prompt = self._client(), transport.bound_prompt(body)
         bound = Cost(1, prompt + max_tokens, price.usd(prompt, max_tokens) if price else 0.0)
@@ -237,7 +231,7 @@ class _Exchange:
             endpoint.budget.settle(bound, cost)
 
     def _bill(self, completion: Row, row: Row, bound: int) -> tuple[dict[str, Any], Cost]:
-        """Usage line and cost of an answer; without the server's counts, upper bounds."""
+        """Usage line and cost of an answer; upper bounds if the server gives no counts."""
         told, price = answers.count_tokens(completion.get("usage")), self.endpoint.price
         prompt, generated, cached, reasoning = told or (bound, len(row["content"].encode()), 0, 0)
         line = {"prompt_tokens": prompt, "completion_tokens": generated, "reasoning_tokens": reasoning}
@@ -247,7 +241,7 @@ class _Exchange:
         return line | {"usd": usd}, Cost(1, prompt + generated, usd or 0.0)
 
     async def _admit(self, bound: Cost) -> None:
-        """Wait for the pace and for the budget. Raises what stopped the batch; BudgetExceeded."""
+        """Wait for the pace and the budget. Raises what stopped the batch, or BudgetExceeded."""
         await self.endpoint.pace.wait()
         while self.stopped is None and not self.endpoint.budget.reserve(bound):
             await asyncio.sleep(_BUDGET_POLL)
@@ -255,16 +249,14 @@ class _Exchange:
             raise self.stopped
 
     def _client(self) -> openai.AsyncOpenAI:
-        """The clients in turn: a client looks at all its connections for every request, so a few small ones
-        are faster than a large one."""
+        """The clients in turn; each checks all its connections for a request, so small ones are faster."""
         if len(self.clients) * _CONNECTIONS < self.limits.concurrency:
             self.clients.append(self.endpoint.server.connect(self.limits.timeout))
         self.turn += 1
         return self.clients[self.turn % len(self.clients)]
 
     def _delay(self, error: EndpointError, retries: int) -> float:
-        """Seconds to the next try: doubling, with jitter; at least what the server asks for, which holds for
-        all."""
+        """Seconds to the next try: doubling, with jitter; what the server asks for holds for all requests."""
         delay = min(_LONGEST_DELAY, self.endpoint.backoff * 2**retries) * random.uniform(0.5, 1.0)
         if error.wait is None or error.wait > self.limits.max_wait:
             return max(delay, error.wait or 0.0)
@@ -272,7 +264,7 @@ class _Exchange:
         return error.wait + delay
 
     def _give_up(self, error: EndpointError, tries: int) -> None:
-        """Say what was tried; send nothing more when no other request can do better."""
+        """Report what was tried; stop sending if no other request can do better."""
         if error.wait is not None and error.wait > self.limits.max_wait:
             error.args = (f"{error}; the server asks to wait {error.wait:g} s, more than endpoint.max_wait",)
         elif error.passing:

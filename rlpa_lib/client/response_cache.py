@@ -1,4 +1,4 @@
-"""Answers that were paid for, kept in SQLite so that no crash and no second process loses or repeats one."""
+"""Paid answers, kept in SQLite so that neither a crash nor a second process loses or repeats one."""
 
 from __future__ import annotations
 
@@ -18,35 +18,28 @@ _BATCH = 500  # keys in one SELECT
 
 
 def base_key(server: str, model: str, content: Mapping[str, Any]) -> str:
-    """Digest of the canonical JSON of server, model and everything asked (messages, sampling, schema, seed,
-    ...)."""
+    """Digest of canonical JSON of server, model and everything asked (messages, sampling, schema, seed)."""
     return hash_json({"server": server.rstrip("/"), "model": model, **content})
 
 
 def row_key(base: str, attempt: int = 0) -> str:
-    """Key of one answer to a question; another attempt (its answer did not parse) is another row."""
+    """Key of one answer to a question; each attempt (the one before did not parse) has its own row."""
     return sha256(base.encode(), b"0", str(attempt).encode())
 
 
 class ResponseCache:
-    """Rows of plain JSON by key, shared by threads and by processes on one machine.
-
-    A row is on disk when `put` returns, and survives the death of the process. The first row stored under a
-    key stays. InputError: the file cannot be opened, or is not a cache of this version.
-    """
+    """JSON rows by key, shared by threads and processes on one machine. A row is on disk when `put` returns;
+    a key's first row stays. InputError: the file cannot be opened, or is no cache of this version."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # isolation_level None: transactions begin and end where this class says so
-            options = {"isolation_level": None, "check_same_thread": False}
+            options = {"isolation_level": None, "check_same_thread": False}  # transactions begin and end here
             self._db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, **options)
             self._db.execute("PRAGMA journal_mode = WAL")
-            # a killed process loses nothing in this mode; a power cut may lose the last commits, never older
-            # ones
-            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")  # only a power cut may lose the last commits
             [version] = self._db.execute("PRAGMA user_version").fetchone()
             if version not in (0, _VERSION):
                 raise sqlite3.DatabaseError(f"it is of version {version}, wanted {_VERSION}")
@@ -68,8 +61,7 @@ class ResponseCache:
         return rows
 
     def put(self, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Store rows in one transaction. What is returned is committed, and is the row of another writer
-        where that one was first."""
+        """Commit rows in one transaction and return them, or another writer's rows where those were first."""
         lines = [(key, json.dumps(row, ensure_ascii=True)) for key, row in rows.items()]
         with self._lock, self._db:  # which commits, or rolls back
             self._db.execute("BEGIN IMMEDIATE")

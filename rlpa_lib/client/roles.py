@@ -1,5 +1,4 @@
-"""Which model stands behind each role of a run, and what all roles of a run share: cache, budget and usage
-record."""
+"""Which model stands behind each role of a run; all roles share its cache, budget and usage record."""
 
 from __future__ import annotations
 
@@ -23,12 +22,9 @@ SECTIONS = {  # role of the usage record -> section of the settings
 
 
 def endpoint_for(cfg: Config, role: str, run: Any, comparator: str | None = None) -> ChatEndpoint:
-    """The endpoint of one of the roles in SECTIONS for a run, given as Run or directory; with `comparator`,
-    of that row of evaluation.comparators.
-
-    All roles of a run share its cache, budget and usage record (metrics/usage.jsonl), which go on where a
-    former session stopped. InputError: as for Server and ChatEndpoint, or no model is named.
-    """
+    """The endpoint of a role in SECTIONS for a run (Run or directory); `comparator`: that row of
+    evaluation.comparators. All share the run's cache, budget and usage record (metrics/usage.jsonl), which
+    later sessions continue. InputError: as for Server and ChatEndpoint, or no model is named."""
     section = SECTIONS[role]
     party = getattr(cfg, section)
     if comparator is not None:
@@ -47,7 +43,7 @@ def endpoint_for(cfg: Config, role: str, run: Any, comparator: str | None = None
 
 @cache
 def _open_shared(run_dir: Path, given: Endpoint) -> tuple[ResponseCache | None, Budget, Usage]:
-    """Once per run and process, so that several endpoints keep to one budget."""
+    """Once per run and process, so that all endpoints share one budget."""
     usage = Usage(run_dir / "metrics" / "usage.jsonl")
     limits = {"max_usd": given.max_usd, "max_requests": given.max_requests, "max_tokens": given.max_tokens}
     budget = Budget(**limits, prices=read_prices(given.prices), spent=usage.spent())

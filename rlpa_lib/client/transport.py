@@ -30,8 +30,7 @@ Json = dict[str, Any]
 REDACTED = "[api key]"
 _SHORTEST_KEY = 8  # what a shorter "key" says may well be a word of an answer
 _NO_KEY = "local"  # sent to a local server when there is no key
-# What a server may refuse to be told, although it could answer: left out (or said otherwise) from then on.
-_OPTIONAL = ("max_tokens", "temperature", "top_p", "seed")
+_OPTIONAL = ("max_tokens", "temperature", "top_p", "seed")  # left out from then on if a server refuses them
 _UNSUPPORTED = re.compile(
     r"unsupported|not (?:yet )?support|does ?n.t support|unavailable|not available|not permitted|not allowed"
     r"|unrecognized|unknown|extra inputs|must be (?:exactly )?1\b|only n",
@@ -47,7 +46,7 @@ _FILTERED = b"""{"choices": [{"message": {}, "finish_reason": "content_filter"}]
 
 @dataclass(frozen=True)
 class Dialect:
-    """What a server is told: how it is asked for structure, and which optional keys it has refused."""
+    """How a server is asked for structure, and which optional keys it has refused."""
 
     structure: Literal["schema", "bare schema", "text"] = "schema"  # bare: without limits on values
     refused: frozenset[str] = frozenset()
@@ -55,10 +54,8 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Server:
-    """A model on a server, and where the settings name it: their section, and the key of its model there.
-
-    The API key is read from the environment and kept nowhere. InputError: bad address or name of a variable.
-    """
+    """A model on a server, and where the settings name it: their section, and the key of its model there. The
+    API key is read from the environment and kept nowhere. InputError: bad address or variable name."""
 
     section: str
     base_url: str
@@ -91,7 +88,7 @@ class Server:
         return key
 
     def connect(self, timeout: float) -> openai.AsyncOpenAI:
-        """A client for one event loop; retries are this library's."""
+        """A client for one event loop, without retries of its own."""
         http = openai.DefaultAsyncHttpxClient(verify=_load_certificates())
         return openai.AsyncOpenAI(
             base_url=self.base_url, api_key=self.read_key(), max_retries=0, timeout=timeout, http_client=http
@@ -109,8 +106,7 @@ def is_local(base_url: str) -> bool:
 
 
 def build_body(model: str, request: Request, dialect: Dialect, seed: int | None, attempt: int) -> Json:
-    """JSON of a /chat/completions request. From the second attempt at a structured answer on, the wanted
-    schema also stands in the system message."""
+    """JSON of a /chat/completions request; from the second try on the system message holds the schema too."""
     limit = "max_completion_tokens" if "max_tokens" in dialect.refused else "max_tokens"
     body = {
         "model": model, "messages": list(request.messages), "temperature": request.temperature,
@@ -127,7 +123,7 @@ def build_body(model: str, request: Request, dialect: Dialect, seed: int | None,
 
 @cache
 def _load_certificates() -> ssl.SSLContext:
-    """The trusted certificates, read once: that takes longer than a small batch takes to send."""
+    """The trusted certificates, read once: reading them takes longer than sending a small batch."""
     return httpx2.create_ssl_context()
 
 
@@ -147,7 +143,7 @@ def _drop_limits(value: Any) -> Any:
 
 
 def _add_schema(messages: list[dict[str, str]], schema: Json, attempt: int) -> list[dict[str, str]]:
-    """The demand stands in the system message, out of reach of quoted data."""
+    """Put the schema into the system message, out of reach of quoted data."""
     demand = "Answer with one JSON object and nothing else. It must fit this JSON schema:\n"
     demand += json.dumps(schema, ensure_ascii=False)
     if attempt:
@@ -158,8 +154,8 @@ def _add_schema(messages: list[dict[str, str]], schema: Json, attempt: int) -> l
 
 
 def bound_prompt(body: Json) -> int:
-    """Upper bound of a prompt's tokens: no tokenizer of bytes makes more tokens than UTF-8 bytes; 16 a
-    message for its frame. RequestError: a text is not Unicode (a lone surrogate)."""
+    """Upper bound of a prompt's tokens: its UTF-8 bytes (no byte tokenizer makes more), plus 16 a message for
+    its frame. RequestError: a text is not Unicode (a lone surrogate)."""
     try:
         told = sum(len(message["content"].encode()) + 16 for message in body["messages"])
     except UnicodeEncodeError:
@@ -168,7 +164,7 @@ def bound_prompt(body: Json) -> int:
 
 
 def adapt_dialect(dialect: Dialect, body: Json, error: EndpointError, auto: bool) -> Dialect | None:
-    """The dialect after a refusal that names what is not taken, else None. `auto`: words may do."""
+    """The dialect after a refusal that names its cause, else None. `auto`: structure may become text."""
     structured = error.param.startswith("response_format") or _STRUCTURE.search(error.told)
     if "response_format" in body and structured:
         asked = json.dumps(body["response_format"])
@@ -184,7 +180,7 @@ def adapt_dialect(dialect: Dialect, body: Json, error: EndpointError, auto: bool
 
 
 async def send(client: openai.AsyncOpenAI, body: Json, timeout: float, server: Server) -> tuple[Json, Json]:
-    """(the server's JSON, its row for the cache), within `timeout` seconds in all, slow drips included."""
+    """(the server's JSON, its row for the cache), within `timeout` seconds in all, even for a slow stream."""
     place = server.name("base_url")
     try:
         async with asyncio.timeout(timeout):
@@ -218,7 +214,7 @@ def redact(text: str, key: str) -> str:
 
 
 def _read_refusal(error: openai.APIStatusError, server: Server, api_key: str) -> bytes:
-    """Raises what an error status means; a content filter's 400 is the answer that it is elsewhere."""
+    """Raise what an error status means; return a content filter's 400 as the answer it is elsewhere."""
     status, detail = error.status_code, error.body if isinstance(error.body, dict) else {}
     told = redact(" ".join(str(detail.get("message") or error.response.text).split()), api_key)[:500]
     code, param = str(detail.get("code") or ""), str(detail.get("param") or "")
@@ -277,12 +273,12 @@ class Pace:
             await asyncio.sleep(at - now)
 
     def hold(self, seconds: float) -> None:
-        """Send nothing for so long."""
+        """Send nothing for this many seconds."""
         self._next = max(self._next, time.monotonic() + seconds)
 
 
 def run_to_end(work: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine in a thread and a loop of its own: a notebook cell's thread runs a loop already."""
+    """Run a coroutine in a thread with its own loop: in a notebook, the cell's thread already runs one."""
     started: list[tuple[asyncio.AbstractEventLoop, asyncio.Task]] = []
 
     async def main() -> None:

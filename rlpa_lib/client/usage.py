@@ -1,5 +1,4 @@
-"""What requests cost: the dated price table, the budget that stops a run before it is exceeded, and the usage
-record per role."""
+"""What requests cost: dated prices, the budget that stops a run before it is exceeded, usage per role."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ class Price(BaseModel):
     source: str
 
     def usd(self, prompt: int, completion: int, prompt_cached: int = 0) -> float:
-        """Price of one answer; `prompt_cached` of the prompt tokens were seen before by the server."""
+        """Price of one answer; `prompt_cached` of the prompt tokens came from the server's cache."""
         cheap = self.input if self.cached_input is None else self.cached_input
         asked = (prompt - prompt_cached) * self.input + prompt_cached * cheap
         return (asked + completion * self.output) / 1e6
@@ -86,10 +85,8 @@ class Cost:
 
 
 class Budget:
-    """Limits of a run (None: no limit), shared by all its endpoints and threads. A request is reserved at its
-    upper bound before it is sent. `spent`: what former sessions of the run have used. Requests whose answer
-    was lost count at their upper bound.
-    """
+    """Limits of a run (None: no limit), shared by its endpoints and threads. A request's upper bound is
+    reserved before it is sent, and counts if its answer is lost. `spent`: what former sessions have used."""
 
     def __init__(
         self, *, max_usd: float | None = None, max_requests: int | None = None, max_tokens: int | None = None,
@@ -102,8 +99,8 @@ class Budget:
         self._lock = threading.Lock()
 
     def price(self, model: str, *, local: bool, setting: str) -> Price | None:
-        """Price of a model; unlisted models are free on a local server and unknown (None) elsewhere.
-        InputError: unknown although `max_usd` is set; `setting` is where the model was named."""
+        """Price of a model; unlisted models are free on a local server, else unknown (None). InputError:
+        unknown although `max_usd` is set; `setting` is where the model was named."""
         if price := self.prices.get(model):
             return price
         if local:
@@ -114,8 +111,7 @@ class Budget:
         return None
 
     def reserve(self, bound: Cost) -> bool:
-        """Take `bound` out of what is left; False when it has to wait for requests under way.
-        BudgetExceeded: it would not fit even if those cost nothing."""
+        """Reserve `bound`; False: wait for requests under way. BudgetExceeded: it will not fit even then."""
         with self._lock:
             for name, limit in self.limits.items():
                 spent, wanted = getattr(self.spent, name), getattr(bound, name)
@@ -132,7 +128,7 @@ class Budget:
             return True
 
     def settle(self, bound: Cost, actual: Cost) -> None:
-        """Replace a reservation by what the request took."""
+        """Replace a reservation by what the request cost."""
         with self._lock:
             self.reserved, self.spent = self.reserved - bound, self.spent + actual
 
@@ -143,12 +139,11 @@ def _format(value: float) -> str:
 
 class Usage:
     """Counts per (role, model). With a path (metrics/usage.jsonl of a run) every change is appended there
-    first, and a later session goes on.
+    first, and a later session continues it.
 
     A line is an increment: requests (asked), cached (of these, answered without sending), errors, sent (over
-    the network), retries, lost (sent, answer lost; lost_tokens and lost_usd are its upper bounds), estimated
-    (the server gave no counts), tokens, usd (absent when the model has no price), seconds (latency of an
-    answer), notebook (where one is running).
+    the network), retries, lost (sent, no answer; lost_tokens and lost_usd are upper bounds), estimated (no
+    counts given), tokens, usd (absent without a price), seconds (latency), notebook (if one is running).
     """
 
     def __init__(self, path: str | Path | None = None):
@@ -184,8 +179,7 @@ class Usage:
             return sum(map(_cost, self._sums.values()), Cost())
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a (role, model): counts, cached_share, usd (None without a price), usd_lost (upper bound),
-        latency in seconds."""
+        """A row per (role, model): counts, cached_share, usd (or None), usd_lost (a bound), latencies (s)."""
         with self._lock:
             return [self._row(party) for party in sorted(self._sums)]
 
