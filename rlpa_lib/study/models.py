@@ -24,7 +24,7 @@ Case = tuple[dict[str, Any], type[BaseModel]]  # what the prompt is filled with,
 
 
 class Claim(BaseModel):
-    """One thing that a user says about itself, and in which utterance; the bounds are for the server."""
+    """One thing that a user says about itself, with the number of the utterance."""
 
     utterance: Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 99})]
     claim: Annotated[str, Field(json_schema_extra={"maxLength": 80})]
