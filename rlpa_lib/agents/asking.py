@@ -71,7 +71,9 @@ class Questions:
 
     def ask(self, cases: Sequence[tuple[str, dict[str, Any], type[BaseModel]]], desc: str) -> list[Any]:
         """The parsed answer to each case (label, quoted values, schema), in order; None where there is none.
-        JudgeFailed: more failures than `tally` allows. EndpointError: the server cannot be used at all."""
+
+        JudgeFailed: more failures than `tally` allows. EndpointError: the server cannot be used at all.
+        """
         options = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         prompts = [self.prompt.messages(values, self.defended) for _, values, _ in cases]
         requests = [Request(prompt, case[2], **options) for prompt, case in zip(prompts, cases, strict=True)]

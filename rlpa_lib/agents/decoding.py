@@ -27,7 +27,9 @@ class Sampled:
 
 class SharedPrefix:
     """Keys and values while decoding: per layer the prompts' [P, H, L, D] and the rows' own [R, H, T, D].
-    `slots_R` places a row at prompt * n + sample; a row that ended early leaves its slot empty."""
+
+    `slots_R` places a row at prompt * n + sample; a row that ended early leaves its slot empty.
+    """
 
     def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor], lengths_P: torch.Tensor, n: int):
         self.prompt_keys, self.prompt_values, self.n, self.step = keys, values, n, 0

@@ -1,5 +1,7 @@
 """The parties of a run, made from its settings (kinds: settings.kinds): personas, users, judges, the policy.
-Those behind a server need the run (or its directory) for response cache, budget and usage record."""
+
+Those behind a server need the run (or its directory) for response cache, budget and usage record.
+"""
 
 from __future__ import annotations
 

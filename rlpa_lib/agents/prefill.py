@@ -23,7 +23,9 @@ class Kept:
 
 class PromptMemory:
     """Keys and values of the last call's prompts: a prompt that begins like one of them is run from there on.
-    `begin` opens a call (`forget`: nothing known), `known` looks up, `add` stores; weights stay fixed."""
+
+    `begin` opens a call (`forget`: nothing known), `known` looks up, `add` stores; weights stay fixed.
+    """
 
     def __init__(self) -> None:
         self._before: list[Kept] = []

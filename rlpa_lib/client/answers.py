@@ -23,7 +23,9 @@ class Unreadable(ValueError):
 
 def read_row(completion: Any) -> dict[str, Any]:
     """The first choice as a row for the cache: raw content, thinking, refusal, finish reason, token counts.
-    Unreadable: the JSON is no chat completion."""
+
+    Unreadable: the JSON is no chat completion.
+    """
     choices = completion.get("choices") if isinstance(completion, dict) else None
     if not isinstance(choices, list) or not choices:
         told = json.dumps(completion.get("error") if isinstance(completion, dict) else completion)[:300]

@@ -100,7 +100,9 @@ class Budget:
 
     def price(self, model: str, *, local: bool, setting: str) -> Price | None:
         """Price of a model; unlisted models are free on a local server, else unknown (None). InputError:
-        unknown although `max_usd` is set; `setting` is where the model was named."""
+
+        unknown although `max_usd` is set; `setting` is where the model was named.
+        """
         if price := self.prices.get(model):
             return price
         if local:

@@ -13,7 +13,9 @@ HISTORY_PROFILES = ("latest", "all", "none")
 @dataclass(frozen=True)
 class Utterance:
     """What the user says. `stated`: the true profile's slots that it reveals, for bookkeeping only.
-    `phrases`: the words for each (as many as `stated`, or none if the user cannot tell)."""
+
+    `phrases`: the words for each (as many as `stated`, or none if the user cannot tell).
+    """
 
     text: str
     stated: tuple[str, ...] = ()

@@ -81,7 +81,9 @@ def dumps(value: Any) -> str:
 
 def quote(values: dict[str, Any]) -> str:
     """A JSON object with one line a key (lists: one line an item), in <data ...> tags with a digest of it.
-    A writer cannot close them, since < is escaped, nor name them, since the digest depends on all content."""
+
+    A writer cannot close them, since < is escaped, nor name them, since the digest depends on all content.
+    """
     body = "{\n" + ",\n".join(f"{dumps(name)}: {_lines(value)}" for name, value in values.items()) + "\n}"
     key = hashlib.blake2b(body.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     return f"<data {key}>\n{body}\n</data {key}>"

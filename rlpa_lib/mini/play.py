@@ -136,7 +136,9 @@ class _RoughUser:
 
 def roughen(utterance: Utterance, rng: random.Random) -> Utterance:
     """The same facts, sometimes with another word in a frame, sometimes with an aside that tells nothing.
-    Without them a model learns a few frames by heart and takes every other sentence for a fact."""
+
+    Without them a model learns a few frames by heart and takes every other sentence for a fact.
+    """
     text = utterance.text
     if utterance.phrases and rng.random() < 0.3:
         phrases = sorted(utterance.phrases, key=len, reverse=True)
@@ -174,7 +176,9 @@ def scramble(slot: str, rng: random.Random, pool: Sequence[str]) -> str:
 @cache
 def list_words() -> tuple[str, ...]:
     """Every single word of all values, test values included: a base model knows the words of its language.
-    It never meets the test values themselves or their sentence frames before the test."""
+
+    It never meets the test values themselves or their sentence frames before the test.
+    """
     lists = lex.load_lexicon().by_slot.values()
     forms = [form for values in lists for value in values for form in value.forms]
     return tuple(sorted({word for form in forms for word in form.split()}))

@@ -14,7 +14,9 @@ from rlpa_lib.personas.text import KIN, drop_pronouns, make_gerund, split_senten
 
 def extract_free_profile(lines: Sequence[str]) -> Profile:
     """One item per sentence, none for empty lines. Keys come from free_slots.tsv, repeated ones numbered.
-    Other sentences are kept whole, in lower case, as "Fact 1", "Fact 2", ..."""
+
+    Other sentences are kept whole, in lower case, as "Fact 1", "Fact 2", ...
+    """
     items: dict[str, str] = {}
     for line in lines:
         sentence = " ".join(" ".join(split_sentences(line)).lower().split())

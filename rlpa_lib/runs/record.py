@@ -79,7 +79,9 @@ def check_same(directory: Path, seed: int, settings: Mapping[str, Any]) -> None:
 
 def code_state() -> tuple[dict[str, Any], bytes]:
     """(commit, whether and by which hash the code differs from it, the library's hash; the diff itself).
-    The commit is None outside a git repository (an unpacked archive) and before the first commit."""
+
+    The commit is None outside a git repository (an unpacked archive) and before the first commit.
+    """
     top = _git("rev-parse", "--show-toplevel").decode().strip()
     if not top or Path(top).resolve() != REPOSITORY:  # none, or an archive unpacked inside another one
         return {"commit": None, "dirty": None, "diff_sha256": None, "library_sha256": library_hash()}, b""

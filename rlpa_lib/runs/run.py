@@ -130,7 +130,9 @@ def open_run(params: str | Path, seed: int, run_dir: str | Path, overrides: Sequ
 
 def claim(cfg: Config, seed: int, directory: Path, params_name: str) -> Run:
     """Lock the directory and write or check record.json; child processes share the lock (RLPA_RUN_OWNER).
-    InputError: as in `open_run`, or a seed outside 0 to 2**32 - 1."""
+
+    InputError: as in `open_run`, or a seed outside 0 to 2**32 - 1.
+    """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"seed: wants an integer from 0 to 2**32 - 1; got {seed!r}")
     directory = directory.resolve()

@@ -87,8 +87,10 @@ def compute_loss(model, rows: list[Row], pad: int) -> torch.Tensor:
 
 def find_rare_tokens(rows: list[Row], size: int) -> torch.Tensor:
     """[V] True for tokens that occur less than once in thirty rows. Their vectors stay as they were drawn:
+
     training would push all rare words the same way, until the model knows where a word stands and no longer
-    which one it is."""
+    which one it is.
+    """
     counts = Counter(token for ids, _ in rows for token in ids)
     return torch.tensor([30 * counts[token] < len(rows) for token in range(size)])
 
