@@ -71,3 +71,14 @@ def test_a_broken_row_is_named(tmp_path, broken):
 def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(InputError, match="nothing.jsonl"):
         read_labels(tmp_path / "nothing.jsonl")
+
+
+def test_labels_made_before_a_criterion_are_compared_without_it_and_must_be_alike(tmp_path):
+    older = [row("x"), row("y")]
+    for one in older:
+        del one["labels"]["F"]
+    turns = read_labels(written(tmp_path, *older))
+    verdicts = RuleJudge().responses([(turn.dialogue, turn.reply) for turn in turns])
+    assert "F" not in set(agreement_table(turns, verdicts, verdicts)["mark"])
+    with pytest.raises(InputError, match="row 2: F: not every row has this label"):
+        read_labels(written(tmp_path, older[0], row("y")))

@@ -18,6 +18,7 @@ from rlpa_lib.personas.sources import load_personas
 from rlpa_lib.rlpa import rollout
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
 TALK = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
 
@@ -156,7 +157,7 @@ def test_weights_are_refused_wherever_they_would_be_needed(tmp_path):
         ask(parties.make_policy(cfg, tmp_path), [[*TALK, {"role": "assistant", "content": "I"}]])
 
 
-FIELDS = ("naturalness", "relevance", "logic", "engagement", "informativeness")
+FIELDS = tuple(criterion.field for criterion in REWARD_CRITERIA.values())
 ROLES = ("user", "judge", "evaluator", "policy")
 
 

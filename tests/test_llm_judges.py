@@ -21,7 +21,7 @@ from rlpa_lib.rlpa.rewards import score_replies
 from rlpa_lib.settings import config
 from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
-FIELDS = ("naturalness", "relevance", "logic", "engagement", "informativeness")
+FIELDS = tuple(criterion.field for criterion in REWARD_CRITERIA.values())
 REPLY = Reply(TOLD, "Life in Lisbon must be lovely.", True)
 
 

@@ -14,8 +14,9 @@ from test_cli import OPEN, write_notebook
 from rlpa_lib import runs
 from rlpa_lib.dialogue.judging import DIMENSIONS
 from rlpa_lib.dialogue.profile import Profile, render_reply
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
-FIELDS = ("naturalness", "relevance", "logic", "engagement", "informativeness")
+FIELDS = tuple(criterion.field for criterion in REWARD_CRITERIA.values())
 VARIABLE = "RLPA_TEST_KEY"
 
 

@@ -16,9 +16,10 @@ from scripted_server import ScriptedServer
 from rlpa_lib.dialogue.judging import DIMENSIONS
 from rlpa_lib.dialogue.profile import SLOTS, Profile, render_reply
 from rlpa_lib.runs.storage import hash_json
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
 BYTES = 3.8  # of a token
-FIELDS = ("naturalness", "relevance", "logic", "engagement", "informativeness")
+FIELDS = tuple(criterion.field for criterion in REWARD_CRITERIA.values())
 ROLES = ("user", "judge", "evaluator", "policy")
 CONVERTED = (
     "34|female|rock climbing|a degree in nursing|talkative|pediatric nurse|single|a twin sister|Lisbon|globes"

@@ -17,7 +17,7 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import InformedUser, Policy
 from rlpa_lib.dialogue.reveal import RevealJudge
 from rlpa_lib.personas import sources
-from rlpa_lib.settings.config import Config
+from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, POLICIES, SOURCES, USERS, resolve
 
 if TYPE_CHECKING:
@@ -72,7 +72,10 @@ def make_reward_judge(cfg: Config, run: Run | Path | None = None, **options: Any
 
 def make_reveal_judge(cfg: Config, run: Run | Path | None = None) -> RevealJudge:
     """Judges what a user's words have revealed (section 5.3): rules, or the model that judges profiles."""
-    return resolve(JUDGES[cfg.judge.kind].make_reveal)(cfg, run)
+    entry = JUDGES[cfg.judge.kind]
+    if not entry.make_reveal:
+        raise InputError(f"judge.kind: {cfg.judge.kind} does not say what a user has revealed")
+    return resolve(entry.make_reveal)(cfg, run)
 
 
 def make_evaluation_judge(cfg: Config, run: Run | Path | None = None, **options: Any) -> EvaluationJudge:

@@ -127,7 +127,7 @@ def generate(personas: Sequence[Persona], user: SimulatedUser, turns: int, seed:
         return [Answer(e.said, Reply(Profile(), e.said, True), 0) for e in exchanges]
 
     dialogues = [Dialogue(persona.id, persona.id) for persona in personas]
-    played = list(play_turns(personas, dialogues, user, write, choose, turns=turns))
+    played = list(play_turns(personas, dialogues, user, write, choose, turns=turns, judge_chooses=True))
     trees = zip(*(turn.answers for turn in played), strict=True)
     return [Conversation(p.description, p.personality, tree) for p, tree in zip(personas, trees, strict=True)]
 

@@ -23,7 +23,7 @@ from rlpa_lib.runs.notebooks import NOTEBOOKS, TRAINING, list_notebooks
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
-from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, POLICIES, SOURCES, USERS
+from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, METHODS, POLICIES, SOURCES, USERS
 
 UNTRAINABLE = "an endpoint policy cannot be trained"
 
@@ -249,7 +249,7 @@ def _check_rows(cfg: Config, chosen: Sequence[Path], run_dir: Path) -> None:
     players = {"10_prompting_baselines", "30_evaluation", "33_reasoning_models"}
     if not players & {path.stem for path in chosen}:
         return
-    if "rag" in cfg.evaluation.methods:
+    if any(METHODS[name].needs_encoder for name in cfg.evaluation.methods):
         from rlpa_lib.methods import retrieval
 
         retrieval.source_of(cfg.evaluation.encoder)

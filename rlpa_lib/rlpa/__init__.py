@@ -8,4 +8,6 @@
 6. `learner`, `experience`: one optimiser step; one update, from scored turns to minibatches.
 7. `trainer`, `checkpoints`: the loop over cohorts, and what it leaves on disk to go on exactly.
 8. `training`, `warmup`, `processes`: a run from its settings, the step before PPO, one run on many processes.
+
+What a trained policy is worth is measured elsewhere: AL(k) and eq. 8 in `rlpa_lib.evaluation.metrics`.
 """

@@ -73,7 +73,7 @@ PAIRS = Task(
 RESPONSES = Task(
     "responses", "Is this response good for this user?",
     "The inferred profile is what the assistant believes about the user. Judge the response against it. "
-    "The label is 1 when all five are.",
+    "The label is 1 when all of them are.",
     tuple(Question(name, criterion.question, _YES) for name, criterion in REWARD_CRITERIA.items()),
 )  # fmt: skip
 TASKS = {task.name: task for task in (USERS, PAIRS, RESPONSES)}

@@ -135,15 +135,21 @@ def read_rows(path: Path, read: Callable[[dict[str, Any]], T]) -> list[T]:
 
 
 def read_labels(path: Path) -> list[LabelledTurn]:
-    """Labelled turns of a JSONL file. InputError: missing file, broken line or field."""
-    return read_rows(path, _read_turn)
+    """Labelled turns of a JSONL file. InputError: missing file, broken line or field, rows labelled unlike."""
+    turns = read_rows(path, _read_turn)
+    for number, turn in enumerate(turns, start=1):
+        if turn.labels.keys() != turns[0].labels.keys():
+            missing = sorted(turn.labels.keys() ^ turns[0].labels.keys())
+            raise InputError(f"{path}: row {number}: {', '.join(missing)}: not every row has this label")
+    return turns
 
 
 def agreement_table(
     turns: Sequence[LabelledTurn], training: Sequence[Verdict], evaluation: Sequence[Verdict]
 ) -> pd.DataFrame:
     """One row a criterion, then both judges' scores: `measure_agreement` by mark."""
-    marks = {c: [int(verdict.marks[c]) for verdict in training] for c in REWARD_CRITERIA}
+    labelled = [c for c in REWARD_CRITERIA if c in turns[0].labels]
+    marks = {c: [int(verdict.marks[c]) for verdict in training] for c in labelled}
     marks |= {"score": [v.score for v in training], "evaluation": [v.score for v in evaluation]}
     return pd.DataFrame([
         {"mark": name, **measure_agreement([turn.labels[name] for turn in turns], given)}
@@ -156,7 +162,9 @@ def _read_turn(row: Mapping[str, Any]) -> LabelledTurn:
     dialogue = Dialogue.from_json(row["dialogue"])
     if dialogue.pending is None:
         raise ValueError("no utterance of the dialogue is pending")
-    labels = {name: row["labels"][name] for name in (*REWARD_CRITERIA, "score", "evaluation")}
+    # A criterion that came later than the labels is compared nowhere; `read_labels` wants all rows alike.
+    criteria = [c for c in REWARD_CRITERIA if c in row["labels"]]
+    labels = {name: row["labels"][name] for name in (*criteria, "score", "evaluation")}
     if not set(labels.values()) <= {0, 1}:
         raise ValueError(f"labels other than 0 and 1: {labels}")
     persona = Persona(who["id"], who["description"], who["personality"], _read_profile(who["profile"]))
