@@ -135,7 +135,7 @@ def read_rows(path: Path, read: Callable[[dict[str, Any]], T]) -> list[T]:
 
 
 def read_labels(path: Path) -> list[LabelledTurn]:
-    """Labelled turns of a JSONL file. InputError: missing file, broken line or field, rows labelled unlike."""
+    """Labelled turns of a JSONL file. InputError: no file, broken line or field, rows labelled unlike."""
     turns = read_rows(path, _read_turn)
     for number, turn in enumerate(turns, start=1):
         if turn.labels.keys() != turns[0].labels.keys():
