@@ -49,7 +49,7 @@ def conflict_alignment(data: pd.DataFrame, at: int) -> Drawn:
         for axes, row in rows:
             for users, style in _USERS.items():
                 if len(part := row[row["users"] == users]):
-                    draw_band(axes, part, "al", markersize=3.5, **style)
+                    draw_band(axes, part, "al", strength=0.18, markersize=3.5, **style)
             _mark_change(axes, at)
     return figure, data
 
@@ -60,7 +60,8 @@ def conflict_profiles(data: pd.DataFrame, at: int) -> Drawn:
     with _panel_each_row(percent, 3, 2.6, "profiles that hold it, %") as (figure, rows):
         for axes, row in rows:
             for value, style in _VALUES.items():
-                draw_band(axes, row[row["value"] == value], "share", markersize=3.5, **style)
+                part = row[row["value"] == value]
+                draw_band(axes, part, "share", strength=0.18, markersize=3.5, **style)
             _mark_change(axes, at)
     return figure, data
 
@@ -71,7 +72,7 @@ def long_term_progress(data: pd.DataFrame) -> Drawn:
         for axes, row in rows:
             for measure, style in _MEASURES.items():
                 part = row[row["measure"] == measure]
-                draw_band(axes, part, "value", label=measure, markersize=3.5, **style)
+                draw_band(axes, part, "value", strength=0.18, label=measure, markersize=3.5, **style)
             average = row.loc[row["measure"] == "profile score", "value"].mean()
             line = {"color": PALETTE[0], "linewidth": 0.8, "linestyle": "-."}
             axes.axhline(average, label="AVG of the profile score", **line)

@@ -66,10 +66,11 @@ def _draw_curves(axes: Axes, part: pd.DataFrame, controls: pd.DataFrame) -> None
     for name, linestyle in CONTROLS.items():
         line = controls[controls["method"] == name]
         if len(line):
-            draw_band(axes, line, "al", color=GREY, linestyle=linestyle, linewidth=1, label=name)
+            pale = {"color": GREY, "strength": 0.1, "linewidth": 1}
+            draw_band(axes, line, "al", linestyle=linestyle, label=name, **pale)
     if len(ours):
         style = {"color": PALETTE[0], "marker": "o", "markersize": 3}
-        draw_band(axes, ours, "al", label="this run, 95 % interval", **style)
+        draw_band(axes, ours, "al", strength=0.25, label="this run, 95 % interval", **style)
     else:
         axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", color=GREY)
     if len(paper):
@@ -132,7 +133,8 @@ def alignment_over_seeds(by_seed: Sequence[tables.Scores]) -> Drawn:
         for axes, benchmark in zip(grid, benchmarks, strict=True):
             for number, name in enumerate(names):
                 part = data[(data["benchmark"] == benchmark) & (data["method"] == name)]
-                draw_band(axes, part, "al", label=tables.name_row(name), **_style_line(name, number))
+                style = _style_line(name, number)
+                draw_band(axes, part, "al", strength=0.12, label=tables.name_row(name), **style)
             axes.set_title(benchmark)
         frame.finish_turns(figure, grid, "AL(k), %", 5)
     return figure, data

@@ -44,10 +44,12 @@ def panels(
             plt.close(figure)
 
 
-def draw_band(axes: Axes, table: pd.DataFrame, column: str, x: str = "turn", **line: Any) -> None:
+def draw_band(
+    axes: Axes, table: pd.DataFrame, column: str, x: str = "turn", strength: float = 0.15, **line: Any
+) -> None:
     """A line over `x` with its interval as a pale band: columns low and high, or those of `column`."""
     low, high = (table[f"{column}_{end}" if f"{column}_{end}" in table else end] for end in ("low", "high"))
-    axes.fill_between(table[x], low, high, color=line["color"], alpha=0.15, linewidth=0)
+    axes.fill_between(table[x], low, high, color=line["color"], alpha=strength, linewidth=0)
     axes.plot(table[x], table[column], **line)
 
 
