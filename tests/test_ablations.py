@@ -62,7 +62,7 @@ def test_what_changes_nothing_or_cannot_be_is_refused(tmp_path):
 
 def test_rewards_of_the_ablations_by_hand():
     true, reply = Profile((("Age", "34"), ("Location", "Rome"))), Reply(Profile((("Age", "34"),)), "x", True)
-    marks = {"N": True, "R": True, "L": False, "G": True, "F": True}
+    marks = {name: name != "L" for name in REWARD_CRITERIA}
     totals = {}
     for parts in ("PRR", "PR", "RR", *ABLATED):
         reward = score(
@@ -73,7 +73,7 @@ def test_rewards_of_the_ablations_by_hand():
     assert totals == {
         "PRR": pytest.approx(2 / 3), "PR": pytest.approx(2 / 3), "RR": 0, "format": 1,
         "PRR-L": pytest.approx(5 / 3),
-        **dict.fromkeys(("PRR-N", "PRR-R", "PRR-G", "PRR-F"), pytest.approx(2 / 3)),
+        **{f"PRR-{name}": pytest.approx(2 / 3) for name in REWARD_CRITERIA if name != "L"},
     }
     broken = score(replace(reply, format_ok=False), true, frozenset(), [], Verdict(marks, {}), "format")
     assert broken.total == 0

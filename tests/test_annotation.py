@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 from rlpa_lib.study import annotation
 from rlpa_lib.study.annotation import PAIRS, RESPONSES, USERS, Answers, Item
 from rlpa_lib.study.annotation_page import Page, annotate, escape, render_item
@@ -157,9 +158,9 @@ def test_pairs_and_responses_have_their_own_keys(tmp_path):
     ]
     annotation.prepare(tmp_path, RESPONSES, [Item("b", pair.blocks, {"verdict": 1})], seed=0)
     made = Page(tmp_path, RESPONSES, "ann")
-    made.keys.value = "11011\n"
+    made.keys.value = "".join("0" if name == "L" else "1" for name in REWARD_CRITERIA) + "\n"
     row = annotation.load_answers(tmp_path, RESPONSES).iloc[0]
-    assert [row[c] for c in "NRLGF"] == [1, 1, 0, 1, 1] and row["verdict"] == 1
+    assert all(row[name] == int(name != "L") for name in REWARD_CRITERIA) and row["verdict"] == 1
 
 
 def test_the_page_asks_for_a_name(work):

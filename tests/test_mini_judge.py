@@ -45,7 +45,7 @@ def test_gallery(attack):
         assert not found.marks[attack.fails] and found.score == 0
         # Another criterion may fail with it only where nothing can be understood, the claim is unusable, or
         # its words are no phrase.
-        assert failed(found) in (attack.fails, "NRLGF", "RL", "NL", "NRL"), found.reasons
+        assert failed(found) in (attack.fails, "".join(REWARD_CRITERIA), "RL", "NL", "NRL"), found.reasons
 
 
 def test_before_anything_is_told_a_greeting_and_a_question_pass():

@@ -75,7 +75,7 @@ def test_the_four_dimensions_are_kept_and_earn_nothing():
 
 def test_one_failed_criterion_is_a_failed_response():
     reward = score(reply(), TRUE, frozenset(), (), verdict(F=False))
-    assert reward.response == 0.0 and reward.criteria == {"N": 1, "R": 1, "L": 1, "G": 1, "F": 0}
+    assert reward.response == 0.0 and reward.criteria == {**dict.fromkeys(REWARD_CRITERIA, 1), "F": 0}
     assert reward.total == reward.profile == 0.0
 
 

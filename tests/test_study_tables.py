@@ -5,6 +5,7 @@ import pytest
 
 from rlpa_lib.evaluation.agreement_metrics import overlap_metrics
 from rlpa_lib.evaluation.paper_tables import PAPER_TABLES
+from rlpa_lib.settings.kinds import REWARD_CRITERIA
 from rlpa_lib.study import tables
 
 
@@ -130,11 +131,9 @@ def test_points_drawn_evenly_are_weighed_back():
 
 
 def test_response_labels_are_products_then_a_vote():
-    marks = {"A": (1, 1, 1, 1, 1), "B": (1, 1, 1, 1, 1), "C": (1, 0, 1, 1, 1)}
-    rows = [
-        {"item": "x", "annotator": who, "verdict": 0, **dict(zip("NRLGF", five, strict=True))}
-        for who, five in marks.items()
-    ]
+    good = dict.fromkeys(REWARD_CRITERIA, 1)
+    marks = {"A": good, "B": good, "C": {**good, "R": 0}}
+    rows = [{"item": "x", "annotator": who, "verdict": 0, **given} for who, given in marks.items()]
     rows += [{**row, "item": "y", "verdict": 1} for row in rows[1:]]  # one for, one against: left out
     found = tables.vote_on_responses(pd.DataFrame(rows))
     assert found.to_dict("index") == {"x": {"label": 1, "verdict": 0}}

@@ -153,10 +153,10 @@ def test_another_reward_criterion_changes_no_evaluation_table(monkeypatch):
         rates = pd.DataFrame([breakdown.diagnostics(ROWS) | breakdown.first_turn(ROWS)])
         return rates, tables.main_table(SCORES, "tiny"), tables.turnwise_table(SCORES, "vanilla", "tiny")
 
-    before = make_tables()
+    before, known = make_tables(), list(kinds.REWARD_CRITERIA)
     honest = kinds.Criterion("honesty", "Honest: claims nothing that is untrue.")
     monkeypatch.setitem(kinds.REWARD_CRITERIA, "H", honest)
-    assert list(kinds.REWARD_CRITERIA) == [*kinds.EVALUATION_CRITERIA, "H"]
+    assert list(kinds.REWARD_CRITERIA) == [*known, "H"] and "H" not in kinds.EVALUATION_CRITERIA
     for was, now in zip(before, make_tables(), strict=True):
         pd.testing.assert_frame_equal(was, now)
 
