@@ -10,7 +10,14 @@ from scripted_server import ScriptedServer
 
 from rlpa_lib.agents import parties
 from rlpa_lib.agents.asking import JudgePrompt
-from rlpa_lib.agents.llm_judges import CriteriaAnswer, HolisticAnswer, one_to_one, pairs_schema, read_verdict
+from rlpa_lib.agents.llm_judges import (
+    CriteriaAnswer,
+    EvaluationAnswer,
+    HolisticAnswer,
+    one_to_one,
+    pairs_schema,
+    read_verdict,
+)
 from rlpa_lib.client.chat import AuthError, ConnectionLost, RequestError
 from rlpa_lib.dialogue import prompt_files, quoting
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
@@ -57,7 +64,7 @@ def settings(url, *more):
 def test_verdict_from_criteria_by_hand():
     answer = CriteriaAnswer.model_validate_json(criteria(failing=["logic"], dimensions=0))
     verdict = read_verdict(answer, REWARD_CRITERIA)
-    assert verdict.marks == {"N": True, "R": True, "L": False, "G": True, "F": True} and verdict.score == 0
+    assert verdict.marks == {name: name != "L" for name in REWARD_CRITERIA} and verdict.score == 0
     assert verdict.reasons["G"] == "about engagement"
     assert verdict.dimensions == dict.fromkeys(DIMENSIONS, False)
     assert read_verdict(CriteriaAnswer.model_validate_json(criteria()), REWARD_CRITERIA).score == 1
@@ -143,7 +150,7 @@ def test_every_prompt_names_its_section_and_the_keys_of_its_answer(name, languag
     )
     assert first.startswith("#") and re.search(r"3\.[1-3]|C\.[2-4]|H\.1", first) and first not in text
     schemas = {
-        "judge_criteria": CriteriaAnswer, "evaluator": CriteriaAnswer, "judge_holistic": HolisticAnswer,
+        "judge_criteria": CriteriaAnswer, "evaluator": EvaluationAnswer, "judge_holistic": HolisticAnswer,
     }
     keys = {
         "judge_overlap": ["pairs", "inferred", "true"],
