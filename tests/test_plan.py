@@ -346,6 +346,25 @@ def test_a_pilot_predicts_what_a_larger_run_really_asks(tmp_path, monkeypatch):
         assert predicted == pytest.approx(actual, rel=0.1), name
 
 
+@pytest.mark.parametrize("made", ["{}", "[]", '{"params": {"run": 1}}'])
+def test_a_record_of_something_else_is_no_pilot(tmp_path, made):
+    (tmp_path / "record.json").write_text(made)
+    with pytest.raises(InputError, match=f"{tmp_path}: no pilot"):
+        pilot.measure([tmp_path])
+
+
+USAGE = ["7", '{"sent": 1, "notebook": "n"}', '{"sent": "x", "notebook": "n", "role": "r"}']
+
+
+@pytest.mark.parametrize("line", USAGE)
+def test_a_usage_line_of_something_else_is_no_pilot(tmp_path, line):
+    runs.claim(served("evaluation.methods=[base]"), 0, tmp_path, "smoke")
+    (tmp_path / "metrics").mkdir(exist_ok=True)
+    (tmp_path / "metrics/usage.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match=f"{tmp_path}: no pilot: record"):
+        pilot.measure([tmp_path])
+
+
 def test_a_run_without_notebooks_in_its_usage_is_no_pilot(tmp_path):
     runs.claim(served("evaluation.methods=[base]"), 0, tmp_path, "smoke")
     with pytest.raises(InputError, match="no pilot"):

@@ -127,8 +127,16 @@ def write_pilot(runs: Sequence[Path]) -> Path:
 
 
 def measure(runs: Sequence[Path]) -> Pilot:
-    """What finished runs show, the first for texts. InputError: no run, or one that names no notebooks."""
-    found = [_measure(folder) for folder in runs]
+    """What finished runs show, the first for texts. InputError: a run unreadable, or without notebooks."""
+    found = []
+    for folder in runs:
+        try:
+            found.append(_measure(folder))
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InputError(f"{folder}: no pilot: record, usage or texts are unreadable: {why}") from error
     pilot = found[0]
     for other in found[1:]:
         pilot = pilot.merge(other)
