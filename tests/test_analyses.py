@@ -5,7 +5,7 @@ import pytest
 
 from rlpa_lib import runs
 from rlpa_lib.agents import parties
-from rlpa_lib.evaluation import long_term, rows, scoring
+from rlpa_lib.evaluation import long_term, rows
 from rlpa_lib.plan import plan
 from rlpa_lib.plan.pilot import Pilot
 from rlpa_lib.settings import config
@@ -114,7 +114,7 @@ def test_an_analysis_has_turns_judgements_and_a_log_of_its_own(open_run):
     )
     assert len(run.read_metrics("long_term")) == 5  # read back, not played again
     # two turns are what the main evaluation has
-    assert scoring.read_finished(run, "oracle", "long_term") is None
+    assert rows.read_finished(run, "oracle", "long_term") is None
 
 
 def test_the_plan_counts_the_analyses_by_hand():

@@ -14,7 +14,7 @@ from rlpa_lib.agents.users import Shift, ShiftingUser
 from rlpa_lib.dialogue.dialogue import Dialogue, Turn, Utterance
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import SLOTS, Profile, Reply
-from rlpa_lib.evaluation import conflict, scoring
+from rlpa_lib.evaluation import conflict, scoring, tables
 from rlpa_lib.methods.controls import OracleControl
 from rlpa_lib.mini import language
 from rlpa_lib.mini import lexicon as lex
@@ -175,9 +175,9 @@ def test_judges_hold_a_response_against_the_persona_that_is_valid_now():
     parts = ("conflict", PEOPLE, USER, RuleEvaluationJudge(), RuleJudge())
     _, right = scoring.evaluate(OracleControl(), *parts, valid=USER.valid, **settings)
     _, wrong = scoring.evaluate(OracleControl(), *parts, valid=None, **settings)
-    tables = [scoring.score_table([j.to_json() for j in rows]) for rows in (right, wrong)]
-    assert tables[0][:, AT - 1 :].mean() > 0.9 and (
-        tables[1][:, AT - 1 :].mean() < tables[0][:, AT - 1 :].mean()
+    found = [tables.score_table([j.to_json() for j in rows]) for rows in (right, wrong)]
+    assert found[0][:, AT - 1 :].mean() > 0.9 and (
+        found[1][:, AT - 1 :].mean() < found[0][:, AT - 1 :].mean()
     )
     # The oracle writes the true profile: all of it matches at every turn, before and after.
     assert all(j.n_matched == j.n_true for j in right)

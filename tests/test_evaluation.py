@@ -11,7 +11,7 @@ from rlpa_lib import runs
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import Verdict
 from rlpa_lib.dialogue.protocols import Completion
-from rlpa_lib.evaluation import scoring
+from rlpa_lib.evaluation import rows, scoring, tables
 from rlpa_lib.methods.controls import OracleControl, RandomControl
 from rlpa_lib.methods.prompting import Prompted
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
@@ -51,7 +51,7 @@ def test_oracle_is_a_ceiling_and_random_a_floor():
     pool = select_personal(collect_responses(10))
     personal = "Life in Lisbon must be lovely. What is your job?"
     assert select_personal(["What is your job?", personal]) == (personal,)
-    oracle, random = (scoring.score_table(rows_of(m)).mean() for m in (OracleControl(), RandomControl(pool)))
+    oracle, random = (tables.score_table(rows_of(m)).mean() for m in (OracleControl(), RandomControl(pool)))
     assert oracle > 0.9 and random < 0.1
 
 
@@ -126,7 +126,7 @@ def test_a_judge_that_fails_leaves_neither_0_nor_1():
 
     [row] = rows_of(OracleControl(), people=PEOPLE[:1], turns=1, evaluator=Counting(None), judge=NoOverlap())
     assert row["score"] is row["marks"] is row["n_matched"] is row["profile_f1"] is None
-    assert np.isnan(scoring.score_table([row])).all()
+    assert np.isnan(tables.score_table([row])).all()
 
 
 def test_base_answers_are_plain_text():
@@ -135,7 +135,7 @@ def test_base_answers_are_plain_text():
     )
     assert all(r["format_ok"] and r["n_inferred"] == 0 for r in rows)
     # nothing is known at turn 1, so a definite question is enough
-    assert scoring.score_table(rows).mean() == 1.0
+    assert tables.score_table(rows).mean() == 1.0
 
 
 def test_guesses_are_items_about_slots_that_were_not_told():
@@ -150,7 +150,7 @@ def test_guesses_are_items_about_slots_that_were_not_told():
 
 def test_rows_survive_json_and_a_missing_verdict_is_left_out():
     row = json.loads(json.dumps(rows_of(OracleControl(), turns=1)[0]))
-    table = scoring.score_table([row, {**row, "user": "x", "score": None}])
+    table = tables.score_table([row, {**row, "user": "x", "score": None}])
     assert table.shape == (2, 1) and np.isnan(table[1, 0])
 
 
@@ -172,7 +172,7 @@ class Mortal(OracleControl):
 
 
 def evaluated(run, method, version="v1"):
-    return scoring.evaluate_row(
+    return rows.evaluate_row(
         run, method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(),
         version,
     )
@@ -197,7 +197,7 @@ def test_a_killed_evaluation_goes_on_at_the_turn_it_was_in(open_run, torn):
     with pytest.raises(KeyboardInterrupt):
         evaluated(run, Mortal())
     if torn:  # killed between two files: the dialogues are one turn ahead of the mark
-        later = scoring.read_dialogues(open_run("whole"), "oracle", "vanilla")
+        later = rows.read_dialogues(open_run("whole"), "oracle", "vanilla")
         run.write_jsonl(
             "dialogues/oracle-vanilla.jsonl",
             [Dialogue(d.id, d.persona_id, d.turns[:3]).to_json() for d in later],
@@ -205,8 +205,8 @@ def test_a_killed_evaluation_goes_on_at_the_turn_it_was_in(open_run, torn):
     assert evaluated(run, Mortal()) == whole
     assert Mortal.calls == 3 + 2  # turns 1 and 2, the death, then turns 3 and 4
     assert evaluated(run, Mortal()) == whole and Mortal.calls == 5
-    assert scoring.read_finished(run, "oracle", "vanilla", "v1") == whole
-    assert scoring.read_finished(run, "oracle", "vanilla", "v2") is None
+    assert rows.read_finished(run, "oracle", "vanilla", "v1") == whole
+    assert rows.read_finished(run, "oracle", "vanilla", "v2") is None
     for file in ("dialogues", "judgements"):
         written = (run.dir / file / "oracle-vanilla.jsonl").read_bytes()
         assert written == (open_run("whole").dir / file / "oracle-vanilla.jsonl").read_bytes()
@@ -227,6 +227,6 @@ def test_a_judge_that_fails_too_often_stops_the_row_early(open_run):
         match="oracle-vanilla: the judge failed on 12 of 48 turns, "
         "more than run.max_judge_failure_rate = 0.02",
     ):
-        scoring.evaluate_row(
+        rows.evaluate_row(
             run, OracleControl(), "vanilla", PEOPLE, AgendaUser(0, "user_test"), Counting(None), RuleJudge()
         )

@@ -170,7 +170,7 @@ def test_paired_test_sees_a_real_gap_and_drops_missing_cells():
     b[0] = np.nan
     result = intervals.paired_difference(a, b)
     assert result.n_users == 73 and result.low > 0 and result.p_value < 0.001
-    assert result.difference == pytest.approx((a[1:] - b[1:]).mean())
+    assert result.estimate == pytest.approx((a[1:] - b[1:]).mean())
 
 
 @pytest.mark.parametrize(("n_seeds", "seed_sd"), [(3, 0.1), (3, 0.3), (5, 0.2)])
@@ -223,7 +223,7 @@ def test_no_variation_is_not_certainty():
     seeds = intervals.seed_interval(np.zeros((3, 4, 2)))
     assert (seeds.low, seeds.high) == pytest.approx((0.0, 1 - 0.025**0.25))
     same = intervals.paired_difference(np.ones((4, 3)), np.ones((4, 3)))
-    assert (same.low, same.difference, same.high) == pytest.approx((0.025**0.25 - 1, 0, 1 - 0.025**0.25))
+    assert (same.low, same.estimate, same.high) == pytest.approx((0.025**0.25 - 1, 0, 1 - 0.025**0.25))
 
 
 def test_bootstrap_refuses_and_repeats():

@@ -280,14 +280,14 @@ def play(run, monkeypatch):
             valid=user.valid,
         )
         if row.method == "rlpa_prompting":
-            conflict.check_profiles(rows.scoring.read_dialogues(run, row.name, conflict.NAME), shifts, judge)
+            conflict.check_profiles(rows.rows.read_dialogues(run, row.name, conflict.NAME), shifts, judge)
     enter("32_long_term")
     people, turns = parties.load_analysis_people(cfg, cfg.long_term, 0, run), cfg.long_term.turns
     for row in rows.select_rows(cfg, cfg.long_term.methods):
         stage.load_judgements(
             row, long_term.NAME, people, made("vanilla"), evaluator, judge, turns=turns, swap=False
         )
-        talks = rows.scoring.read_dialogues(run, row.name, long_term.NAME)
+        talks = rows.rows.read_dialogues(run, row.name, long_term.NAME)
         marks = long_term.list_checkpoints(turns, cfg.long_term.every)
         long_term.track_revealed(people, talks, marks, parties.make_reveal_judge(cfg, run), by_judge=True)
     enter("35_difficult_users")

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from rlpa_lib import runs
 from rlpa_lib.agents import models, prefill
 from rlpa_lib.agents.local_policy import LocalPolicy
-from rlpa_lib.evaluation import rows, scoring, seeds
+from rlpa_lib.evaluation import rows, scoring
 from rlpa_lib.evaluation.rows import Row, Stage
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.mini.personas import builtin_personas
@@ -54,7 +54,7 @@ def train(run, *names, scale=0.3):
 def evaluated(run, stage, row):
     method = stage.method(row, "vanilla")
     parties_ = (AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge())
-    return scoring.evaluate_row(run, method, "vanilla", PEOPLE, *parties_, rows.version(run, row))
+    return rows.evaluate_row(run, method, "vanilla", PEOPLE, *parties_, rows.version(run, row))
 
 
 def test_rows_are_played_in_an_order_that_lets_them_borrow():
@@ -97,7 +97,7 @@ def test_every_method_plays_on_one_model(open_run):
             )[1]
             assert json.loads(json.dumps([j.to_json() for j in found])) == judged[name]
     assert judged["sft"] != judged["dpo"]
-    assert seeds.load_seed_scores(run).keys() == {(name, "vanilla") for name in METHODS}
+    assert rows.load_scores(run).keys() == {(name, "vanilla") for name in METHODS}
 
 
 def test_a_row_depends_on_its_adapter_and_a_borrower_on_what_it_borrows(open_run):
@@ -182,8 +182,8 @@ def test_runs_that_differ_in_the_seed_alone_are_found(open_run):
     open_run("ppo.lr=1.0e-5", name="c", seed=3)
     (run.dir.parent / "broken").mkdir()
     (run.dir.parent / "broken" / "record.json").write_text("{")
-    assert [(r.seed, r.dir) for r in seeds.find_siblings(other)] == [(0, run.dir), (2, other.dir)]
-    assert seeds.load_seed_scores(run) == {}
+    assert [(r.seed, r.dir) for r in rows.find_siblings(other)] == [(0, run.dir), (2, other.dir)]
+    assert rows.load_scores(run) == {}
 
 
 def test_a_reproduction_looks_for_encoder_and_servers_before_it_starts(tmp_path, monkeypatch):

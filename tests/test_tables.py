@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rlpa_lib.evaluation import breakdown, presentation, tables
+from rlpa_lib.evaluation import breakdown, tables
 from rlpa_lib.figures import evaluation as drawn_as
 from rlpa_lib.settings import config, kinds
 
@@ -42,7 +42,7 @@ def test_rows_stand_in_the_papers_order():
 
 def test_what_was_not_run_says_so_and_a_miniature_stands_alone():
     cfg = config.load_config("mini")
-    shown = presentation.format_paper_table(tables.main_table(SCORES, "tiny"), "table1", cfg)
+    shown = tables.format_paper_table(tables.main_table(SCORES, "tiny"), "table1", cfg)
     assert set(shown.index.get_level_values("source")) == {"ours"}
     assert shown.loc[("tiny", "Base", "ours"), "vanilla_avg"].startswith("33.3 [")
     assert (shown.loc[("tiny", "RAG(Top-5)", "ours")] == "not run").all()
@@ -52,17 +52,17 @@ def test_what_was_not_run_says_so_and_a_miniature_stands_alone():
 
 def test_the_paper_stands_beside_ours_at_its_own_scale():
     cfg = config.load_config("paper")
-    shown = presentation.format_paper_table(tables.main_table(SCORES, cfg.policy.model), "table1", cfg)
+    shown = tables.format_paper_table(tables.main_table(SCORES, cfg.policy.model), "table1", cfg)
     assert shown.loc[("Qwen2.5-3B-Instruct", "RLPA", "paper"), "vanilla_avg"] == "73.38"
     assert shown.loc[("GPT-4o", "Self-Critic", "paper"), "vanilla_n_r2"] == "0.380"
     assert shown.loc[("GPT-4o", "Self-Critic", "ours"), "vanilla_avg"].startswith("83.3 [")
-    table5 = presentation.format_paper_table(
+    table5 = tables.format_paper_table(
         tables.turnwise_table(SCORES, "vanilla", cfg.policy.model), "table5", cfg
     )
     # the paper adds a date to this name
     assert table5.loc[("Claude-3.5-Haiku", "Self-Critic", "paper"), "k2"] == "17.81"
     for changed in ("policy.model=tiny", "evaluator.kind=rule", "user.kind=agenda"):
-        assert not presentation.comparable(config.load_config("paper", [changed, "run.prompt_set=en"]))
+        assert not tables.comparable(config.load_config("paper", [changed, "run.prompt_set=en"]))
 
 
 def test_seeds_widen_what_users_alone_cannot_show():

@@ -16,7 +16,7 @@ import pandas as pd
 from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import SimulatedUser
-from rlpa_lib.evaluation import intervals, rows, scoring, seeds, tables
+from rlpa_lib.evaluation import intervals, rows, tables
 from rlpa_lib.rlpa import training
 from rlpa_lib.rlpa.trainer import count_updates
 from rlpa_lib.runs.run import Run
@@ -24,10 +24,7 @@ from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import ABLATIONS, BOTH_REWARDS, METHODS
 
-LABELS = {
-    BOTH_REWARDS: METHODS["rlpa"].label,
-    **{name: ablation.label for name, ablation in ABLATIONS.items()},
-}
+LABELS = {BOTH_REWARDS: METHODS["rlpa"].label} | {name: entry.label for name, entry in ABLATIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,9 @@ def adapter(variant: str) -> str:
 
 def list_changes(cfg: Config, variant: str) -> tuple[str, ...]:
     """What a variant changes, as overrides."""
-    return (
-        (f"ppo.reward_parts={BOTH_REWARDS}",) if variant == BOTH_REWARDS else ABLATIONS[variant].changes(cfg)
-    )
+    if variant == BOTH_REWARDS:
+        return (f"ppo.reward_parts={BOTH_REWARDS}",)
+    return ABLATIONS[variant].changes(cfg)
 
 
 def apply_variant(run: Run, variant: str) -> Run:
@@ -70,10 +67,10 @@ def apply_variant(run: Run, variant: str) -> Run:
 def find_training(run: Run, variant: str) -> Training | None:
     """A training that this run directory holds up to the comparison, else None."""
     own = apply_variant(run, variant)
-    until, names = count_updates(own.cfg), [adapter(variant), *(["ppo"] if own.cfg == run.cfg else [])]
     if not (run.dir / "adapters" / adapter(variant) / "adapter_config.json").is_file():
         return None
-    for name in names:
+    until = count_updates(own.cfg)
+    for name in (adapter(variant), *(["ppo"] if own.cfg == run.cfg else [])):
         history = run.read_metrics(name)[:until]
         if len(history) == until:
             return Training(variant, own, history)
@@ -85,48 +82,38 @@ def train_variant(
 ) -> Training:
     """One training of the comparison: what this run holds is taken as it is (20_ppo's own for both rewards),
     the rest is trained or finished."""
+    if known := find_training(run, variant):
+        return known
+    extra, until = list_changes(run.cfg, variant), count_updates(apply_variant(run, variant).cfg)
+    training.train(run, params, overrides, name=adapter(variant), changes=extra, until=until, say=say)
     known = find_training(run, variant)
-    if known is None:
-        extra = list_changes(run.cfg, variant)
-        until = count_updates(apply_variant(run, variant).cfg)
-        training.train(run, params, overrides, name=adapter(variant), changes=extra, until=until, say=say)
-        known = find_training(run, variant)
     assert known is not None, variant
     return known
 
 
 def score_training(
-    one: Training, people: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge,
-    benchmark: str = "vanilla",
+    one: Training, people: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge
 ) -> np.ndarray:
-    """Scores (E, K) of a training with users of a benchmark (table 2: vanilla); what was played before is
-    read back."""
+    """Scores (E, K) of a training with Vanilla users, as in table 2; what was played before is read back."""
     stage = rows.Stage(one.run, [one.row])
-    return scoring.score_table(stage.load_judgements(one.row, benchmark, people, user, evaluator, judge))
+    return tables.score_table(stage.load_judgements(one.row, "vanilla", people, user, evaluator, judge))
 
 
 def ablation_table(scores: Mapping[str, np.ndarray], model: str) -> pd.DataFrame:
     """Table 2's columns (AL(k), avg, N-IR, N-R2, with intervals), a row a variant -> scores (E, K)."""
-    name = tables.label_row("rlpa", model)[0]
-    return pd.DataFrame(
-        [
-            {"model": name, "method": LABELS[v], **tables.turnwise_row(found_EK)}
-            for v, found_EK in scores.items()
-        ]
-    )
+    cells = tables.label_cells("rlpa", model)
+    lines = [cells | {"method": LABELS[v]} | tables.turnwise_row(own_EK) for v, own_EK in scores.items()]
+    return pd.DataFrame(lines)
 
 
 def comparison_table(scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Both rewards minus each other variant on the same users, in percent points, with 95 % interval, p, and
     Holm's p over the table."""
-    lines = []
-    for variant in scores:
-        if variant != BOTH_REWARDS:
-            c = intervals.paired_difference(scores[BOTH_REWARDS], scores[variant])
-            values = {
-                "difference": 100 * c.difference, "low": 100 * c.low, "high": 100 * c.high, "p": c.p_value,
-            }
-            lines.append({"method": LABELS[variant], **values})
+    lines = [
+        {"method": LABELS[v]} | intervals.paired_difference(scores[BOTH_REWARDS], own_EK).percent_points()
+        for v, own_EK in scores.items()
+        if v != BOTH_REWARDS
+    ]
     frame = pd.DataFrame(lines, columns=["method", "difference", "low", "high", "p"])
     return frame.assign(p_holm=intervals.adjust_holm(frame["p"]))
 
@@ -134,13 +121,12 @@ def comparison_table(scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
 def all_seeds(run: Run) -> dict[int, dict[str, Training]]:
     """Seed -> variant -> training, of this run and of those beside it that differ in the seed alone;
     unfinished trainings are left out."""
-    every = {
-        one.seed: {v: find_training(one, v) for v in (BOTH_REWARDS, *run.cfg.ablations.variants)}
-        for one in seeds.find_siblings(run)
-    }
-    return {
-        seed: {v: one for v, one in some.items() if one} for seed, some in every.items() if any(some.values())
-    }
+    found = {}
+    for one in rows.find_siblings(run):
+        trainings = {v: find_training(one, v) for v in (BOTH_REWARDS, *run.cfg.ablations.variants)}
+        if any(trainings.values()):
+            found[one.seed] = {v: training for v, training in trainings.items() if training}
+    return found
 
 
 def seeds_table(by_seed: Mapping[int, Mapping[str, Training]]) -> pd.DataFrame:
@@ -150,19 +136,12 @@ def seeds_table(by_seed: Mapping[int, Mapping[str, Training]]) -> pd.DataFrame:
     ValueError: fewer than three seeds.
     """
     scores = [{v: _finished(one) for v, one in some.items()} for some in by_seed.values()]
-    lines = []
-    for variant in scores[0]:
-        own = np.stack([some[variant] for some in scores])
-        line = {
-            "method": LABELS[variant], "seeds": own.shape[0], "users": own.shape[1],
-            **tables.average_over_seeds("avg", own),
-        }
-        if variant != BOTH_REWARDS:
-            line |= tables.average_over_seeds(
-                "rlpa_minus", np.stack([some[BOTH_REWARDS] for some in scores]) - own
-            )
-        lines.append(line)
-    return pd.DataFrame(lines)
+    stacked = {v: np.stack([some[v] for some in scores]) for v in scores[0]}
+    best = stacked[BOTH_REWARDS]
+    return pd.DataFrame([
+        {"method": LABELS[v]} | tables.compare_over_seeds(own, None if v == BOTH_REWARDS else best)
+        for v, own in stacked.items()
+    ])  # fmt: skip
 
 
 def is_evaluated(trainings: Mapping[str, Training]) -> bool:
@@ -172,5 +151,5 @@ def is_evaluated(trainings: Mapping[str, Training]) -> bool:
 
 
 def _finished(one: Training) -> np.ndarray | None:
-    judgements = scoring.read_finished(one.run, one.row.name, "vanilla", rows.version(one.run, one.row))
-    return None if judgements is None else scoring.score_table(judgements)
+    judgements = rows.read_finished(one.run, one.row.name, "vanilla", rows.version(one.run, one.row))
+    return None if judgements is None else tables.score_table(judgements)

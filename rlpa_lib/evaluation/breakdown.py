@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from rlpa_lib.evaluation import scoring
+from rlpa_lib.evaluation import tables
 from rlpa_lib.evaluation.intervals import SHARE, UNKNOWN, Limits, bootstrap_interval, ratio_interval
 from rlpa_lib.settings.kinds import EVALUATION_CRITERIA
 
@@ -27,8 +26,8 @@ def diagnostics(rows: Sequence[dict]) -> dict[str, float]:
     shares = {
         "format_rate": lambda r: (r["format_ok"], 1),
         **{c: lambda r, c=c: (r["marks"][c], 1) if r["marks"] else NOTHING for c in EVALUATION_CRITERIA},
-        "profile_f1": lambda r: NOTHING if r["n_matched"] is None else (r["profile_f1"], 1),
-        "profile_recall_of_told": lambda r: NOTHING if r["n_matched"] is None else _matched_of_told(r),
+        "profile_f1": lambda r: _known(r["profile_f1"]),
+        "profile_recall_of_told": _matched_of_told,
         "theoretical_max": lambda r: (r["n_told"] / r["n_true"], 1),
         "guess_precision": lambda r: (r["n_right_guesses"], r["n_guesses"]),
         "unjudged": lambda r: (r["score"] is None, 1),
@@ -49,14 +48,13 @@ def swap_summary(rows: Sequence[dict], first: int = 2) -> dict[str, float]:
     Before turn 2 only "Hello" has been said. `personal_share` is the difference. 95 % intervals over users.
     NaN when the run has no such turn or no swap.
     """
-    own, swapped = (scoring.score_table(rows, field)[:, first - 1 :] for field in ("score", "swapped_score"))
+    own, swapped = (tables.score_table(rows, field)[:, first - 1 :] for field in ("score", "swapped_score"))
     both = ~np.isnan(own) & ~np.isnan(swapped)
     known = both.any(axis=0).all() and own.shape[1] and len(own) >= 2
     found = {}
-    for name, table in (("own", own), ("swapped", swapped), ("personal_share", own - swapped)):
-        limits = (-1.0 if name == "personal_share" else 0.0, 1.0)
-        interval = bootstrap_interval(np.where(both, table, np.nan), limits=limits) if known else UNKNOWN
-        found |= interval.columns(name)
+    for name, table, low in (("own", own, 0), ("swapped", swapped, 0), ("personal_share", own - swapped, -1)):
+        cells = np.where(both, table, np.nan)
+        found |= (bootstrap_interval(cells, limits=(low, 1.0)) if known else UNKNOWN).columns(name)
     return found
 
 
@@ -70,11 +68,14 @@ def first_turn(rows: Sequence[dict]) -> dict[str, float]:
     """
     now = [r for r in rows if r["turn"] == 1]
     texts = Counter(r["response"] for r in now)
+    fails = {
+        f"fails_{c}": lambda r, c=c: (bool(r["marks"] and not r["marks"][c]), 1) for c in EVALUATION_CRITERIA
+    }
     shares = {
-        "al1": lambda r: NOTHING if r["score"] is None else (r["score"], 1),
-        "swapped": lambda r: NOTHING if r["swapped_score"] is None else (r["swapped_score"], 1),
+        "al1": lambda r: _known(r["score"]),
+        "swapped": lambda r: _known(r["swapped_score"]),
         "broken": lambda r: (not r["format_ok"], 1),
-        **{f"fails_{c}": partial(_fail_mark, c) for c in EVALUATION_CRITERIA},
+        **fails,
         "asks": lambda r: ("?" in r["response"] or "？" in r["response"], 1),
         "right_items": lambda r: (r["n_matched"] or 0, r["n_inferred"]),
     }
@@ -83,42 +84,12 @@ def first_turn(rows: Sequence[dict]) -> dict[str, float]:
     return _rate_over_users(now, shares) | counted | _rate_over_users(now, numbers, NUMBER)
 
 
-def mean_table(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Mean of each column, in [0, 1], per group, with its interval over users; NaN is left out."""
-    lines = []
-    for key, part in frame.groupby(list(by), sort=False):
-        line = dict(zip(by, key, strict=True))
-        for column in columns:
-            sums = part.groupby("user")[column].agg(["sum", "count"])
-            line |= ratio_interval(sums["sum"], sums["count"]).columns(column)
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def by_turn(rows: Sequence[dict]) -> pd.DataFrame:
-    """Share aligned with the own and with another user's persona at each turn, in [0, 1], with intervals."""
-    names = {"user": "user", "turn": "turn", "score": "own", "swapped_score": "swapped"}
-    frame = pd.DataFrame(rows)[list(names)].rename(columns=names).astype({"own": float, "swapped": float})
-    return mean_table(frame.sort_values("turn"), ["turn"], ["own", "swapped"])
-
-
-def cost(lines: Sequence[dict]) -> pd.DataFrame:
-    """Seconds by party and tokens of each row, from metrics/evaluation.jsonl.
-
-    Of a turn that was played twice (after a kill or a change of the code) the last line counts.
-    """
-    frame = pd.DataFrame(lines).drop_duplicates(["method", "benchmark", "turn"], keep="last")
-    columns = ["method_s", "user_s", "judges_s", "tokens"]
-    sums = frame.groupby(["method", "benchmark"], sort=False)[columns].sum().reset_index()
-    return sums.assign(tokens_per_second=sums["tokens"] / sums["method_s"])
-
-
-def _fail_mark(criterion: str, row: dict) -> tuple[bool, int]:
-    return bool(row["marks"] and not row["marks"][criterion]), 1
+def _known(value: float | None) -> tuple[float, int]:
+    return NOTHING if value is None else (value, 1)
 
 
 def _matched_of_told(row: dict) -> tuple[int, int]:
-    return row["n_matched"] - row["n_right_guesses"], row["n_told"]
+    return NOTHING if row["n_matched"] is None else (row["n_matched"] - row["n_right_guesses"], row["n_told"])
 
 
 def _count_words(row: dict) -> tuple[int, int]:
@@ -137,3 +108,34 @@ def _rate_over_users(
             sums[places[row["user"]]] += measure(row)
         found |= ratio_interval(*sums.T, limits).columns(name)
     return found
+
+
+def mean_table(frame: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Mean of each column, in [0, 1], per group, with its interval over users; NaN is left out."""
+    lines = []
+    for key, part in frame.groupby(list(by), sort=False):
+        line = dict(zip(by, key, strict=True))
+        for column in columns:
+            sums = part.groupby("user")[column].agg(["sum", "count"])
+            line |= ratio_interval(sums["sum"], sums["count"]).columns(column)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def by_turn(rows: Sequence[dict]) -> pd.DataFrame:
+    """Share aligned with the own and with another user's persona at each turn, in [0, 1], with intervals."""
+    frame = pd.DataFrame(rows)[["user", "turn", "score", "swapped_score"]]
+    frame = frame.rename(columns={"score": "own", "swapped_score": "swapped"})
+    frame = frame.astype({"own": float, "swapped": float}).sort_values("turn")
+    return mean_table(frame, ["turn"], ["own", "swapped"])
+
+
+def cost(lines: Sequence[dict]) -> pd.DataFrame:
+    """Seconds by party and tokens of each row, from metrics/evaluation.jsonl.
+
+    Of a turn that was played twice (after a kill or a change of the code) the last line counts.
+    """
+    frame = pd.DataFrame(lines).drop_duplicates(["method", "benchmark", "turn"], keep="last")
+    columns = ["method_s", "user_s", "judges_s", "tokens"]
+    sums = frame.groupby(["method", "benchmark"], sort=False)[columns].sum().reset_index()
+    return sums.assign(tokens_per_second=sums["tokens"] / sums["method_s"])

@@ -19,6 +19,7 @@ from rlpa_lib.dialogue.judging import Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import SLOTS, Profile
 from rlpa_lib.evaluation import intervals
+from rlpa_lib.evaluation.intervals import Interval
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
 
@@ -40,15 +41,14 @@ def _draw(person: Persona, personas: Sequence[Persona], rng: random.Random) -> S
     slots = [slot for slot in own if slot in CHANGEABLE or slot not in SLOTS]
     for slot in rng.sample(slots, len(slots)):
         values = {value for p in personas for s, value in p.profile.items if s == slot}
-        others = [value for value in sorted(values) if not _alike(slot, value, own[slot])]
+        others = [
+            value for value in sorted(values)
+            if not (world.same_value(slot, value, own[slot]) or world.same_value(slot, own[slot], value))
+        ]  # fmt: skip
         if others:
             return Shift(slot, own[slot], rng.choice(others))
     needed = f"it needs one of {', '.join(CHANGEABLE)} and another value for it"
     raise InputError(f"conflict: nothing of persona {person.id} can change: {needed}")
-
-
-def _alike(slot: str, a: str, b: str) -> bool:
-    return world.same_value(slot, a, b) or world.same_value(slot, b, a)
 
 
 def shift_table(personas: Sequence[Persona], shifts: Mapping[str, Shift], at: int) -> pd.DataFrame:
@@ -95,16 +95,14 @@ def summarize_recovery(table: pd.DataFrame, at: int) -> dict[str, float]:
     """
     times = measure_recovery(table, at)
     n, recovered = len(times), int(np.isfinite(times).sum())
-    low, high = map(float, intervals.binomial_interval(recovered, n))
-    knew = float(table.loc[table["turn"] == at - 1, "holds_old"].mean())
-    row = {"users": n, "knew_old": knew, "recovered": recovered / n, "recovered_low": low,
-           "recovered_high": high, "median_turns": float(median(times)),
-           "at_once": float((times == 0).mean())}  # fmt: skip
+    share = Interval(recovered / n, *map(float, intervals.binomial_interval(recovered, n)))
+    row = {"users": n, "knew_old": float(table.loc[table["turn"] == at - 1, "holds_old"].mean())}
+    row |= share.columns("recovered")
+    row |= {"median_turns": float(median(times)), "at_once": float((times == 0).mean())}
     after = table[table["turn"] >= at]
     for name, column in (("stale", "holds_old"), ("holds_new", "holds_new")):
         table_EK = after.pivot(index="user", columns="turn", values=column).to_numpy()
-        held = intervals.bootstrap_interval(table_EK)
-        row |= {name: held.estimate, f"{name}_low": held.low, f"{name}_high": held.high}
+        row |= intervals.bootstrap_interval(table_EK).columns(name)
     return row
 
 
@@ -118,8 +116,8 @@ def profile_curves(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         for value in ("old", "new"):
             column = f"holds_{value}"
             for turn, part in table.dropna(subset=column).groupby("turn")[column]:
-                low, high = intervals.binomial_interval(part.sum(), len(part))
-                rows.append((method, value, int(turn), float(part.mean()), float(low), float(high)))
+                ends = map(float, intervals.binomial_interval(part.sum(), len(part)))
+                rows.append((method, value, int(turn), float(part.mean()), *ends))
     return pd.DataFrame(rows, columns=["method", "value", "turn", "share", "low", "high"])
 
 
@@ -148,7 +146,6 @@ def compare_before_after(scores_EK: np.ndarray, at: int) -> dict[str, float]:
     row = {"before": 100 * float(np.nanmean(before)), "after": 100 * float(np.nanmean(after))}
     pairs = {"change": (after, before), "drop": (scores_EK[:, at - 1], scores_EK[:, at - 2])}
     for name, (a, b) in pairs.items():
-        c = intervals.paired_difference(a, b)
-        row |= {name: 100 * c.difference, f"{name}_low": 100 * c.low, f"{name}_high": 100 * c.high}
-        row[f"{name}_p"] = c.p_value
+        found = intervals.paired_difference(a, b)
+        row |= found.columns(name, 100) | {f"{name}_p": found.p_value}
     return row

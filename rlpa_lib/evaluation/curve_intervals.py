@@ -13,16 +13,19 @@ shorter. Where turns may all be equal, N-IR reaches far to both sides of 0 and N
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
-from rlpa_lib.evaluation.intervals import LEVEL, Floats, Interval, Limits, Statistic
+from rlpa_lib.evaluation.intervals import LEVEL, Floats, Interval, Limits
 from rlpa_lib.evaluation.metrics import Norm, normalized_improvement
 
+Statistic = Callable[[Floats], Floats]  # of AL (..., K) to (...)
 _STUDIES = 256
 # Where the candidates of a path lie, in first-order standard errors from the observed statistic.
 _PATH = np.linspace(-3.2, 3.2, 33)
@@ -65,16 +68,6 @@ class _Study:
         return np.clip(al, 0.0, 1.0)
 
 
-@dataclass(frozen=True)
-class _Arm:
-    """Candidates on one side of the estimate with their statistics, nearest first."""
-
-    side: int  # -1 or 1
-    tail: float  # error allowed on that side
-    value_C: Floats
-    angle_CK: Floats
-
-
 def improvement_interval(
     scores: ArrayLike, name: Literal["n_ir", "n_r2"], norm: Norm = "global", *, seed: int = 0
 ) -> Interval:
@@ -93,11 +86,11 @@ def improvement_interval(
 
 
 def _curve_interval(study: _Study, statistic: Statistic, limits: Limits, tie_start: bool) -> Interval:
-    """Interval of a bent statistic of the true AL curve; `limits` is its scale.
+    """Interval of a statistic of the true AL curve on a scale of these `limits`.
 
     A curve is kept when in at least 2.5 % of its simulated studies the statistic is as far off as in ours, on
-    our side. The interval spans the kept curves and the estimate, so it is the longer the more the unknown
-    rest of the curve matters. `tie_start` also tries curves whose first two turns tie.
+    our side; the interval spans the kept curves and the estimate. `tie_start` also tries curves whose first
+    two turns tie.
     """
     estimate = float(statistic(study.al_K))
     paths, simple = _path_families(study, statistic, limits, tie_start), _simple_families(study)
@@ -106,44 +99,44 @@ def _curve_interval(study: _Study, statistic: Statistic, limits: Limits, tie_sta
     angle_CK = np.concatenate(families)
     near = (study.steps(angle_CK) ** 2).sum(axis=1) <= stats.chi2.ppf(_PLAUSIBLE, angle_CK.shape[1])
     away_C = np.asarray(statistic(_al(angle_CK))) - estimate
-    arms = []
+
+    def share(side: int, angle_K: Floats) -> float:  # of a curve's studies that are as far off as ours
+        repeat_B = statistic(study.repeats(angle_K[None]))[0]
+        return max(np.mean(side * (repeat_B - estimate) <= 1e-9), 0.5 / len(repeat_B))
+
+    ends = [estimate]
     for family, side in itertools.product(range(len(families)), (-1, 1)):
         members = np.flatnonzero(near & (family_C == family) & (side * away_C > 0))
-        if len(members):
-            outward = members[np.argsort(side * away_C[members])]
-            tail = (1 - LEVEL) / 2 * (_PATH_TAIL if family < len(paths) else 1.0)
-            arms.append(_Arm(side, tail, estimate + away_C[outward], angle_CK[outward]))
-    ends = [estimate, *_find_ends(study, statistic, arms, estimate, limits)]
+        outward = members[np.argsort(side * away_C[members])]
+        tail = (1 - LEVEL) / 2 * (_PATH_TAIL if family < len(paths) else 1.0)
+        value_C = estimate + away_C[outward]
+        ends.append(_find_end(partial(share, side), angle_CK[outward], value_C, tail, limits, estimate))
     return Interval(estimate, min(ends), max(ends))
 
 
-def _find_ends(
-    study: _Study, statistic: Statistic, arms: list[_Arm], estimate: float, limits: Limits
-) -> list[float]:
-    """Where on each arm the observed study becomes rare, by bisection on all arms at once."""
-    kept, lost = np.full(len(arms), -1), np.array([len(arm.value_C) for arm in arms], dtype=int)
-    share_kept, share_lost = np.full((2, len(arms)), np.nan)
-    while len(asked := np.flatnonzero(lost - kept > 1)):
+def _find_end(
+    share: Callable[[Floats], float], angle_CK: Floats, value_C: Floats, tail: float, limits: Limits,
+    estimate: float,
+) -> float:
+    """The value at which the observed study becomes rare among candidates, nearest first; by bisection."""
+    shares: dict[int, float] = {}
+    kept, lost = -1, len(value_C)
+    while lost - kept > 1:
         middle = (kept + lost) // 2
-        repeats = statistic(study.repeats(np.stack([arms[i].angle_CK[middle[i]] for i in asked])))
-        for i, repeat_B in zip(asked, repeats, strict=True):
-            share = max(np.mean(arms[i].side * (repeat_B - estimate) <= 1e-9), 0.5 / len(repeat_B))
-            # At the end of the scale nothing lies beyond, so one tail takes the whole error.
-            at_end = min(abs(arms[i].value_C[middle[i]] - limit) for limit in limits) < 1e-6
-            if share > arms[i].tail * (1 + at_end):
-                kept[i], share_kept[i] = middle[i], share
-            else:
-                lost[i], share_lost[i] = middle[i], share
-    ends = []
-    for arm, last, inner, outer in zip(arms, kept, share_kept, share_lost, strict=True):
-        if last < 0:
-            continue
-        end = arm.value_C[last]
-        if last + 1 < len(arm.value_C) and inner > arm.tail >= outer:
-            z_inner, z_outer, z = special.ndtri((inner, outer, arm.tail))
-            end += (arm.value_C[last + 1] - end) * (z_inner - z) / (z_inner - z_outer)
-        ends.append(float(end))
-    return ends
+        shares[middle] = share(angle_CK[middle])
+        # At the end of the scale nothing lies beyond, so one tail takes the whole error.
+        at_end = min(abs(value_C[middle] - limit) for limit in limits) < 1e-6
+        if shares[middle] > tail * (1 + at_end):
+            kept = middle
+        else:
+            lost = middle
+    if kept < 0:
+        return estimate
+    end = value_C[kept]
+    if shares[kept] > tail >= shares.get(lost, np.nan):
+        z_inner, z_outer, z = special.ndtri((shares[kept], shares[lost], tail))
+        end += (value_C[lost] - end) * (z_inner - z) / (z_inner - z_outer)
+    return float(end)
 
 
 def _path_families(study: _Study, statistic: Statistic, limits: Limits, tie_start: bool) -> list[Floats]:
@@ -205,10 +198,11 @@ def _simple_families(study: _Study) -> list[Floats]:
     ends = np.clip(al_K.mean() + turns[[0, -1]] * (turns @ al_K) / (turns @ turns), 0.0, 1.0)
     monotone = [optimize.isotonic_regression(al_K, increasing=rising).x for rising in (True, False)]
     flat, straight = np.full(n_turns, one @ angle / (one @ one)), np.linspace(*ends, n_turns)
-    targets = [flat, *np.arcsin(np.sqrt([straight, *monotone]))]
-    for turn in range(1, n_turns):
-        levels = study.angle_K[:turn].mean(), study.angle_K[turn:].mean()
-        targets.append(np.repeat(levels, [turn, n_turns - turn]))
+    steps = [
+        np.repeat([study.angle_K[:turn].mean(), study.angle_K[turn:].mean()], [turn, n_turns - turn])
+        for turn in range(1, n_turns)
+    ]
+    targets = [flat, *np.arcsin(np.sqrt([straight, *monotone])), *steps]
     parts = np.array([[0.33], [0.67], [1.0]])
     return [_inside(study.angle_K + parts * (target - study.angle_K)) for target in targets]
 
@@ -218,13 +212,15 @@ def _observe(scores: ArrayLike, seed: int) -> _Study:
     if scores.ndim == 2:
         scores = scores[None]
     elif scores.ndim != 3 or len(scores) < 3:
-        shapes = "(users, turns), or (seeds, users, turns) with at least 3 seeds"
-        raise ValueError(f"scores must have shape {shapes}")
+        raise ValueError(
+            "scores must have shape (users, turns), or (seeds, users, turns) with at least 3 seeds"
+        )
     n_seeds, n_users, n_turns = scores.shape
     valid = ~np.isnan(scores)
     if n_users < 2 or not valid.any(axis=1).all():
-        needed = "at least two users and, in every seed, a valid score at every turn"
-        raise ValueError(f"an interval needs {needed}")
+        raise ValueError(
+            "an interval needs at least two users and, in every seed, a valid score at every turn"
+        )
     marks_K = valid.sum(axis=(0, 1)).astype(float)
     al_K = np.where(valid, scores, 0.0).sum(axis=(0, 1)) / marks_K
     root_KK = _user_root(np.where(valid, scores - al_K, 0.0).sum(axis=0) * n_users / marks_K, al_K)

@@ -13,8 +13,6 @@ from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.reveal import OPENING
 from rlpa_lib.evaluation import intervals, tables
 
-Scores = Mapping[tuple[str, str], np.ndarray]  # (row key, manner) -> scores (E, K) in 0..1
-
 
 def ask_once(person: Persona, question: str) -> Dialogue:
     """A talk of one turn in which the assistant has asked something, to see how a user takes it."""
@@ -22,8 +20,9 @@ def ask_once(person: Persona, question: str) -> Dialogue:
     return heard.answer(question, Reply(Profile(), question, True))
 
 
-def alignment_table(scores: Scores, model: str) -> pd.DataFrame:
-    """AVG in percent of each row with each kind of user, and the difference from the same users when willing.
+def alignment_table(scores: tables.Scores, model: str) -> pd.DataFrame:
+    """AVG in percent of each row with each kind of user, and the difference from the same users when willing;
+    `scores` by (row key, manner).
 
     From turn 2 on (turn 1 is "Hello" for all), with 95 % bootstrap intervals over users: columns model,
     method, manner, users, avg, difference, p, and bounds. p is a permutation p-value with Holm's correction
@@ -31,17 +30,12 @@ def alignment_table(scores: Scores, model: str) -> pd.DataFrame:
     """
     lines = []
     for name in tables.arrange_rows(dict.fromkeys(name for name, _ in scores)):
-        for manner in dict.fromkeys(m for n, m in scores if n == name):
-            table = scores[name, manner][:, 1:]
-            average = intervals.bootstrap_interval(table)
-            who, method = tables.label_row(name, model)
-            line = {"model": who, "method": method, "manner": manner, "users": len(table)}
-            ends = {"avg": average.estimate, "avg_low": average.low, "avg_high": average.high}
-            line |= {key: 100 * end for key, end in ends.items()}
+        for manner, table in ((m, table[:, 1:]) for (n, m), table in scores.items() if n == name):
+            line = {**tables.label_cells(name, model), "manner": manner, "users": len(table)}
+            line |= intervals.bootstrap_interval(table).columns("avg", 100)
             if manner != "willing" and (name, "willing") in scores:
-                c = intervals.paired_difference(table, scores[name, "willing"][:, 1:])
-                line |= {"difference": 100 * c.difference, "low": 100 * c.low, "high": 100 * c.high}
-                line["p"] = c.p_value
+                willing = scores[name, "willing"][:, 1:]
+                line |= intervals.paired_difference(table, willing).percent_points()
             lines.append(line)
     frame = pd.DataFrame(lines)
     if "p" in frame:

@@ -1,12 +1,10 @@
 """Uncertainty of a study: intervals over users and seeds, exact ones, paired tests, Holm's correction.
 
 Axes: S seeds, E users, K turns, B resamples. Scores are in [0, 1]; NaN is a judge failure and is left out.
-A statistic maps AL of shape (..., K) to (...).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +14,6 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], Floats]
 Limits = tuple[float, float]  # ends of the scale of a statistic
 SHARE: Limits = (0.0, 1.0)
 LEVEL = 0.95
@@ -41,19 +38,16 @@ UNKNOWN = Interval(NAN, NAN, NAN)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Difference a - b of AVG over users that both saw, with interval and two-sided permutation p-value."""
+class Comparison(Interval):
+    """Difference of two AVG over the users that both saw, with its two-sided permutation p-value."""
 
-    difference: float
-    low: float
-    high: float
     p_value: float
     n_users: int
 
-
-def average_alignment(al_K: ArrayLike) -> Floats:
-    """AVG of table 1: mean of AL(k) over the last axis, in the unit of its input; NaN if a turn is NaN."""
-    return np.asarray(al_K, dtype=float).mean(axis=-1)
+    def percent_points(self) -> dict[str, float]:
+        """The cells difference, low, high and p of a table."""
+        low, high = 100 * self.low, 100 * self.high
+        return {"difference": 100 * self.estimate, "low": low, "high": high, "p": self.p_value}
 
 
 def binomial_interval(successes: ArrayLike, n: ArrayLike) -> tuple[Floats, Floats]:
@@ -77,24 +71,27 @@ def alignment_interval(scores_EK: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def bootstrap_interval(
-    scores_EK: ArrayLike, statistic: Statistic = average_alignment, *, limits: Limits = SHARE,
-    n_resamples: int = 2000, seed: int = 0,
-) -> Interval:  # fmt: skip
-    """BCa bootstrap over users of statistic(AL).
+    scores_EK: ArrayLike, *, limits: Limits = SHARE, n_resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """BCa bootstrap over users of AVG, the mean of AL(k) over turns (table 1), on a scale of `limits`.
 
     The tails are widened for small samples: a bootstrap of E users is too narrow by sqrt((E-1)/E) and uses
-    the normal, not the t, law. An average in which no two users differ gets what `constant_interval` says
-    about a scale with these `limits`. ValueError: fewer than two users, or a turn without a valid score.
+    the normal, not the t, law. Where no two users differ: `constant_interval`. ValueError: fewer than two
+    users, or a turn without a valid score.
     """
     scores = _read_scores(scores_EK)
     n_users = len(scores)
-    estimate = float(_evaluate_resamples(scores, np.ones((1, n_users)), statistic)[0])
-    draws_B = _evaluate_resamples(scores, _draw_users(n_users, n_resamples, seed), statistic)
-    if statistic is average_alignment and np.ptp(draws_B) < 1e-12:
+    estimate = float(_average_resamples(scores, np.ones((1, n_users)))[0])
+    # One row of bins per resample makes a single count of all draws; multinomial draws are ten times slower.
+    draws = np.random.default_rng(seed).integers(n_users, size=(n_resamples, n_users))
+    bins = draws + n_users * np.arange(n_resamples)[:, None]
+    drawn_BE = np.bincount(bins.ravel(), minlength=bins.size).reshape(bins.shape).astype(float)
+    average_B = _average_resamples(scores, drawn_BE)
+    if np.ptp(average_B) < 1e-12:
         return constant_interval(estimate, n_users, limits)
     tail = stats.norm.cdf(-np.sqrt(n_users / (n_users - 1)) * _t_quantile(n_users - 1))
-    jackknife_E = _evaluate_resamples(scores, 1.0 - np.eye(n_users), statistic)
-    low, high = np.quantile(draws_B, _bca_tails(tail, estimate, draws_B, jackknife_E))
+    jackknife_E = _average_resamples(scores, 1.0 - np.eye(n_users))
+    low, high = np.quantile(average_B, _bca_tails(tail, estimate, average_B, jackknife_E))
     return Interval(estimate, float(low), float(high))
 
 
@@ -127,21 +124,23 @@ def ratio_interval(parts_E: ArrayLike, wholes_E: ArrayLike, limits: Limits = SHA
     return Interval(ratio, float(low), float(high))
 
 
-def seed_interval(
-    scores_SEK: ArrayLike, statistic: Statistic = average_alignment, *, limits: Limits = SHARE
-) -> Interval:
-    """Interval over seeds and users (crossed: the same users in every seed) of statistic(AL over both).
+def seed_interval(scores_SEK: ArrayLike, *, limits: Limits = SHARE) -> Interval:
+    """Interval over seeds and users (crossed: the same users in every seed) of AVG over both.
 
-    Three seeds resampled give intervals far too short, so the statistic is linearised and the variances of
-    its seed means and of its user means are added, with Satterthwaite's degrees of freedom. Slightly wide
-    when seeds agree. Too short for N-IR and N-R² (see curve_intervals). Without any variation as
-    `constant_interval`. ValueError: fewer than 3 seeds or 2 users.
+    Three seeds resampled give intervals far too short, so the variances of the seed means and of the user
+    means are added, with Satterthwaite's degrees of freedom. Slightly wide when seeds agree. Without any
+    variation as `constant_interval`. ValueError: fewer than 3 seeds or 2 users.
     """
     scores = np.asarray(scores_SEK, dtype=float)
     if scores.ndim != 3 or scores.shape[0] < 3 or scores.shape[1] < 2:
         raise ValueError("scores must have shape (seeds, users, turns) with at least 3 seeds and 2 users")
-    n_seeds, n_users, _ = scores.shape
-    estimate, influence_SE = _linearize(scores, statistic)
+    n_seeds, n_users, n_turns = scores.shape
+    al_K = np.nanmean(scores, axis=(0, 1))
+    estimate = float(al_K.mean())
+    # 1/K but for rounding: a central difference, as in the tables that are published.
+    step = 1e-4 * np.eye(n_turns)
+    weight_K = ((al_K + step).mean(axis=-1) - (al_K - step).mean(axis=-1)) / 2e-4
+    influence_SE = np.nansum(weight_K * (scores - al_K) / np.mean(~np.isnan(scores), axis=(0, 1)), axis=-1)
     seed_means_S, user_means_E = influence_SE.mean(axis=1), influence_SE.mean(axis=0)
     parts = np.array([seed_means_S.var(ddof=1) / n_seeds, user_means_E.var(ddof=1) / n_users])
     variance = parts.sum()
@@ -163,14 +162,14 @@ def paired_difference(
     if a.shape != b.shape:
         raise ValueError(f"paired scores must have one shape, not {a.shape} and {b.shape}")
     delta = a - b
-    interval = bootstrap_interval(delta, limits=(-1.0, 1.0), n_resamples=n_resamples, seed=seed)
+    found = bootstrap_interval(delta, limits=(-1.0, 1.0), n_resamples=n_resamples, seed=seed)
     signs_BE = np.random.default_rng(seed + 1).choice([-1.0, 1.0], size=(n_resamples, len(delta)))
     valid = ~np.isnan(delta)
     flipped_B = (signs_BE @ np.nan_to_num(delta) / valid.sum(axis=0)).mean(axis=1)
     # The tolerance counts ties that differ by rounding; the added one is the observed labelling itself.
-    extreme = (np.abs(flipped_B) >= abs(interval.estimate) - 1e-12).sum()
+    extreme = (np.abs(flipped_B) >= abs(found.estimate) - 1e-12).sum()
     p_value = float((extreme + 1) / (n_resamples + 1))
-    return Comparison(interval.estimate, interval.low, interval.high, p_value, int(valid.any(axis=1).sum()))
+    return Comparison(found.estimate, found.low, found.high, p_value, int(valid.any(axis=1).sum()))
 
 
 def adjust_holm(p_values: ArrayLike) -> Floats:
@@ -193,31 +192,13 @@ def _read_scores(scores_EK: ArrayLike) -> Floats:
     return scores
 
 
-def _linearize(scores_SEK: Floats, statistic: Statistic) -> tuple[float, Floats]:
-    """The statistic, and what each user of each seed adds to it to first order (S, E)."""
-    al_K = np.nanmean(scores_SEK, axis=(0, 1))
-    # Central difference: alignment levels are averages of marks, so 1e-4 is far below the step of one user.
-    step = 1e-4 * np.eye(len(al_K))
-    gradient_K = (statistic(al_K + step) - statistic(al_K - step)) / 2e-4
-    share_K = np.mean(~np.isnan(scores_SEK), axis=(0, 1))
-    return float(statistic(al_K)), np.nansum(gradient_K * (scores_SEK - al_K) / share_K, axis=-1)
-
-
-def _draw_users(n_users: int, n: int, seed: int) -> Floats:
-    """How often each resample draws each user, (B, E)."""
-    # One row of bins per resample makes a single count of all draws; multinomial draws are ten times slower.
-    draws = np.random.default_rng(seed).integers(n_users, size=(n, n_users))
-    bins = draws + n_users * np.arange(n)[:, None]
-    return np.bincount(bins.ravel(), minlength=bins.size).reshape(bins.shape).astype(float)
-
-
-def _evaluate_resamples(scores_EK: Floats, weights_BE: Floats, statistic: Statistic) -> Floats:
-    """The statistic under each weighting of the users that leaves no turn without a valid score."""
+def _average_resamples(scores_EK: Floats, weights_BE: Floats) -> Floats:
+    """AVG under each weighting of the users that leaves no turn without a valid score."""
     valid = ~np.isnan(scores_EK)
     count_BK = weights_BE @ valid
     total_BK = weights_BE @ np.where(valid, scores_EK, 0.0)
     full = (count_BK > 0).all(axis=1)
-    return np.asarray(statistic(total_BK[full] / count_BK[full]))
+    return (total_BK[full] / count_BK[full]).mean(axis=-1)
 
 
 def _bca_tails(tail: float, estimate: float, draws_B: Floats, jackknife_E: Floats) -> Floats:

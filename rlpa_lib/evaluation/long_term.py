@@ -114,14 +114,11 @@ def window_table(rows_by_method: Mapping[str, Sequence[dict]], block: int) -> pd
     prompts that lost the latest profile block with all turns before (see `prompt_tokens.window`).
     """
     frame = pd.concat([pd.DataFrame(rows).assign(method=name) for name, rows in rows_by_method.items()])
-    frame["turns"] = _name_blocks(frame["turn"], block)
     frame["cut"] = frame["n_dropped"] > 0
     frame["lost"] = (frame["turn"] > 1) & (frame["n_dropped"] == frame["turn"] - 1)
-    parts = frame.groupby(["method", "turns"], sort=False)
-    return parts.agg(
-        dropped=("n_dropped", "mean"), most=("n_dropped", "max"), prompts_cut=("cut", "mean"),
-        profiles_lost=("lost", "sum"),
-    ).reset_index()  # fmt: skip
+    parts = frame.groupby(["method", _name_blocks(frame["turn"], block)], sort=False)
+    dropped = {"dropped": ("n_dropped", "mean"), "most": ("n_dropped", "max")}
+    return parts.agg(**dropped, prompts_cut=("cut", "mean"), profiles_lost=("lost", "sum")).reset_index()
 
 
 def cost_table(lines: Sequence[dict], users: int, block: int) -> pd.DataFrame:
@@ -131,13 +128,11 @@ def cost_table(lines: Sequence[dict], users: int, block: int) -> pd.DataFrame:
     """
     frame = pd.DataFrame(lines).drop_duplicates(["method", "turn"], keep="last")
     frame = frame.sort_values(["method", "turn"], kind="stable")
-    frame["turns"] = _name_blocks(frame["turn"], block)
-    names = [f"{party}_ms" for party in ("method", "user", "judges")]
-    for name in names:
-        frame[name] = 1000 * frame[name.replace("_ms", "_s")] / users
-    columns = {name: (name, "mean") for name in names}
-    parts = frame.groupby(["method", "turns"], sort=False)
-    return parts.agg(**columns, memory_mb=("memory_mb", "last")).reset_index()
+    parties = ("method", "user", "judges")
+    frame = frame.assign(**{f"{party}_ms": 1000 * frame[f"{party}_s"] / users for party in parties})
+    parts = frame.groupby(["method", _name_blocks(frame["turn"], block)], sort=False)
+    means = {f"{party}_ms": (f"{party}_ms", "mean") for party in parties}
+    return parts.agg(**means, memory_mb=("memory_mb", "last")).reset_index()
 
 
 def growth_table(lines: Sequence[dict]) -> pd.DataFrame:
@@ -149,16 +144,17 @@ def growth_table(lines: Sequence[dict]) -> pd.DataFrame:
     frame = pd.DataFrame(lines).drop_duplicates(["method", "turn"], keep="last")
     rows = []
     for method, part in frame.sort_values("turn").groupby("method", sort=False):
-        third = len(part) // 3
+        third = len(part) // 3  # NaN where it is 0
         middle, last = part.iloc[third : 2 * third], part.iloc[2 * third :]
-        linear = last["turn"].mean() / middle["turn"].mean() if third else float("nan")
-        for name in ("method_s", "user_s", "judges_s", "memory_mb"):
-            base = middle[name].astype(float).mean() if third else float("nan")
-            times = float(last[name].astype(float).mean() / base)
-            rows.append({"method": method, "quantity": name, "times": times, "linear": linear})
+        names = ["turn", "method_s", "user_s", "judges_s", "memory_mb"]
+        linear, *times = (float(last[n].astype(float).mean() / middle[n].astype(float).mean()) for n in names)
+        rows += [
+            {"method": method, "quantity": name, "times": value, "linear": linear}
+            for name, value in zip(names[1:], times, strict=True)
+        ]
     return pd.DataFrame(rows)
 
 
 def _name_blocks(turn: pd.Series, block: int) -> pd.Series:
     first = (turn - 1) // block * block + 1
-    return first.astype(str) + "-" + (first + block - 1).astype(str)
+    return (first.astype(str) + "-" + (first + block - 1).astype(str)).rename("turns")

@@ -1,6 +1,6 @@
 """Alignment level and normalised improvement (appendix C.3, eq. 8).
 
-Axes: E users (dialogues), K turns, B stacked curves. Levels are fractions; the paper prints percent.
+Axes: E users (dialogues), K turns. Levels are fractions; the paper prints percent.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def normalize_levels(al_K: ArrayLike, norm: Norm = "global") -> NDArray[np.float
 def normalized_improvement(al_K: ArrayLike, norm: Norm = "global") -> tuple[float, float]:
     """(N-IR, N-R²) of appendix C.3: slope and determination of the line fitted to N-AL(k), k = 1..K.
 
-    Input (K,) in any unit, or (B, K), which gives two arrays (B,). A flat curve gives (0.0, 0.0). Default
+    Input (K,) in any unit, or (..., K), which gives two arrays (...). A flat curve gives (0.0, 0.0). Default
     "global": all turns of a curve are then measured on one scale, so curves can be compared. Under "running"
     every turn that sets a new maximum scores 1 however small the gain, so all curves that never fall after a
     first rise share one value and an early dip raises N-IR. Intervals: curve_intervals.improvement_interval.

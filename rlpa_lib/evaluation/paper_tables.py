@@ -132,11 +132,10 @@ def _read(path: Path, name: str) -> pd.DataFrame:
 
 
 def _to_numbers(text: pd.DataFrame, name: str) -> pd.DataFrame:
-    labels, values = _SCHEMA[name]
-    numbers = text[list(labels)].copy()
-    for column in values:
-        numbers[column] = [_to_number(cell, name, i, column) for i, cell in enumerate(text[column], start=1)]
-    return numbers
+    return text.assign(**{
+        column: [_to_number(cell, name, i, column) for i, cell in enumerate(text[column], start=1)]
+        for column in _SCHEMA[name][1]
+    })  # fmt: skip
 
 
 def _to_number(cell: str, name: str, row: int, column: str) -> float:

@@ -69,13 +69,11 @@ def figure_table(
     """
     lines = []
     for name in tables.arrange_rows(scores):
-        who, method = tables.label_row(name, model)
-        line: dict[str, object] = {"model": who, "method": method}
-        for key, table, factor in (("avg", scores[name], 100), ("tokens", tokens[name], 1)):
-            # Tokens have no scale: where no two users differ, the range that was seen stands for it.
-            limits = (0.0, 1.0) if key == "avg" else (float(np.nanmin(table)), float(np.nanmax(table)))
-            interval = intervals.bootstrap_interval(table, limits=limits)
-            ends = {"": interval.estimate, "_low": interval.low, "_high": interval.high}
-            line |= {f"{key}{end}": factor * value for end, value in ends.items()}
+        spent = tokens[name]
+        # Tokens have no scale: where no two users differ, the range that was seen stands for it.
+        seen = float(np.nanmin(spent)), float(np.nanmax(spent))
+        line = tables.label_cells(name, model)
+        line |= intervals.bootstrap_interval(scores[name]).columns("avg", 100)
+        line |= intervals.bootstrap_interval(spent, limits=seen).columns("tokens")
         lines.append({**line, "per_point": line["tokens"] / line["avg"] if line["avg"] else float("nan")})
     return pd.DataFrame(lines)

@@ -1,5 +1,5 @@
-"""The rows of tables 1, 4 and 5: what each of them needs, and the method that plays it. One model in memory
-serves all local rows."""
+"""The rows of tables 1, 4 and 5: what each needs, the method that plays it, and what a run has played. One
+model in memory serves all local rows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from rlpa_lib.agents import models, parties
+from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import Policy, SimulatedUser
-from rlpa_lib.evaluation import scoring
+from rlpa_lib.evaluation import scoring, tables
 from rlpa_lib.methods.controls import Lent
 from rlpa_lib.methods.retrieval import load_encoder
 from rlpa_lib.methods.table import Method, Parts, build_method, check_prompts, is_scripted
-from rlpa_lib.runs import storage
+from rlpa_lib.runs import record, storage
 from rlpa_lib.runs.run import Run
-from rlpa_lib.settings import kinds
+from rlpa_lib.settings import config, kinds
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import METHODS, POLICIES
 
@@ -39,24 +40,17 @@ class Row:
     @property
     def name(self) -> str:
         """The row's key in files and tables: "rlpa", "self_critic@GPT-4o", or the name of other weights."""
-        if self.weights:
-            return self.weights
-        return f"{self.method}@{self.comparator}" if self.comparator else self.method
-
-    @property
-    def adapter(self) -> str:
-        """The folder below adapters/ with the row's weights; "" for the base model."""
-        return self.weights or self.entry.adapter
-
-    @property
-    def notebook(self) -> str:
-        """The notebook that trains the row's weights."""
-        return "21_ablations" if self.weights else self.entry.notebook
+        return self.weights or (f"{self.method}@{self.comparator}" if self.comparator else self.method)
 
     @property
     def entry(self) -> kinds.Method:
         """What is known of the row's method."""
         return METHODS[self.method]
+
+    @property
+    def adapter(self) -> str:
+        """The folder below adapters/ with the row's weights; "" for the base model."""
+        return self.weights or self.entry.adapter
 
 
 def list_rows(cfg: Config) -> list[Row]:
@@ -97,35 +91,19 @@ class Stage:
         self.run, self.cfg = run, run.cfg
         self.rows = list_rows(run.cfg) if rows is None else list(rows)
         for row in self.rows:
-            _check_adapter(run, row)
+            folder = run.dir / "adapters" / row.adapter
+            if row.adapter and not (folder / "adapter_config.json").is_file():
+                book = "21_ablations" if row.weights else row.entry.notebook
+                wants = f"evaluation.methods names {row.method}; run {book} with this run directory first"
+                raise InputError(f"{folder}: no adapter here, and {wants}")
             check_prompts(row.method, run.cfg)
-        self.remote = {
-            row.comparator: make_remote_policy(run, row.comparator) for row in self.rows if row.comparator
-        }
-        self.encoder = (
-            load_encoder(run.cfg.evaluation.encoder)
-            if any(row.entry.needs_encoder for row in self.rows)
-            else None
-        )
+        names = [row.comparator for row in self.rows if row.comparator]
+        self.remote = {name: _make_remote_policy(run, name) for name in names}
+        needs_encoder = any(row.entry.needs_encoder for row in self.rows)
+        self.encoder = load_encoder(run.cfg.evaluation.encoder) if needs_encoder else None
         self._model = self._tokenizer = self._adapted = None
         if not POLICIES[run.cfg.policy.kind].in_process:
             parties.make_policy(run.cfg, run)  # says what is missing
-
-    def load_judgements(
-        self, row: Row, benchmark: str, people: Sequence[Persona], user: SimulatedUser,
-        evaluator: EvaluationJudge, judge: Judge, **options: Any,
-    ) -> list[dict]:
-        """The judgement rows of one row on one benchmark: read back when this run has them, else played
-        (`scoring.evaluate_row`, which explains the options). While another notebook is playing it, it is
-        waited for."""
-        with storage.lock(self._lock(row, benchmark)):
-            weights = version(self.run, row)
-            known = scoring.read_finished(self.run, row.name, benchmark, weights, options.get("turns"))
-            if known is not None:
-                return known
-            method, policy = self._make(row, benchmark)
-            parties_ = (method, benchmark, people, user, evaluator, judge, weights)
-            return scoring.evaluate_row(self.run, *parties_, policy=policy, **options)
 
     def schedule(self, benchmarks: Iterable[str]) -> Iterator[tuple[Row, str]]:
         """Every row on every benchmark, in order; those that another notebook is playing right now wait until
@@ -139,13 +117,27 @@ class Stage:
     def _lock(self, row: Row, benchmark: str) -> Path:
         return self.run.path(f"done/{row.name}-{benchmark}.lock")
 
+    def load_judgements(
+        self, row: Row, benchmark: str, people: Sequence[Persona], user: SimulatedUser,
+        evaluator: EvaluationJudge, judge: Judge, **options: Any,
+    ) -> list[dict]:
+        """The judgement rows of one row on one benchmark: read back when this run has them, else played
+        (`evaluate_row`, which explains the options). While another notebook is playing it, it is waited
+        for."""
+        with storage.lock(self._lock(row, benchmark)):
+            weights = version(self.run, row)
+            known = read_finished(self.run, row.name, benchmark, weights, options.get("turns"))
+            if known is not None:
+                return known
+            method, policy = self._make(row, benchmark)
+            parties_ = (method, benchmark, people, user, evaluator, judge, weights)
+            return evaluate_row(self.run, *parties_, policy=policy, **options)
+
     def find_judgements(self, row: Row, benchmark: str, people: Sequence[Persona]) -> list[dict] | None:
         """The judgement rows of these people that this run has for a row of the main evaluation; None when it
         was not played for them all."""
-        found, ids = (
-            scoring.read_finished(self.run, row.name, benchmark, version(self.run, row)) or [],
-            {p.id for p in people},
-        )
+        found = read_finished(self.run, row.name, benchmark, version(self.run, row)) or []
+        ids = {p.id for p in people}
         return [r for r in found if r["user"] in ids] if ids <= {r["user"] for r in found} else None
 
     def method(self, row: Row, benchmark: str) -> Method:
@@ -155,7 +147,7 @@ class Stage:
     def _make(self, row: Row, benchmark: str) -> tuple[Method, Policy | None]:
         donor = None
         if row.entry.borrows:
-            donor = Lent.by_the_next(scoring.read_dialogues(self.run, row.entry.borrows, benchmark))
+            donor = Lent.by_the_next(read_dialogues(self.run, row.entry.borrows, benchmark))
         policy = None if is_scripted(row.method, self.cfg) else self._policy(row)
         method = build_method(Parts(row.method, self.cfg, policy, self.encoder, donor))
         return replace(method, name=row.name), policy
@@ -172,27 +164,113 @@ class Stage:
             self._model, self._adapted = self._adapted.unload(), None
         if folder is not None:
             self._adapted = models.attach_adapter(self._model, folder)
-        portion = PORTION if self._model.device.type == "cpu" else None
-        return models.make_local_policy(
-            self._adapted or self._model, self._tokenizer, self.cfg, portion=portion,
-            reuse=portion is not None,
-        )
+        on_cpu = self._model.device.type == "cpu"
+        model, portion = self._adapted or self._model, PORTION if on_cpu else None
+        return models.make_local_policy(model, self._tokenizer, self.cfg, portion=portion, reuse=on_cpu)
 
 
-def _check_adapter(run: Run, row: Row) -> None:
-    folder = run.dir / "adapters" / row.adapter
-    if row.adapter and not (folder / "adapter_config.json").is_file():
-        wants = f"evaluation.methods names {row.method}; run {row.notebook} with this run directory first"
-        raise InputError(f"{folder}: no adapter here, and {wants}")
-
-
-def make_remote_policy(run: Run, name: str) -> Policy:
+def _make_remote_policy(run: Run, name: str) -> Policy:
     """The policy of one of `evaluation.comparators`. InputError: see endpoint_for."""
     from rlpa_lib.agents.endpoint_policy import EndpointPolicy
     from rlpa_lib.client.roles import endpoint_for  # here, because most runs need no server
 
-    room = {
-        "max_prompt_tokens": run.cfg.rollout.max_prompt_tokens,
-        "reasoning_tokens": run.cfg.evaluation.comparators[name].reasoning_tokens,
-    }
-    return EndpointPolicy(endpoint_for(run.cfg, "policy", run, name), top_p=run.cfg.rollout.top_p, **room)
+    rollout, party = run.cfg.rollout, run.cfg.evaluation.comparators[name]
+    return EndpointPolicy(
+        endpoint_for(run.cfg, "policy", run, name), top_p=rollout.top_p,
+        max_prompt_tokens=rollout.max_prompt_tokens, reasoning_tokens=party.reasoning_tokens,
+    )
+
+
+def evaluate_row(
+    run: Run, method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser,
+    evaluator: EvaluationJudge, judge: Judge, version: str = "", *, turns: int | None = None,
+    swap: bool | None = None, valid: scoring.Valid | None = None, log: str = "evaluation",
+    policy: Policy | None = None,
+) -> list[dict]:
+    """The judgement rows of one table row. What this run has played already, for these inputs and this
+    `version` of the weights, is read back, and the rest is played. Every finished turn is on disk: a killed
+    evaluation loses at most the turn that it was in.
+
+    `turns` and `swap` are `evaluation.turns` and `evaluation.swap` unless given; `valid` as in `play`.
+    `policy` is the method's own where it may remember prompts. Leaves dialogues/<method>-<benchmark>.jsonl,
+    judgements/<method>-<benchmark>.jsonl, and seconds, tokens and memory a turn in metrics/<log>.jsonl.
+    RuntimeError: the judge failed more often than run.max_judge_failure_rate.
+    """
+    name, cfg, dialogues, rows = f"{method.name}-{benchmark}", run.cfg, None, []
+    turns, swap = turns or cfg.evaluation.turns, cfg.evaluation.swap if swap is None else swap
+    for turn in range(turns, 0, -1):
+        if (known := read_finished(run, method.name, benchmark, version, turn)) is not None:
+            talks, rows = read_dialogues(run, method.name, benchmark), known
+            dialogues = [replace(d, turns=d.turns[:turn]) for d in talks]
+            break
+    if dialogues and hasattr(policy, "recall"):  # what another process has played (`LocalPolicy.recall`)
+        for k in range(len(dialogues[0].turns)):
+            true = personas if valid is None else [valid(p, k + 1) for p in personas]
+            policy.recall(lambda true=true, k=k: method.respond(true, [d.before(k) for d in dialogues], 0))
+    for part in scoring.play(
+        method, benchmark, personas, user, evaluator, judge, turns=turns, seed=run.seed, swap=swap,
+        dialogues=dialogues, valid=valid, fallback=cfg.rollout.fallback,
+    ):
+        rows += [j.to_json() for j in part.judgements]
+        _check_failures(name, rows, len(personas) * turns, cfg.run.max_judge_failure_rate)
+        run.write_jsonl(f"dialogues/{name}.jsonl", [d.to_json() for d in part.dialogues])
+        run.write_jsonl(f"judgements/{name}.jsonl", rows)
+        run.mark_done(f"evaluation/{name}", run.fingerprint(name, version, str(part.turn)))
+        tokens = sum(j.n_tokens for j in part.judgements)
+        facts = {"method": method.name, "benchmark": benchmark, "turn": part.turn, **part.seconds}
+        run.log_metrics(log, {**facts, "tokens": tokens, "memory_mb": record.memory_mb()})
+    return run.read_jsonl(f"judgements/{name}.jsonl")
+
+
+def _check_failures(name: str, rows: Sequence[dict], planned: int, limit: float) -> None:
+    """Stop as soon as the limit can no longer be kept, not when everything has been paid for."""
+    failed = sum(row["score"] is None for row in rows)
+    if failed > limit * planned:
+        raise RuntimeError(
+            f"{name}: the judge failed on {failed} of {planned} turns, "
+            f"more than run.max_judge_failure_rate = {limit:g} allows"
+        )
+
+
+def read_finished(
+    run: Run, method: str, benchmark: str, version: str = "", turns: int | None = None
+) -> list[dict] | None:
+    """The judgement rows of a table row when this run has finished turn K with these inputs, else None. Plays
+    nothing."""
+    name, turns = f"{method}-{benchmark}", turns or run.cfg.evaluation.turns
+    if not run.done(f"evaluation/{name}", run.fingerprint(name, version, str(turns))):
+        return None
+    # A run that was killed between two files has one turn more in the first of them.
+    return [row for row in run.read_jsonl(f"judgements/{name}.jsonl") if row["turn"] <= turns]
+
+
+def read_dialogues(run: Run, method: str, benchmark: str) -> list[Dialogue]:
+    """The dialogues that `evaluate_row` left."""
+    return [Dialogue.from_json(row) for row in run.read_jsonl(f"dialogues/{method}-{benchmark}.jsonl")]
+
+
+def find_siblings(run: Run) -> list[Run]:
+    """The run and, only to read from, those beside it with the same settings and another seed, by seed."""
+    found = {run.seed: run}
+    for file in sorted(run.dir.parent.glob("*/record.json")):
+        try:
+            facts = record.read(file.parent)
+        except InputError:  # somebody else's file beside our runs
+            continue
+        seed = facts.get("seed")
+        if isinstance(seed, int) and facts.get("params") == config.dump_config(run.cfg):
+            found.setdefault(seed, Run(run.cfg, seed, file.parent))
+    return [found[seed] for seed in sorted(found)]
+
+
+def load_scores(run: Run) -> tables.Scores:
+    """Scores (E, K) of every row that this run has finished with the code and weights that are there now."""
+    scores = {}
+    for row in list_rows(run.cfg):
+        if row.adapter and not (run.dir / "adapters" / row.adapter / "adapter_model.safetensors").is_file():
+            continue
+        for benchmark in run.cfg.evaluation.benchmarks:
+            judged = read_finished(run, row.name, benchmark, version(run, row))
+            if judged is not None:
+                scores[row.name, benchmark] = tables.score_table(judged)
+    return scores

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rlpa_lib.evaluation import scoring, tables
+from rlpa_lib.evaluation import tables
 from rlpa_lib.figures.frame import PALETTE, Drawn, draw_band, panels, use_whole_numbers
 from rlpa_lib.figures.training import average_seeds, read_samples
 from rlpa_lib.runs import record, storage
@@ -96,7 +96,7 @@ def held_out(folders: Sequence[Path]) -> pd.DataFrame:
         made_by = record.read(folder)
         for benchmark in made_by["params"]["evaluation"]["benchmarks"]:
             if (file := folder / "judgements" / f"rlpa-{benchmark}.jsonl").is_file():
-                found = scoring.score_table(storage.read_jsonl(file, appended=True))
+                found = tables.score_table(storage.read_jsonl(file, appended=True))
                 scores.setdefault((benchmark, name_scheme(made_by["params"])), {})[made_by["seed"]] = found
     lines = []
     for (benchmark, name), own in scores.items():

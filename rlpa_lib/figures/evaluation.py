@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from rlpa_lib.evaluation import tables
 from rlpa_lib.evaluation.breakdown import mean_table
 from rlpa_lib.evaluation.paper_tables import TURNS, read_printed_row
-from rlpa_lib.evaluation.presentation import CLOSED
+from rlpa_lib.evaluation.tables import CLOSED
 from rlpa_lib.figures import frame
 from rlpa_lib.figures.frame import GREY, PALETTE, Drawn, draw_band, error_bars, panels
 from rlpa_lib.settings.kinds import METHODS

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from rlpa_lib.evaluation.presentation import CLOSED, estimate_columns
+from rlpa_lib.evaluation.tables import CLOSED, estimate_columns
 from rlpa_lib.report.claims import LABELS, read_interval, read_number, read_table
 from rlpa_lib.runs import record as records
 from rlpa_lib.runs import storage

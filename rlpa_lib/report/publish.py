@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rlpa_lib import figures
-from rlpa_lib.evaluation import scoring, tables
+from rlpa_lib.evaluation import tables
 from rlpa_lib.evaluation.tables import Scores
 from rlpa_lib.figures import credit
 from rlpa_lib.runs import record as records
@@ -90,7 +90,7 @@ def read_scores(run_dir: Path, settings: dict[str, Any]) -> Scores:
     scores = {}
     for key in itertools.product(settings["methods"], settings["benchmarks"]):
         if (file := run_dir / "judgements" / f"{'-'.join(key)}.jsonl").is_file():
-            scores[key] = scoring.score_table(storage.read_jsonl(file, appended=True))
+            scores[key] = tables.score_table(storage.read_jsonl(file, appended=True))
     return scores
 
 
