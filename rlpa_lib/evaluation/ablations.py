@@ -2,8 +2,7 @@
 training as with both rewards.
 
 The training with both rewards is 20_ppo's own: it keeps its adapter of the moment at which all are compared
-(`ablations.iterations`).
-"""
+(`ablations.iterations`)."""
 
 from __future__ import annotations
 
@@ -131,10 +130,7 @@ def all_seeds(run: Run) -> dict[int, dict[str, Training]]:
 
 def seeds_table(by_seed: Mapping[int, Mapping[str, Training]]) -> pd.DataFrame:
     """AVG (percent) of each variant and both rewards minus it, with 95 % intervals over seeds and users, of
-    evaluated seeds (`is_evaluated`).
-
-    ValueError: fewer than three seeds.
-    """
+    evaluated seeds (`is_evaluated`). ValueError: fewer than three seeds."""
     scores = [{v: _finished(one) for v, one in some.items()} for some in by_seed.values()]
     stacked = {v: np.stack([some[v] for some in scores]) for v in scores[0]}
     best = stacked[BOTH_REWARDS]

@@ -14,15 +14,11 @@ from statsmodels.stats.inter_rater import aggregate_raters, cohens_kappa, fleiss
 
 from rlpa_lib.evaluation.intervals import NAN, UNKNOWN, Interval
 
-_SCALES = {False: "nominal", True: "ordinal"}
-
 
 def kappa_interval(confusion: ArrayLike, weights: Literal["quadratic"] | None = None) -> Interval:
-    """Cohen's kappa of a square table of counts (a rater each way) with its large-sample 95 % interval.
-
-    The interval is that of Fleiss, Cohen and Everitt (1969). NaN when chance agreement is complete (one
-    category only). ValueError: not square, negative counts, empty, unknown weights.
-    """
+    """Cohen's kappa of a square table of counts (a rater each way) with the large-sample 95 % interval of
+    Fleiss, Cohen and Everitt (1969). NaN when there is one category only. ValueError: not square, negative
+    counts, empty, unknown weights."""
     counts = np.asarray(confusion, dtype=float)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or np.any(counts < 0) or counts.sum() == 0:
         raise ValueError("a confusion table is square, with counts of 0 or more and at least one case")
@@ -44,9 +40,7 @@ def classification_metrics(tp: float, fp: float, fn: float, tn: float) -> dict[s
 
 def overlap_metrics(predicted_E: ArrayLike, true_E: ArrayLike) -> dict[str, float]:
     """Table 8's columns for overlap counts (E,): accuracies in percent (fuzzy: off by 1 at most), MSE, RMSE.
-
-    ValueError: shapes differ or no case.
-    """
+    ValueError: shapes differ or no case."""
     predicted, true = np.asarray(predicted_E, dtype=float), np.asarray(true_E, dtype=float)
     if predicted.shape != true.shape or predicted.size == 0:
         raise ValueError("predicted and true counts must be equally long and not empty")
@@ -56,12 +50,10 @@ def overlap_metrics(predicted_E: ArrayLike, true_E: ArrayLike) -> dict[str, floa
 
 
 def pairwise_kappa(ratings: pd.DataFrame, categories: Sequence[Any], ordinal: bool) -> pd.DataFrame:
-    """Kappa of every two raters over the items that both rated, where `ordinal` also with quadratic weights.
-
-    Columns first, second, n, kappa... (and kappa_quadratic...). ValueError: a rating that is no category.
-    """
+    """Kappa of every two raters over the items that both rated, where `ordinal` also with quadratic weights:
+    columns first, second, n, kappa, kappa_quadratic, and bounds. ValueError: a rating that is no category."""
     _check_ratings(ratings, categories)
-    kinds = {"kappa": None, "kappa_quadratic": "quadratic"} if ordinal else {"kappa": None}
+    kinds = {"kappa": None} | ({"kappa_quadratic": "quadratic"} if ordinal else {})
     rows = []
     for one, other in combinations(ratings.columns, 2):
         both = ratings[[one, other]].dropna()
@@ -74,10 +66,8 @@ def pairwise_kappa(ratings: pd.DataFrame, categories: Sequence[Any], ordinal: bo
 
 
 def group_agreement(ratings: pd.DataFrame, categories: Sequence[Any], ordinal: bool) -> dict[str, float]:
-    """Fleiss' kappa over items that all rated, Krippendorff's alpha over items with two ratings or more.
-
-    Alpha is nominal, or ordinal where categories are. NaN: fewer than two raters, no item, a single category.
-    """
+    """Fleiss' kappa over items that all rated, Krippendorff's alpha (nominal or ordinal) over items with two
+    ratings or more. NaN: fewer than two raters, no item, a single category."""
     import krippendorff  # slow to import, and few who need metrics need this
 
     _check_ratings(ratings, categories)
@@ -89,8 +79,8 @@ def group_agreement(ratings: pd.DataFrame, categories: Sequence[Any], ordinal: b
     if ratings.shape[1] >= 2 and len(np.unique(complete)) > 1:
         fleiss = float(fleiss_kappa(aggregate_raters(complete.astype(int), len(categories))[0]))
     if len(np.unique(shared[~np.isnan(shared)])) > 1:
-        scale = {"value_domain": [*range(len(categories))], "level_of_measurement": _SCALES[ordinal]}
-        alpha = float(krippendorff.alpha(shared.T, **scale))
+        domain, level = [*range(len(categories))], "ordinal" if ordinal else "nominal"
+        alpha = float(krippendorff.alpha(shared.T, value_domain=domain, level_of_measurement=level))
     counts = {"raters": ratings.shape[1], "items_by_all": len(complete)}
     return {**counts, "fleiss_kappa": fleiss, "krippendorff_alpha": alpha}
 

@@ -1,8 +1,6 @@
-"""The benchmarks of section 4.1: Vanilla (ten slots, held-out content) and Extended (free slots), and the
-check that they share nobody with training or with each other.
-
-The paper announces 74 users for both, its table 5 fits 73: `evaluation.extended_users` chooses.
-"""
+"""The benchmarks of section 4.1: Vanilla (ten slots, held-out content) and Extended (free slots), which share
+nobody with training or with each other. The paper announces 74 users for both, its table 5 fits 73:
+`evaluation.extended_users` chooses."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ from rlpa_lib.settings.kinds import SOURCES
 
 def load_benchmarks(run: Run) -> dict[str, list[Persona]]:
     """The scored users of each benchmark in `evaluation.benchmarks`, always from the start of its test set.
-
-    InputError: a persona file is missing, empty or broken, or holds too few personas.
-    """
+    InputError: a persona file is missing, empty or broken, or holds too few personas."""
     cfg = run.cfg
     n_users, n_extended = cfg.evaluation.users, cfg.evaluation.extended_users or cfg.evaluation.users
     sizes = {name: n_extended if name == "extended" else n_users for name in cfg.evaluation.benchmarks}
@@ -34,11 +30,9 @@ def disjointness(
     cfg: Config, seed: int, benchmarks: dict[str, Sequence[Persona]], run: Run | Path | None = None
 ) -> dict[str, dict[str, Any]]:
     """Size, hash, and what is shared, of the training users and each benchmark; for the run's record.
-
-    `seen_values` is the share of the test users' (slot, value) items that some training user has, too: values
-    may be shared, persons may not. `run` is needed where a language model fills the slots. InputError: a test
-    user is, exactly or nearly (60 % of the content words), a training user or a user of the other benchmark.
-    """
+    `seen_values` is the share of the test users' (slot, value) items that some training user has, too. `run`
+    is needed where a language model fills the slots. InputError: a test user is, exactly or nearly (60 % of
+    the content words), a training user or a user of the other benchmark."""
     train = parties.load_people(cfg, "train", cfg.personas.train_users, seed, run)
     known = {item for person in train for item in person.profile.items}
     facts: dict[str, dict[str, Any]] = {"train": {"n": len(train), "hash": hash_split(train)}}

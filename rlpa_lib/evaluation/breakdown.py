@@ -1,7 +1,6 @@
 """What a score is made of: format, criteria, guesses, the personal part (swap test), and the first turn.
 
-All functions take the judgement rows of one method and benchmark (`scoring.Judgement.to_json`).
-"""
+All functions take the judgement rows of one method and benchmark (`scoring.Judgement.to_json`)."""
 
 from __future__ import annotations
 
@@ -43,11 +42,9 @@ def diagnostics(rows: Sequence[dict]) -> dict[str, float]:
 
 
 def swap_summary(rows: Sequence[dict], first: int = 2) -> dict[str, float]:
-    """Share aligned with the own and with another user's persona from turn `first` on, in [0, 1].
-
-    Before turn 2 only "Hello" has been said. `personal_share` is the difference. 95 % intervals over users.
-    NaN when the run has no such turn or no swap.
-    """
+    """Share aligned with the own and with another user's persona from turn `first` on, in [0, 1]. Before turn
+    2 only "Hello" has been said. `personal_share` is the difference. 95 % intervals over users. NaN when the
+    run has no such turn or no swap."""
     own, swapped = (tables.score_table(rows, field)[:, first - 1 :] for field in ("score", "swapped_score"))
     both = ~np.isnan(own) & ~np.isnan(swapped)
     known = both.any(axis=0).all() and own.shape[1] and len(own) >= 2
@@ -59,13 +56,10 @@ def swap_summary(rows: Sequence[dict], first: int = 2) -> dict[str, float]:
 
 
 def first_turn(rows: Sequence[dict]) -> dict[str, float]:
-    """What AL(1) is made of, in shares of users. All have said "Hello" and nothing else.
-
-    `al1`; `swapped`, the share that would also suit another user; `broken` and, per criterion, `fails_X`; how
-    many ask something; words; profile items (all guesses) and how many are right: each with its 95 % interval
-    (_low, _high). How many responses differ from each other or are the commonest one counts what this run
-    said.
-    """
+    """What AL(1) is made of, in shares of users. All have said "Hello" and nothing else. `al1`; `swapped`,
+    the share that would also suit another user; `broken` and, per criterion, `fails_X`; how many ask
+    something; words; profile items (all guesses) and how many are right: each with its 95 % interval (_low,
+    _high). How many responses differ from each other or are the commonest one counts what this run said."""
     now = [r for r in rows if r["turn"] == 1]
     texts = Counter(r["response"] for r in now)
     fails = {
@@ -131,10 +125,8 @@ def by_turn(rows: Sequence[dict]) -> pd.DataFrame:
 
 
 def cost(lines: Sequence[dict]) -> pd.DataFrame:
-    """Seconds by party and tokens of each row, from metrics/evaluation.jsonl.
-
-    Of a turn that was played twice (after a kill or a change of the code) the last line counts.
-    """
+    """Seconds by party and tokens of each row, from metrics/evaluation.jsonl. Of a turn that was played twice
+    (after a kill or a change of the code) the last line counts."""
     frame = pd.DataFrame(lines).drop_duplicates(["method", "benchmark", "turn"], keep="last")
     columns = ["method_s", "user_s", "judges_s", "tokens"]
     sums = frame.groupby(["method", "benchmark"], sort=False)[columns].sum().reset_index()

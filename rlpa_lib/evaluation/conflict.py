@@ -1,7 +1,6 @@
 """A preference that changes in mid-dialogue (section 5.2): what changes, and how fast the profile follows.
 
-Axes: E users, K turns; the persona changes at turn `at` (from 1). Recovery time and stale values are ours.
-"""
+Axes: E users, K turns; the persona changes at turn `at` (from 1). Recovery time and stale values are ours."""
 
 from __future__ import annotations
 
@@ -29,10 +28,8 @@ NAME = "conflict"  # in file names, where a benchmark's name stands otherwise
 
 
 def draw_shifts(personas: Sequence[Persona], seed: int) -> dict[str, Shift]:
-    """Persona id -> what changes: a slot, and another person's value of it that means something else.
-
-    Drawn by seed and person alone. InputError: a persona has no slot that could change.
-    """
+    """Persona id -> what changes: a slot, and another person's value of it that means something else. Drawn
+    by seed and person alone. InputError: a persona has no slot that could change."""
     return {p.id: _draw(p, personas, random.Random(derive_seed("shift", seed, p.id))) for p in personas}
 
 
@@ -58,10 +55,8 @@ def shift_table(personas: Sequence[Persona], shifts: Mapping[str, Shift], at: in
 
 
 def check_profiles(dialogues: Sequence[Dialogue], shifts: Mapping[str, Shift], judge: Judge) -> pd.DataFrame:
-    """Whether inferred profiles hold the new and the old value: columns user, turn, holds_new, holds_old.
-
-    1, 0, or NaN where the judge failed. A value counts under its slot, as `judge` matches.
-    """
+    """Whether inferred profiles hold the new and the old value: columns user, turn, holds_new, holds_old. 1,
+    0, or NaN where the judge failed. A value counts under its slot, as `judge` matches."""
     keys, pairs = [], []
     for dialogue in dialogues:
         shift = shifts[dialogue.persona_id]
@@ -75,10 +70,8 @@ def check_profiles(dialogues: Sequence[Dialogue], shifts: Mapping[str, Shift], j
 
 
 def measure_recovery(table: pd.DataFrame, at: int) -> pd.Series:
-    """Turns after the change until the profile holds the new value and not the old one, by user.
-
-    0 when it does at the very turn of the change, inf when it never does. What it does later does not count.
-    """
+    """Turns after the change until the profile holds the new value and not the old one, by user. 0 when it
+    does at the very turn of the change, inf when it never does. What it does later does not count."""
     after = table[table["turn"] >= at]
     good = after[(after["holds_new"] == 1) & (after["holds_old"] == 0)]
     first = (good.groupby("user")["turn"].min() - at).astype(float)
@@ -86,13 +79,10 @@ def measure_recovery(table: pd.DataFrame, at: int) -> pd.Series:
 
 
 def summarize_recovery(table: pd.DataFrame, at: int) -> dict[str, float]:
-    """Recovery in one row, 95 % intervals over users.
-
-    knew_old: share of profiles that held the old value one turn before; recovered: share that came to hold
-    the new value and not the old one; median_turns: median recovery time, inf when most never recover;
-    at_once: share with recovery time 0; stale: share of (user, turn from `at` on) at which the profile holds
-    the old value; holds_new: the same for the new one.
-    """
+    """Recovery in one row, 95 % intervals over users. knew_old: share of profiles that held the old value one
+    turn before; recovered: share that came to hold the new value and not the old one; median_turns: median
+    recovery time, inf when most never recover; at_once: share with recovery time 0; stale: share of (user,
+    turn from `at` on) at which the profile holds the old value; holds_new: the same for the new one."""
     times = measure_recovery(table, at)
     n, recovered = len(times), int(np.isfinite(times).sum())
     share = Interval(recovered / n, *map(float, intervals.binomial_interval(recovered, n)))
@@ -108,9 +98,7 @@ def summarize_recovery(table: pd.DataFrame, at: int) -> dict[str, float]:
 
 def profile_curves(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Share of profiles that hold the old and the new value, by method and turn, with exact 95 % intervals.
-
-    Columns method, value (old or new), turn, share, low, high, in [0, 1].
-    """
+    Columns method, value (old or new), turn, share, low, high, in [0, 1]."""
     rows = []
     for method, table in tables.items():
         for value in ("old", "new"):
@@ -122,11 +110,9 @@ def profile_curves(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def alignment_curves(scores: Mapping[str, np.ndarray], calm: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """AL(k) in percent with exact 95 % intervals, from scores (E, K) by row.
-
-    Columns method, users (change or no change), turn, al, low, high. `calm` are the same users without a
-    change, as far as they were played.
-    """
+    """AL(k) in percent with exact 95 % intervals, from scores (E, K) by row. Columns method, users (change or
+    no change), turn, al, low, high. `calm` are the same users without a change, as far as they were
+    played."""
     rows = []
     for kind, tables in (("change", scores), ("no change", calm)):
         for method, table in tables.items():
@@ -137,11 +123,9 @@ def alignment_curves(scores: Mapping[str, np.ndarray], calm: Mapping[str, np.nda
 
 
 def compare_before_after(scores_EK: np.ndarray, at: int) -> dict[str, float]:
-    """Alignment in percent around the change.
-
-    Mean before (from turn 2 on: at turn 1 only "Hello" was said) and after, their paired difference over
-    users, and the drop from turn at-1 to turn at, both with 95 % intervals and permutation p-values.
-    """
+    """Alignment in percent around the change. Mean before (from turn 2 on: at turn 1 only "Hello" was said)
+    and after, their paired difference over users, and the drop from turn at-1 to turn at, both with 95 %
+    intervals and permutation p-values."""
     before, after = (np.nanmean(part, axis=1) for part in (scores_EK[:, 1 : at - 1], scores_EK[:, at - 1 :]))
     row = {"before": 100 * float(np.nanmean(before)), "after": 100 * float(np.nanmean(after))}
     pairs = {"change": (after, before), "drop": (scores_EK[:, at - 1], scores_EK[:, at - 2])}

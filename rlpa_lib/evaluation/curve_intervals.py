@@ -4,11 +4,10 @@ Both statistics divide by a noisy minimum-to-maximum range, which is biased upwa
 resampling and the delta method are far too short for them. Axes: S seeds, E users, K turns, C candidate
 curves, B simulated studies. Curves are handled as angles arcsin(sqrt(AL)), whose noise does not depend on AL.
 
-Coverage of the 95 % intervals in simulated studies of 74 users and ten turns: "global" 94 to 100 % (this
-module, 200 studies a curve; tests/benchmarks/bench_coverage.py measures it), "running" 98 to 100 % (a
-prototype, 1,000 studies a curve; lowest of all 92 %). So an interval is often longer than it need be, seldom
-shorter. Where turns may all be equal, N-IR reaches far to both sides of 0 and N-R² from 0 to nearly 1.
-"""
+Coverage of the 95 % intervals with 74 users and ten turns: "global" 94 to 100 % (200 studies a curve;
+tests/benchmarks/bench_coverage.py measures it), "running" 98 to 100 % (a prototype, 1,000 studies a curve;
+lowest of all 92 %): often longer than need be, seldom shorter. Where turns may all be equal, N-IR reaches far
+to both sides of 0 and N-R² from 0 to nearly 1."""
 
 from __future__ import annotations
 
@@ -71,27 +70,27 @@ class _Study:
 def improvement_interval(
     scores: ArrayLike, name: Literal["n_ir", "n_r2"], norm: Norm = "global", *, seed: int = 0
 ) -> Interval:
-    """95 % interval of N-IR or N-R² (eq. 8) at the true AL curve.
-
-    Scores (E, K), or (S, E, K) with 3 seeds or more. ValueError: fewer users or seeds, a turn without scores.
-    """
+    """95 % interval of N-IR or N-R² (eq. 8) at the true AL curve. Scores (E, K), or (S, E, K) with 3 seeds or
+    more. ValueError: fewer users or seeds, a turn without scores."""
     study, tie_start = _observe(scores, seed), norm == "running"
     if name == "n_ir":
         no_limits = (-np.inf, np.inf)
         return _curve_interval(study, lambda al: normalized_improvement(al, norm)[0], no_limits, tie_start)
+
+    def correlate(al: Floats) -> Floats:
+        n_ir, n_r2 = normalized_improvement(al, norm)
+        return np.sign(n_ir) * np.sqrt(n_r2)
+
     # N-R² ends at 0, where a test has only one side; its signed root, the correlation, goes on through.
-    root = _curve_interval(study, lambda al: _correlation(al, norm), (-1.0, 1.0), tie_start)
+    root = _curve_interval(study, correlate, (-1.0, 1.0), tie_start)
     low, high = sorted((root.low**2, root.high**2))
     return Interval(root.estimate**2, 0.0 if root.low <= 0 <= root.high else low, high)
 
 
 def _curve_interval(study: _Study, statistic: Statistic, limits: Limits, tie_start: bool) -> Interval:
-    """Interval of a statistic of the true AL curve on a scale of these `limits`.
-
-    A curve is kept when in at least 2.5 % of its simulated studies the statistic is as far off as in ours, on
-    our side; the interval spans the kept curves and the estimate. `tie_start` also tries curves whose first
-    two turns tie.
-    """
+    """Interval of a statistic of the true AL curve on a scale of these `limits`. A curve is kept when in at
+    least 2.5 % of its simulated studies the statistic is as far off as in ours, on our side; the interval
+    spans the kept curves and the estimate. `tie_start` also tries curves whose first two turns tie."""
     estimate = float(statistic(study.al_K))
     paths, simple = _path_families(study, statistic, limits, tie_start), _simple_families(study)
     families = [*paths, *simple]
@@ -142,10 +141,8 @@ def _find_end(
 def _path_families(study: _Study, statistic: Statistic, limits: Limits, tie_start: bool) -> list[Floats]:
     """Curves along the path from the observed one, as they are and with levelled ends."""
     starts = [np.zeros_like(study.angle_K)]
-    if tie_start:
-        # "running" jumps where the second turn equals the first.
-        tied = study.angle_K.copy()
-        tied[:2] = tied[:2].mean()
+    if tie_start:  # "running" jumps where the second turn equals the first
+        tied = np.r_[np.full(2, study.angle_K[:2].mean()), study.angle_K[2:]]
         starts.append(study.steps(tied[None])[0])
     scale_K = np.sqrt((study.root_KK**2).sum(axis=1))
     paths = [study.curves(_path(study, statistic, limits, start)) for start in starts]
@@ -154,11 +151,9 @@ def _path_families(study: _Study, statistic: Statistic, limits: Limits, tie_star
 
 
 def _path(study: _Study, statistic: Statistic, limits: Limits, start_K: Floats) -> Floats:
-    """Steps (C, K) from the observed curve to those nearest to `start_K` with given statistics.
-
-    Slopes are taken over one standard error either way: over less, an extreme shows one of its turns only.
-    """
+    """Steps (C, K) from the observed curve to those nearest to `start_K` with given statistics."""
     n_turns = len(start_K)
+    # Slopes are taken over one standard error either way: over less, an extreme shows one of its turns only.
     offsets = np.concatenate([np.eye(n_turns), -np.eye(n_turns)])
 
     def look(z_CK: Floats) -> tuple[Floats, Floats]:
@@ -188,10 +183,8 @@ def _cut_top(angle_CK: Floats, scale_K: Floats, cost: float) -> Floats:
 
 
 def _simple_families(study: _Study) -> list[Floats]:
-    """Towards the nearest flat, straight, never falling, never rising and one-step curves.
-
-    The statistics take their extreme and conventional values there, and no path along slopes arrives.
-    """
+    """Towards the nearest flat, straight, never falling, never rising and one-step curves, where the
+    statistics take their extreme and conventional values and no path along slopes arrives."""
     al_K, n_turns = study.al_K, len(study.al_K)
     one, angle = np.linalg.solve(study.root_KK, np.stack([np.ones(n_turns), study.angle_K], axis=1)).T
     turns = np.arange(n_turns) - (n_turns - 1) / 2
@@ -212,15 +205,11 @@ def _observe(scores: ArrayLike, seed: int) -> _Study:
     if scores.ndim == 2:
         scores = scores[None]
     elif scores.ndim != 3 or len(scores) < 3:
-        raise ValueError(
-            "scores must have shape (users, turns), or (seeds, users, turns) with at least 3 seeds"
-        )
+        raise ValueError("scores must be (users, turns), or (seeds, users, turns) with at least 3 seeds")
     n_seeds, n_users, n_turns = scores.shape
     valid = ~np.isnan(scores)
     if n_users < 2 or not valid.any(axis=1).all():
-        raise ValueError(
-            "an interval needs at least two users and, in every seed, a valid score at every turn"
-        )
+        raise ValueError("an interval needs two users and, in every seed, a valid score at every turn")
     marks_K = valid.sum(axis=(0, 1)).astype(float)
     al_K = np.where(valid, scores, 0.0).sum(axis=(0, 1)) / marks_K
     root_KK = _user_root(np.where(valid, scores - al_K, 0.0).sum(axis=0) * n_users / marks_K, al_K)
@@ -259,11 +248,6 @@ def _user_root(away_EK: Floats, al_K: Floats) -> Floats:
 
 def _t_to_normal(n: int) -> float:
     return float(special.stdtrit(n - 1, (1 + LEVEL) / 2) / special.ndtri((1 + LEVEL) / 2))
-
-
-def _correlation(al: Floats, norm: Norm) -> Floats:
-    n_ir, n_r2 = normalized_improvement(al, norm)
-    return np.sign(n_ir) * np.sqrt(n_r2)
 
 
 def _inside(angle: Floats) -> Floats:

@@ -22,12 +22,9 @@ def ask_once(person: Persona, question: str) -> Dialogue:
 
 def alignment_table(scores: tables.Scores, model: str) -> pd.DataFrame:
     """AVG in percent of each row with each kind of user, and the difference from the same users when willing;
-    `scores` by (row key, manner).
-
-    From turn 2 on (turn 1 is "Hello" for all), with 95 % bootstrap intervals over users: columns model,
-    method, manner, users, avg, difference, p, and bounds. p is a permutation p-value with Holm's correction
-    over all differences of the table.
-    """
+    `scores` by (row key, manner). From turn 2 on (turn 1 is "Hello" for all), with 95 % bootstrap intervals
+    over users: columns model, method, manner, users, avg, difference, p, and bounds. p is a permutation
+    p-value with Holm's correction over all differences of the table."""
     lines = []
     for name in tables.arrange_rows(dict.fromkeys(name for name, _ in scores)):
         for manner, table in ((m, table[:, 1:]) for (n, m), table in scores.items() if n == name):

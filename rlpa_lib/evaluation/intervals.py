@@ -1,7 +1,6 @@
 """Uncertainty of a study: intervals over users and seeds, exact ones, paired tests, Holm's correction.
 
-Axes: S seeds, E users, K turns, B resamples. Scores are in [0, 1]; NaN is a judge failure and is left out.
-"""
+Axes: S seeds, E users, K turns, B resamples. Scores are in [0, 1]; NaN is a judge failure and is left out."""
 
 from __future__ import annotations
 
@@ -59,10 +58,8 @@ def binomial_interval(successes: ArrayLike, n: ArrayLike) -> tuple[Floats, Float
 
 
 def alignment_interval(scores_EK: ArrayLike) -> tuple[Floats, Floats]:
-    """Exact interval of AL(k) from 0/1 scores (E, K): (low (K,), high (K,)).
-
-    ValueError: graded scores, or a turn without a valid score.
-    """
+    """Exact interval of AL(k) from 0/1 scores (E, K): (low (K,), high (K,)). ValueError: graded scores, or a
+    turn without a valid score."""
     scores = np.asarray(scores_EK, dtype=float)
     valid = ~np.isnan(scores)
     if not np.isin(scores[valid], (0.0, 1.0)).all():
@@ -73,12 +70,10 @@ def alignment_interval(scores_EK: ArrayLike) -> tuple[Floats, Floats]:
 def bootstrap_interval(
     scores_EK: ArrayLike, *, limits: Limits = SHARE, n_resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """BCa bootstrap over users of AVG, the mean of AL(k) over turns (table 1), on a scale of `limits`.
-
-    The tails are widened for small samples: a bootstrap of E users is too narrow by sqrt((E-1)/E) and uses
-    the normal, not the t, law. Where no two users differ: `constant_interval`. ValueError: fewer than two
-    users, or a turn without a valid score.
-    """
+    """BCa bootstrap over users of AVG, the mean of AL(k) over turns (table 1), on a scale of `limits`. The
+    tails are widened for small samples: a bootstrap of E users is too narrow by sqrt((E-1)/E) and uses the
+    normal, not the t, law. Where no two users differ: `constant_interval`. ValueError: fewer than two users,
+    or a turn without a valid score."""
     scores = _read_scores(scores_EK)
     n_users = len(scores)
     estimate = float(_average_resamples(scores, np.ones((1, n_users)))[0])
@@ -103,12 +98,10 @@ def constant_interval(estimate: float, n_users: int, limits: Limits = SHARE) -> 
 
 
 def ratio_interval(parts_E: ArrayLike, wholes_E: ArrayLike, limits: Limits = SHARE) -> Interval:
-    """Interval over users of sum(parts) / sum(wholes), such as marks passed over marks given.
-
-    What one user did stays together. Linearised with the t law, ends kept inside `limits`. A share of users,
-    each counted once, gets the exact binomial interval; a ratio in which no two users differ
-    `constant_interval`, or NaN for ends if the scale is open. NaN for ends of one user; no wholes: all NaN.
-    """
+    """Interval over users of sum(parts) / sum(wholes), such as marks passed over marks given. What one user
+    did stays together. Linearised with the t law, ends kept inside `limits`. A share of users, each counted
+    once, gets the exact binomial interval; a ratio in which no two users differ `constant_interval`, or NaN
+    for ends if the scale is open. NaN for ends of one user; no wholes: all NaN."""
     parts, wholes = np.asarray(parts_E, dtype=float), np.asarray(wholes_E, dtype=float)
     parts, wholes = parts[wholes > 0], wholes[wholes > 0]
     n, ratio = len(wholes), float(parts.sum() / wholes.sum()) if len(wholes) else NAN
@@ -120,17 +113,14 @@ def ratio_interval(parts_E: ArrayLike, wholes_E: ArrayLike, limits: Limits = SHA
     if spread < 1e-12:
         return constant_interval(ratio, n, limits) if np.isfinite(limits).all() else Interval(ratio, NAN, NAN)
     half = _t_quantile(n - 1) * spread
-    low, high = np.maximum(limits[0], ratio - half), np.minimum(limits[1], ratio + half)
-    return Interval(ratio, float(low), float(high))
+    return Interval(ratio, float(max(limits[0], ratio - half)), float(min(limits[1], ratio + half)))
 
 
 def seed_interval(scores_SEK: ArrayLike, *, limits: Limits = SHARE) -> Interval:
-    """Interval over seeds and users (crossed: the same users in every seed) of AVG over both.
-
-    Three seeds resampled give intervals far too short, so the variances of the seed means and of the user
-    means are added, with Satterthwaite's degrees of freedom. Slightly wide when seeds agree. Without any
-    variation as `constant_interval`. ValueError: fewer than 3 seeds or 2 users.
-    """
+    """Interval over seeds and users (crossed: the same users in every seed) of AVG over both. Three seeds
+    resampled give intervals far too short, so the variances of the seed means and of the user means are
+    added, with Satterthwaite's degrees of freedom. Slightly wide when seeds agree. Without any variation as
+    `constant_interval`. ValueError: fewer than 3 seeds or 2 users."""
     scores = np.asarray(scores_SEK, dtype=float)
     if scores.ndim != 3 or scores.shape[0] < 3 or scores.shape[1] < 2:
         raise ValueError("scores must have shape (seeds, users, turns) with at least 3 seeds and 2 users")
@@ -154,10 +144,8 @@ def seed_interval(scores_SEK: ArrayLike, *, limits: Limits = SHARE) -> Interval:
 def paired_difference(
     a_EK: ArrayLike, b_EK: ArrayLike, *, n_resamples: int = 2000, seed: int = 0
 ) -> Comparison:
-    """AVG(a) - AVG(b) on the same users and turns: BCa interval and sign-flip test, both over users.
-
-    A cell missing on either side is left out on both. ValueError: shapes differ, a turn has no common score.
-    """
+    """AVG(a) - AVG(b) on the same users and turns: BCa interval and sign-flip test, both over users. A cell
+    missing on either side is left out on both. ValueError: shapes differ, a turn has no common score."""
     a, b = _read_scores(a_EK), _read_scores(b_EK)
     if a.shape != b.shape:
         raise ValueError(f"paired scores must have one shape, not {a.shape} and {b.shape}")

@@ -36,11 +36,9 @@ def track_revealed(
     by_judge: bool,
 ) -> pd.DataFrame:
     """How much each user has revealed at each checkpoint, by its ledger and by a judge that reads its words.
-
     Columns user, turn, n_true, by_ledger, by_judge (counts of slots; NaN where the judge failed), agree
     (slots on which both agree), both (slots that both call told) and told, the count that the Theoretical Max
-    takes: the judge's where `by_judge`, else the ledger's.
-    """
+    takes: the judge's where `by_judge`, else the ledger's."""
     people = zip(personas, dialogues, strict=True)
     moments = [(p, turn, Dialogue(d.id, d.persona_id, d.turns[:turn])) for p, d in people for turn in turns]
     read_by_judge = judge.find_revealed([(person, part) for person, _, part in moments])
@@ -59,11 +57,9 @@ def track_revealed(
 
 
 def compare_ledgers(table: pd.DataFrame) -> dict[str, float]:
-    """Ledger and judge over all slots, users and checkpoints of `track_revealed`.
-
-    Share of slots on which they agree, Cohen's kappa, and the mean Theoretical Max by each. Cases without an
-    answer are counted apart.
-    """
+    """Ledger and judge over all slots, users and checkpoints of `track_revealed`. Share of slots on which
+    they agree, Cohen's kappa, and the mean Theoretical Max by each. Cases without an answer are counted
+    apart."""
     known = table.dropna(subset="by_judge")
     n, ledger, judge, both = (float(known[c].sum()) for c in ("n_true", "by_ledger", "by_judge", "both"))
     confusion = [[both, ledger - both], [judge - both, n - ledger - judge + both]]
@@ -80,11 +76,9 @@ def progress_table(
     rows_by_method: Mapping[str, Sequence[dict]], told: Mapping[str, pd.DataFrame]
 ) -> pd.DataFrame:
     """Figure 4b in percent with 95 % bootstrap intervals: columns method, measure, turn, value, low, high.
-
     Measures: profile score (F1 of eq. 3), recall (matched / true), Theoretical Max (told / true, the most
     that recall can be without a guess), best score (the F1 of a profile that holds what was told and nothing
-    else). `told` is `track_revealed` by method.
-    """
+    else). `told` is `track_revealed` by method."""
     lines = []
     for method, rows in rows_by_method.items():
         frame = pd.DataFrame(rows).merge(told[method][["user", "turn", "told"]], on=["user", "turn"])
@@ -108,11 +102,9 @@ def average_table(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def window_table(rows_by_method: Mapping[str, Sequence[dict]], block: int) -> pd.DataFrame:
-    """What the context window cost, by method and block of `block` turns.
-
-    Mean and largest number of dropped turns a prompt, share of prompts that lost any, and `profiles_lost`,
-    prompts that lost the latest profile block with all turns before (see `prompt_tokens.window`).
-    """
+    """What the context window cost, by method and block of `block` turns. Mean and largest number of dropped
+    turns a prompt, share of prompts that lost any, and `profiles_lost`, prompts that lost the latest profile
+    block with all turns before (see `prompt_tokens.window`)."""
     frame = pd.concat([pd.DataFrame(rows).assign(method=name) for name, rows in rows_by_method.items()])
     frame["cut"] = frame["n_dropped"] > 0
     frame["lost"] = (frame["turn"] > 1) & (frame["n_dropped"] == frame["turn"] - 1)
@@ -122,10 +114,8 @@ def window_table(rows_by_method: Mapping[str, Sequence[dict]], block: int) -> pd
 
 
 def cost_table(lines: Sequence[dict], users: int, block: int) -> pd.DataFrame:
-    """Milliseconds a user and turn by party, and memory at the end, by method and block of turns.
-
-    `lines` are those of metrics/long_term.jsonl.
-    """
+    """Milliseconds a user and turn by party, and memory at the end, by method and block of turns. `lines` are
+    those of metrics/long_term.jsonl."""
     frame = pd.DataFrame(lines).drop_duplicates(["method", "turn"], keep="last")
     frame = frame.sort_values(["method", "turn"], kind="stable")
     parties = ("method", "user", "judges")
@@ -136,11 +126,9 @@ def cost_table(lines: Sequence[dict], users: int, block: int) -> pd.DataFrame:
 
 
 def growth_table(lines: Sequence[dict]) -> pd.DataFrame:
-    """How time and memory grow with the turn: one row a method and quantity.
-
-    `times`: mean over the last third of the turns over that of the middle third; `linear`: the same ratio of
-    the turn numbers, which is what linear growth gives. Quantities: seconds by party, and memory.
-    """
+    """How time and memory grow with the turn: one row a method and quantity. `times`: mean over the last
+    third of the turns over that of the middle third; `linear`: the same ratio of the turn numbers, which is
+    what linear growth gives. Quantities: seconds by party, and memory."""
     frame = pd.DataFrame(lines).drop_duplicates(["method", "turn"], keep="last")
     rows = []
     for method, part in frame.sort_values("turn").groupby("method", sort=False):

@@ -1,7 +1,5 @@
-"""Alignment level and normalised improvement (appendix C.3, eq. 8).
-
-Axes: E users (dialogues), K turns. Levels are fractions; the paper prints percent.
-"""
+"""Alignment level and normalised improvement (appendix C.3, eq. 8). Axes: E users, K turns. Levels are
+fractions; the paper prints percent."""
 
 from __future__ import annotations
 
@@ -16,11 +14,9 @@ _FLAT = 1e-12
 
 
 def alignment_level(scores_EK: ArrayLike) -> NDArray[np.float64]:
-    """AL(k), shape (K,): mean over users of scores (E, K) in [0, 1] (appendix C.3).
-
-    NaN marks a judge failure and is left out; a turn that has nothing else is NaN.
-    ValueError: not two axes, or a score outside [0, 1].
-    """
+    """AL(k), shape (K,): mean over users of scores (E, K) in [0, 1] (appendix C.3). NaN marks a judge failure
+    and is left out; a turn that has nothing else is NaN. ValueError: not two axes, or a score outside [0,
+    1]."""
     scores = np.asarray(scores_EK, dtype=float)
     if scores.ndim != 2 or 0 in scores.shape:
         raise ValueError(f"scores must have shape (users, turns), not {scores.shape}")
@@ -33,13 +29,10 @@ def alignment_level(scores_EK: ArrayLike) -> NDArray[np.float64]:
 
 
 def normalize_levels(al_K: ArrayLike, norm: Norm = "global") -> NDArray[np.float64]:
-    """N-AL(k) of eq. 8, shape of the input (..., K), values in [0, 1].
-
-    "running" is eq. 8 as printed: minimum and maximum over turns 1..k. The first turn, where both coincide,
-    is set to 0, which is what reproduces table 5. "global" takes them over all turns, which is what
-    reproduces tables 2 and 4. A flat curve is all 0. ValueError: fewer than two turns, values that are not
-    finite, an unknown norm.
-    """
+    """N-AL(k) of eq. 8, shape of the input (..., K), values in [0, 1]. "running" is eq. 8 as printed: minimum
+    and maximum over turns 1..k. The first turn, where both coincide, is set to 0, which is what reproduces
+    table 5. "global" takes them over all turns, which is what reproduces tables 2 and 4. A flat curve is all
+    0. ValueError: fewer than two turns, values that are not finite, an unknown norm."""
     al = np.asarray(al_K, dtype=float)
     if al.ndim == 0 or al.shape[-1] < 2:
         raise ValueError("a trend needs at least two turns")
@@ -62,8 +55,7 @@ def normalized_improvement(al_K: ArrayLike, norm: Norm = "global") -> tuple[floa
     "global": all turns of a curve are then measured on one scale, so curves can be compared. Under "running"
     every turn that sets a new maximum scores 1 however small the gain, so all curves that never fall after a
     first rise share one value and an early dip raises N-IR. Intervals: curve_intervals.improvement_interval.
-    ValueError as in normalize_levels.
-    """
+    ValueError as in normalize_levels."""
     levels = normalize_levels(al_K, norm)
     turns_K = np.arange(1.0, levels.shape[-1] + 1)
     turns_K -= turns_K.mean()

@@ -85,8 +85,7 @@ def strip_date(model: str) -> str:
 
 def version(model: str) -> str:
     """The release date at the end of a model name, or an empty string."""
-    found = _VERSION.search(model)
-    return found.group(1) if found else ""
+    return next(iter(_VERSION.findall(model)), "")
 
 
 def label(row: pd.Series) -> str:
@@ -97,8 +96,14 @@ def label(row: pd.Series) -> str:
 
 def load(folder: str | Path) -> Tables:
     """Read a folder's seven CSVs. InputError names file, row and column of what is wrong."""
-    text = {name: _read(Path(folder) / f"{name}.csv", name) for name in _SCHEMA}
-    return Tables({name: _to_numbers(table, name) for name, table in text.items()}, text)
+    text, numbers = {name: _read(Path(folder) / f"{name}.csv", name) for name in _SCHEMA}, {}
+    for name, table in text.items():
+        columns = {
+            column: [_to_number(cell, name, row, column) for row, cell in enumerate(table[column], start=1)]
+            for column in _SCHEMA[name][1]
+        }
+        numbers[name] = table.assign(**columns)
+    return Tables(numbers, text)
 
 
 def read_printed_row(table: str, model: str, method: str) -> dict[str, str]:
@@ -129,13 +134,6 @@ def _read(path: Path, name: str) -> pd.DataFrame:
             raise InputError(f"{path}: row {number} has {len(line)} cells, the header has {len(header)}")
     frame = pd.DataFrame(lines[1:], columns=header, dtype=str)
     return frame[[*labels, *values]].apply(lambda column: column.str.strip())
-
-
-def _to_numbers(text: pd.DataFrame, name: str) -> pd.DataFrame:
-    return text.assign(**{
-        column: [_to_number(cell, name, i, column) for i, cell in enumerate(text[column], start=1)]
-        for column in _SCHEMA[name][1]
-    })  # fmt: skip
 
 
 def _to_number(cell: str, name: str, row: int, column: str) -> float:

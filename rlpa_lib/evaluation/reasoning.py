@@ -25,19 +25,16 @@ def count_reasoning(
     rows: Sequence[dict], dialogues: Sequence[Dialogue], count: Callable[[str], int]
 ) -> np.ndarray:
     """(E, K) tokens that a method spent before what the user reads, from judgement rows and their dialogues.
-
     Hidden steps count what was generated for them, or `count` of their text where nobody counted. A method
-    that writes profiles spends what its completion holds before the response.
-    """
+    that writes profiles spends what its completion holds before the response."""
     places = {dialogue.persona_id: place for place, dialogue in enumerate(dialogues)}
     table = np.full((len(dialogues), max(row["turn"] for row in rows)), np.nan)
     for row in rows:
         place, turn = places[row["user"]], row["turn"] - 1
         steps = [step for step in row["hidden"] if step["n_tokens"] or step["kind"] in COUNTED]
-        spent = sum(step["n_tokens"] or count(step["text"]) for step in steps)
+        table[place, turn] = sum(step["n_tokens"] or count(step["text"]) for step in steps)
         if row["method"].partition("@")[0] in WITH_PROFILE:
-            spent += count(cut_profile(dialogues[place].turns[turn].completion))
-        table[place, turn] = spent
+            table[place, turn] += count(cut_profile(dialogues[place].turns[turn].completion))
     return table
 
 
@@ -63,10 +60,8 @@ def count_empty_block(count: Callable[[str], int]) -> int:
 def figure_table(
     scores: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarray], model: str
 ) -> pd.DataFrame:
-    """Figure 5's data, one row a method or model: AVG in percent and reasoning tokens a turn.
-
-    Both with 95 % bootstrap intervals over users; `per_point` is what was spent for one percent point.
-    """
+    """Figure 5's data, one row a method or model: AVG in percent and reasoning tokens a turn, with 95 %
+    intervals over users, and `per_point`, what was spent for one percent point."""
     lines = []
     for name in tables.arrange_rows(scores):
         spent = tokens[name]

@@ -82,10 +82,7 @@ def version(run: Run, row: Row) -> str:
 
 class Stage:
     """Makes the methods of a run one after another. Everything that a row needs is looked for when the stage
-    is set up.
-
-    InputError: an adapter, encoder, prompt, endpoint or key that a row needs is not there.
-    """
+    is set up. InputError: an adapter, encoder, prompt, endpoint or key that a row needs is not there."""
 
     def __init__(self, run: Run, rows: Sequence[Row] | None = None):
         self.run, self.cfg = run, run.cfg
@@ -194,8 +191,7 @@ def evaluate_row(
     `turns` and `swap` are `evaluation.turns` and `evaluation.swap` unless given; `valid` as in `play`.
     `policy` is the method's own where it may remember prompts. Leaves dialogues/<method>-<benchmark>.jsonl,
     judgements/<method>-<benchmark>.jsonl, and seconds, tokens and memory a turn in metrics/<log>.jsonl.
-    RuntimeError: the judge failed more often than run.max_judge_failure_rate.
-    """
+    RuntimeError: the judge failed more often than run.max_judge_failure_rate."""
     name, cfg, dialogues, rows = f"{method.name}-{benchmark}", run.cfg, None, []
     turns, swap = turns or cfg.evaluation.turns, cfg.evaluation.swap if swap is None else swap
     for turn in range(turns, 0, -1):

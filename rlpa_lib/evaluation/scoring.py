@@ -28,8 +28,7 @@ class Judgement:
     profile judge failed. `hidden` are the method's steps before the answer, which nobody judged; `n_tokens`
     counts theirs, too. `dimensions` are the four of section 3.3 where the judge marks them. The prompt had no
     room for the `n_dropped` oldest turns; where these are all turns before this one, the latest profile block
-    was lost with them.
-    """
+    was lost with them."""
 
     method: str
     benchmark: str
@@ -75,8 +74,7 @@ def play(
     weights and the dialogues so far, so going on gives what playing through would have given. With `swap`
     each response is judged a second time, against the next user's persona. `valid` gives the persona that
     holds at a turn, where it changes in mid-dialogue: judges and controls see that one. `fallback`: see
-    `Dialogue.answer`.
-    """
+    `Dialogue.answer`."""
 
     def answer(true: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Answer]:
         return method.respond(true, heard, derive_seed(seed, method.name, benchmark, len(heard[0].turns) + 1))

@@ -1,8 +1,7 @@
 """The paper's tables 1 (summary), 4 and 5 (turn by turn), and paired comparisons, all with intervals.
 
 A row's key is its method, or "method@model" for a model of evaluation.comparators (`rows.Row.name`). At the
-paper's scale the printed values stand under ours; a miniature's numbers never stand beside them.
-"""
+paper's scale the printed values stand under ours; a miniature's numbers never stand beside them."""
 
 from __future__ import annotations
 
@@ -114,10 +113,8 @@ def _improvement_of(data: bytes, shape: tuple[int, ...]) -> dict[str, float]:
 
 
 def paired_table(scores: Scores, treated: str = "rlpa") -> pd.DataFrame:
-    """RLPA against each other row on the same users: percent points with interval, p, and p by Holm.
-
-    The correction is over all comparisons of the table, both benchmarks and the controls included.
-    """
+    """RLPA against each other row on the same users: percent points with interval, p, and p by Holm. The
+    correction is over all comparisons of the table, both benchmarks and the controls included."""
     rows = []
     for benchmark in (b for b in TABLE_OF if (treated, b) in scores):
         for name in arrange_rows(name for name, bench in scores if bench == benchmark and name != treated):
@@ -134,9 +131,7 @@ def without_first_turn(scores: Scores) -> pd.DataFrame:
 
 def seeds_table(by_seed: Sequence[Scores], model: str, treated: str = "rlpa") -> pd.DataFrame:
     """Over S seeds and their users: avg, N-IR and N-R² of each row that all have, and RLPA's avg minus it.
-
-    With 95 % intervals. ValueError: fewer than three seeds.
-    """
+    With 95 % intervals. ValueError: fewer than three seeds."""
     rows, scores = [], stack_seeds(by_seed)
     for benchmark in TABLE_OF:
         for name in arrange_rows(name for name, bench in scores if bench == benchmark):
@@ -172,11 +167,9 @@ def comparable(cfg: Config) -> bool:
 
 
 def format_paper_table(table: pd.DataFrame, name: str, cfg: Config) -> pd.DataFrame:
-    """table1, table4 or table5 as text, by model, method and source (ours; paper where `comparable`).
-
-    Our cells are "estimate [low, high]". Every row of the paper is there ("not run" where it was not), in the
-    paper's order, and every row that was run.
-    """
+    """table1, table4 or table5 as text, by model, method and source (ours; paper where `comparable`). Our
+    cells are "estimate [low, high]". Every row of the paper is there ("not run" where it was not), in the
+    paper's order, and every row that was run."""
     ours = {(row["model"], row["method"]): row for _, row in table.iterrows()}
     model = cfg.policy.model.rstrip("/").rpartition("/")[2]
     expected = [*CLOSED, *((model, method.label) for method in METHODS.values() if method.in_paper)]
