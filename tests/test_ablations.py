@@ -100,9 +100,8 @@ def test_ppo_keeps_the_adapter_at_which_ablations_are_compared(tmp_path):
     found = ablations.find_training(whole.run, "PRR")
     assert [row["update"] for row in found.history] == [1, 2, 3, 4] and found.row.adapter == "ablation-PRR"
     assert ablations.find_training(whole.run, "PR") is None
-    assert ablations.all_seeds(whole.run) == {5: {"PRR": found}} and not ablations.is_evaluated(
-        {"PRR": found}
-    )
+    assert ablations.all_seeds(whole.run) == {5: {"PRR": found}}
+    assert ablations.read_scores({"PRR": found}) == {}
 
 
 def test_an_ablation_starts_as_both_rewards_do_and_then_parts(tmp_path):

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
-from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.evaluation import intervals, rows, tables
 from rlpa_lib.rlpa import training
 from rlpa_lib.rlpa.trainer import count_updates
@@ -90,12 +88,11 @@ def train_variant(
     return known
 
 
-def score_training(
-    one: Training, people: Sequence[Persona], user: SimulatedUser, evaluator: EvaluationJudge, judge: Judge
-) -> np.ndarray:
-    """Scores (E, K) of a training with Vanilla users, as in table 2; what was played before is read back."""
+def score_training(one: Training, *parties: Any) -> np.ndarray:
+    """Scores (E, K) of a training with Vanilla users, as in table 2; what was played before is read back.
+    `parties`: people, user, evaluator and judge, as in `Stage.load_judgements`."""
     stage = rows.Stage(one.run, [one.row])
-    return tables.score_table(stage.load_judgements(one.row, "vanilla", people, user, evaluator, judge))
+    return tables.score_table(stage.load_judgements(one.row, "vanilla", *parties))
 
 
 def ablation_table(scores: Mapping[str, np.ndarray], model: str) -> pd.DataFrame:
@@ -108,11 +105,10 @@ def ablation_table(scores: Mapping[str, np.ndarray], model: str) -> pd.DataFrame
 def comparison_table(scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Both rewards minus each other variant on the same users, in percent points, with 95 % interval, p, and
     Holm's p over the table."""
-    lines = [
-        {"method": LABELS[v]} | intervals.paired_difference(scores[BOTH_REWARDS], own_EK).percent_points()
-        for v, own_EK in scores.items()
-        if v != BOTH_REWARDS
-    ]
+    lines = []
+    for variant in (v for v in scores if v != BOTH_REWARDS):
+        found = intervals.paired_difference(scores[BOTH_REWARDS], scores[variant])
+        lines.append({"method": LABELS[variant]} | found.percent_points())
     frame = pd.DataFrame(lines, columns=["method", "difference", "low", "high", "p"])
     return frame.assign(p_holm=intervals.adjust_holm(frame["p"]))
 
@@ -128,24 +124,26 @@ def all_seeds(run: Run) -> dict[int, dict[str, Training]]:
     return found
 
 
-def seeds_table(by_seed: Mapping[int, Mapping[str, Training]]) -> pd.DataFrame:
-    """AVG (percent) of each variant and both rewards minus it, with 95 % intervals over seeds and users, of
-    evaluated seeds (`is_evaluated`). ValueError: fewer than three seeds."""
-    scores = [{v: _finished(one) for v, one in some.items()} for some in by_seed.values()]
-    stacked = {v: np.stack([some[v] for some in scores]) for v in scores[0]}
-    best = stacked[BOTH_REWARDS]
-    return pd.DataFrame([
-        {"method": LABELS[v]} | tables.compare_over_seeds(own, None if v == BOTH_REWARDS else best)
-        for v, own in stacked.items()
-    ])  # fmt: skip
+def read_scores(trainings: Mapping[str, Training]) -> dict[str, np.ndarray]:
+    """Scores (E, K) by variant of one seed's trainings; {} until all that were asked for are there and
+    played."""
+    scores = {}
+    for variant in (BOTH_REWARDS, *next(iter(trainings.values())).run.cfg.ablations.variants):
+        if (one := trainings.get(variant)) is None:
+            return {}
+        judged = rows.read_finished(one.run, one.row.name, "vanilla", rows.version(one.run, one.row))
+        if judged is None:
+            return {}
+        scores[variant] = tables.score_table(judged)
+    return scores
 
 
-def is_evaluated(trainings: Mapping[str, Training]) -> bool:
-    """Whether every training of a seed that was asked for is there, and played with all users."""
-    asked = (BOTH_REWARDS, *next(iter(trainings.values())).run.cfg.ablations.variants)
-    return set(asked) <= set(trainings) and all(_finished(one) is not None for one in trainings.values())
-
-
-def _finished(one: Training) -> np.ndarray | None:
-    judgements = rows.read_finished(one.run, one.row.name, "vanilla", rows.version(one.run, one.row))
-    return None if judgements is None else tables.score_table(judgements)
+def seeds_table(by_seed: Sequence[Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """AVG (percent) of each variant and both rewards minus it, with 95 % intervals over seeds and users, from
+    `read_scores` of each seed. ValueError: fewer than three seeds."""
+    stacked = {v: np.stack([scores[v] for scores in by_seed]) for v in by_seed[0]}
+    lines = []
+    for variant, own in stacked.items():
+        both = None if variant == BOTH_REWARDS else stacked[BOTH_REWARDS]
+        lines.append({"method": LABELS[variant]} | tables.compare_over_seeds(own, both))
+    return pd.DataFrame(lines)

@@ -4,8 +4,7 @@ All functions take the judgement rows of one method and benchmark (`scoring.Judg
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,31 +13,34 @@ from rlpa_lib.evaluation import tables
 from rlpa_lib.evaluation.intervals import SHARE, UNKNOWN, Limits, bootstrap_interval, ratio_interval
 from rlpa_lib.settings.kinds import EVALUATION_CRITERIA
 
-Measure = Callable[[dict], tuple[float, float]]  # of one judgement row: (part, whole), summed over each user
-NOTHING = (0, 0)
+# Of each judgement row a part and a whole, both to be summed; or a value, NaN where there is none.
+Measure = tuple[pd.Series, pd.Series] | pd.Series
 NUMBER: Limits = (0.0, np.inf)
 
 
 def diagnostics(rows: Sequence[dict]) -> dict[str, float]:
     """Rates over all turns with 95 % intervals over users (_low, _high): format, each criterion among what
     was judged, profile, guesses, lengths, tokens; distinct_responses has no interval."""
+    frame = pd.DataFrame(rows)
+    matched = frame["n_matched"].astype(float)
+    told = frame["n_told"].where(matched.notna())
     shares = {
-        "format_rate": lambda r: (r["format_ok"], 1),
-        **{c: lambda r, c=c: (r["marks"][c], 1) if r["marks"] else NOTHING for c in EVALUATION_CRITERIA},
-        "profile_f1": lambda r: _known(r["profile_f1"]),
-        "profile_recall_of_told": _matched_of_told,
-        "theoretical_max": lambda r: (r["n_told"] / r["n_true"], 1),
-        "guess_precision": lambda r: (r["n_right_guesses"], r["n_guesses"]),
-        "unjudged": lambda r: (r["score"] is None, 1),
+        "format_rate": frame["format_ok"],
+        **_read_marks(rows),
+        "profile_f1": frame["profile_f1"],
+        "profile_recall_of_told": (matched - frame["n_right_guesses"], told),
+        "theoretical_max": frame["n_told"] / frame["n_true"],
+        "guess_precision": (frame["n_right_guesses"], frame["n_guesses"]),
+        "unjudged": frame["score"].isna(),
     }
     numbers = {
-        "guesses_per_turn": lambda r: (r["n_guesses"], 1),
-        "response_words": _count_words,
-        "tokens_per_turn": lambda r: (r["n_tokens"], 1),
-        "hidden_tokens_per_turn": lambda r: (sum(step["n_tokens"] for step in r["hidden"]), 1),
+        "guesses_per_turn": frame["n_guesses"],
+        "response_words": frame["response"].str.split().str.len(),
+        "tokens_per_turn": frame["n_tokens"],
+        "hidden_tokens_per_turn": frame["hidden"].map(lambda steps: sum(step["n_tokens"] for step in steps)),
     }
-    distinct = {"distinct_responses": len({r["response"] for r in rows}) / len(rows)}
-    return _rate_over_users(rows, shares) | _rate_over_users(rows, numbers, NUMBER) | distinct
+    rates = _rate_over_users(frame, shares) | _rate_over_users(frame, numbers, NUMBER)
+    return rates | {"distinct_responses": frame["response"].nunique() / len(frame)}
 
 
 def swap_summary(rows: Sequence[dict], first: int = 2) -> dict[str, float]:
@@ -56,51 +58,42 @@ def swap_summary(rows: Sequence[dict], first: int = 2) -> dict[str, float]:
 
 
 def first_turn(rows: Sequence[dict]) -> dict[str, float]:
-    """What AL(1) is made of, in shares of users. All have said "Hello" and nothing else. `al1`; `swapped`,
-    the share that would also suit another user; `broken` and, per criterion, `fails_X`; how many ask
-    something; words; profile items (all guesses) and how many are right: each with its 95 % interval (_low,
-    _high). How many responses differ from each other or are the commonest one counts what this run said."""
+    """What AL(1) is made of, in shares of users. All have said "Hello" and nothing else.
+
+    `al1`; `swapped`, the share that would also suit another user; `broken` and, per criterion, `fails_X`; how
+    many ask something; words; profile items (all guesses) and how many are right: each with its 95 % interval
+    (_low, _high). How many responses differ from each other or are the commonest one counts what this run
+    said."""
     now = [r for r in rows if r["turn"] == 1]
-    texts = Counter(r["response"] for r in now)
-    fails = {
-        f"fails_{c}": lambda r, c=c: (bool(r["marks"] and not r["marks"][c]), 1) for c in EVALUATION_CRITERIA
-    }
+    frame = pd.DataFrame(now)
     shares = {
-        "al1": lambda r: _known(r["score"]),
-        "swapped": lambda r: _known(r["swapped_score"]),
-        "broken": lambda r: (not r["format_ok"], 1),
-        **fails,
-        "asks": lambda r: ("?" in r["response"] or "？" in r["response"], 1),
-        "right_items": lambda r: (r["n_matched"] or 0, r["n_inferred"]),
+        "al1": frame["score"],
+        "swapped": frame["swapped_score"],
+        "broken": ~frame["format_ok"],
+        **{f"fails_{criterion}": passed == 0 for criterion, passed in _read_marks(now).items()},
+        "asks": frame["response"].str.contains("[?？]"),
+        "right_items": (frame["n_matched"], frame["n_inferred"]),
     }
-    numbers = {"words": _count_words, "profile_items": lambda r: (r["n_inferred"], 1)}
-    counted = {"distinct": len(texts) / len(now), "commonest": texts.most_common(1)[0][1] / len(now)}
-    return _rate_over_users(now, shares) | counted | _rate_over_users(now, numbers, NUMBER)
+    numbers = {"words": frame["response"].str.split().str.len(), "profile_items": frame["n_inferred"]}
+    counts = frame["response"].value_counts()
+    counted = {"distinct": len(counts) / len(now), "commonest": int(counts.iloc[0]) / len(now)}
+    return _rate_over_users(frame, shares) | counted | _rate_over_users(frame, numbers, NUMBER)
 
 
-def _known(value: float | None) -> tuple[float, int]:
-    return NOTHING if value is None else (value, 1)
-
-
-def _matched_of_told(row: dict) -> tuple[int, int]:
-    return NOTHING if row["n_matched"] is None else (row["n_matched"] - row["n_right_guesses"], row["n_told"])
-
-
-def _count_words(row: dict) -> tuple[int, int]:
-    return len(row["response"].split()), 1
+def _read_marks(rows: Sequence[dict]) -> pd.DataFrame:
+    """1, 0 or NaN (not judged), a column a criterion."""
+    return pd.DataFrame([r["marks"] or {} for r in rows], columns=list(EVALUATION_CRITERIA), dtype=float)
 
 
 def _rate_over_users(
-    rows: Sequence[dict], measures: Mapping[str, Measure], limits: Limits = SHARE
+    frame: pd.DataFrame, measures: Mapping[str, Measure], limits: Limits = SHARE
 ) -> dict[str, float]:
-    """Sum of parts over sum of wholes of each measure, with its interval over users."""
-    places = {user: place for place, user in enumerate(dict.fromkeys(r["user"] for r in rows))}
-    found = {}
+    """Sum of parts over sum of wholes of each measure, with its interval over users; NaN counts as 0."""
+    users, found = pd.factorize(frame["user"])[0], {}
     for name, measure in measures.items():
-        sums = np.zeros((len(places), 2))
-        for row in rows:
-            sums[places[row["user"]]] += measure(row)
-        found |= ratio_interval(*sums.T, limits).columns(name)
+        pair = measure if isinstance(measure, tuple) else (measure, measure.notna())
+        sums = [np.bincount(users, weights=series.astype(float).fillna(0)) for series in pair]
+        found |= ratio_interval(*sums, limits).columns(name)
     return found
 
 

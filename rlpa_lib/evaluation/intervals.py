@@ -27,10 +27,13 @@ class Interval:
     low: float
     high: float
 
+    def times(self, factor: float) -> tuple[float, float, float]:
+        """Estimate, low and high, each times `factor` (100 for percent)."""
+        return factor * self.estimate, factor * self.low, factor * self.high
+
     def columns(self, name: str, factor: float = 1.0) -> dict[str, float]:
-        """The cells `name`, `name`_low and `name`_high of a table, each times `factor` (100 for percent)."""
-        low, high = factor * self.low, factor * self.high
-        return {name: factor * self.estimate, f"{name}_low": low, f"{name}_high": high}
+        """The cells `name`, `name`_low and `name`_high of a table, each times `factor`."""
+        return dict(zip((name, f"{name}_low", f"{name}_high"), self.times(factor), strict=True))
 
 
 UNKNOWN = Interval(NAN, NAN, NAN)
@@ -45,8 +48,7 @@ class Comparison(Interval):
 
     def percent_points(self) -> dict[str, float]:
         """The cells difference, low, high and p of a table."""
-        low, high = 100 * self.low, 100 * self.high
-        return {"difference": 100 * self.estimate, "low": low, "high": high, "p": self.p_value}
+        return dict(zip(("difference", "low", "high", "p"), (*self.times(100), self.p_value), strict=True))
 
 
 def binomial_interval(successes: ArrayLike, n: ArrayLike) -> tuple[Floats, Floats]:
@@ -84,9 +86,17 @@ def bootstrap_interval(
     average_B = _average_resamples(scores, drawn_BE)
     if np.ptp(average_B) < 1e-12:
         return constant_interval(estimate, n_users, limits)
-    tail = stats.norm.cdf(-np.sqrt(n_users / (n_users - 1)) * _t_quantile(n_users - 1))
+    n = len(average_B)
+    below = np.mean(average_B < estimate) + 0.5 * np.mean(average_B == estimate)
+    bias = stats.norm.ppf(np.clip(below, 1 / n, 1 - 1 / n))
     jackknife_E = _average_resamples(scores, 1.0 - np.eye(n_users))
-    low, high = np.quantile(average_B, _bca_tails(tail, estimate, average_B, jackknife_E))
+    pull = jackknife_E.mean() - jackknife_E
+    scale = (pull**2).sum() ** 1.5
+    acceleration = (pull**3).sum() / (6 * scale) if scale > 0 else 0.0
+    tail = stats.norm.cdf(-np.sqrt(n_users / (n_users - 1)) * _t_quantile(n_users - 1))
+    # By symmetry from the lower tail: with two users the upper one is 1 in floating point.
+    z = bias + stats.norm.ppf(tail) * np.array([1.0, -1.0])
+    low, high = np.quantile(average_B, stats.norm.cdf(bias + z / (1 - acceleration * z)))
     return Interval(estimate, float(low), float(high))
 
 
@@ -187,14 +197,3 @@ def _average_resamples(scores_EK: Floats, weights_BE: Floats) -> Floats:
     total_BK = weights_BE @ np.where(valid, scores_EK, 0.0)
     full = (count_BK > 0).all(axis=1)
     return (total_BK[full] / count_BK[full]).mean(axis=-1)
-
-
-def _bca_tails(tail: float, estimate: float, draws_B: Floats, jackknife_E: Floats) -> Floats:
-    below = np.mean(draws_B < estimate) + 0.5 * np.mean(draws_B == estimate)
-    bias = stats.norm.ppf(np.clip(below, 1 / len(draws_B), 1 - 1 / len(draws_B)))
-    pull = jackknife_E.mean() - jackknife_E
-    scale = (pull**2).sum() ** 1.5
-    acceleration = (pull**3).sum() / (6 * scale) if scale > 0 else 0.0
-    # By symmetry from the lower tail: with two users the upper one is 1 in floating point.
-    z = bias + stats.norm.ppf(tail) * np.array([1.0, -1.0])
-    return stats.norm.cdf(bias + z / (1 - acceleration * z))

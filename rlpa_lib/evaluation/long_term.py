@@ -45,8 +45,7 @@ def track_revealed(
     rows = []
     for (person, turn, part), found in zip(moments, read_by_judge, strict=True):
         slots = set(person.profile.slots())
-        ledger, n = set(part.ledger()) & slots, len(slots)
-        read, agree, both = (np.nan, np.nan, np.nan)
+        ledger, n, read, agree, both = set(part.ledger()) & slots, len(slots), np.nan, np.nan, np.nan
         if found is not None:
             found = found & slots
             read, agree, both = len(found), n - len(ledger ^ found), len(ledger & found)
@@ -72,15 +71,13 @@ def compare_ledgers(table: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def progress_table(
-    rows_by_method: Mapping[str, Sequence[dict]], told: Mapping[str, pd.DataFrame]
-) -> pd.DataFrame:
+def progress_table(judged: Mapping[str, Sequence[dict]], told: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Figure 4b in percent with 95 % bootstrap intervals: columns method, measure, turn, value, low, high.
     Measures: profile score (F1 of eq. 3), recall (matched / true), Theoretical Max (told / true, the most
     that recall can be without a guess), best score (the F1 of a profile that holds what was told and nothing
     else). `told` is `track_revealed` by method."""
     lines = []
-    for method, rows in rows_by_method.items():
+    for method, rows in judged.items():
         frame = pd.DataFrame(rows).merge(told[method][["user", "turn", "told"]], on=["user", "turn"])
         measures = {
             "profile score": frame["profile_f1"].astype(float),
@@ -91,8 +88,7 @@ def progress_table(
         for measure, values in measures.items():
             for turn, part in values.groupby(frame["turn"]):
                 found = intervals.bootstrap_interval(part.to_numpy()[:, None])
-                ends = (100 * end for end in (found.estimate, found.low, found.high))
-                lines.append((method, measure, int(turn), *ends))
+                lines.append((method, measure, int(turn), *found.times(100)))
     return pd.DataFrame(lines, columns=["method", "measure", "turn", "value", "low", "high"])
 
 
@@ -101,11 +97,11 @@ def average_table(data: pd.DataFrame) -> pd.DataFrame:
     return data.groupby(["method", "measure"], sort=False)["value"].mean().unstack(sort=False).reset_index()
 
 
-def window_table(rows_by_method: Mapping[str, Sequence[dict]], block: int) -> pd.DataFrame:
+def window_table(judged: Mapping[str, Sequence[dict]], block: int) -> pd.DataFrame:
     """What the context window cost, by method and block of `block` turns. Mean and largest number of dropped
     turns a prompt, share of prompts that lost any, and `profiles_lost`, prompts that lost the latest profile
     block with all turns before (see `prompt_tokens.window`)."""
-    frame = pd.concat([pd.DataFrame(rows).assign(method=name) for name, rows in rows_by_method.items()])
+    frame = pd.concat([pd.DataFrame(rows).assign(method=name) for name, rows in judged.items()])
     frame["cut"] = frame["n_dropped"] > 0
     frame["lost"] = (frame["turn"] > 1) & (frame["n_dropped"] == frame["turn"] - 1)
     parts = frame.groupby(["method", _name_blocks(frame["turn"], block)], sort=False)
