@@ -27,13 +27,13 @@ class Interval:
     low: float
     high: float
 
-    def times(self, factor: float) -> tuple[float, float, float]:
+    def scale(self, factor: float) -> tuple[float, float, float]:
         """Estimate, low and high, each times `factor` (100 for percent)."""
         return factor * self.estimate, factor * self.low, factor * self.high
 
     def columns(self, name: str, factor: float = 1.0) -> dict[str, float]:
         """The cells `name`, `name`_low and `name`_high of a table, each times `factor`."""
-        return dict(zip((name, f"{name}_low", f"{name}_high"), self.times(factor), strict=True))
+        return dict(zip((name, f"{name}_low", f"{name}_high"), self.scale(factor), strict=True))
 
 
 UNKNOWN = Interval(NAN, NAN, NAN)
@@ -48,7 +48,7 @@ class Comparison(Interval):
 
     def percent_points(self) -> dict[str, float]:
         """The cells difference, low, high and p of a table."""
-        return dict(zip(("difference", "low", "high", "p"), (*self.times(100), self.p_value), strict=True))
+        return dict(zip(("difference", "low", "high", "p"), (*self.scale(100), self.p_value), strict=True))
 
 
 def binomial_interval(successes: ArrayLike, n: ArrayLike) -> tuple[Floats, Floats]:

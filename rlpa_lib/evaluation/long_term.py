@@ -88,7 +88,7 @@ def progress_table(judged: Mapping[str, Sequence[dict]], told: Mapping[str, pd.D
         for measure, values in measures.items():
             for turn, part in values.groupby(frame["turn"]):
                 found = intervals.bootstrap_interval(part.to_numpy()[:, None])
-                lines.append((method, measure, int(turn), *found.times(100)))
+                lines.append((method, measure, int(turn), *found.scale(100)))
     return pd.DataFrame(lines, columns=["method", "measure", "turn", "value", "low", "high"])
 
 

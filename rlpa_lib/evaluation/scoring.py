@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -109,32 +109,26 @@ def _judge(
     pairs = judge.matches([(a.reply.profile, p.profile) for a, p in zip(answers, personas, strict=True)])
     rows = []
     for i, (persona, dialogue, answer) in enumerate(zip(personas, dialogues, answers, strict=True)):
-        row = _judgement(method, benchmark, persona, dialogue, answer, own.get(i), pairs[i])
-        if others:
-            row = replace(row, swapped_user=others[i].id, swapped_score=_score(answer, swapped.get(i)))
-        rows.append(row)
+        told, inferred, verdict = dialogue.ledger(), answer.reply.profile, own.get(i)
+        slots, matched = persona.profile.slots(), dict(pairs[i] or ())
+        # A true slot that has not been told yet: whatever the profile says of it is a guess.
+        guesses = [
+            j for j, slot in enumerate(inferred.slots())
+            if (slots[matched[j]] if j in matched else slot) not in told
+        ]  # fmt: skip
+        rows.append(Judgement(
+            method=method, benchmark=benchmark, user=persona.id, turn=len(dialogue.turns) + 1,
+            score=_score(answer, verdict), marks=verdict and verdict.marks,
+            reasons=verdict and verdict.reasons, format_ok=answer.reply.format_ok, n_inferred=len(inferred),
+            n_matched=None if pairs[i] is None else len(pairs[i]), n_true=len(persona.profile),
+            n_told=len(told), n_guesses=len(guesses), n_right_guesses=sum(j in matched for j in guesses),
+            n_tokens=answer.n_tokens, response=answer.reply.response,
+            swapped_user=others[i].id if others else None,
+            swapped_score=_score(answer, swapped.get(i)) if others else None,
+            hidden=tuple({**vars(step)} for step in answer.hidden),
+            dimensions=dict(verdict.dimensions) if verdict else {}, n_dropped=answer.n_dropped,
+        ))  # fmt: skip
     return rows
-
-
-def _judgement(
-    method: str, benchmark: str, persona: Persona, dialogue: Dialogue, answer: Answer,
-    verdict: Verdict | None, pairs: Sequence[tuple[int, int]] | None,
-) -> Judgement:
-    told, matched, inferred = dialogue.ledger(), dict(pairs or ()), answer.reply.profile
-    # A true slot that has not been told yet: whatever the profile says of it is a guess.
-    slots = persona.profile.slots()
-    guesses = [
-        i for i, s in enumerate(inferred.slots()) if (slots[matched[i]] if i in matched else s) not in told
-    ]
-    return Judgement(
-        method=method, benchmark=benchmark, user=persona.id, turn=len(dialogue.turns) + 1,
-        score=_score(answer, verdict), marks=verdict and verdict.marks, reasons=verdict and verdict.reasons,
-        format_ok=answer.reply.format_ok, n_inferred=len(inferred),
-        n_matched=None if pairs is None else len(pairs), n_true=len(persona.profile), n_told=len(told),
-        n_guesses=len(guesses), n_right_guesses=sum(i in matched for i in guesses), n_tokens=answer.n_tokens,
-        response=answer.reply.response, hidden=tuple({**vars(step)} for step in answer.hidden),
-        dimensions=dict(verdict.dimensions) if verdict else {}, n_dropped=answer.n_dropped,
-    )
 
 
 def _score(answer: Answer, verdict: Verdict | None) -> int | None:
