@@ -5,6 +5,7 @@ Axes: E users, K turns; the persona changes at turn `at` (from 1). Recovery time
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import median
 
@@ -30,22 +31,25 @@ NAME = "conflict"  # in file names, where a benchmark's name stands otherwise
 def draw_shifts(personas: Sequence[Persona], seed: int) -> dict[str, Shift]:
     """Persona id -> what changes: a slot, and another person's value of it that means something else. Drawn
     by seed and person alone. InputError: a persona has no slot that could change."""
-    return {p.id: _draw(p, personas, random.Random(derive_seed("shift", seed, p.id))) for p in personas}
-
-
-def _draw(person: Persona, personas: Sequence[Persona], rng: random.Random) -> Shift:
-    own = dict(person.profile.items)
-    slots = [slot for slot in own if slot in CHANGEABLE or slot not in SLOTS]
-    for slot in rng.sample(slots, len(slots)):
-        values = {value for p in personas for s, value in p.profile.items if s == slot}
-        others = [
-            value for value in sorted(values)
-            if not (world.same_value(slot, value, own[slot]) or world.same_value(slot, own[slot], value))
-        ]  # fmt: skip
-        if others:
-            return Shift(slot, own[slot], rng.choice(others))
-    needed = f"it needs one of {', '.join(CHANGEABLE)} and another value for it"
-    raise InputError(f"conflict: nothing of persona {person.id} can change: {needed}")
+    values, shifts = defaultdict(set), {}
+    for slot, value in (item for person in personas for item in person.profile.items):
+        values[slot].add(value)
+    for person in personas:
+        own, rng = dict(person.profile.items), random.Random(derive_seed("shift", seed, person.id))
+        slots = [slot for slot in own if slot in CHANGEABLE or slot not in SLOTS]
+        for slot in rng.sample(slots, len(slots)):
+            old = own[slot]
+            others = [
+                new for new in sorted(values[slot])
+                if not (world.same_value(slot, new, old) or world.same_value(slot, old, new))
+            ]  # fmt: skip
+            if others:
+                shifts[person.id] = Shift(slot, old, rng.choice(others))
+                break
+        else:
+            needed = f"it needs one of {', '.join(CHANGEABLE)} and another value for it"
+            raise InputError(f"conflict: nothing of persona {person.id} can change: {needed}")
+    return shifts
 
 
 def shift_table(personas: Sequence[Persona], shifts: Mapping[str, Shift], at: int) -> pd.DataFrame:

@@ -21,7 +21,6 @@ from rlpa_lib.settings.kinds import EVALUATORS, METHODS, USERS
 # (row key, benchmark) -> scores (E, K) in 0..1.
 Scores = Mapping[tuple[str, str], np.ndarray]
 TABLE_OF = {"vanilla": "table4", "extended": "table5"}
-NOT_RUN = "not run"
 # Rows of other models: those of table 1, and of figure 5, which has no numbers.
 CLOSED = tuple(
     (model, "Self-Critic")
@@ -112,13 +111,13 @@ def _improvement_of(data: bytes, shape: tuple[int, ...]) -> dict[str, float]:
     return row
 
 
-def paired_table(scores: Scores, treated: str = "rlpa") -> pd.DataFrame:
+def paired_table(scores: Scores) -> pd.DataFrame:
     """RLPA against each other row on the same users: percent points with interval, p, and p by Holm. The
     correction is over all comparisons of the table, both benchmarks and the controls included."""
     rows = []
-    for benchmark in (b for b in TABLE_OF if (treated, b) in scores):
-        for name in arrange_rows(name for name, bench in scores if bench == benchmark and name != treated):
-            found = intervals.paired_difference(scores[treated, benchmark], scores[name, benchmark])
+    for benchmark in (b for b in TABLE_OF if ("rlpa", b) in scores):
+        for name in arrange_rows(name for name, bench in scores if bench == benchmark and name != "rlpa"):
+            found = intervals.paired_difference(scores["rlpa", benchmark], scores[name, benchmark])
             rows.append({"benchmark": benchmark, "method": name_row(name), **found.percent_points()})
     frame = pd.DataFrame(rows)
     return frame.assign(p_holm=intervals.adjust_holm(frame["p"])) if rows else frame
@@ -129,14 +128,14 @@ def without_first_turn(scores: Scores) -> pd.DataFrame:
     return paired_table({key: table[:, 1:] for key, table in scores.items() if table.shape[1] > 1})
 
 
-def seeds_table(by_seed: Sequence[Scores], model: str, treated: str = "rlpa") -> pd.DataFrame:
+def seeds_table(by_seed: Sequence[Scores], model: str) -> pd.DataFrame:
     """Over S seeds and their users: avg, N-IR and N-R² of each row that all have, and RLPA's avg minus it.
     With 95 % intervals. ValueError: fewer than three seeds."""
     rows, scores = [], stack_seeds(by_seed)
     for benchmark in TABLE_OF:
         for name in arrange_rows(name for name, bench in scores if bench == benchmark):
-            own, best = scores[name, benchmark], scores.get((treated, benchmark)) if name != treated else None
-            cells = label_cells(name, model) | compare_over_seeds(own, best) | _improvement(own)
+            own, rlpa = scores[name, benchmark], scores.get(("rlpa", benchmark)) if name != "rlpa" else None
+            cells = label_cells(name, model) | compare_over_seeds(own, rlpa) | _improvement(own)
             rows.append({"benchmark": benchmark, **cells})
     return pd.DataFrame(rows)
 
@@ -177,7 +176,7 @@ def format_paper_table(table: pd.DataFrame, name: str, cfg: Config) -> pd.DataFr
     lines: dict[tuple[str, str, str], list[str]] = {}
     for key in dict.fromkeys((*expected, *ours, *REASONING)):
         cells = [_format_cell(ours[key], c, 1) for c in columns] if key in ours else [""] * len(columns)
-        lines[*key, "ours"] = [cell or NOT_RUN for cell in cells]
+        lines[*key, "ours"] = [cell or "not run" for cell in cells]
         if comparable(cfg) and (printed := read_printed_row(name, *key)):
             lines[*key, "paper"] = [printed.get(c, "") for c in columns]
     frame = pd.DataFrame.from_dict(lines, orient="index", columns=columns)
