@@ -127,10 +127,10 @@ def ratio_interval(parts_E: ArrayLike, wholes_E: ArrayLike, limits: Limits = SHA
 
 
 def seed_interval(scores_SEK: ArrayLike, *, limits: Limits = SHARE) -> Interval:
-    """Interval over seeds and users (crossed: the same users in every seed) of AVG over both. Three seeds
-    resampled give intervals far too short, so the variances of the seed means and of the user means are
-    added, with Satterthwaite's degrees of freedom. Slightly wide when seeds agree. Without any variation as
-    `constant_interval`. ValueError: fewer than 3 seeds or 2 users."""
+    """Interval over seeds and users (crossed: the same users in every seed) of AVG over both, kept inside
+    `limits`. Three seeds resampled give intervals far too short, so the variances of the seed means and of
+    the user means are added, with Satterthwaite's degrees of freedom. Slightly wide when seeds agree. Without
+    any variation as `constant_interval`. ValueError: fewer than 3 seeds or 2 users."""
     scores = np.asarray(scores_SEK, dtype=float)
     if scores.ndim != 3 or scores.shape[0] < 3 or scores.shape[1] < 2:
         raise ValueError("scores must have shape (seeds, users, turns) with at least 3 seeds and 2 users")
@@ -148,7 +148,7 @@ def seed_interval(scores_SEK: ArrayLike, *, limits: Limits = SHARE) -> Interval:
         return constant_interval(estimate, n_users, limits)
     freedom = variance**2 / (parts**2 / np.array([n_seeds - 1, n_users - 1])).sum()
     half = float(_t_quantile(freedom) * np.sqrt(variance))
-    return Interval(estimate, estimate - half, estimate + half)
+    return Interval(estimate, max(limits[0], estimate - half), min(limits[1], estimate + half))
 
 
 def paired_difference(

@@ -154,9 +154,8 @@ def compare_over_seeds(own_SEK: np.ndarray, rlpa_SEK: np.ndarray | None) -> dict
 
 def average_over_seeds(name: str, scores_SEK: np.ndarray) -> dict[str, float]:
     """`name` and its 95 % interval over seeds and users, in percent; differences are named ..._minus."""
-    floor = -1.0 if name.endswith("_minus") else 0.0  # a t interval does not know where the scale ends
-    found = intervals.seed_interval(scores_SEK, limits=(floor, 1.0))
-    return Interval(found.estimate, max(floor, found.low), min(1.0, found.high)).columns(name, 100)
+    limits = (-1.0 if name.endswith("_minus") else 0.0, 1.0)
+    return intervals.seed_interval(scores_SEK, limits=limits).columns(name, 100)
 
 
 def comparable(cfg: Config) -> bool:
