@@ -135,7 +135,7 @@ def test_binomial_interval_never_covers_less_than_it_says():
 
 def test_alignment_interval_counts_valid_scores_only():
     scores = np.array([[1, 1.0], [0, np.nan], [1, 0.0]])
-    assert intervals.alignment_interval(scores)[1][1] == pytest.approx(intervals.binomial_interval(1, 2)[1])
+    assert intervals.alignment_interval(scores)[1].high == pytest.approx(intervals.binomial_interval(1, 2)[1])
     with pytest.raises(ValueError, match="0/1"):
         intervals.alignment_interval([[0.5]])
 

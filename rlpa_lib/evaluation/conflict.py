@@ -120,9 +120,8 @@ def alignment_curves(scores: Mapping[str, np.ndarray], calm: Mapping[str, np.nda
     rows = []
     for kind, tables in (("change", scores), ("no change", calm)):
         for method, table in tables.items():
-            curves = (np.nanmean(table, axis=0), *intervals.alignment_interval(table))
-            points = zip(*curves, strict=True)
-            rows += [(method, kind, k, *(100 * x for x in point)) for k, point in enumerate(points, start=1)]
+            levels = intervals.alignment_interval(table)
+            rows += [(method, kind, k, *level.scale(100)) for k, level in enumerate(levels, start=1)]
     return pd.DataFrame(rows, columns=["method", "users", "turn", "al", "low", "high"])
 
 

@@ -12,6 +12,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from rlpa_lib.evaluation.metrics import alignment_level
+
 Floats = NDArray[np.float64]
 Limits = tuple[float, float]  # ends of the scale of a statistic
 SHARE: Limits = (0.0, 1.0)
@@ -59,14 +61,15 @@ def binomial_interval(successes: ArrayLike, n: ArrayLike) -> tuple[Floats, Float
     return proportion_confint(x, total, alpha=1 - LEVEL, method="beta")
 
 
-def alignment_interval(scores_EK: ArrayLike) -> tuple[Floats, Floats]:
-    """Exact interval of AL(k) from 0/1 scores (E, K): (low (K,), high (K,)). ValueError: graded scores, or a
-    turn without a valid score."""
+def alignment_interval(scores_EK: ArrayLike) -> list[Interval]:
+    """AL(k) of each turn with its exact interval, from 0/1 scores (E, K). ValueError: graded scores, or no
+    valid score at a turn."""
     scores = np.asarray(scores_EK, dtype=float)
     valid = ~np.isnan(scores)
     if not np.isin(scores[valid], (0.0, 1.0)).all():
         raise ValueError("exact intervals need 0/1 scores; use bootstrap_interval for graded ones")
-    return binomial_interval(np.where(valid, scores, 0.0).sum(axis=0), valid.sum(axis=0))
+    ends_K = binomial_interval(np.where(valid, scores, 0.0).sum(axis=0), valid.sum(axis=0))
+    return [Interval(*map(float, turn)) for turn in zip(alignment_level(scores), *ends_K, strict=True)]
 
 
 def bootstrap_interval(

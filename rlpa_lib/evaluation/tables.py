@@ -11,9 +11,8 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from rlpa_lib.evaluation import intervals, metrics
+from rlpa_lib.evaluation import intervals
 from rlpa_lib.evaluation.curve_intervals import improvement_interval
-from rlpa_lib.evaluation.intervals import Interval
 from rlpa_lib.evaluation.paper_tables import read_printed_row
 from rlpa_lib.settings.config import Config
 from rlpa_lib.settings.kinds import EVALUATORS, METHODS, USERS
@@ -84,10 +83,9 @@ def turnwise_table(scores: Scores, benchmark: str, model: str) -> pd.DataFrame:
 
 def turnwise_row(scores_EK: np.ndarray) -> dict[str, float]:
     """k1 ... kK (AL(k) in percent) with exact 95 % intervals, then `summary`."""
-    levels_K = metrics.alignment_level(scores_EK), *intervals.alignment_interval(scores_EK)
     row = {}
-    for turn, level in enumerate(zip(*levels_K, strict=True), start=1):
-        row |= Interval(*level).columns(f"k{turn}", 100)
+    for turn, level in enumerate(intervals.alignment_interval(scores_EK), start=1):
+        row |= level.columns(f"k{turn}", 100)
     return row | summary(scores_EK)
 
 
