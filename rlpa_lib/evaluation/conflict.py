@@ -19,7 +19,6 @@ from rlpa_lib.dialogue.judging import Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import SLOTS, Profile
 from rlpa_lib.evaluation import intervals
-from rlpa_lib.evaluation.intervals import Interval
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
 
@@ -89,7 +88,7 @@ def summarize_recovery(table: pd.DataFrame, at: int) -> dict[str, float]:
     turn from `at` on) at which the profile holds the old value; holds_new: the same for the new one."""
     times = measure_recovery(table, at)
     n, recovered = len(times), int(np.isfinite(times).sum())
-    share = Interval(recovered / n, *map(float, intervals.binomial_interval(recovered, n)))
+    share = intervals.Interval(recovered / n, *map(float, intervals.binomial_interval(recovered, n)))
     row = {"users": n, "knew_old": float(table.loc[table["turn"] == at - 1, "holds_old"].mean())}
     row |= share.columns("recovered")
     row |= {"median_turns": float(median(times)), "at_once": float((times == 0).mean())}
