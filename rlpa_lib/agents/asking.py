@@ -83,14 +83,16 @@ class Questions:
         for failure in failures:
             if not isinstance(failure, passable):
                 raise failure
-        parsed = [answer.parsed if isinstance(answer, Answer) else None for answer in answers]
-        told = [f"{type(failure).__name__}: {failure}" for failure in failures]
-        errors = iter(told)
-        for (label, _, _), given in zip(cases, parsed, strict=True):
-            outcome = {"answer": given.model_dump(mode="json")} if given else {"error": next(errors)[:1000]}
+        why = ""
+        for (label, _, _), answer in zip(cases, answers, strict=True):
+            if isinstance(answer, Answer):
+                outcome = {"answer": answer.parsed.model_dump(mode="json")}
+            else:
+                why = f"{type(answer).__name__}: {answer}"
+                outcome = {"error": why[:1000]}
             storage.append_jsonl(self.file, {"kind": desc, "case": label, **outcome})
-        self.tally.add(len(cases), len(failures), told[-1] if told else "")
-        return parsed
+        self.tally.add(len(cases), len(failures), why)
+        return [answer.parsed if isinstance(answer, Answer) else None for answer in answers]
 
     def text(self, text: str, limit: int) -> dict[str, Any]:
         """A text as quoted data, or bare when `defended` is off."""
@@ -104,16 +106,16 @@ class Questions:
         ]
         return [{"number": i, **row} for i, row in enumerate(rows, start=1)] if numbered else rows
 
-    def conversation(self, dialogue: Dialogue, room: int) -> dict[str, Any]:
-        """The latest messages, about `room` tokens (always the pending one), and how many are left out."""
-        said = judge_view(dialogue)
+    def conversation(self, dialogue: Dialogue, *beside: Any) -> dict[str, Any]:
+        """The latest messages that fit beside these values (always the pending one), and how many do not."""
+        said, room = judge_view(dialogue), self.room(*beside)
         lines = [{"speaker": speaker, **self.text(text, MAX_UTTERANCE)} for speaker, text in said]
         first = quoting.find_first([quoting.estimated_tokens(quoting.dumps(line)) for line in lines], room)
         left_out = {"earlier_messages_left_out": first} if first else {}
         return {**left_out, "conversation": lines[first:]}
 
     def room(self, *values: Any) -> int:
-        """Tokens left for the conversation after the instructions, `values` and the tags around the data."""
+        """Tokens left after the instructions, `values` and the tags around the data."""
         fixed = (self.prompt.system, self.prompt.closing, *map(quoting.dumps, values))
         return self.limits.max_prompt_tokens - quoting.estimated_tokens(*fixed) - 50
 

@@ -7,7 +7,7 @@ They see what policy and user wrote as quoted data only. A case without a readab
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -145,7 +145,7 @@ class LLMJudge:
         asked, ask = [], self.replies
         for dialogue, reply in cases:
             known, response = ask.items(reply.profile), ask.text(reply.response, MAX_RESPONSE)
-            talk = ask.conversation(dialogue, ask.room(known, response))
+            talk = ask.conversation(dialogue, known, response)
             values = {**talk, "inferred_profile": known, "response": response}
             asked.append((_label(dialogue), values, self.schema))
         return [read_verdict(answer, REWARD_CRITERIA) for answer in ask.ask(asked, "response judge")]
@@ -165,9 +165,8 @@ class LLMEvaluationJudge:
             prose = {"description": persona.description, "personality": persona.personality}
             who = {name: ask.text(value, MAX_RESPONSE)["text"] for name, value in prose.items()}
             who["profile"], response = ask.items(persona.profile), ask.text(text, MAX_RESPONSE)
-            talk = ask.conversation(dialogue, ask.room(who, response) if self.whole_dialogue else 0)
-            if not self.whole_dialogue:
-                talk = {"conversation": talk["conversation"]}
+            shown = dialogue if self.whole_dialogue else replace(dialogue, turns=())
+            talk = ask.conversation(shown, who, response)
             asked.append((_label(dialogue), {"persona": who, **talk, "response": response}, EvaluationAnswer))
         return [read_verdict(answer, EVALUATION_CRITERIA) for answer in ask.ask(asked, "evaluator")]
 
