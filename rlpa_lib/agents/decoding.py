@@ -1,28 +1,143 @@
-"""Batched sampling in which the N samples of a prompt share one copy of the prompt's keys and values."""
+"""Batched sampling: a prompt is run once, from where the last call's prompts end, and its N samples share one
+copy of its keys and values."""
 
 from __future__ import annotations
 
+import bisect
+import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from torch.nn.functional import pad
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-from rlpa_lib.agents.prefill import PromptMemory, run_prompts
 
 KERNEL = "rlpa_shared_prefix"
 BLOCK = 64  # tokens by which the store of sampled keys grows
 
+Prompt = tuple[int, ...]
+Layers = list[Sequence[torch.Tensor]]  # keys and values of each layer, both [P, H, L, D]
+Sampled = tuple[tuple[int, ...], tuple[float, ...], bool]  # token ids, log-probabilities, finished
+
 
 @dataclass(frozen=True)
-class Sampled:
-    """Token ids and log-probabilities of one row, cut after the end token; `finished`: whether it came."""
+class Kept:
+    """A prompt, and its row in the keys and values of the batch it was run in."""
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finished: bool
+    prompt: Prompt
+    layers: Layers
+    row: int
+
+
+class PromptMemory:
+    """Keys and values of the last call's prompts: a prompt that begins like one of them is run from there on.
+
+    `begin` opens a call (`forget`: nothing known), `known` looks up, `add` stores; weights stay fixed.
+    """
+
+    def __init__(self) -> None:
+        self._before: list[Kept] = []
+        self._now: list[Kept] = []
+
+    def begin(self, forget: bool) -> None:
+        self._before, self._now = [] if forget else sorted(self._now, key=lambda kept: kept.prompt), []
+
+    def known(self, prompt: Prompt) -> tuple[Kept | None, int]:
+        """(prompt that shares most tokens with this one, how many); at least one token is left to run."""
+        place = bisect.bisect(self._before, prompt, key=lambda kept: kept.prompt)
+        near = [
+            (len(os.path.commonprefix([kept.prompt, prompt[:-1]])), kept)
+            for kept in self._before[max(0, place - 1) : place + 1]
+        ]
+        length, kept = max(near, key=lambda pair: pair[0], default=(0, None))
+        return (kept, length) if length else (None, 0)
+
+    def add(self, prompts: Sequence[Prompt], layers: Layers) -> None:
+        self._now += [Kept(prompt, layers, row) for row, prompt in enumerate(prompts)]
+
+
+@torch.inference_mode()
+def run_prompts(
+    model: PreTrainedModel, prompts: Sequence[Prompt], portion: int | None = None,
+    memory: PromptMemory | None = None,
+) -> tuple[torch.Tensor, Layers]:
+    """Last hidden states [P, D], and keys and values per layer, padded on the right. `portion` is how many
+    tokens pass at once (None: all): a CPU is faster on what its cache can hold. With `memory`, beginnings
+    shared with a prompt of the last call are not run again."""
+    known = [memory.known(prompt) if memory else (None, 0) for prompt in prompts]
+    longest, parts, start = max(map(len, prompts)), [], 0
+    for size in _portions([len(p) - shared for p, (_, shared) in zip(prompts, known, strict=True)], portion):
+        parts.append(_run(model, prompts[start : start + size], known[start : start + size]))
+        start += size
+    last, layers = torch.cat([hidden for hidden, _ in parts]), parts[0][1]
+    if len(parts) > 1:
+        by_layer = zip(*(pairs for _, pairs in parts), strict=True)
+        layers = [[_stack(same, longest) for same in zip(*pairs, strict=True)] for pairs in by_layer]
+    if memory is not None:
+        memory.add(prompts, layers)
+    return last, layers
+
+
+def _stack(tensors: Sequence[torch.Tensor], length: int) -> torch.Tensor:
+    """Keys or values of several portions as one, padded with zeros to `length` tokens."""
+    return torch.cat([pad(x, (0, 0, 0, length - x.shape[2])) for x in tensors])
+
+
+def _portions(sizes: Sequence[int], tokens: int | None) -> Iterator[int]:
+    """How many rows of these lengths pass at once: at most `tokens` after padding, at least one row."""
+    start, limit = 0, math.inf if tokens is None else tokens
+    for end in range(1, len(sizes) + 1):
+        if end == len(sizes) or (end + 1 - start) * max(sizes[start : end + 1]) > limit:
+            yield end - start
+            start = end
+
+
+def _run(
+    model: PreTrainedModel, prompts: Sequence[Prompt], known: Sequence[tuple[Kept | None, int]]
+) -> tuple[torch.Tensor, Layers]:
+    """`run_prompts` of one portion, whose beginnings may be known."""
+    device = model.get_input_embeddings().weight.device
+    shared_P = torch.tensor([shared for _, shared in known], device=device)
+    rests = [p[shared:] for p, (_, shared) in zip(prompts, known, strict=True)]
+    width, past = max(map(len, rests)), int(shared_P.max())
+    ids = torch.tensor([[*rest, *[0] * (width - len(rest))] for rest in rests], device=device)
+    cache, given = DynamicCache(config=model.config), {}
+    if past:
+        for layer in range(model.config.num_hidden_layers):
+            cache.update(*_beginnings(known, layer, past), layer)
+        rest_S, past_C = torch.arange(width, device=device), torch.arange(past, device=device)
+        own_PSS = (rest_S[:, None] >= rest_S).expand(len(prompts), -1, -1)
+        seen = torch.cat([(past_C < shared_P[:, None])[:, None].expand(-1, width, -1), own_PSS], dim=-1)
+        mask = torch.zeros(seen.shape, dtype=model.dtype, device=device)
+        mask = mask.masked_fill(~seen, torch.finfo(model.dtype).min)
+        given = {"attention_mask": mask[:, None], "position_ids": shared_P[:, None] + rest_S}
+    # without a past, causal attention ignores padding behind: no mask needed
+    out = model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True, **given)
+    ends = torch.tensor([len(rest) - 1 for rest in rests], device=device)
+    last = out.last_hidden_state[torch.arange(len(prompts), device=device), ends]
+    layers = [(layer.keys, layer.values) for layer in cache.layers]
+    if past:  # a gap lies between a known beginning and the rest
+        place_L, shared_P1 = torch.arange(max(map(len, prompts)), device=device), shared_P[:, None]
+        behind = (past + place_L - shared_P1).clamp_max(past + width - 1)
+        from_P1L1 = torch.where(place_L < shared_P1, place_L, behind)[:, None, :, None]
+        layers = [
+            [x.gather(2, from_P1L1.expand(-1, x.shape[1], -1, x.shape[3])) for x in pair] for pair in layers
+        ]
+    return last, layers
+
+
+def _beginnings(known: Sequence[tuple[Kept | None, int]], layer: int, past: int) -> list[torch.Tensor]:
+    """What is known of each prompt, keys and values of a layer: [P, H, past, D], padded with zeros."""
+    like = next(kept.layers[layer] for kept, _ in known if kept is not None)
+    out = [x.new_zeros(len(known), x.shape[1], past, x.shape[3]) for x in like]
+    for row, (kept, shared) in enumerate(known):
+        if kept is not None:
+            for store, x in zip(out, kept.layers[layer], strict=True):
+                store[row, :, :shared] = x[kept.row, :, :shared]
+    return out
 
 
 class SharedPrefix:
@@ -31,43 +146,34 @@ class SharedPrefix:
     `slots_R` places a row at prompt * n + sample; a row that ended early leaves its slot empty.
     """
 
-    def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor], lengths_P: torch.Tensor, n: int):
-        self.prompt_keys, self.prompt_values, self.n, self.step = keys, values, n, 0
-        places_L = torch.arange(keys[0].shape[2], device=keys[0].device)
-        outside = places_L[None, :] >= lengths_P[:, None]
-        self.mask_P11L = torch.zeros(outside.shape, device=outside.device).masked_fill(outside, -torch.inf)[
-            :, None, None
-        ]
-        self.slots_R = torch.arange(len(lengths_P) * n, device=keys[0].device)
-        self.own_keys: list[torch.Tensor] = [self._room(k) for k in keys]
-        self.own_values: list[torch.Tensor] = [self._room(v) for v in values]
+    def __init__(self, prompt: Layers, lengths_P: torch.Tensor, n: int):
+        self.prompt, self.n, self.step = prompt, n, 0
+        outside_PL = torch.arange(prompt[0][0].shape[2], device=lengths_P.device) >= lengths_P[:, None]
+        self.mask_P11L = torch.where(outside_PL, -torch.inf, 0.0)[:, None, None]
+        rows = len(lengths_P) * n
+        self.slots_R = torch.arange(rows, device=lengths_P.device)
+        self.own = [[x.new_zeros(rows, x.shape[1], BLOCK, x.shape[3]) for x in pair] for pair in prompt]
 
-    def _room(self, prompt: torch.Tensor) -> torch.Tensor:
-        return prompt.new_zeros(len(self.slots_R), prompt.shape[1], BLOCK, prompt.shape[3])
-
-    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def append(self, layer: int, *new: torch.Tensor) -> list[torch.Tensor]:
         """Store a layer's key and value of this step; return all its own so far, each [R, H, step + 1, D]."""
-        for store, new in ((self.own_keys, key), (self.own_values, value)):
-            if self.step >= store[layer].shape[2]:
-                store[layer] = torch.cat([store[layer], torch.zeros_like(store[layer][:, :, :BLOCK])], dim=2)
-            store[layer][:, :, self.step] = new[:, :, 0]
-        return self.own_keys[layer][:, :, : self.step + 1], self.own_values[layer][:, :, : self.step + 1]
+        own = self.own[layer]
+        for i, x in enumerate(new):
+            if self.step >= own[i].shape[2]:
+                own[i] = torch.cat([own[i], torch.zeros_like(own[i][:, :, :BLOCK])], dim=2)
+            own[i][:, :, self.step] = x[:, :, 0]
+        return [store[:, :, : self.step + 1] for store in own]
 
     def keep(self, rows: torch.Tensor) -> None:
         """Continue with these rows only; prompts without any are dropped."""
-        kept, slots = self.slots_R[rows], self.slots_R[rows]
-        prompts, place = torch.unique(kept // self.n, return_inverse=True)
-        self.slots_R = place * self.n + slots % self.n
-        self.mask_P11L = self.mask_P11L[prompts]
-        for store in (self.prompt_keys, self.prompt_values):
-            store[:] = [tensor[prompts] for tensor in store]
-        for store in (self.own_keys, self.own_values):
-            store[:] = [tensor[rows] for tensor in store]
+        slots = self.slots_R[rows]
+        prompts, place = torch.unique(slots // self.n, return_inverse=True)
+        self.slots_R, self.mask_P11L = place * self.n + slots % self.n, self.mask_P11L[prompts]
+        for layers, kept in ((self.prompt, prompts), (self.own, rows)):
+            for i, pair in enumerate(layers):
+                layers[i] = [x[kept] for x in pair]
 
 
-def _part(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
-) -> list[torch.Tensor]:
+def _part(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None):
     """Unnormalised attention over one span: maximum score, sum of weights, weighted values (all fp32)."""
     scores = (query @ key.transpose(-1, -2)).float()
     if mask is not None:
@@ -80,25 +186,19 @@ def _part(
 def shared_prefix_attention(module, query, key, value, attention_mask, scaling=None, shared=None, **_):
     """Attention of one new token a row (query [R, heads, 1, D]) over the shared prompt and the row's own
     tokens, computed apart and joined by log-sum-exp, so that prompt keys are read once for n samples."""
-    own_keys, own_values = shared.append(module.layer_idx, key, value)
-    rows, heads, _, dim = query.shape
-    kv, n = key.shape[1], shared.n
-    per_kv = heads // kv
-    query = (query * scaling).view(rows, kv, per_kv, dim)
-    slots = shared.mask_P11L.shape[0] * n
-    spread = query
+    own = shared.append(module.layer_idx, key, value)
+    (rows, heads, _, dim), kv, n = query.shape, key.shape[1], shared.n
+    per_kv, slots = heads // kv, shared.mask_P11L.shape[0] * n
+    query = spread = (query * scaling).view(rows, kv, per_kv, dim)
     if slots != rows:
         spread = query.new_zeros(slots, kv, per_kv, dim).index_copy_(0, shared.slots_R, query)
     grouped = spread.view(-1, n, kv, per_kv, dim).transpose(1, 2).reshape(-1, kv, n * per_kv, dim)
-    layer = module.layer_idx
-    parts = _part(grouped, shared.prompt_keys[layer], shared.prompt_values[layer], shared.mask_P11L)
     parts = [
-        p.view(-1, kv, n, per_kv, p.shape[-1]).transpose(1, 2).reshape(slots, kv, per_kv, -1) for p in parts
+        p.view(-1, kv, n, per_kv, p.shape[-1]).transpose(1, 2).reshape(slots, kv, per_kv, -1)
+        for p in _part(grouped, *shared.prompt[module.layer_idx], shared.mask_P11L)
     ]
-    if slots != rows:
-        parts = [p[shared.slots_R] for p in parts]
-    top, weight, summed = parts
-    own_top, own_weight, own_summed = _part(query, own_keys, own_values, None)
+    top, weight, summed = parts if slots == rows else [p[shared.slots_R] for p in parts]
+    own_top, own_weight, own_summed = _part(query, *own, None)
     peak = torch.maximum(top, own_top)
     scale, own_scale = (top - peak).exp_(), (own_top - peak).exp_()
     joined = (summed * scale + own_summed * own_scale) / (weight * scale + own_weight * own_scale)
@@ -117,17 +217,6 @@ def decoding_kernel(model: PreTrainedModel) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-def prefill(
-    model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], owners_P: torch.Tensor, n: int,
-    portion: int | None = None, memory: PromptMemory | None = None,
-) -> tuple[SharedPrefix, torch.Tensor, torch.Tensor]:
-    """Run each prompt once: the owners' SharedPrefix, last hidden states [P * n, 1, D], lengths [P * n]."""
-    last, keys, values = run_prompts(model, prompts, portion, memory)
-    lengths = torch.tensor([len(p) for p in prompts], device=owners_P.device)[owners_P]
-    shared = SharedPrefix(*([layer[owners_P] for layer in store] for store in (keys, values)), lengths, n)
-    return shared, last[owners_P].repeat_interleave(n, dim=0)[:, None], lengths.repeat_interleave(n)
-
-
 def choose(
     logits_RV: torch.Tensor, draws_R: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,65 +232,43 @@ def choose(
     return tokens, logprobs.gather(-1, tokens)
 
 
-class _Output:
-    """What R rows have said so far, over T steps."""
-
-    def __init__(self, rows: int, steps: int, end_id: int, device: torch.device):
-        self.end_id = end_id
-        self.tokens_RT = torch.full((rows, steps), end_id, dtype=torch.long, device=device)
-        self.logprobs_RT = torch.zeros(rows, steps, device=device)
-        self.sizes_R = torch.full((rows,), steps, device=device)
-        self.done_R = torch.zeros(rows, dtype=torch.bool, device=device)
-
-    def write(
-        self, rows: torch.Tensor, step: int, tokens: torch.Tensor, logprobs: torch.Tensor
-    ) -> torch.Tensor:
-        """Record one step of these rows; return which of them go on. Nothing after a row's end is read."""
-        self.tokens_RT[rows, step], self.logprobs_RT[rows, step] = tokens, logprobs
-        ended = rows[(tokens == self.end_id) & ~self.done_R[rows]]
-        self.sizes_R[ended] = step + 1
-        self.done_R[ended] = True
-        return ~self.done_R[rows]
-
-    def sampled(self) -> list[Sampled]:
-        columns = (self.tokens_RT, self.logprobs_RT, self.sizes_R, self.done_R)
-        lists = zip(*(column.tolist() for column in columns), strict=True)
-        return [
-            Sampled(tuple(tokens[:size]), tuple(logprobs[:size]), done)
-            for tokens, logprobs, size, done in lists
-        ]
-
-
 @torch.inference_mode()
 def decode(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], owners: Sequence[int], n: int,
-    draws_RT: torch.Tensor, *, temperature: float, end_id: int, portion: int | None = None,
-    memory: PromptMemory | None = None,
+    model: PreTrainedModel, prompts: Sequence[Prompt], n: int, draws_RT: torch.Tensor, *, temperature: float,
+    end_id: int, portion: int | None = None, memory: PromptMemory | None = None,
 ) -> list[Sampled]:
-    """Sample n completions for each of `owners` (indices into the distinct `prompts`): R = len(owners) * n
-    rows, an owner's side by side. `draws_RT` holds a number in [0, 1) per row and step (T at most). Rows that
-    ended leave the batch once they are half of it. `portion`, `memory`: see `run_prompts`."""
-    device = model.get_input_embeddings().weight.device
-    head, body, (total, longest) = model.get_output_embeddings(), model.get_decoder(), draws_RT.shape
-    draws_RT = draws_RT.to(device)
-    shared, hidden, lengths_R = prefill(
-        model, prompts, torch.tensor(owners, device=device), n, portion, memory
-    )
-    output, rows = _Output(total, longest, end_id, device), torch.arange(total, device=device)
+    """Sample n completions for each prompt: R = len(prompts) * n rows, a prompt's side by side, cut after
+    their end tokens. `draws_RT` holds a number in [0, 1) per row and step (T at most). Rows that ended leave
+    the batch once they are half of it. Equal prompts are run once, as `run_prompts` says."""
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    last, layers = run_prompts(model, list(places), portion, memory)
+    device, (total, longest) = last.device, draws_RT.shape
+    owners_P = torch.tensor([places[prompt] for prompt in prompts], device=device)
+    lengths_P = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    shared = SharedPrefix([[x[owners_P] for x in pair] for pair in layers], lengths_P, n)
+    del layers
+    hidden, lengths_R = last[owners_P].repeat_interleave(n, dim=0)[:, None], lengths_P.repeat_interleave(n)
+    head, body, draws_RT = model.get_output_embeddings(), model.get_decoder(), draws_RT.to(device)
+    tokens_RT = torch.full((total, longest), end_id, device=device)
+    logprobs_RT = torch.zeros(total, longest, device=device)
+    rows, running = torch.arange(total, device=device), torch.ones(total, dtype=torch.bool, device=device)
     with decoding_kernel(model):
         for step in range(longest):
             token, logprob = choose(head(hidden[:, -1]), draws_RT[rows, step], temperature)
-            running = output.write(rows, step, token[:, 0], logprob[:, 0])
+            tokens_RT[rows, step], logprobs_RT[rows, step] = token[:, 0], logprob[:, 0]
+            running = running & (token[:, 0] != end_id)
             n_running = int(running.sum())
             if n_running == 0 or step + 1 == longest:
                 break
             if 2 * n_running <= len(rows):
                 local = running.nonzero()[:, 0]
                 shared.keep(local)
-                rows, token = rows[local], token[local]
-            shared.step = step
-            places = (lengths_R[rows] + step)[:, None]
-            hidden = body(
-                input_ids=token, position_ids=places, use_cache=False, shared=shared
-            ).last_hidden_state
-    return output.sampled()
+                rows, token, running = rows[local], token[local], running[local]
+            shared.step, places_R1 = step, (lengths_R[rows] + step)[:, None]
+            out = body(input_ids=token, position_ids=places_R1, use_cache=False, shared=shared)
+            hidden = out.last_hidden_state
+    sampled = []
+    for tokens, logprobs in zip(tokens_RT.tolist(), logprobs_RT.tolist(), strict=True):
+        size = tokens.index(end_id) + 1 if end_id in tokens else longest  # what follows the end is not read
+        sampled.append((tuple(tokens[:size]), tuple(logprobs[:size]), end_id in tokens))
+    return sampled

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlpa_lib.agents.asking import open_endpoint
-from rlpa_lib.agents.prompt_tokens import window
+from rlpa_lib.agents.asking import RunFolder, open_endpoint
+from rlpa_lib.agents.prompt_tokens import check_request, count_earlier, window
 from rlpa_lib.client.chat import Answer, EndpointError, Refused, Request
 from rlpa_lib.dialogue import quoting
 from rlpa_lib.dialogue.protocols import Completion, Message
@@ -19,7 +18,6 @@ from rlpa_lib.settings.config import Config, InputError
 
 if TYPE_CHECKING:
     from rlpa_lib.client.endpoint import ChatEndpoint
-    from rlpa_lib.runs.run import Run
 
 MAX_MESSAGE = 100_000  # characters; a chat message beyond it loses its middle
 
@@ -39,6 +37,7 @@ class EndpointCompletion(Completion):
         return self.n_tokens
 
 
+@dataclass
 class EndpointPolicy:
     """`Policy` over a chat endpoint, for evaluation only.
 
@@ -47,64 +46,55 @@ class EndpointPolicy:
     (estimated) lose their oldest turns, counted in `n_cut`. A refusal's text counts as the answer.
     """
 
-    def __init__(
-        self, endpoint: ChatEndpoint, *, top_p: float = 1.0, max_prompt_tokens: int = 4096,
-        reasoning_tokens: int = 0,
-    ):  # fmt: skip
-        self.endpoint, self.top_p = endpoint, top_p
-        self.max_prompt_tokens, self.reasoning_tokens, self.n_cut = max_prompt_tokens, reasoning_tokens, 0
+    endpoint: ChatEndpoint
+    top_p: float
+    max_prompt_tokens: int
+    reasoning_tokens: int
+    n_cut: int = 0
 
     def generate(
         self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float, max_new_tokens: int
     ) -> list[list[Completion]]:
         """n completions per message list. InputError: a prompt too long even without its history, or n,
         lengths or temperature below their minimum. EndpointError: the server cannot be used."""
-        if n < 1 or max_new_tokens < 1 or temperature < 0:
-            raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
-        if any(m[-1]["role"] != "user" for m in messages):
+        check_request(n, max_new_tokens, temperature)
+        if any(talk[-1]["role"] != "user" for talk in messages):
             begun = "cannot go on with a reply that was begun for it"
             raise InputError(f"policy.kind: a model behind a chat endpoint {begun}")
-        fitted = [self._fit(m) for m in messages]
-        limit, seen, requests = max_new_tokens + self.reasoning_tokens, Counter(), []
-        for prompt, _ in fitted:
-            key = json.dumps(prompt)
+        fitted = [window(_quote(talk), self.max_prompt_tokens, _estimate_tokens) for talk in messages]
+        self.n_cut += sum(dropped > 0 for _, dropped in fitted)
+        limit, keys, requests = max_new_tokens + self.reasoning_tokens, [json.dumps(p) for p, _ in fitted], []
+        for (talk, _), key, earlier in zip(fitted, keys, count_earlier(keys), strict=True):
+            options = {"temperature": temperature, "top_p": self.top_p, "max_tokens": limit}
             for sample in range(n):
-                drawn = derive_seed(seed, key, seen[key], sample) % 2**31 if temperature else None
-                requests.append(Request(prompt, None, temperature, self.top_p, max_tokens=limit, seed=drawn))
-            seen[key] += 1
-        answers = self.endpoint.complete(requests, desc="policy", on_error="return")
-        completions = [replace(to_completion(a), dropped=fitted[i // n][1]) for i, a in enumerate(answers)]
-        return [completions[i * n : (i + 1) * n] for i in range(len(fitted))]
-
-    def _fit(self, messages: list[Message]) -> tuple[tuple[Message, ...], int]:
-        """Messages with control tokens broken up, cut by `window`, and the number of dropped turns."""
-        said = [{**m, "content": quoting.plain(m["content"], MAX_MESSAGE)} for m in messages]
-        kept, dropped = window(said, self.max_prompt_tokens, _estimate)
-        self.n_cut += bool(dropped)
-        return tuple(kept), dropped
+                drawn = derive_seed(seed, key, earlier, sample) % 2**31 if temperature else None
+                requests.append(Request(tuple(talk), seed=drawn, **options))
+        answers = iter(self.endpoint.complete(requests, desc="policy", on_error="return"))
+        return [[_to_completion(next(answers), dropped) for _ in range(n)] for _, dropped in fitted]
 
 
-def _estimate(messages: Sequence[Message]) -> int:
+def _quote(messages: Sequence[Message]) -> list[Message]:
+    return [{**m, "content": quoting.plain(m["content"], MAX_MESSAGE)} for m in messages]
+
+
+def _estimate_tokens(messages: Sequence[Message]) -> int:
     return quoting.estimated_tokens(*(m["content"] for m in messages))
 
 
-def to_completion(answer: Answer | EndpointError) -> EndpointCompletion:
+def _to_completion(answer: Answer | EndpointError, dropped: int) -> EndpointCompletion:
     """A completion without token ids. Any error except a refusal is raised."""
     if isinstance(answer, Refused):
-        return EndpointCompletion((), (), (), str(answer), True)
+        return EndpointCompletion((), (), (), str(answer), True, dropped=dropped)
     if isinstance(answer, EndpointError):
         raise answer
-    return EndpointCompletion(
-        (), (), (), answer.text, answer.finish_reason == "stop", reasoning=answer.reasoning,
-        n_tokens=answer.completion_tokens, n_reasoning=answer.reasoning_tokens,
-    )  # fmt: skip
+    counts = {"n_tokens": answer.completion_tokens, "n_reasoning": answer.reasoning_tokens}
+    said = ((), (), (), answer.text, answer.finish_reason == "stop", answer.reasoning)
+    return EndpointCompletion(*said, **counts, dropped=dropped)
 
 
-def make_policy(cfg: Config, run: Run | Path | None, adapter: Path | None = None) -> EndpointPolicy:
+def make_policy(cfg: Config, run: RunFolder, adapter: Path | None = None) -> EndpointPolicy:
     """The policy behind section `policy`'s endpoint. InputError: it cannot take an adapter."""
     if adapter is not None:
         raise InputError("policy.kind: endpoint cannot take a trained adapter; use local or vllm")
-    return EndpointPolicy(
-        open_endpoint(cfg, "policy", run), top_p=cfg.rollout.top_p,
-        max_prompt_tokens=cfg.rollout.max_prompt_tokens, reasoning_tokens=cfg.policy.reasoning_tokens,
-    )  # fmt: skip
+    limits = (cfg.rollout.top_p, cfg.rollout.max_prompt_tokens, cfg.policy.reasoning_tokens)
+    return EndpointPolicy(open_endpoint(cfg, "policy", run), *limits)

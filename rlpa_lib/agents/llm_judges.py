@@ -7,15 +7,15 @@ They see what policy and user wrote as quoted data only. A case without a readab
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field, create_model
 from scipy.optimize import linear_sum_assignment
 
-from rlpa_lib.agents.asking import MAX_RESPONSE, MAX_UTTERANCE, Questions, make_questions
+from rlpa_lib.agents.asking import MAX_RESPONSE, MAX_UTTERANCE, Questions, RunFolder, make_questions
 from rlpa_lib.dialogue import quoting
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import DIMENSIONS, JudgeFailed, Verdict
@@ -25,12 +25,8 @@ from rlpa_lib.dialogue.reveal import words
 from rlpa_lib.settings.config import Config
 from rlpa_lib.settings.kinds import EVALUATION_CRITERIA, REWARD_CRITERIA, Criterion
 
-if TYPE_CHECKING:
-    from rlpa_lib.runs.run import Run
-
-_WORDS = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
-
 Pairs = tuple[tuple[int, int], ...]
+_WORDS = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
 
 
 def _read_mark(value: Any) -> Any:
@@ -39,16 +35,9 @@ def _read_mark(value: Any) -> Any:
     return _WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
-def _read_number(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-
-
-def _cut(value: Any) -> Any:
-    return value[:400] if isinstance(value, str) else value
-
-
+_cut = BeforeValidator(lambda value: value[:400] if isinstance(value, str) else value)
 # The limit is a hint for servers that decode by the schema; a longer reason is cut, not refused.
-Reason = Annotated[str, BeforeValidator(_cut), Field(json_schema_extra={"maxLength": 120})]
+Reason = Annotated[str, _cut, Field(json_schema_extra={"maxLength": 120})]
 Mark = Annotated[Literal[0, 1], BeforeValidator(_read_mark)]
 
 
@@ -65,10 +54,9 @@ class HolisticAnswer(Marked):
 
 def make_schema(criteria: Mapping[str, Criterion]) -> type[BaseModel]:
     """The answer of a judge that marks each of the criteria and the four dimensions of section 3.3."""
-    fields = {c.field: Marked for c in criteria.values()} | dict.fromkeys(DIMENSIONS, Mark)
+    fields = {c.field: (Marked, ...) for c in criteria.values()} | dict.fromkeys(DIMENSIONS, (Mark, ...))
     told = "The five criteria of eq. 4 and the four dimensions of section 3.3; the product is not asked for."
-    required = {name: (kind, ...) for name, kind in fields.items()}
-    return create_model("CriteriaAnswer", __doc__=told, **required)
+    return create_model("CriteriaAnswer", __doc__=told, **fields)
 
 
 CriteriaAnswer = make_schema(REWARD_CRITERIA)
@@ -88,8 +76,9 @@ def read_verdict(answer: BaseModel | None, criteria: Mapping[str, Criterion]) ->
 
 
 def _number_to(n: int) -> Any:
-    """1..n, so that only items that exist can be named."""
-    return Annotated[Literal[tuple(range(1, n + 1))], BeforeValidator(_read_number)]
+    """1..n, as a number or in digits, so that only items that exist can be named."""
+    read = BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.strip().isdecimal() else v)
+    return Annotated[Literal[tuple(range(1, n + 1))], read]
 
 
 @cache
@@ -115,15 +104,17 @@ def one_to_one(pairs: Sequence[tuple[int, int]], n_inferred: int, n_true: int) -
         if not (0 <= i < n_inferred and 0 <= j < n_true):
             raise ValueError(f"pair {(i, j)} of {n_inferred} inferred and {n_true} true items")
         named[i, j] = 1
-    rows, columns = linear_sum_assignment(-named)
-    return tuple((int(i), int(j)) for i, j in zip(rows, columns, strict=True) if named[i, j])
+    chosen = np.transpose(linear_sum_assignment(-named))
+    return tuple((int(i), int(j)) for i, j in chosen if named[i, j])
 
 
+@dataclass(frozen=True)
 class LLMJudge:
     """Training rewards (sections 3.2 and 3.3): one model counts profile overlap, one judges responses."""
 
-    def __init__(self, profiles: Questions, replies: Questions, *, holistic: bool = False):
-        self.profiles, self.replies, self.holistic = profiles, replies, holistic
+    profiles: Questions
+    replies: Questions
+    schema: type[BaseModel] = CriteriaAnswer  # of what a reply is answered with
 
     def match(self, inferred: Profile, true: Profile) -> Pairs:
         """One-to-one pairs of items that mean the same (eq. 2). JudgeFailed: no readable answer."""
@@ -142,27 +133,30 @@ class LLMJudge:
             cases.append((label, {"inferred": left, "true": right}, schema))
         results: list[Pairs | None] = [() for _ in pairs]
         for i, answer in zip(asked, self.profiles.ask(cases, "profile judge"), strict=True):
-            named = None if answer is None else [(pair.inferred - 1, pair.true - 1) for pair in answer.pairs]
-            results[i] = None if named is None else one_to_one(named, *map(len, pairs[i]))
+            if answer is None:
+                results[i] = None
+            else:
+                named = [(pair.inferred - 1, pair.true - 1) for pair in answer.pairs]
+                results[i] = one_to_one(named, *map(len, pairs[i]))
         return results
 
     def responses(self, cases: Sequence[tuple[Dialogue, Reply]]) -> list[Verdict | None]:
         """Verdict per (dialogue with pending utterance, candidate reply), against the INFERRED profile."""
-        schema, ask = HolisticAnswer if self.holistic else CriteriaAnswer, self.replies
-        asked = []
+        asked, ask = [], self.replies
         for dialogue, reply in cases:
             known, response = ask.items(reply.profile), ask.text(reply.response, MAX_RESPONSE)
-            talk = ask.conversation(dialogue, ask.room(known, response))
+            talk = ask.conversation(dialogue, known, response)
             values = {**talk, "inferred_profile": known, "response": response}
-            asked.append((_label(dialogue), values, schema))
+            asked.append((_label(dialogue), values, self.schema))
         return [read_verdict(answer, REWARD_CRITERIA) for answer in ask.ask(asked, "response judge")]
 
 
+@dataclass(frozen=True)
 class LLMEvaluationJudge:
     """Evaluation scores (C.3) from true persona and pending message, or (`whole_dialogue`) all turns."""
 
-    def __init__(self, questions: Questions, *, whole_dialogue: bool = False):
-        self.questions, self.whole_dialogue = questions, whole_dialogue
+    questions: Questions
+    whole_dialogue: bool = False
 
     def evaluate(self, cases: Sequence[tuple[Persona, Dialogue, str]]) -> list[Verdict | None]:
         """A verdict per (true persona, dialogue with a pending utterance, response text)."""
@@ -170,11 +164,9 @@ class LLMEvaluationJudge:
         for persona, dialogue, text in cases:
             prose = {"description": persona.description, "personality": persona.personality}
             who = {name: ask.text(value, MAX_RESPONSE)["text"] for name, value in prose.items()}
-            who["profile"] = ask.items(persona.profile)
-            response = ask.text(text, MAX_RESPONSE)
-            talk = ask.conversation(dialogue, ask.room(who, response) if self.whole_dialogue else 0)
-            if not self.whole_dialogue:
-                talk = {"conversation": talk["conversation"]}
+            who["profile"], response = ask.items(persona.profile), ask.text(text, MAX_RESPONSE)
+            shown = dialogue if self.whole_dialogue else replace(dialogue, turns=())
+            talk = ask.conversation(shown, who, response)
             asked.append((_label(dialogue), {"persona": who, **talk, "response": response}, EvaluationAnswer))
         return [read_verdict(answer, EVALUATION_CRITERIA) for answer in ask.ask(asked, "evaluator")]
 
@@ -183,13 +175,13 @@ def _label(dialogue: Dialogue) -> str:
     return f"{dialogue.id}, turn {len(dialogue.turns) + 1}"
 
 
+@dataclass(frozen=True)
 class LLMRevealJudge:
     """Judges what a user's words alone reveal, for the Theoretical Max of section 5.3: a user model may tell
     more or less than it reports. Words too long for the prompt are split into parts, so nothing is left out;
     a case is None when one of its parts has no readable answer."""
 
-    def __init__(self, questions: Questions):
-        self.questions = questions
+    questions: Questions
 
     def find_revealed(self, cases: Sequence[tuple[Persona, Dialogue]]) -> list[frozenset[str] | None]:
         """As in `RevealJudge`. JudgeFailed, EndpointError: see `Questions.ask`."""
@@ -210,8 +202,7 @@ class LLMRevealJudge:
     def _split(self, items: list[dict[str, Any]], said: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
         left = room = self.questions.room(items)
         part: list[dict[str, Any]] = []
-        for text in said:
-            entry = self.questions.text(text, MAX_UTTERANCE)
+        for entry in (self.questions.text(text, MAX_UTTERANCE) for text in said):
             cost = quoting.estimated_tokens(quoting.dumps(entry))
             if part and cost > left:
                 yield part
@@ -221,28 +212,21 @@ class LLMRevealJudge:
             yield part
 
 
-def make_reward_judge(
-    cfg: Config, run: Run | Path | None, *, defended: bool = True, failure_limit: float | None = None
-) -> LLMJudge:
-    """The judge behind training rewards. `defended=False` pastes texts in unquoted, to measure what that
-    costs; `failure_limit` replaces `run.max_judge_failure_rate`."""
-    holistic = cfg.judge.verdict == "holistic"
-    options = {"defended": defended, "failure_limit": failure_limit}
-    overlap = make_questions(cfg, "judge", "profile_judge", "judge_overlap", run, **options)
-    prompt = "judge_holistic" if holistic else "judge_criteria"
-    replies = make_questions(cfg, "judge", "response_judge", prompt, run, **options)
-    return LLMJudge(overlap, replies, holistic=holistic)
+def make_reward_judge(cfg: Config, run: RunFolder, **options: Any) -> LLMJudge:
+    """The judge behind training rewards; options as in `make_questions`."""
+    schema = HolisticAnswer if cfg.judge.verdict == "holistic" else CriteriaAnswer
+    prompt = f"judge_{cfg.judge.verdict}"
+    overlap = make_questions(cfg, cfg.judge, "profile_judge", "judge_overlap", run, **options)
+    replies = make_questions(cfg, cfg.judge, "response_judge", prompt, run, **options)
+    return LLMJudge(overlap, replies, schema)
 
 
-def make_evaluation_judge(
-    cfg: Config, run: Run | Path | None, *, defended: bool = True, failure_limit: float | None = None
-) -> LLMEvaluationJudge:
-    """The judge behind evaluation scores (appendix C.3); options as in `make_reward_judge`."""
-    options = {"defended": defended, "failure_limit": failure_limit}
-    questions = make_questions(cfg, "evaluator", "evaluator", "evaluator", run, **options)
-    return LLMEvaluationJudge(questions, whole_dialogue=cfg.evaluator.sees == "dialogue")
+def make_evaluation_judge(cfg: Config, run: RunFolder, **options: Any) -> LLMEvaluationJudge:
+    """The judge behind evaluation scores (appendix C.3); options as in `make_questions`."""
+    questions = make_questions(cfg, cfg.evaluator, "evaluator", "evaluator", run, **options)
+    return LLMEvaluationJudge(questions, cfg.evaluator.sees == "dialogue")
 
 
-def make_reveal_judge(cfg: Config, run: Run | Path | None) -> LLMRevealJudge:
+def make_reveal_judge(cfg: Config, run: RunFolder) -> LLMRevealJudge:
     """The model that judges profiles, asked what a user's words have revealed."""
-    return LLMRevealJudge(make_questions(cfg, "judge", "profile_judge", "judge_revealed", run))
+    return LLMRevealJudge(make_questions(cfg, cfg.judge, "profile_judge", "judge_revealed", run))

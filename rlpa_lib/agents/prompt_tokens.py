@@ -1,12 +1,27 @@
-"""How a message list becomes a prompt's token ids, and what is dropped when it outgrows the context."""
+"""What policies share around the sampling: message lists as token ids that fit, and ids as text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import bisect
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 
 from rlpa_lib.dialogue.protocols import Message
 from rlpa_lib.dialogue.quoting import defuse, exact_signs
 from rlpa_lib.settings.config import InputError
+
+
+def check_request(n: int, max_new_tokens: int, temperature: float) -> None:
+    """InputError: one of them is below its minimum."""
+    if n < 1 or max_new_tokens < 1 or temperature < 0:
+        raise InputError("generate needs n >= 1, max_new_tokens >= 1 and temperature >= 0")
+
+
+def count_earlier(prompts: Sequence[Hashable]) -> list[int]:
+    """How many equal prompts come before each, so that equal prompts are sampled apart."""
+    counters: dict[Hashable, itertools.count] = defaultdict(itertools.count)
+    return [next(counters[prompt]) for prompt in prompts]
 
 
 def harmless(tokenizer, messages: list[Message]) -> list[Message]:
@@ -18,10 +33,8 @@ def harmless(tokenizer, messages: list[Message]) -> list[Message]:
 
 
 def prompt_ids(tokenizer, messages: list[Message]) -> list[int]:
-    """Token ids of a message list under the tokenizer's chat template, ready for the assistant's next words.
-
-    The policy continues a final assistant message. No message can bring in control tokens (`harmless`).
-    """
+    """Token ids of `harmless` messages under the tokenizer's chat template, ready for the assistant's next
+    words; the policy continues a final assistant message."""
     said = harmless(tokenizer, messages)
     said, begun = (said[:-1], said[-1]["content"]) if said[-1]["role"] == "assistant" else (said, "")
     text = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False) + begun
@@ -53,14 +66,16 @@ def window(
     rest = list(messages[len(lead) :])
     if size(lead + rest) <= limit:
         return lead + rest, 0
-    low, high = 0, (len(rest) - 1) // 2  # an answer that was begun goes with the last user message
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if size(lead + rest[2 * middle :]) <= limit else (middle + 1, high)
-    kept = lead + rest[2 * low :]
+    turns = range((len(rest) - 1) // 2)  # an answer that was begun goes with the last user message
+    dropped = bisect.bisect_left(turns, True, key=lambda n: size(lead + rest[2 * n :]) <= limit)
+    kept = lead + rest[2 * dropped :]
     if (tokens := size(kept)) > limit:
-        raise InputError(
-            "rollout.max_prompt_tokens: the system prompt and the last user message take "
-            f"{tokens} tokens, limit {limit}"
-        )
-    return kept, low
+        both = "the system prompt and the last user message"
+        raise InputError(f"rollout.max_prompt_tokens: {both} take {tokens} tokens, limit {limit}")
+    return kept, dropped
+
+
+def decode_reply(tokenizer, token_ids: Sequence[int], finished: bool) -> str:
+    """The text of a completion without its end token."""
+    said = token_ids[:-1] if finished else token_ids
+    return tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)

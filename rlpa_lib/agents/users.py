@@ -1,15 +1,15 @@
 """Simulated users (section 3.1): they reveal, turn by turn, a profile that the policy cannot see."""
+
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field, StringConstraints
 
-from rlpa_lib.agents.asking import load_prompt, open_endpoint
+from rlpa_lib.agents.asking import RunFolder, load_prompt, open_endpoint
 from rlpa_lib.client.chat import Answer, BadAnswer, Refused, Request
 from rlpa_lib.dialogue import quoting
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
@@ -18,10 +18,10 @@ from rlpa_lib.dialogue.protocols import InformedUser, Message, News
 from rlpa_lib.dialogue.reveal import OPENING, reveal_budget, said_before
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import Config
+from rlpa_lib.settings.schema import Role
 
 if TYPE_CHECKING:
     from rlpa_lib.client.endpoint import ChatEndpoint
-    from rlpa_lib.runs.run import Run
 
 MAX_PERSONA = 6000  # characters of a profile, and of a personality text
 MAX_REPLY = 2000  # characters of a response that a user model is shown
@@ -76,10 +76,6 @@ class ShiftingUser:
         return News(shift.slot) if turn == self.at - 1 and shift.slot not in dialogue.ledger() else None
 
 
-def _strip(value: Any) -> Any:
-    return value.strip() if isinstance(value, str) else value
-
-
 # Bounds and lengths are hints for servers that decode by the schema.
 _ItemNumber = Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": 50})]
 
@@ -88,28 +84,31 @@ class UserMessage(BaseModel):
     """What a user model answers: its words, and the numbers of the profile items that they tell."""
 
     message: Annotated[
-        str, BeforeValidator(_strip), Field(min_length=1, json_schema_extra={"maxLength": 600})
+        str,
+        StringConstraints(strip_whitespace=True, min_length=1),
+        Field(json_schema_extra={"maxLength": 600}),
     ]
     revealed: Annotated[list[_ItemNumber], Field(json_schema_extra={"maxItems": 10})]
 
 
+@dataclass
 class LLMUser:
     """A chat model that role-plays a persona (sections 3.1 and C.4). It sees its own profile and the words of
     both sides, never a profile block of the policy.
 
     It may tell 15 % of its profile a turn on average, at most two items at once; notes give it the budget
     left (from the ledger), what it has told, and whether a response is a repetition. `stated` is what the
-    model reports. Turns beyond `max_prompt_tokens` (estimated) are left out, oldest first, and it is told how
-    many; `n_cut` counts such prompts. `manner` is added to the persona's own (users who do not cooperate).
+    model reports. Turns beyond `limits.max_prompt_tokens` (estimated) are left out, oldest first, and it is
+    told how many; `n_cut` counts such prompts. `manner` is added to the persona's own (users who do not
+    cooperate).
     """
 
-    def __init__(
-        self, endpoint: ChatEndpoint, seed: int, prompt: str, *, temperature: float = 1.0,
-        max_tokens: int = 512, max_prompt_tokens: int = 8000, manner: str = "",
-    ):  # fmt: skip
-        self.endpoint, self.seed, self.prompt, self.manner = endpoint, seed, prompt, manner
-        self.temperature, self.max_tokens, self.max_prompt_tokens = temperature, max_tokens, max_prompt_tokens
-        self.n_cut = 0
+    endpoint: ChatEndpoint
+    seed: int
+    prompt: str
+    limits: Role
+    manner: str = ""
+    n_cut: int = 0
 
     def reply(
         self, personas: Sequence[Persona], dialogues: Sequence[Dialogue],
@@ -137,51 +136,51 @@ class LLMUser:
 
     def _ask(self, persona: Persona, dialogue: Dialogue, talk: tuple[Message, ...], attempt: int) -> Request:
         seed = derive_seed(self.seed, "user", persona.id, dialogue.id, len(dialogue.turns), attempt) % 2**31
-        return Request(talk, UserMessage, self.temperature, max_tokens=self.max_tokens, seed=seed)
+        limits = self.limits
+        return Request(talk, UserMessage, limits.temperature, max_tokens=limits.max_tokens, seed=seed)
 
     def messages(self, persona: Persona, dialogue: Dialogue, news: News | None = None) -> list[Message]:
         """System prompt and, in JSON, the dialogue as it sees it: own words `assistant`, responses `user`."""
-        numbered = (f"{i}. {slot}: {value}" for i, (slot, value) in enumerate(persona.profile.items, start=1))
+        slots = persona.profile.slots()
+        items = (f"{i}. {slot}: {value}" for i, (slot, value) in enumerate(persona.profile.items, start=1))
         personality = f"{persona.personality}\n{self.manner}".strip() or "-"
-        told = {"{profile}": "\n".join(numbered), "{personality}": personality}
+        told = {"profile": "\n".join(items), "personality": personality}
         filled = {name: quoting.plain(text, MAX_PERSONA) for name, text in told.items()}
-        system = re.sub("|".join(map(re.escape, filled)), lambda m: filled[m[0]], self.prompt)
-        turns = [_quote_turn(persona, turn.user, turn.reply.response) for turn in dialogue.turns]
-        notes = {**_make_notes(persona, dialogue), **_tell_news(persona, news)}
-        room = self.max_prompt_tokens - quoting.estimated_tokens(system, quoting.dumps(notes)) - 30
-        first = quoting.find_first([quoting.estimated_tokens(*turn) for turn in turns], room)
+        system = re.sub("{(profile|personality)}", lambda hole: filled[hole[1]], self.prompt)
+        spoken = []  # per turn what it said itself and what was answered
+        for turn in dialogue.turns:
+            own = {"message": turn.user.text, "revealed": _number(slots, turn.user.stated)}
+            theirs = {"they_said": quoting.plain(turn.reply.response, MAX_REPLY)}
+            spoken.append((quoting.dumps(own), quoting.dumps(theirs)))
+        notes = _make_notes(slots, dialogue, news)
+        room = self.limits.max_prompt_tokens - quoting.estimated_tokens(system, quoting.dumps(notes)) - 30
+        first = quoting.find_first([quoting.estimated_tokens(*texts) for texts in spoken], room)
         self.n_cut += bool(first)
-        hidden = {"turns_not_shown": first} if first else {}
-        talk = [text for turn in turns[first:] for text in turn][:-1]
-        last = {"they_said": quoting.plain(dialogue.turns[-1].reply.response, MAX_REPLY), **notes, **hidden}
-        texts = [quoting.dumps({"they_said": None}), *talk, quoting.dumps(last)]
+        last = {**theirs, **notes, **({"turns_not_shown": first} if first else {})}
+        texts = [text for pair in spoken[first:] for text in pair][:-1]
+        texts = [quoting.dumps({"they_said": None}), *texts, quoting.dumps(last)]
         talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
         return [{"role": "system", "content": system}, *talk]
 
 
-def _quote_turn(persona: Persona, own: Utterance, response: str) -> tuple[str, str]:
-    numbers = [i for i, slot in enumerate(persona.profile.slots(), start=1) if slot in own.stated]
-    theirs = {"they_said": quoting.plain(response, MAX_REPLY)}
-    return quoting.dumps({"message": own.text, "revealed": numbers}), quoting.dumps(theirs)
+def _number(slots: Sequence[str], named: Container[str]) -> list[int]:
+    return [i for i, slot in enumerate(slots, start=1) if slot in named]
 
 
-def _make_notes(persona: Persona, dialogue: Dialogue) -> dict[str, Any]:
-    told, slots = dialogue.ledger(), persona.profile.slots()
-    return {
-        "already_told": [i for i, slot in enumerate(slots, start=1) if slot in told],
+def _make_notes(slots: Sequence[str], dialogue: Dialogue, news: News | None) -> dict[str, Any]:
+    """The notes that a user model's prompt explains, with what it has to work in."""
+    told = dialogue.ledger()
+    notes = {
+        "already_told": _number(slots, told),
         "new_items_allowed": reveal_budget(len(slots), len(dialogue.turns) + 1, len(told)),
         "they_repeat_themselves": said_before([turn.reply.response for turn in dialogue.turns]),
     }
-
-
-def _tell_news(persona: Persona, news: News | None) -> dict[str, Any]:
-    """The note that tells a user model what to work in, as its prompt explains."""
-    if news is None:
-        return {}
-    number = persona.profile.slots().index(news.slot) + 1
-    if news.was is None:
-        return {"tell_now": number}
-    return {"changed_item": {"number": number, "was": quoting.plain(news.was, MAX_PERSONA)}}
+    if news and news.was is not None:
+        number = slots.index(news.slot) + 1
+        notes["changed_item"] = {"number": number, "was": quoting.plain(news.was, MAX_PERSONA)}
+    elif news:
+        notes["tell_now"] = slots.index(news.slot) + 1
+    return notes
 
 
 def _to_utterance(persona: Persona, answer: UserMessage) -> Utterance:
@@ -191,11 +190,7 @@ def _to_utterance(persona: Persona, answer: UserMessage) -> Utterance:
     return Utterance(quoting.plain(answer.message, MAX_REPLY).strip(), tuple(told))
 
 
-def make_user(cfg: Config, split: str, seed: int, run: Run | Path | None, manner: str = "willing") -> LLMUser:
+def make_user(cfg: Config, split: str, seed: int, run: RunFolder, manner: str = "willing") -> LLMUser:
     """The user model, the same for all splits. `manner`: how far it cooperates."""
-    given = cfg.user
-    return LLMUser(
-        open_endpoint(cfg, "user", run), seed, load_prompt(cfg, "user"), temperature=given.temperature,
-        max_tokens=given.max_tokens, max_prompt_tokens=given.max_prompt_tokens,
-        manner="" if manner == "willing" else load_prompt(cfg, f"user_{manner}"),
-    )  # fmt: skip
+    added = "" if manner == "willing" else load_prompt(cfg, f"user_{manner}")
+    return LLMUser(open_endpoint(cfg, "user", run), seed, load_prompt(cfg, "user"), cfg.user, added)

@@ -1,9 +1,10 @@
-"""What the policy asks of one vLLM server: sample, load or drop an adapter. One client per event loop."""
+"""What the policy asks of one vLLM server: sample, load or drop an adapter."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import openai
 from rlpa_lib.runs import storage
 from rlpa_lib.settings.config import InputError
 
+KEY = "VLLM_API_KEY"  # the environment variable; a server of one's own asks for none
 PROBE_SECONDS = 30.0  # a server that is alive lists its models within this, however busy it is
 ENDED = {"stop", "length"}  # a server that is going down ends its requests with "abort"
 
@@ -52,27 +54,25 @@ def read_adapter(folder: Path, version: int) -> Adapter:
 
 
 class VLLMClient:
-    """A connection to one server, closed by `async with`; a live server gets `retries` further tries."""
+    """One server across calls: its adapter (None: not asked yet) and why it was dropped ("" while in use).
+    After `connect` it has a connection, and a lock for changes of what it holds. It gets `retries` more tries
+    while it lives."""
 
-    def __init__(self, url: str, *, api_key_env: str, timeout: float, retries: int):
-        self.url, self.retries = url.rstrip("/"), retries
-        self.lock = asyncio.Lock()  # for changes of what the server holds
-        self._key = api_key_env
-        key = os.environ.get(api_key_env) or "none"  # a server of one's own asks for none
-        patience = openai.Timeout(timeout, connect=PROBE_SECONDS)
-        self._client = openai.AsyncOpenAI(base_url=self.url, api_key=key, timeout=patience, max_retries=0)
+    def __init__(self, url: str, timeout: float, retries: int):
+        self.url, self.timeout, self.retries = url.rstrip("/"), timeout, retries
+        self.adapter: Adapter | None = None
+        self.gone = ""
 
-    async def __aenter__(self) -> VLLMClient:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
+    def connect(self) -> None:
+        """Open a connection for one event loop, to be closed by `client.close`."""
+        self.lock, key = asyncio.Lock(), os.environ.get(KEY) or "none"
+        patience = openai.Timeout(self.timeout, connect=PROBE_SECONDS)
+        self.client = openai.AsyncOpenAI(base_url=self.url, api_key=key, timeout=patience, max_retries=0)
 
     async def models(self) -> dict[str, bool]:
         """Name -> whether it is an adapter, for all that the server offers. Raises ServerLost."""
         try:
-            options = {"timeout": PROBE_SECONDS}
-            listed: Any = await self._client.get("/models", cast_to=object, options=options)
+            listed: Any = await self.client.get("/models", cast_to=object, options={"timeout": PROBE_SECONDS})
         except (openai.APIConnectionError, openai.InternalServerError) as error:
             raise ServerLost(_reason(error)) from error
         except openai.APIStatusError as error:
@@ -83,10 +83,10 @@ class VLLMClient:
 
     async def base(self) -> Adapter:
         """The model itself, under the server's name for it. Raises ServerLost."""
-        names = [name for name, is_adapter in (await self.models()).items() if not is_adapter]
-        if not names:
-            raise ServerLost("it serves no model")
-        return Adapter(names[0])
+        for name, is_adapter in (await self.models()).items():
+            if not is_adapter:
+                return Adapter(name)
+        raise ServerLost("it serves no model")
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """Answer to a /completions body. Raises ServerLost, AdapterMissing and InputError (refused)."""
@@ -96,7 +96,7 @@ class VLLMClient:
                 await self.models()  # a dead server is found out at once, without a second time-out
                 await asyncio.sleep(min(2.0**attempt / 4, 5.0))
             try:
-                answer: Any = await self._client.post("/completions", cast_to=object, body=body)
+                answer: Any = await self.client.post("/completions", cast_to=object, body=body)
                 if isinstance(answer, dict) and {c["finish_reason"] for c in answer["choices"]} <= ENDED:
                     return answer
                 reason = "it broke off requests"
@@ -122,20 +122,28 @@ class VLLMClient:
         for name, is_adapter in held.items():
             if is_adapter and name.startswith(adapter.owner) and name != adapter.name:
                 await self._change("/unload_lora_adapter", {"lora_name": name}, done="cannot be found")
-
-    def _refused(self, error: openai.APIStatusError) -> InputError:
-        told = f"policy.servers: {self.url} refused the request: {error.status_code}: {_reason(error)}"
-        hint = f" (the key is taken from the environment variable {self._key})"
-        return InputError(told + hint if error.status_code in (401, 403) else told)
+        self.adapter = adapter
 
     async def _change(self, path: str, body: dict[str, str], done: str) -> None:
         try:
-            await self._client.post(path, cast_to=str, body=body)
+            await self.client.post(path, cast_to=str, body=body)
         except openai.APIConnectionError as error:
             raise ServerLost(_reason(error)) from error
         except openai.APIStatusError as error:
             if done not in str(error):  # another process of this run was faster
                 raise AdapterRefused(_reason(error)) from error
+
+    def _refused(self, error: openai.APIStatusError) -> InputError:
+        told = f"policy.servers: {self.url} refused the request: {error.status_code}: {_reason(error)}"
+        hint = f" (the key is taken from the environment variable {KEY})"
+        return InputError(told + hint if error.status_code in (401, 403) else told)
+
+    def drop(self, reason: str) -> None:
+        """Use it no more, with a warning."""
+        if not self.gone:
+            self.gone, self.adapter = reason or "no reason given", None
+            told = f"policy.servers: {self.url} is dropped ({reason}); its prompts go to the others"
+            warnings.warn(told, stacklevel=2)
 
 
 def _reason(error: openai.APIError) -> str:

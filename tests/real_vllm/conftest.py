@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlpa_lib.agents import vllm_server, vllm_setup
+from rlpa_lib.agents import vllm_server
 
 HERE = Path(__file__).parent
 
@@ -29,8 +29,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def vllm_venv():
     torch.set_num_threads(1)
-    venv = Path(os.environ.get("RLPA_VLLM_VENV") or vllm_setup.DEFAULT_VENV).resolve()
-    vllm_setup.setup(venv)
+    venv = Path(os.environ.get("RLPA_VLLM_VENV") or vllm_server.DEFAULT_VENV).resolve()
+    vllm_server.setup(venv)
     return venv
 
 

