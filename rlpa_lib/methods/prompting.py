@@ -49,17 +49,15 @@ class Prompted:
 
     def messages(self, dialogue: Dialogue) -> list[Message]:
         """The prompt of a dialogue with a pending utterance."""
-        view = policy_view(
-            dialogue, self.system_prompt, self.history_profiles if self.writes_profile else "none"
-        )
+        shown = self.history_profiles if self.writes_profile else "none"
+        view = policy_view(dialogue, self.system_prompt, shown)
         return with_last(view, f"{view[-1]['content']} {self.suffix}") if self.suffix else view
 
-    def ask(self, messages: Sequence[list[Message]], seed: int) -> list[Completion]:
-        """One completion a prompt."""
-        drawn = self.policy.generate(
-            messages, 1, seed=seed, temperature=self.temperature, max_new_tokens=self.max_new_tokens
-        )
-        return [completions[0] for completions in drawn]
+    def ask(self, messages: Sequence[list[Message]], seed: int, n: int = 1) -> list[Completion]:
+        """n completions of each prompt, those of one prompt in a row."""
+        options = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
+        groups = self.policy.generate(messages, n, seed=seed, **options)
+        return [completion for group in groups for completion in group]
 
     def read(self, completion: Completion, start: str = "") -> Answer:
         """The answer in a completion; `start` is the part of the text that the policy was given."""
@@ -90,14 +88,9 @@ class SelfCritic:
         """The revision as the answer, draft and critique as hidden steps, the tokens of all three."""
         talks = [self.inner.messages(d) for d in dialogues]
         drafts = self.inner.ask(talks, derive_seed(seed, "draft"))
-        talks = [
-            _extend(talk, draft, self.critique_request) for talk, draft in zip(talks, drafts, strict=True)
-        ]
+        talks = _extend(talks, drafts, self.critique_request)
         critiques = self.inner.ask(talks, derive_seed(seed, "critique"))
-        talks = [
-            _extend(talk, critique, self.revision_request)
-            for talk, critique in zip(talks, critiques, strict=True)
-        ]
+        talks = _extend(talks, critiques, self.revision_request)
         revisions = self.inner.ask(talks, derive_seed(seed, "revision"))
         return [self._answer(*calls) for calls in zip(drafts, critiques, revisions, strict=True)]
 
@@ -129,38 +122,29 @@ class Retrieval:
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
         """One sampled answer a dialogue; which turns were retrieved is a hidden step."""
         # One call for all texts is faster than one a dialogue; the encoder remembers them.
-        self.encoder.encode(
-            [text for d in dialogues for text in (d.pending.text, *map(_exchange_text, d.turns))]
-        )
-        nearest = [self.retrieve(d) for d in dialogues]
-        messages = [self._messages(d, turns) for d, turns in zip(dialogues, nearest, strict=True)]
-        answers = [self.inner.read(c) for c in self.inner.ask(messages, seed)]
-        steps = [
-            Step("retrieved", ", ".join(f"turn {i + 1} ({cosine:.3f})" for i, cosine in turns))
-            for turns in nearest
-        ]
+        said = [[d.pending.text, *map(_exchange_text, d.turns)] for d in dialogues]
+        self.encoder.encode([text for texts in said for text in texts])
+        talks, steps = [], []
+        for dialogue, (message, *exchanges) in zip(dialogues, said, strict=True):
+            found = []
+            if exchanges:
+                found = top_k(self.encoder.encode([message])[0], self.encoder.encode(exchanges), self.k)
+            talks.append(self._insert(dialogue, [dialogue.turns[i] for i, _ in found]))
+            nearest = ", ".join(f"turn {i + 1} ({cosine:.3f})" for i, cosine in found)
+            steps.append(Step("retrieved", nearest))
+        answers = [self.inner.read(c) for c in self.inner.ask(talks, seed)]
         return [replace(a, hidden=(step, *a.hidden)) for a, step in zip(answers, steps, strict=True)]
 
-    def retrieve(self, dialogue: Dialogue) -> list[tuple[int, float]]:
-        """(index of a finished turn, cosine) of the exchanges closest to the pending message, the closest
-        first."""
-        if not dialogue.turns:
-            return []
-        index = self.encoder.encode([_exchange_text(turn) for turn in dialogue.turns])
-        return top_k(self.encoder.encode([dialogue.pending.text])[0], index, self.k)
-
-    def _messages(self, dialogue: Dialogue, nearest: Sequence[tuple[int, float]]) -> list[Message]:
-        turns = [dialogue.turns[i] for i, _ in nearest]
+    def _insert(self, dialogue: Dialogue, turns: Sequence[Turn]) -> list[Message]:
+        """The prompt with these turns before its last message."""
         lines = [
             self.exchange.format(number=number, user=turn.user.text, assistant=turn.reply.response)
             for number, turn in enumerate(turns, start=1)
         ]
         # one exchange a line, where the prompt has lines
-        context = ("\n" if "\n" in self.template else " ").join(lines)
+        context = ("\n" if "\n" in self.template else " ").join(lines) or self.nothing
         view = self.inner.messages(dialogue)
-        return with_last(
-            view, self.template.format(context=context or self.nothing, message=view[-1]["content"])
-        )
+        return with_last(view, self.template.format(context=context, message=view[-1]["content"]))
 
 
 def with_last(messages: Sequence[Message], content: str) -> list[Message]:
@@ -186,10 +170,13 @@ def split_thought(text: str) -> tuple[str, str]:
     return "", before
 
 
-def _extend(talk: Sequence[Message], said: Completion, request: str) -> list[Message]:
+def _extend(
+    talks: Sequence[list[Message]], said: Sequence[Completion], request: str
+) -> list[list[Message]]:
     # Some servers refuse a message without text.
-    answer = {"role": "assistant", "content": said.text.strip() or "(nothing)"}
-    return [*talk, answer, {"role": "user", "content": request}]
+    answers = [{"role": "assistant", "content": c.text.strip() or "(nothing)"} for c in said]
+    asked = {"role": "user", "content": request}
+    return [[*talk, answer, asked] for talk, answer in zip(talks, answers, strict=True)]
 
 
 def _reasoning(completion: Completion) -> tuple[Step, ...]:
@@ -239,7 +226,5 @@ def make_self_critic(parts: Parts) -> SelfCritic:
 
 def make_rag(parts: Parts) -> Retrieval:
     """Base with the closest earlier exchanges before the message."""
-    return Retrieval(
-        make_base(parts), parts.encoder, template=parts.prompt("rag"), exchange=parts.prompt("rag_exchange"),
-        nothing=parts.prompt("rag_nothing"), k=parts.cfg.evaluation.retrieved,
-    )  # fmt: skip
+    prompts = map(parts.prompt, ("rag", "rag_exchange", "rag_nothing"))
+    return Retrieval(make_base(parts), parts.encoder, *prompts, k=parts.cfg.evaluation.retrieved)
