@@ -61,15 +61,17 @@ class Prompted:
 
     def read(self, completion: Completion, start: str = "") -> Answer:
         """The answer in a completion; `start` is the part of the text that the policy was given."""
-        text, hidden = start + completion.text, _reasoning(completion)
+        text, hidden = start + completion.text, ()
+        # Some servers tell what a reasoning model thought, or at least its length, which the count includes.
+        thoughts, spent = getattr(completion, "reasoning", ""), getattr(completion, "n_reasoning", 0)
+        if thoughts or spent:
+            hidden = (Step("reasoning", thoughts, spent),)
         if self.writes_profile:
             reply = parse_reply(text)
-        elif self.thinks:
-            thought, visible = split_thought(text)
-            hidden = (*hidden, *([Step("thought", thought)] if thought else []))
-            reply = Reply(Profile(), visible, bool(visible))
         else:
-            reply = Reply(Profile(), text.strip(), bool(text.strip()))
+            thought, visible = split_thought(text) if self.thinks else ("", text.strip())
+            hidden += (Step("thought", thought),) if thought else ()
+            reply = Reply(Profile(), visible, bool(visible))
         return Answer(text, reply, completion.n_generated, hidden, completion.dropped)
 
 
@@ -91,14 +93,15 @@ class SelfCritic:
         talks = _extend(talks, drafts, self.critique_request)
         critiques = self.inner.ask(talks, derive_seed(seed, "critique"))
         talks = _extend(talks, critiques, self.revision_request)
+        answers = []
         revisions = self.inner.ask(talks, derive_seed(seed, "revision"))
-        return [self._answer(*calls) for calls in zip(drafts, critiques, revisions, strict=True)]
-
-    def _answer(self, draft: Completion, critique: Completion, revision: Completion) -> Answer:
-        final = self.inner.read(revision)
-        before = [Step(kind, c.text, c.n_generated) for kind, c in (("draft", draft), ("critique", critique))]
-        tokens = final.n_tokens + sum(step.n_tokens for step in before)
-        return replace(final, n_tokens=tokens, hidden=(*before, *final.hidden), n_dropped=draft.dropped)
+        for draft, critique, revision in zip(drafts, critiques, revisions, strict=True):
+            final, before = self.inner.read(revision), {"draft": draft, "critique": critique}
+            steps = [Step(kind, c.text, c.n_generated) for kind, c in before.items()]
+            tokens = final.n_tokens + sum(step.n_tokens for step in steps)
+            hidden = (*steps, *final.hidden)
+            answers.append(replace(final, n_tokens=tokens, hidden=hidden, n_dropped=draft.dropped))
+        return answers
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class Retrieval:
             talks.append(self._insert(dialogue, [dialogue.turns[i] for i, _ in found]))
             nearest = ", ".join(f"turn {i + 1} ({cosine:.3f})" for i, cosine in found)
             steps.append(Step("retrieved", nearest))
-        answers = [self.inner.read(c) for c in self.inner.ask(talks, seed)]
+        answers = map(self.inner.read, self.inner.ask(talks, seed))
         return [replace(a, hidden=(step, *a.hidden)) for a, step in zip(answers, steps, strict=True)]
 
     def _insert(self, dialogue: Dialogue, turns: Sequence[Turn]) -> list[Message]:
@@ -170,20 +173,11 @@ def split_thought(text: str) -> tuple[str, str]:
     return "", before
 
 
-def _extend(
-    talks: Sequence[list[Message]], said: Sequence[Completion], request: str
-) -> list[list[Message]]:
+def _extend(talks: Sequence[list[Message]], said: Sequence[Completion], request: str) -> list[list[Message]]:
     # Some servers refuse a message without text.
     answers = [{"role": "assistant", "content": c.text.strip() or "(nothing)"} for c in said]
     asked = {"role": "user", "content": request}
     return [[*talk, answer, asked] for talk, answer in zip(talks, answers, strict=True)]
-
-
-def _reasoning(completion: Completion) -> tuple[Step, ...]:
-    """What a reasoning model thought, where its server tells the text or at least the length; the
-    completion's count includes it."""
-    text, spent = getattr(completion, "reasoning", ""), getattr(completion, "n_reasoning", 0)
-    return (Step("reasoning", text, spent),) if text or spent else ()
 
 
 def _exchange_text(turn: Turn) -> str:
