@@ -46,16 +46,7 @@ Moment = tuple[Persona, Dialogue]  # with the utterance that waits for a reply: 
 
 
 class PlainGRPO(PlainState, GRPOTrainer):
-    """TRL's GRPOTrainer without pickles, going on with the optimiser of an earlier round."""
-
-    inherited: Path | None = None
-
-    def create_optimizer(self, *args, **kwargs):
-        fresh = self.optimizer is None
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if fresh and self.inherited is not None:
-            load_optimizer(self.optimizer, self.inherited)
-        return optimizer
+    """TRL's GRPOTrainer with checkpoints that are no pickles."""
 
 
 def collect_moments(
@@ -159,7 +150,8 @@ def train_grpo(
         if number:
             load_weights(model, find_newest(before))
         trainer = _make_trainer(run, model, tokenizer, user, judge, personas, number, folder)
-        trainer.inherited = find_newest(before) if number else None
+        if number:
+            load_optimizer(trainer.create_optimizer(), find_newest(before))
         rows = trainers.fit(trainer, run, NAME, facts, say, offset=number * steps)
     return rows
 

@@ -22,16 +22,16 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from rlpa_lib.agents import models
 from rlpa_lib.agents.prompt_tokens import prompt_ids
-from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.methods import training_data
 from rlpa_lib.methods.plain_state import MetricsLog, PlainState, find_newest
 from rlpa_lib.methods.preferences import Talks
+from rlpa_lib.methods.table import Parts
 from rlpa_lib.methods.training_data import ALOE_BATCH, ALOE_DPO_BETA, ALOE_DPO_LR, PAPER_BATCH, PAPER_DPO_LR
 from rlpa_lib.rlpa.networks import lora_config
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
-from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.settings.config import InputError
 
 Say = Callable[[str], None]
 Facts = dict[str, Any]
@@ -78,7 +78,8 @@ def make_sft_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> 
     cfg, rollout, settings, aloe = run.cfg, run.cfg.rollout, run.cfg.sft, variant == "aloe_scripts"
     longest, batch = rollout.max_prompt_tokens + rollout.max_new_tokens, _choose_batch(settings.batch, aloe)
     seed, digest = derive_seed(run.seed, "sft") % 2**32, _hash(talks)
-    rows = training_data.make_sft_rows(talks, tokenizer, _load_system(cfg), longest, variant, seed)
+    system = Parts("sft", cfg).prompt("base")
+    rows = training_data.make_sft_rows(talks, tokenizer, system, longest, variant, seed)
     if not aloe:
         rows = training_data.sort_by_length(rows, [len(row["input_ids"]) for row in rows], batch)
     micro = 1 if aloe else settings.micro_batch or batch
@@ -100,7 +101,8 @@ def make_dpo_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> 
     cfg, settings, aloe = run.cfg, run.cfg.dpo, variant == "aloe_scripts"
     seed, digest = derive_seed(run.seed, "dpo") % 2**32, _hash(talks)
     longest, batch = cfg.rollout.max_prompt_tokens, _choose_batch(settings.batch, aloe)
-    rows = training_data.make_dpo_rows(talks, tokenizer, _load_system(cfg), longest, variant, seed)
+    system = Parts("dpo", cfg).prompt("base")
+    rows = training_data.make_dpo_rows(talks, tokenizer, system, longest, variant, seed)
     rows = training_data.sort_by_length(rows, [len(prompt_ids(tokenizer, r["prompt"])) for r in rows], batch)
     rate = settings.lr * (ALOE_DPO_LR / PAPER_DPO_LR if aloe else 1)
     beta = ALOE_DPO_BETA if aloe else settings.beta
@@ -198,10 +200,6 @@ def make_quiet_trainer(make: Callable, model, args, tokenizer, rows: list[dict],
 def _choose_batch(batch: int, aloe: bool) -> int:
     """ALOE's 48 for the paper's 32, and in that proportion at other scales."""
     return max(1, batch * ALOE_BATCH // PAPER_BATCH) if aloe else batch
-
-
-def _load_system(cfg: Config) -> str:
-    return prompt_files.load_prompt("base", cfg.run.prompt_set, cfg.run.prompt_dir)
 
 
 def _hash(talks: Talks) -> str:

@@ -97,8 +97,25 @@ def read_aloe(profile_path: str | Path, personality_path: str | Path) -> list[Pe
 def read_personachat(path: str | Path) -> list[Persona]:
     """Each different persona of a Synthetic-Persona-Chat CSV, in file order, with free slots (Extended ALOE,
     appendix C.2) and no personality. InputError names file and line of a missing column or a broken row."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    found: dict[tuple[str, ...], None] = {}
+    try:
+        names = reader.fieldnames or ()
+        if missing := [name for name in PERSONACHAT_COLUMNS if name not in names]:
+            there = ", ".join(names) or "none"
+            raise InputError(f"{path}: line 1: column {missing[0]!r} is missing (found: {there})")
+        for row in reader:
+            for name in PERSONACHAT_COLUMNS:
+                lines = tuple(line.strip() for line in (row[name] or "").splitlines() if line.strip())
+                if not lines:
+                    raise InputError(f"{path}: line {reader.line_num}: column {name!r} is empty")
+                found.setdefault(lines)
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from error
+    if not found:
+        raise InputError(f"{path}: holds no personas")
     personas = []
-    for number, lines in enumerate(_read_persona_columns(path), start=1):
+    for number, lines in enumerate(found, start=1):
         description = " ".join(line if line.endswith((".", "!", "?")) else f"{line}." for line in lines)
         personas.append(Persona(f"personachat-{number:04d}", description, "", extract_free_profile(lines)))
     return personas
@@ -120,28 +137,6 @@ def _read_json_texts(path: str | Path) -> list[str]:
     if not texts:
         raise InputError(f"{path}: holds no text")
     return texts
-
-
-def _read_persona_columns(path: str | Path) -> list[tuple[str, ...]]:
-    """Every different persona of the CSV's two persona columns, as its sentences."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-    found: dict[tuple[str, ...], None] = {}
-    try:
-        names = reader.fieldnames or ()
-        if missing := [name for name in PERSONACHAT_COLUMNS if name not in names]:
-            there = ", ".join(names) or "none"
-            raise InputError(f"{path}: line 1: column {missing[0]!r} is missing (found: {there})")
-        for row in reader:
-            for name in PERSONACHAT_COLUMNS:
-                lines = tuple(line.strip() for line in (row[name] or "").splitlines() if line.strip())
-                if not lines:
-                    raise InputError(f"{path}: line {reader.line_num}: column {name!r} is empty")
-                found.setdefault(lines)
-    except csv.Error as error:
-        raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from error
-    if not found:
-        raise InputError(f"{path}: holds no personas")
-    return list(found)
 
 
 def read_text(path: str | Path) -> str:
