@@ -125,7 +125,7 @@ class Retrieval:
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
         """One sampled answer a dialogue; which turns were retrieved is a hidden step."""
         # One call for all texts is faster than one a dialogue; the encoder remembers them.
-        said = [[d.pending.text, *map(_exchange_text, d.turns)] for d in dialogues]
+        said = [[d.pending.text, *(f"{t.user.text} {t.reply.response}" for t in d.turns)] for d in dialogues]
         self.encoder.encode([text for texts in said for text in texts])
         talks, steps = [], []
         for dialogue, (message, *exchanges) in zip(dialogues, said, strict=True):
@@ -180,27 +180,18 @@ def _extend(talks: Sequence[list[Message]], said: Sequence[Completion], request:
     return [[*talk, answer, asked] for talk, answer in zip(talks, answers, strict=True)]
 
 
-def _exchange_text(turn: Turn) -> str:
-    return f"{turn.user.text} {turn.reply.response}"
-
-
-def _prompted(parts: Parts, system_prompt: str) -> Prompted:
-    entry, cfg = METHODS[parts.name], parts.cfg
-    return Prompted(
-        parts.name, parts.policy, system_prompt, entry.writes_profile,
-        history_profiles=cfg.ppo.history_profiles, temperature=cfg.evaluation.temperature,
-        max_new_tokens=cfg.rollout.max_new_tokens,
-    )
-
-
-def make_base(parts: Parts) -> Prompted:
+def make_base(parts: Parts, prompt: str = "base") -> Prompted:
     """Base, and with weights of their own SFT and DPO: the whole text is the response."""
-    return _prompted(parts, parts.prompt("base"))
+    writes_profile, cfg = METHODS[parts.name].writes_profile, parts.cfg
+    return Prompted(
+        parts.name, parts.policy, parts.prompt(prompt), writes_profile, cfg.ppo.history_profiles,
+        cfg.evaluation.temperature, cfg.rollout.max_new_tokens,
+    )
 
 
 def make_rlpa(parts: Parts) -> Prompted:
     """RLPA with trained weights, RLPA prompting without: a profile block, then the response."""
-    return _prompted(parts, parts.prompt("policy"))
+    return make_base(parts, "policy")
 
 
 def make_reminder(parts: Parts) -> Prompted:
@@ -210,7 +201,8 @@ def make_reminder(parts: Parts) -> Prompted:
 
 def make_cot(parts: Parts) -> Prompted:
     """Base that thinks aloud first, with worked examples."""
-    return replace(_prompted(parts, f"{parts.prompt('base')}\n\n{parts.prompt('cot')}"), thinks=True)
+    base = make_base(parts)
+    return replace(base, system_prompt=f"{base.system_prompt}\n\n{parts.prompt('cot')}", thinks=True)
 
 
 def make_self_critic(parts: Parts) -> SelfCritic:
