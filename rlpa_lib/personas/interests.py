@@ -26,12 +26,6 @@ _LIKING = (
     r"|\b(?P<verb>plays|collects|practices)\s+(?!for\b|in\b|at\b|with\b|professionally\b|several\b)"
     r"|\b(?P<agent>(?:avid|keen|passionate|enthusiastic)\s+)"
 )
-_TIME = (
-    r"(?i)\s+(?:(?:in|during)\s+(?:\w+\s+)?(?:(?:spare|free)\s+time|downtime|off-season)"
-    r"|(?:on|at|over|every|during)\s+(?:the\s+)?"
-    r"(?:weekends?|week|evenings?|day|morning|summer|winter|sundays?|saturdays?|holidays?)"
-    r"|as\s+a\s+hobby|at\s+home|for\s+fun|for\s+(?:over\s+)?\w+\s+years)\b.*"
-)
 _AGENTS = {
     "reader": "reading", "gamer": "gaming", "birder": "bird watching", "cyclist": "cycling",
     "cook": "cooking", "photographer": "photography", "collector": "collecting", "chess player": "chess",
@@ -40,10 +34,6 @@ _AGENTS = {
 _NO_START = "being that working to family friends everything people".split()
 _NEEDS_OBJECT = (
     "building designing making creating restoring attending collecting trying growing exploring".split()
-)
-_SOMEBODY_ELSE = (
-    r"\b<KIN>\s+who\s+(?:[^,;]*\band\s+who\s+)?(?:\w+\s+)?$|\bwho\s+(?:he|she|they)\s+(?:\w+\s+)?$"
-    r"|\b(?:parents|family|wife|husband)\s+$"
 )
 
 
@@ -60,7 +50,7 @@ def find_interests(description: str) -> str | None:
 def _find_in_sentence(sentence: str) -> list[str]:
     items: list[tuple[int, str]] = []
     for match in re.finditer(_LIKING, sentence):
-        if not re.search(fill_in(_SOMEBODY_ELSE), sentence[: match.start()]):
+        if not re.search(fill_in("<SOMEBODY_ELSE>"), sentence[: match.start()]):
             after = sentence[match.end() :]
             liked = _read_agent(after) if match["agent"] else _read_objects(after, match)
             items += [(match.start(), item) for item in liked]
@@ -72,7 +62,8 @@ def _find_in_sentence(sentence: str) -> list[str]:
 
 def _read_objects(after: str, match: re.Match[str]) -> list[str]:
     """The liked things that follow a verb of liking; "building" before "flying drones" shares its object."""
-    parts = re.split(r",\s*(?:and\s+)?|\s+and\s+|\s+as\s+well\s+as\s+", re.sub(_TIME, "", cut_clause(after)))
+    liked = re.sub(fill_in("<SPARE_TIME>"), "", cut_clause(after))
+    parts = re.split(r",\s*(?:and\s+)?|\s+and\s+|\s+as\s+well\s+as\s+", liked)
     parts = [part.strip() for part in parts if part.strip()]
     for index, (part, following) in enumerate(pairwise(tuple(parts))):
         first, *rest = following.split()
@@ -88,10 +79,10 @@ def _read_objects(after: str, match: re.Match[str]) -> list[str]:
 
 def _read_agent(after: str) -> list[str]:
     """ "(avid) bird watcher" -> "bird watching", "(avid) reader of novels" -> "reading novels"."""
-    phrase = re.sub(_TIME, "", cut_clause(re.split(r",|\s+and\s+", after)[0]))
+    phrase = re.sub(fill_in("<SPARE_TIME>"), "", cut_clause(re.split(r",|\s+and\s+", after)[0]))
     noun, _, of = re.split(r"\s+(?:in|at|from|since|for|with)\s", phrase)[0].partition(" of ")
     if noun in ("fan", "lover", "supporter", "follower", "admirer"):
-        return list(filter(None, [_tidy(of)]))
+        return [liked] if (liked := _tidy(of)) else []
     if noun in _AGENTS:
         return [f"{_AGENTS[noun]} {drop_pronouns(of)}".strip()]
     *before, last = noun.split() or [""]

@@ -9,10 +9,6 @@ from functools import cache
 from importlib import resources
 
 _DOUBLING = "swim run jog knit shop plan sit chat hop get win dig skip cut".split()
-_EMPTY = (
-    "a an the of in on at and with to for from as by or new own different various local other some all part"
-    " time"
-).split()
 # "her" stands for "him" before these words and at the end of a clause, for "his" elsewhere.
 _HER_OBJECT = (
     r"her(?=\s*(?:[.,;!?]|$)"
@@ -84,7 +80,7 @@ def join_items(items: Sequence[str]) -> str:
 def find_stems(phrase: str) -> frozenset[str]:
     """The content words of a phrase in lower case, without common endings; used to compare phrases."""
     words = re.findall(r"[a-z0-9]+", phrase.lower().replace("'s", ""))
-    return frozenset(_stem(word) for word in words if word not in _EMPTY)
+    return frozenset(_stem(word) for word in words if not re.fullmatch(fill_in("<EMPTY>"), word))
 
 
 def _stem(word: str) -> str:
