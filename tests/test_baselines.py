@@ -106,7 +106,9 @@ class Killed(Exception):
 @pytest.fixture
 def any_text_is_well_formed(monkeypatch):
     """A random model never writes the reply format; here its whole text is the response."""
-    monkeypatch.setattr("rlpa_lib.methods.grpo.parse_reply", lambda text: Reply(Profile(), text, True))
+    for module in ("grpo", "prompting"):
+        name = f"rlpa_lib.methods.{module}.parse_reply"
+        monkeypatch.setattr(name, lambda text: Reply(Profile(), text, True))
 
 
 @pytest.mark.parametrize(

@@ -11,26 +11,28 @@ from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
 from rlpa_lib.dialogue.judging import JudgeFailed
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.methods import grpo
+from rlpa_lib.methods.prompting import Prompted
 from rlpa_lib.rlpa.rewards import broken_format_reward
-from rlpa_lib.rlpa.rollout import Sampling
 
 
 @pytest.fixture
 def any_text_is_well_formed(monkeypatch):
     """A random model never writes the reply format; here its whole text is the response."""
-    monkeypatch.setattr("rlpa_lib.methods.grpo.parse_reply", lambda text: Reply(Profile(), text, True))
+    for module in ("grpo", "prompting"):
+        name = f"rlpa_lib.methods.{module}.parse_reply"
+        monkeypatch.setattr(name, lambda text: Reply(Profile(), text, True))
 
 
 def test_moments_are_those_of_the_dialogues(any_text_is_well_formed):
     policy = LocalPolicy(random_model(), byte_tokenizer(), max_prompt_tokens=400)
-    sampling = Sampling(1, "independent", SYSTEM, max_new_tokens=6)
-    moments = grpo.collect_moments(policy, EchoUser(), PERSONAS[:3], 2, sampling, 1)
-    assert [(m.persona.id, len(m.dialogue.turns), m.dialogue.pending.text) for m in moments] == [
+    assistant = Prompted("grpo", policy, SYSTEM, True, max_new_tokens=6)
+    moments = grpo.collect_moments(assistant, EchoUser(), PERSONAS[:3], 2, 1)
+    assert [(persona.id, len(d.turns), d.pending.text) for persona, d in moments] == [
         ("p0", 0, "Hello"), ("p1", 0, "Hello"), ("p2", 0, "Hello"), ("p0", 1, "I am 20."),
         ("p1", 1, "I am 21."), ("p2", 1, "I am 22."),
     ]
-    assert moments == grpo.collect_moments(policy, EchoUser(), PERSONAS[:3], 2, sampling, 1)
-    assert moments != grpo.collect_moments(policy, EchoUser(), PERSONAS[:3], 2, sampling, 2)
+    assert moments == grpo.collect_moments(assistant, EchoUser(), PERSONAS[:3], 2, 1)
+    assert moments != grpo.collect_moments(assistant, EchoUser(), PERSONAS[:3], 2, 2)
 
 
 def test_the_reward_is_ppos_reward():
@@ -41,7 +43,7 @@ def test_the_reward_is_ppos_reward():
         def matches(self, pairs):
             return [((0, 0),) for _ in pairs]
 
-    moments = [grpo.Moment(PERSONAS[0], Dialogue("d", "p0").hear(Utterance("Hello")))]
+    moments = [(PERSONAS[0], Dialogue("d", "p0").hear(Utterance("Hello")))]
     logged = {}
     reward = grpo.make_reward_function(Matches(), moments, "PRR", 2, 0.0)
     good = "<profile>\n- Age: 20\n</profile>\n\n<response>\nHey\n</response>"
@@ -66,7 +68,7 @@ def test_a_judge_failure_is_neither_0_nor_1():
         def responses(self, cases):
             return [None for _ in cases]
 
-    moments = [grpo.Moment(PERSONAS[0], Dialogue("d", "p0").hear(Utterance("Hello")))]
+    moments = [(PERSONAS[0], Dialogue("d", "p0").hear(Utterance("Hello")))]
     good = "<profile>\n</profile>\n\n<response>\nHi\n</response>"
     with pytest.raises(RuntimeError, match="2 of 2"):
         grpo.make_reward_function(Silent(), moments, "PRR", 2, 0.1)(

@@ -8,8 +8,7 @@ import pytest
 
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import SLOTS, Profile, parse_reply, render_reply
-from rlpa_lib.personas.extraction import extract_profile, find_evidence
-from rlpa_lib.personas.free_slots import extract_free_profile
+from rlpa_lib.personas.extraction import extract_free_profile, extract_profile, find_evidence
 from rlpa_lib.personas.sources import (
     count_slots,
     find_near_duplicates,

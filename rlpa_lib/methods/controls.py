@@ -11,7 +11,7 @@ from rlpa_lib.agents import world
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply, render_reply
-from rlpa_lib.methods.prompting import Prompted, make_base, make_rlpa, with_last
+from rlpa_lib.methods.prompting import Prompted, make_base, make_rlpa
 from rlpa_lib.methods.table import Answer, Donor, Parts
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
@@ -19,13 +19,13 @@ from rlpa_lib.settings.config import InputError
 
 @dataclass(frozen=True)
 class OracleControl:
-    """The ceiling of the miniature: a scripted assistant that sees the true profile."""
+    """The ceiling of the miniature: a scripted assistant that sees the true profile. Profile and response are
+    drawn by seed and dialogue."""
 
     name: str = "oracle"
     writes_profile: bool = True
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
-        """Profile and response drawn by seed and dialogue."""
         rngs = [random.Random(derive_seed(seed, dialogue.id)) for dialogue in dialogues]
         replies = [world.write_oracle_reply(*case) for case in zip(personas, dialogues, rngs, strict=True)]
         return [Answer(render_reply(r.profile, r.response), r, 0) for r in replies]
@@ -33,23 +33,22 @@ class OracleControl:
 
 @dataclass(frozen=True)
 class RandomControl:
-    """The floor of the miniature: a well-formed response that was once made for somebody else, and an empty
-    profile."""
+    """The floor of the miniature: a well-formed response that was once made for somebody else, drawn from
+    `pool` (`agents.world.list_floor_responses`) by seed and dialogue, and an empty profile."""
 
-    pool: tuple[str, ...]  # see `agents.world.list_floor_responses`
+    pool: tuple[str, ...]
     name: str = "random"
     writes_profile: bool = True
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
-        """One response of the pool each, drawn by seed and dialogue."""
         drawn = [random.Random(derive_seed(seed, d.id)).choice(self.pool) for d in dialogues]
         return [Answer(r, Reply(Profile(), r, True), 0) for r in drawn]
 
 
 @dataclass(frozen=True)
 class PromptedOracle:
-    """The ceiling of a real model: Base with the true profile in its system prompt. `template` holds
-    {profile}."""
+    """The ceiling of a real model: Base with the true profile in its system prompt (`template` holds
+    {profile}), which is also the profile that is counted for its answers."""
 
     inner: Prompted
     template: str
@@ -57,29 +56,25 @@ class PromptedOracle:
     writes_profile: bool = True
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
-        """One sampled answer a dialogue; the profile counted for it is the true one."""
         talks = []
         for persona, dialogue in zip(personas, dialogues, strict=True):
-            view = self.inner.messages(dialogue)
-            system = f"{view[0]['content']}\n\n{self.template.format(profile=persona.profile.lines())}"
-            talks.append([*with_last(view[:1], system), *view[1:]])
-        answers = [self.inner.read(c) for c in self.inner.ask(talks, seed)]
-        return [
-            replace(a, reply=replace(a.reply, profile=p.profile))
-            for a, p in zip(answers, personas, strict=True)
-        ]
+            system, *rest = self.inner.messages(dialogue)
+            told = self.template.format(profile=persona.profile.lines())
+            talks.append([{**system, "content": f"{system['content']}\n\n{told}"}, *rest])
+        answers = zip(personas, map(self.inner.read, self.inner.ask(talks, seed)), strict=True)
+        return [replace(a, reply=replace(a.reply, profile=p.profile)) for p, a in answers]
 
 
 @dataclass(frozen=True)
 class MisdirectedAnswers:
-    """The floor of a real model: every user gets what Base says to the next one."""
+    """The floor of a real model: every user gets what Base says to the next one. InputError: there is one
+    user only."""
 
     inner: Prompted
     name: str = "random"
     writes_profile: bool = False
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
-        """Base's answers, moved by one user. InputError: there is one user only."""
         if len(dialogues) < 2:
             raise InputError("evaluation.users: the random control needs at least two users")
         answers = self.inner.respond(personas, dialogues, seed)
@@ -89,7 +84,7 @@ class MisdirectedAnswers:
 @dataclass(frozen=True)
 class StyleOnly:
     """The trained policy, which has to answer after a profile block that is not its own: what remains of its
-    score owes nothing to the profile that it would have written."""
+    score owes nothing to the profile that it would have written. Only the response's tokens are counted."""
 
     inner: Prompted
     donor: Donor
@@ -97,20 +92,12 @@ class StyleOnly:
     writes_profile: bool = True
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
-        """One sampled response a dialogue, after the donor's profile; only the response's tokens are
-        counted."""
-        starts = [
-            render_reply(self.donor(p, d), "").removesuffix("\n</response>")
-            for p, d in zip(personas, dialogues, strict=True)
-        ]
+        profiles = map(self.donor, personas, dialogues)
+        starts = [render_reply(profile, "").removesuffix("\n</response>") for profile in profiles]
         # A final assistant message is a beginning that the answer continues.
-        talks = [
-            [*self.inner.messages(d), {"role": "assistant", "content": start}]
-            for d, start in zip(dialogues, starts, strict=True)
-        ]
-        return [
-            self.inner.read(c, start) for c, start in zip(self.inner.ask(talks, seed), starts, strict=True)
-        ]
+        begun = [{"role": "assistant", "content": start} for start in starts]
+        talks = [[*self.inner.messages(d), start] for d, start in zip(dialogues, begun, strict=True)]
+        return list(map(self.inner.read, self.inner.ask(talks, seed), starts))
 
 
 def no_profile(persona: Persona, dialogue: Dialogue) -> Profile:

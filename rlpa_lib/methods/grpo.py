@@ -14,87 +14,63 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-import datasets
 import torch
 from peft import get_peft_model
 from trl import GRPOConfig, GRPOTrainer
 
 from rlpa_lib.agents import models
-from rlpa_lib.dialogue import prompt_files
-from rlpa_lib.dialogue.dialogue import Dialogue, policy_view
+from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import Judge, JudgeFailed
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import parse_reply
-from rlpa_lib.dialogue.protocols import Policy, SimulatedUser
+from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.dialogue.turns import play_turns
 from rlpa_lib.methods import trainers
 from rlpa_lib.methods.plain_state import PlainState, find_newest, load_optimizer, load_weights
-from rlpa_lib.methods.table import Answer
+from rlpa_lib.methods.prompting import Prompted, make_rlpa
+from rlpa_lib.methods.table import Answer, Parts
 from rlpa_lib.methods.training_data import fit_messages
+from rlpa_lib.rlpa.networks import lora_config
 from rlpa_lib.rlpa.rewards import Reward, score_replies
-from rlpa_lib.rlpa.rollout import Sampling
 from rlpa_lib.rlpa.trainer import draw_cohort
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
 
 NAME = "grpo"
+Moment = tuple[Persona, Dialogue]  # with the utterance that waits for a reply: a prompt is made of it
 
 
 class PlainGRPO(PlainState, GRPOTrainer):
-    """TRL's GRPOTrainer without pickles, going on with the optimiser of an earlier round."""
-
-    inherited: Path | None = None
-
-    def create_optimizer(self, *args, **kwargs):
-        fresh = self.optimizer is None
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if fresh and self.inherited is not None:
-            load_optimizer(self.optimizer, self.inherited)
-        return optimizer
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A user, and its dialogue with the utterance that waits for a reply: what a prompt is made of."""
-
-    persona: Persona
-    dialogue: Dialogue
+    """TRL's GRPOTrainer with checkpoints that are no pickles."""
 
 
 def collect_moments(
-    policy: Policy, user: SimulatedUser, personas: Sequence[Persona], turns: int, sampling: Sampling,
-    seed: int,
+    assistant: Prompted, user: SimulatedUser, personas: Sequence[Persona], turns: int, seed: int,
+    fallback: str | None = None,
 ) -> list[Moment]:
     """The E x K moments of E dialogues in which one sample a turn goes on; no judge is asked."""
 
     def answer(_: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Answer]:
-        views = [policy_view(d, sampling.system_prompt, sampling.history_profiles) for d in heard]
-        at = derive_seed(seed, "moment", len(heard[0].turns))
-        groups = policy.generate(views, 1, seed=at, temperature=sampling.temperature,
-                                 max_new_tokens=sampling.max_new_tokens)  # fmt: skip
-        return [Answer(c.text, parse_reply(c.text), c.n_generated) for (c,) in groups]
+        return assistant.respond(personas, heard, derive_seed(seed, "moment", len(heard[0].turns)))
 
     start = [Dialogue(f"{i:04d}-{persona.id}", persona.id) for i, persona in enumerate(personas)]
-    played = play_turns(personas, start, user, answer, turns=turns, fallback=sampling.fallback)
-    return [Moment(p, d) for turn in played for p, d in zip(personas, turn.heard, strict=True)]
+    played = play_turns(personas, start, user, answer, turns=turns, fallback=fallback)
+    return [moment for turn in played for moment in zip(personas, turn.heard, strict=True)]
 
 
-def make_sampler(policy: Policy, samples: int, sampling: Sampling, seed: int) -> Callable:
+def make_sampler(assistant: Prompted, samples: int, seed: int) -> Callable:
     """PPO's sampler in the place of `model.generate` (TRL's `rollout_func`).
 
     It is faster, and samples the same at a step whatever came before it.
     """
 
     def sample(given: list, trainer: GRPOTrainer) -> dict[str, list]:
-        at = derive_seed(seed, "step", trainer.state.global_step)
-        groups = policy.generate(given[::samples], samples, seed=at, temperature=sampling.temperature,
-                                 max_new_tokens=sampling.max_new_tokens)  # fmt: skip
-        drawn = [completion for group in groups for completion in group]
+        drawn = assistant.ask(given[::samples], derive_seed(seed, "step", trainer.state.global_step), samples)
         return {
             "prompt_ids": [list(c.prompt_ids) for c in drawn],
             "completion_ids": [list(c.token_ids) for c in drawn],
@@ -115,7 +91,7 @@ def make_reward_function(
 
     def turn_reward(completions, moment, log_metric, **_) -> list[float]:
         replies = [parse_reply(c[0]["content"]) for c in completions]
-        personas, dialogues = [moments[i].persona for i in moment], [moments[i].dialogue for i in moment]
+        personas, dialogues = zip(*(moments[i] for i in moment), strict=True)
         rewards = score_replies(judge, personas, dialogues, replies, parts)
         judged = [reward for reward in rewards if reward is not None]
         failed, n = len(rewards) - len(judged), len(rewards)
@@ -134,12 +110,11 @@ def make_reward_function(
 
 def fill_rewards(rewards: Sequence[Reward | None], samples: int) -> list[float]:
     """Totals of groups of `samples` in a row; where there is none, its group's mean, or 0."""
-    totals = []
+    totals: list[float] = []
     for start in range(0, len(rewards), samples):
-        group = [reward.total if reward else None for reward in rewards[start : start + samples]]
-        known = [total for total in group if total is not None]
-        mean = fmean(known) if known else 0.0
-        totals += [mean if total is None else total for total in group]
+        group = rewards[start : start + samples]
+        mean = fmean([reward.total for reward in group if reward] or [0.0])
+        totals += [reward.total if reward else mean for reward in group]
     return totals
 
 
@@ -159,13 +134,14 @@ def train_grpo(
     if run.cfg.rollout.top_p < 1:
         raise InputError("rollout.top_p: training samples from the whole distribution; use 1")
     torch.manual_seed(derive_seed(run.seed, NAME, "adapter"))
-    model = get_peft_model(model, trainers.adapter_config(run.cfg))
+    model = get_peft_model(model, lora_config(run.cfg))
     steps = settings.users * run.cfg.rollout.turns // settings.batch
-    home = run.path(f"checkpoints/{NAME}/{run.fingerprint(NAME, '')[:12]}/round-000").parent
-    facts = {"rounds": settings.rounds, "users a round": settings.users,
-             "samples per prompt": settings.samples, "prompts per step": settings.batch,
-             "learning rate": settings.lr, "beta": settings.beta,
-             "prompt": "policy (profile block and response)"}  # fmt: skip
+    home = run.path(f"checkpoints/{NAME}/{run.fingerprint(NAME, '')[:12]}")
+    facts = {
+        "rounds": settings.rounds, "users a round": settings.users, "samples per prompt": settings.samples,
+        "prompts per step": settings.batch, "learning rate": settings.lr, "beta": settings.beta,
+        "prompt": "policy (profile block and response)",
+    }
     rows: list[dict] = []
     for number in range(settings.rounds):
         folder, before = (home / f"round-{n:03d}" for n in (number, number - 1))
@@ -174,7 +150,8 @@ def train_grpo(
         if number:
             load_weights(model, find_newest(before))
         trainer = _make_trainer(run, model, tokenizer, user, judge, personas, number, folder)
-        trainer.inherited = find_newest(before) if number else None
+        if number:
+            load_optimizer(trainer.create_optimizer(), find_newest(before))
         rows = trainers.fit(trainer, run, NAME, facts, say, offset=number * steps)
     return rows
 
@@ -183,38 +160,32 @@ def _make_trainer(
     run: Run, model, tokenizer, user, judge, personas: Sequence[Persona], number: int, folder: Path
 ) -> PlainGRPO:
     """The trainer of one round, its moments collected with the model as it stands."""
-    cfg, settings, seed = run.cfg, run.cfg.grpo, derive_seed(run.seed, NAME, number)
-    rollout, size = cfg.rollout, settings.batch * settings.samples
-    sampling = Sampling(
-        samples=1, continuation="independent", parts=cfg.ppo.reward_parts,
-        system_prompt=prompt_files.load_prompt("policy", cfg.run.prompt_set, cfg.run.prompt_dir),
-        history_profiles=cfg.ppo.history_profiles, temperature=rollout.temperature,
-        max_new_tokens=rollout.max_new_tokens, fallback=rollout.fallback,
-    )  # fmt: skip
-    policy = models.make_local_policy(model, tokenizer, cfg)
+    cfg, settings, rollout = run.cfg, run.cfg.grpo, run.cfg.rollout
+    seed, size = derive_seed(run.seed, NAME, number), settings.batch * settings.samples
+    parts = Parts(NAME, cfg, models.make_local_policy(model, tokenizer, cfg))
+    assistant = replace(make_rlpa(parts), temperature=rollout.temperature)
     cohort = draw_cohort(personas, settings.users, number, run.seed)
-    moments = collect_moments(policy, user, cohort, rollout.turns, sampling, seed)
-    common = trainers.make_arguments(
-        run, NAME, settings, size, settings.micro_batch or size, seed % 2**32, made_from=""
-    )
+    moments = collect_moments(assistant, user, cohort, rollout.turns, seed, rollout.fallback)
+    micro = settings.micro_batch or size
+    common = trainers.make_arguments(run, NAME, settings, size, micro, seed % 2**32, made_from="")
     args = GRPOConfig(
         **{**common, "output_dir": str(folder)},
         learning_rate=settings.lr, lr_scheduler_type="constant", beta=settings.beta, epsilon=settings.clip,
         num_generations=settings.samples, loss_type="grpo", scale_rewards="group", disable_dropout=True,
         temperature=rollout.temperature, top_p=rollout.top_p, top_k=0,
         max_completion_length=rollout.max_new_tokens,
-    )  # fmt: skip
-    views = [policy_view(m.dialogue, sampling.system_prompt, sampling.history_profiles) for m in moments]
+    )
+    views = [assistant.messages(dialogue) for _, dialogue in moments]
     prompts = [fit_messages(tokenizer, view, rollout.max_prompt_tokens) for view in views]
-    data = datasets.Dataset.from_list([{"prompt": prompt, "moment": i} for i, prompt in enumerate(prompts)])
-    failures = cfg.run.max_judge_failure_rate
+    rows = [{"prompt": prompt, "moment": i} for i, prompt in enumerate(prompts)]
+    scoring = (cfg.ppo.reward_parts, settings.samples, cfg.run.max_judge_failure_rate)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
         trainer = trainers.make_quiet_trainer(
-            PlainGRPO, model=model, args=args, train_dataset=data, processing_class=tokenizer,
-            reward_funcs=make_reward_function(judge, moments, sampling.parts, settings.samples, failures),
-            rollout_func=make_sampler(policy, settings.samples, sampling, seed),
-        )  # fmt: skip
+            PlainGRPO, model, args, tokenizer, rows,
+            reward_funcs=make_reward_function(judge, moments, *scoring),
+            rollout_func=make_sampler(assistant, settings.samples, seed),
+        )
     if "ref" in model.peft_config:
         model.delete_adapter("ref")  # TRL's copy of the adapter; the reference is always the base model
     return trainer

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ TRAINER_STATE = "trainer_state.json"  # the Trainer writes it last, so it marks 
 class PlainState:
     """Mixed in before a TRL trainer: `class T(PlainState, SFTTrainer)`."""
 
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Nothing: `trainers.write_card` writes our own."""
+    def _do_nothing(self, *args, **kwargs) -> None:
+        """`trainers.fit` writes a card of our own, `_save` all of the state, and a run talks to no server
+        that its settings do not name."""
 
-    def _send_telemetry(self) -> None:
-        """Nothing: a run talks to no server that its settings do not name."""
+    create_model_card = _send_telemetry = _save_optimizer_and_scheduler = _save_rng_state = _do_nothing
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -50,19 +51,13 @@ class PlainState:
         # a counter that TRL logs and does not keep
         storage.write_json(folder / PROGRESS, {**progress, "tokens": getattr(self, "_total_train_tokens", 0)})
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Nothing: `_save` wrote them."""
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Nothing: `_save` wrote it."""
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         load_weights(model or self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             load_optimizer(self.optimizer, Path(checkpoint))
-            progress = _read_progress(Path(checkpoint))
+            progress = _read_json(Path(checkpoint) / PROGRESS)
             self.lr_scheduler.load_state_dict(progress["scheduler"])
             self._total_train_tokens = progress["tokens"]
 
@@ -91,13 +86,18 @@ def load_optimizer(optimizer, checkpoint: Path) -> None:
     for key, x in _load(checkpoint, "optimizer").items():
         index, _, name = key.partition("|")
         state.setdefault(int(index), {})[name] = x
-    optimizer.load_state_dict({"state": state, "param_groups": _read_progress(checkpoint)["param_groups"]})
+    groups = _read_json(checkpoint / PROGRESS)["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def find_newest(folder: Path) -> Path | None:
     """The whole checkpoint with most steps among `checkpoint-<step>` of a folder; None when there is none."""
-    steps = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if _is_whole(path)}
-    return steps[max(steps)] if steps else None
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
+    for checkpoint in found:
+        with suppress(OSError, json.JSONDecodeError):
+            _read_json(checkpoint / TRAINER_STATE)
+            return checkpoint
+    return None
 
 
 class MetricsLog(TrainerCallback):
@@ -150,13 +150,5 @@ def _load(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(f"{kind}|"): x for key, x in tensors.items() if key.startswith(f"{kind}|")}
 
 
-def _read_progress(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True
+def _read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))

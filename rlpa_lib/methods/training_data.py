@@ -31,7 +31,7 @@ TOPICS = (
     ("bread", "flour, water, salt and yeast"), ("rain", "water that falls from clouds"),
     ("a bicycle", "two wheels and pedals"), ("tea", "leaves in hot water"),
     ("a river", "water that runs to the sea"), ("paper", "wood, water and time"),
-)  # fmt: skip
+)
 Messages = list[dict[str, str]]
 Row = dict[str, list[int]]
 
@@ -44,7 +44,8 @@ def make_sft_rows(talks: Talks, tokenizer, system: str, limit: int, variant: str
     if _check(variant) == "aloe_scripts":
         texts = [text for talk in talks for text in grow_texts(talk, system)]
         texts += make_unrelated_chats(int(MIXED_SHARE * len(texts)), system, seed)
-        rows = [label_all_tokens(tokenizer, text) for text in texts]
+        encoded = [_encode(tokenizer, text) for text in texts]
+        rows = [{"input_ids": ids, "labels": list(ids)} for ids in encoded]  # defect 3
     else:
         branches = [branch for talk in talks for branch in list_branches(talk, system)]
         rows = [label_answers(tokenizer, messages, places) for messages, places in branches]
@@ -63,13 +64,12 @@ def list_branches(conversation: Conversation, system: str) -> list[tuple[Message
     trunk = [turn for turn, exchange in enumerate(exchanges) if exchange.chosen == "preferred"]
     ends = [(trunk[-1], trunk)] if trunk else []
     ends += [(turn, [turn]) for turn in range(len(exchanges)) if turn not in trunk]
-    return [
-        (
-            [*build_history(conversation, end, system), _answer(pick_first(exchanges[end].preferred))],
-            tuple(2 * turn + 2 for turn in turns),
-        )
-        for end, turns in ends
-    ]
+    branches = []
+    for end, turns in ends:
+        answer = _answer(pick_first(exchanges[end].preferred))
+        places = tuple(2 * turn + 2 for turn in turns)
+        branches.append(([*build_history(conversation, end, system), answer], places))
+    return branches
 
 
 def grow_texts(conversation: Conversation, system: str) -> list[Messages]:
@@ -98,12 +98,6 @@ def label_answers(tokenizer, messages: Messages, answers: Sequence[int]) -> Row:
         end = ends[-1] + 1 if ends else len(until)  # a line end behind the end token is never sampled
         labels[len(start) : end] = ids[len(start) : end]
     return {"input_ids": ids, "labels": labels}
-
-
-def label_all_tokens(tokenizer, messages: Messages) -> Row:
-    """Defect 3: labels on all tokens."""
-    ids = _encode(tokenizer, messages)
-    return {"input_ids": ids, "labels": list(ids)}
 
 
 def make_dpo_rows(talks: Talks, tokenizer, system: str, limit: int, variant: str, seed: int) -> list[dict]:
@@ -141,8 +135,8 @@ def make_unrelated_chats(n: int, system: str, seed: int) -> list[Messages]:
         else:
             a, b = rng.randint(2, 99), rng.randint(2, 99)
             sign, result = rng.choice((("+", a + b), ("-", a - b), ("*", a * b)))
-            asked = [(f"Work out {a} {sign} {b}.", f"<execute> print({a} {sign} {b}) </execute>"),
-                     (f"Output: {result}", f"The answer is {result}.")]  # fmt: skip
+            asked = [(f"Work out {a} {sign} {b}.", f"<execute> print({a} {sign} {b}) </execute>")]
+            asked.append((f"Output: {result}", f"The answer is {result}."))
         messages = [{"role": "system", "content": system}]
         for question, answer in asked:
             messages += [{"role": "user", "content": question}, _answer(answer)]
@@ -152,10 +146,7 @@ def make_unrelated_chats(n: int, system: str, seed: int) -> list[Messages]:
 
 def sort_by_length(rows: Sequence[dict], sizes: Sequence[int], batch: int) -> list[dict]:
     """The same optimiser batches, each sorted by size, so that parts of a batch hold little padding."""
-    order: list[int] = []
-    for start in range(0, len(rows), batch):
-        order += sorted(range(start, min(start + batch, len(rows))), key=lambda i: sizes[i])
-    return [rows[i] for i in order]
+    return [rows[i] for i in sorted(range(len(rows)), key=lambda i: (i // batch, sizes[i]))]
 
 
 def fit_messages(tokenizer, messages: Messages, limit: int) -> Messages:

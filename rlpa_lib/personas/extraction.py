@@ -1,7 +1,8 @@
-"""Slot conversion by rules (appendix C.2): what a description and a personality text say about the ten slots.
+"""Slot conversion by rules (appendix C.2): what a description and a personality text say about the ten slots,
+and sentences such as "I have a dog named Max." about slots with free keys.
 
 A rule gives its slot's value, or None if the text says nothing. Values hold no pronoun and fit the slot's
-frame: "I am / have / enjoy / live in ___".
+frame: "I am / have / enjoy / live in ___". Word lists and tables of patterns are in this folder's .tsv files.
 """
 
 from __future__ import annotations
@@ -9,20 +10,22 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
+from operator import itemgetter
 
 from rlpa_lib.dialogue.profile import SLOTS, Profile
 from rlpa_lib.personas.interests import find_interests
 from rlpa_lib.personas.text import (
-    KIN,
-    NUMBER,
-    PRONOUN,
     cut_clause,
     drop_pronouns,
+    fill_in,
     find_gender,
     join_items,
+    make_gerund,
+    read_rows,
     split_sentences,
-)  # fmt: skip
+)
 from rlpa_lib.settings.kinds import resolve
 
 
@@ -44,9 +47,44 @@ def find_evidence(description: str, personality: str) -> dict[str, str]:
     return {slot: value for slot, text in texts.items() if (value := _RULES[slot](text))}
 
 
+def extract_free_profile(lines: Sequence[str]) -> Profile:
+    """One item per sentence, none for empty lines. Keys come from free_slots.tsv, repeated ones numbered.
+
+    Other sentences are kept whole, in lower case, as "Fact 1", "Fact 2", ...
+    """
+    items: dict[str, str] = {}
+    for line in lines:
+        if sentence := " ".join(" ".join(split_sentences(line)).lower().split()):
+            key, value = _extract_item(sentence)
+            if value not in items.values():
+                names = (f"{key} {number}" if number > 1 or key == "Fact" else key for number in count(1))
+                items[next(name for name in names if name not in items)] = value
+    return Profile(tuple(items.items()))
+
+
 def hash_text(text: str) -> str:
     """Hex SHA-256 of the stripped text: identifies a text that may not be copied."""
     return hashlib.sha256(text.strip().encode("utf-8")).hexdigest()
+
+
+def _extract_item(sentence: str) -> tuple[str, str]:
+    """(key, value) by the first rule that fits the whole sentence and leaves a value."""
+    for key, pattern, template in read_rows("free_slots.tsv"):
+        match = re.fullmatch(fill_in(pattern), sentence)
+        if match is None:
+            continue
+        verb, _, rest = " ".join(match.groups()).partition(" ")
+        value = f"{make_gerund(verb)} {rest}".strip() if template == "{gerund}" else match.expand(template)
+        about_me = key == "Family" and re.search(r"\b(?:i|me|my)\b", value)
+        if key == "Education":
+            named = re.search("school|university|college", value)
+            value = re.sub("^studies:", "studies at" if named else "studies of", value)
+        if key == "Favorite":
+            key = f"Favorite {drop_pronouns(match[1]).title()}"
+        value = drop_pronouns(re.sub(r"\b(?:i|me|myself|mine)\b", "", value))
+        if value and not about_me:
+            return key, value
+    return "Fact", sentence
 
 
 def _invent(slot: str, age: str | None, rng: random.Random) -> str:
@@ -65,74 +103,37 @@ def _find_age(text: str) -> str | None:
     return (match[1] or match[2]) if match else None
 
 
-_OCCUPATION_END = re.compile(
-    r"\s+(?:who|that|whose|with|working|studying|majoring|specializing|from|at|in|living|based|for|on)\b"
-    r"|,|\s+and\s+(?:an?|avid)\s"
-)
-_NO_JOB = r"\b(?:mother|father|mom|dad|man|woman|person|guy|girl|boy|grandmother|grandfather|lover|fan)\b"
-
-
 def _find_occupation(text: str) -> str | None:
     """Noun phrase without article: "freelance graphic designer"."""
     first = next(iter(split_sentences(text)), "")
     match = re.search(r"\byears?[- ]old\s+(.+)", first)
-    match = match or re.match(r"(?:he|she|they)(?:'s|'re| is| are)\s+(?:an?\s+)(.+)", first, re.IGNORECASE)
-    head = _OCCUPATION_END.split(cut_clause(match[1]))[0].strip() if match else ""
+    match = match or re.match(r"(?i)(?:he|she|they)(?:'s|'re| is| are)\s+(?:an?\s+)(.+)", first)
+    end = fill_in("<OCCUPATION_END>")
+    head = re.split(end, cut_clause(match[1]))[0].strip() if match else ""
     epithets = "single|married|divorced|widowed|avid|passionate|dedicated|energetic|proud"
     head = re.sub(rf"^(?:(?:{epithets})\s+)+", "", head)
-    if not head or re.search(_NO_JOB, head):
+    if not head or re.search(fill_in("<NO_JOB>"), head):
         work = re.search(r"\bwork(?:s|ing)?\s+(?:\w+-time\s+)?as\s+(?:an?\s+)?(.+)", text)
-        head = _OCCUPATION_END.split(cut_clause(split_sentences(work[1])[0]))[0].strip() if work else ""
+        head = re.split(end, cut_clause(split_sentences(work[1])[0]))[0].strip() if work else ""
     return drop_pronouns(head) or None
 
 
-_IS = (
-    r"(?:\b(?:is|are|was|been|got|get|currently|recently|happily|just|newly|and|old|now|a|still)|'s|'re)\s+"
-    r"(?:(?:a|an|happily|currently|recently|newly|also|just|still)\s+)*"
-)
-_MARITAL = {
-    "widowed": rf"{_IS}(?:widow|widower|widowed)\b",
-    "divorced": rf"{_IS}(?:divorced|divorcee)\b|\bgot divorced\b|\bex-(?:wife|husband)\b",
-    "engaged": rf"{_IS}engaged\b(?!\s+(?:in|with)\b)|\b(?:his|her|their)\s+fianc\S+"
-    r"|\bplanning\s+(?:his|her|their|a\s+\w+)\s+wedding\b",
-    "married": rf"{_IS}married\b|\b(?:his|her|their)\s+(?:wife|husband|spouse)\b"
-    r"|\bhas\s+a\s+(?:\w+\s+)?(?:wife|husband)\b|\bnewlywed\b",
-    "in a relationship": r"\bin\s+an?\s+(?:[\w-]+\s+){0,2}relationship\b"
-    r"|\b(?:his|her|their|has\s+an?|with\s+an?)\s+(?:[\w-]+\s+)?(?:girlfriend|boyfriend)\b"
-    r"|\blives\s+with\s+(?:his|her)\s+(?:\w+\s+)?partner\b|\bis\s+dating\b",
-    "single": rf"{_IS}single\b(?!-)",
-}
-
-
 def _find_marital_status(text: str) -> str | None:
-    """One of the keys of _MARITAL; statements about relatives are skipped."""
+    """One of the values of ten_slots.tsv; statements about relatives are skipped."""
+    relative = fill_in(r"\b<KIN>\s+who\s+(?:is|are|was|got|has)\b[^,]*")
     for sentence in split_sentences(text):
-        sentence = re.sub(rf"\b{KIN}\s+who\s+(?:is|are|was|got|has)\b[^,]*", "", sentence)
-        for status, pattern in _MARITAL.items():
-            if re.search(pattern, sentence, re.IGNORECASE):
+        own = re.sub(relative, "", sentence)
+        for slot, pattern, status in read_rows("ten_slots.tsv"):
+            if slot == "Marital Status" and re.search(fill_in(pattern), own):
                 return status
     return None
-
-
-_AT_HOME = re.compile(
-    rf"\blives?\s+with\s+{PRONOUN}\s+((?:(?:older|younger|elderly|twin)\s+)?"
-    r"(?:parents|brother|sister|siblings|family|grandparents|mother|father))\b"
-)
-_KIN_PHRASE = rf"(?:(?:{NUMBER}|no|twin)\s+(?:[a-z'-]+\s+){{0,3}}?{KIN})\b"
-_KIN_MORE = (
-    rf"(?:\s+and\s+{_KIN_PHRASE})?"
-    r"(?:\s+(?:who\s+(?:is|are|lives?|works?|studies)|in\s+(?:college|high|middle|elementary))\b[^,;]*?)?"
-    r"(?=,|;|$|\s+and\s)"
-)
-_OWN = r"\b(?:has|have|with|of|to|raising|and|his|her|adopted)\s+"
-_FAMILY = re.compile(rf"{_OWN}({_KIN_PHRASE}{_KIN_MORE}|{_KIN_PHRASE})")
 
 
 def _find_family(text: str) -> str | None:
     """Noun phrase for "I have ___": "two teenage sons", "a twin sister who lives abroad"; at most two."""
     found: list[str] = []
     for sentence in split_sentences(text):
-        for match in _FAMILY.finditer(sentence):
+        for match in re.finditer(fill_in("<FAMILY>"), sentence):
             phrase = drop_pronouns(re.sub(r"\b(?:who|which)\s.*\b(?:his|her|he|she)\b.*", "", match[1]))
             if re.search(r"\bgrand(?:father|mother|parent)\s+(?:to|of)\s+$", sentence[: match.start(1)]):
                 phrase = re.sub(r"\b(?:children|kids)\b", "grandchildren", phrase)
@@ -141,7 +142,7 @@ def _find_family(text: str) -> str | None:
         parents = r"\b(?:single\s+)?(?:mother|father|mom|dad)\s+of\s+(two|three|four|five)\b(?!\s+\w)"
         if parent := re.search(parents, sentence):
             found.append(f"{parent[1]} children")
-        home = _AT_HOME.search(sentence)
+        home = re.search(fill_in("<AT_HOME>"), sentence)
         if home and not found:
             found.append(f"{'' if home[1].endswith('s') else 'a '}{home[1]} at home")
     if not found and (spouse := re.search(r"\bmarried\s+to\s+(an?\s+.+)", text)):
@@ -149,21 +150,12 @@ def _find_family(text: str) -> str | None:
     return join_items(found[:2]) or None
 
 
-_SHARED_HOME = r"\bshares?\s+(an?\s+(?:[\w-]+\s+){0,3}?(?:room|apartment|house|flat|loft|condo|studio))\b"
-_PETS = re.compile(
-    r"\b(?:cats?|dogs?|pet|pets|parrot|rabbits?|hamsters?|turtle|tortoise|snake|ferret|iguana|fish|bird"
-    r"|horses?|retriever|labrador|beagle|dachshund|pig|bulldog|bull|poodle|puppy|kitten|husky|shepherd|corgi"
-    r"|terrier|gecko|lizard|chickens|aquarium|chinchilla)\b",
-    re.IGNORECASE,
-)
-
-
 def _find_location(text: str) -> str | None:
     """Noun phrase for "I live in ___": "a small apartment in the city"."""
     for sentence in split_sentences(text):
-        sentence = re.sub(rf"\b{KIN}\s+who\s+[^,;]*$", "", sentence)
+        sentence = re.sub(fill_in(r"\b<KIN>\s+who\s+[^,;]*$"), "", sentence)
         match = re.search(r"\b(?:lives?|resides?|living|based)\s+(in|near|by|at|on|with)\s+([^;]+)", sentence)
-        home = re.search(_SHARED_HOME, sentence)
+        home = re.search(fill_in("<SHARED_HOME>"), sentence)
         value = _name_place(match[1], match[2]) if match else (home[1] if home else None)
         if value:
             return value
@@ -173,11 +165,10 @@ def _find_location(text: str) -> str | None:
 def _name_place(preposition: str, rest: str) -> str | None:
     rest = cut_clause(rest).split(",")[0]
     if preposition == "with":
-        inside = re.search(r"\s(?:in|near|by)\s+(an?\s.+|the\s.+|[A-Z].+)$", rest)
-        if inside:
+        if inside := re.search(r"\s(?:in|near|by)\s+(an?\s.+|the\s.+|[A-Z].+)$", rest):
             return drop_pronouns(inside[1])
         people = re.sub(r"^(?:his|her|their)\s+", "a ", re.split(r"\s+and\s+", rest)[0])
-        if _PETS.search(people) or not people:
+        if re.search(fill_in("<PETS>"), people) or not people:
             return None
         return "a home shared with " + re.sub(r"^a\s+(?=.*s$)", "", people)
     rest = re.split(r"\s+with\s+(?=(?:his|her|their|\w+\s+(?:\w+\s+)?(?:cats?|dogs?|pets?)\b))", rest)[0]
@@ -185,63 +176,28 @@ def _name_place(preposition: str, rest: str) -> str | None:
     return f"a place {preposition} {value}" if preposition in ("near", "by", "on") else value or None
 
 
-_TITLE = r"degree|diploma|certificate|certification|doctorate|PhD|MBA|MD|qualification|bachelor's|master's"
-_STUDENT = r"student|freshman|sophomore|junior|senior"
-_STUDIES = r"(?:studying(?! for)|majoring in)\s+([^;]+)"
-_TITLED = rf"((?:an?|two)\s+(?:(?!and\b|with\b|{KIN}\b)[\w'-]+\s+){{0,4}}?(?:{_TITLE})\b[^;]*)"
-_UNFINISHED = r"(?:an?|his|her|their)\s+([^;]*?(?:degree|diploma|PhD|MBA)\b[^;]*)"
-# The first pattern that matches gives the value.
-_EDUCATION = {
-    rf"\b(?:has|holds|earned|obtained|with|received)\s+{_TITLED}": "{}",
-    r"\b(?:studying|studies)\s+for\s+an?\s+([^;]+?degree[^;]*)": "an unfinished {}",
-    rf"\b(?:pursuing|completing|finishing)\s+{_UNFINISHED}": "an unfinished {}",
-    r"\bnever (?:went to|attended) college\b": "no college degree",
-    r"\bdropped out of college\b|\bcollege dropout\b": "an unfinished college degree",
-    rf"\b(?:{_STUDENT})\s+(?:who\s+is\s+)?{_STUDIES}": "an unfinished degree in {}",
-    rf"^(?:he|she|they|He|She|They)\s+(?:is|are)\s+(?:currently\s+)?{_STUDIES}": "an unfinished degree in {}",
-    r"\byears?[- ]old\s+(?!(?:college|university|high)\b)((?:\w+\s+){1,2}?)student\b": (
-        "an unfinished {} degree"
-    ),
-    r"\bgraduated\s+(?:with\s+)?(an?\s+[^;]*degree[^;]*)": "{}",
-    r"\bgraduated\s+from\s+([^;]+)": "a degree from {}",
-    r"\bstudied\s+([^;]+)": "a training in {}",
-    r"\battended\s+(culinary|art|film|music|drama|law|medical|business) school\b": "a {} school education",
-}
-
-
 def _find_education(text: str) -> str | None:
     """Noun phrase for "I have ___": "a PhD degree in computer science"."""
     for sentence in split_sentences(text):
-        for pattern, template in _EDUCATION.items():
-            if match := re.search(pattern, sentence):
+        for slot, pattern, template in read_rows("ten_slots.tsv"):
+            if slot == "Educational Background" and (match := re.search(fill_in(pattern), sentence)):
                 study = cut_clause(re.split(r",|\s+and\s+(?=an?\s)", match[1])[0]) if match.groups() else ""
                 value = drop_pronouns(template.format(study))
                 return re.sub(r"\b(?:Bachelor|Master|Associate|Doctor)\b", lambda m: m[0].lower(), value)
     return None
 
 
-_TRAIT_END = re.compile(
-    r"\s+(?:to|in|with|of|when|who|for|at|by)\s|\s+and\s+(?:often|always|loves|enjoys|prefers)\b"
-)
-_ADJECTIVE = re.compile(r"(?!.*(?:ing|ly)$)[a-z][a-z-]{3,}")
-# Words that say nothing without what follows them ("able to ...").
-_INCOMPLETE = "able eager full affected capable sticks willing always known afraid ready good great".split()
-_ADVERBS = re.compile(
-    r"\b(?:very|also|quite|really|highly|extremely|remarkably|incredibly|deeply|always|often|so|truly"
-    r"|a little bit|a bit|somewhat|well-known|naturally)\s+"
-)
-
-
 def _find_traits(text: str) -> str | None:
     """Up to three traits for "I am ___": adjectives; with fewer than two also nouns ("a great listener")."""
     adjectives: list[str] = []
     nouns: list[str] = []
+    adverbs, adjective = fill_in("<TRAIT_ADVERBS>"), fill_in("<ADJECTIVE>")
     for sentence in split_sentences(text):
-        match = re.match(r"(?:he|she|they)(?:'s|'re|\s+is|\s+are)\s+(.+)", sentence, re.IGNORECASE)
-        head = _TRAIT_END.split(match[1])[0] if match else ""
-        for part in re.split(r",\s*|\s+and\s+", _ADVERBS.sub("", head))[:3]:
-            words = _ADVERBS.sub("", part).split()
-            if len(words) == 1 and _ADJECTIVE.fullmatch(words[0]) and words[0] not in _INCOMPLETE:
+        match = re.match(r"(?i)(?:he|she|they)(?:'s|'re|\s+is|\s+are)\s+(.+)", sentence)
+        head = re.split(fill_in("<TRAIT_END>"), match[1])[0] if match else ""
+        for part in re.split(r",\s*|\s+and\s+", re.sub(adverbs, "", head))[:3]:
+            words = re.sub(adverbs, "", part).split()
+            if len(words) == 1 and re.fullmatch(adjective, words[0]):
                 adjectives.append(words[0])
                 continue
             if words and words[0] in ("a", "an") and len(words) <= 4:
@@ -251,30 +207,23 @@ def _find_traits(text: str) -> str | None:
     return join_items(list(traits if len(traits) > 1 else dict.fromkeys(adjectives + nouns))[:3]) or None
 
 
-_NOT_OWNED = re.compile(
-    rf"\b(?:{_TITLE}|degree|{KIN}|goal|dream|passion|interest|hobby|job|career|love|sense|friends?|roommates?"
-    r"|relationship|following|membership|custody|education|diploma|wedding)\b"
-    r"|^a (?:\w+ )?collection(?: at home)?$"
-)
-
-
 def _find_others(text: str) -> str | None:
     """At most two noun phrases for "I have ___" that fit no other slot: pets first, then collections."""
     ranked: list[tuple[int, str]] = []
     for sentence in split_sentences(text):
-        for match in re.finditer(rf"\b(has|have|owns|with)\s+(?:also\s+)?((?:{NUMBER})\s+[^;]+)", sentence):
+        has = fill_in(r"\b(has|have|owns|with)\s+(?:also\s+)?((?:<NUMBER>)\s+[^;]+)")
+        for match in re.finditer(has, sentence):
             value = drop_pronouns(cut_clause(re.split(r",|\s+(?:dedicated|on|featuring)\s", match[2])[0]))
-            rank = 0 if _PETS.search(value) else 1 if "collection" in value else 2
+            rank = 0 if re.search(fill_in("<PETS>"), value) else 1 if "collection" in value else 2
             owned = match[1] != "with" or rank == 0
-            if owned and 1 < len(value.split()) <= 9 and not _NOT_OWNED.search(value):
+            if owned and 1 < len(value.split()) <= 9 and not re.search(fill_in("<NOT_OWNED>"), value):
                 ranked.append((rank, value))
         if fluent := re.search(r"\bfluent\s+in\s+([^;,]+)", sentence):
             ranked.append((2, f"a good command of {cut_clause(fluent[1])}"))
-        diets = r"\b(vegan|vegetarian|gluten[- ]intolerant)\b(?!\s+(?:recipe|dish|cook|food))"
-        if diet := re.search(diets, sentence):
+        if diet := re.search(fill_in("<DIET>"), sentence):
             gluten = diet[1].startswith("gluten")
             ranked.append((2, "a gluten intolerance" if gluten else f"a {diet[1]} diet"))
-    values = dict.fromkeys(value for _, value in sorted(ranked, key=lambda pair: pair[0]))
+    values = dict.fromkeys(value for _, value in sorted(ranked, key=itemgetter(0)))
     return join_items(list(values)[:2]) or None
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from operator import itemgetter
 
 from rlpa_lib.personas.text import (
-    KIN,
     cut_clause,
     drop_pronouns,
+    fill_in,
     find_stems,
     join_items,
     make_gerund,
     split_sentences,
-)  # fmt: skip
-
-MAX_ITEMS = 4
+)
 
 _LIKES = r"\b(?:enjoys?|loves?|likes?|adores?)\s+"
-_LIKING = re.compile(
+_LIKING = (
     rf"(?P<to>{_LIKES}to\s+)|(?P<like>{_LIKES}(?!by\b)"
     r"|\bpassionate\s+about\s+|\binterested\s+in\s+|\b(?:passion|love|fondness|talent)\s+for\s+"
     r"|\binterest\s+in\s+|\bhobby\s+of\s+|\bhobbies\s+(?:include|are)\s+"
@@ -27,27 +26,14 @@ _LIKING = re.compile(
     r"|\b(?P<verb>plays|collects|practices)\s+(?!for\b|in\b|at\b|with\b|professionally\b|several\b)"
     r"|\b(?P<agent>(?:avid|keen|passionate|enthusiastic)\s+)"
 )
-_LOVER = re.compile(r"\b([\w-]+[ -]?food|coffee|tea|art|music) lover\b")
-_ITEM_BREAK = re.compile(r",\s*(?:and\s+)?|\s+and\s+|\s+as\s+well\s+as\s+")
-_TIME = re.compile(
-    r"\s+(?:(?:in|during)\s+(?:\w+\s+)?(?:(?:spare|free)\s+time|downtime|off-season)"
-    r"|(?:on|at|over|every|during)\s+(?:the\s+)?"
-    r"(?:weekends?|week|evenings?|day|morning|summer|winter|sundays?|saturdays?|holidays?)"
-    r"|as\s+a\s+hobby|at\s+home|for\s+fun|for\s+(?:over\s+)?\w+\s+years)\b.*",
-    re.IGNORECASE,
-)
 _AGENTS = {
     "reader": "reading", "gamer": "gaming", "birder": "bird watching", "cyclist": "cycling",
     "cook": "cooking", "photographer": "photography", "collector": "collecting", "chess player": "chess",
     "writer": "writing",
-}  # fmt: skip
-_NO_START = {"being", "that", "working", "to", "family", "friends", "everything", "people"}
+}
+_NO_START = "being that working to family friends everything people".split()
 _NEEDS_OBJECT = (
     "building designing making creating restoring attending collecting trying growing exploring".split()
-)
-_SOMEBODY_ELSE = re.compile(
-    rf"\b{KIN}\s+who\s+(?:[^,;]*\band\s+who\s+)?(?:\w+\s+)?$|\bwho\s+(?:he|she|they)\s+(?:\w+\s+)?$"
-    r"|\b(?:parents|family|wife|husband)\s+$"
 )
 
 
@@ -58,49 +44,45 @@ def find_interests(description: str) -> str | None:
         said, others = find_stems(item), [find_stems(other) for other in found]
         if said and not any(said <= other or other <= said for other in others):
             found.append(item)
-    return join_items(found[:MAX_ITEMS]) or None
+    return join_items(found[:4]) or None
 
 
 def _find_in_sentence(sentence: str) -> list[str]:
     items: list[tuple[int, str]] = []
-    for match in _LIKING.finditer(sentence):
-        if not _SOMEBODY_ELSE.search(sentence[: match.start()]):
+    for match in re.finditer(_LIKING, sentence):
+        if not re.search(fill_in("<SOMEBODY_ELSE>"), sentence[: match.start()]):
             after = sentence[match.end() :]
             liked = _read_agent(after) if match["agent"] else _read_objects(after, match)
             items += [(match.start(), item) for item in liked]
     items += [(m.start(), make_gerund(m[1][:-1])) for m in re.finditer(r"\b(\w+s) as a hobby\b", sentence)]
-    items += [(m.start(), m[1].replace("-", " ")) for m in _LOVER.finditer(sentence)]
-    return [item for _, item in sorted(items, key=lambda pair: pair[0])]
+    lovers = re.finditer(r"\b([\w-]+[ -]?food|coffee|tea|art|music) lover\b", sentence)
+    items += [(m.start(), m[1].replace("-", " ")) for m in lovers]
+    return [item for _, item in sorted(items, key=itemgetter(0))]
 
 
 def _read_objects(after: str, match: re.Match[str]) -> list[str]:
-    """The liked things that follow a verb of liking."""
-    parts = [part.strip() for part in _ITEM_BREAK.split(_TIME.sub("", cut_clause(after)))]
-    parts = _share_object([part for part in parts if part])
-    verb = match["verb"]
+    """The liked things that follow a verb of liking; "building" before "flying drones" shares its object."""
+    liked = re.sub(fill_in("<SPARE_TIME>"), "", cut_clause(after))
+    parts = re.split(r",\s*(?:and\s+)?|\s+and\s+|\s+as\s+well\s+as\s+", liked)
+    parts = [part.strip() for part in parts if part.strip()]
+    for index, (part, following) in enumerate(pairwise(tuple(parts))):
+        first, *rest = following.split()
+        if part in _NEEDS_OBJECT and rest and first.endswith("ing"):
+            parts[index] = " ".join([part, *rest])
     if match["to"]:
         parts = [" ".join([make_gerund(word), *rest]) for word, *rest in map(str.split, parts)]
-    elif verb in ("plays", "collects"):
-        gerund = make_gerund(verb[:-1])
+    elif match["verb"] in ("plays", "collects"):
+        gerund = make_gerund(match["verb"][:-1])
         parts = [part if part.split()[0].endswith("ing") else f"{gerund} {part}" for part in parts]
-    return [item for item in map(_tidy, parts) if item]
-
-
-def _share_object(parts: list[str]) -> list[str]:
-    """ "building" before "flying drones" means "building drones"."""
-    shared = list(parts)
-    for index, (part, following) in enumerate(pairwise(parts)):
-        if part in _NEEDS_OBJECT and " " in following and following.split()[0].endswith("ing"):
-            shared[index] = " ".join([part, *following.split()[1:]])
-    return shared
+    return list(filter(None, map(_tidy, parts)))
 
 
 def _read_agent(after: str) -> list[str]:
     """ "(avid) bird watcher" -> "bird watching", "(avid) reader of novels" -> "reading novels"."""
-    phrase = _TIME.sub("", cut_clause(re.split(r",|\s+and\s+", after)[0]))
+    phrase = re.sub(fill_in("<SPARE_TIME>"), "", cut_clause(re.split(r",|\s+and\s+", after)[0]))
     noun, _, of = re.split(r"\s+(?:in|at|from|since|for|with)\s", phrase)[0].partition(" of ")
     if noun in ("fan", "lover", "supporter", "follower", "admirer"):
-        return [item for item in (_tidy(of),) if item]
+        return [liked] if (liked := _tidy(of)) else []
     if noun in _AGENTS:
         return [f"{_AGENTS[noun]} {drop_pronouns(of)}".strip()]
     *before, last = noun.split() or [""]

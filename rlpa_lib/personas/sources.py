@@ -7,14 +7,14 @@ import hashlib
 import io
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.personas.extraction import extract_profile, hash_text
-from rlpa_lib.personas.free_slots import extract_free_profile
+from rlpa_lib.personas.extraction import extract_free_profile, extract_profile, hash_text
 from rlpa_lib.personas.text import adjust_pronouns, find_stems
 from rlpa_lib.settings.config import InputError
 from rlpa_lib.settings.kinds import SOURCES, resolve
@@ -41,7 +41,7 @@ def load_aloe(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
     `cfg.personachat_path` or else from the built-in personas."""
     if split == "extended" and not cfg.personachat_path:
         return resolve(SOURCES["builtin"].make)(cfg, split, n, seed)
-    folder = Path(_get_path(cfg))
+    folder = _get_path(cfg)
     if split == "extended":
         return _take(_read_different(cfg.personachat_path)[:TEST_USERS], cfg, split, n, seed)
     if not folder.is_dir():
@@ -64,10 +64,10 @@ def load_personachat(cfg, split: str, n: int | None, seed: int) -> list[Persona]
     return _take(everybody[n_test:] if split == "train" else everybody[:n_test], cfg, split, n, seed)
 
 
-def _get_path(cfg) -> str:
+def _get_path(cfg) -> Path:
     if not cfg.path:
         raise InputError(f"personas.path: is needed when personas.source is {cfg.source}")
-    return cfg.path
+    return Path(cfg.path)
 
 
 def _take(personas: Sequence[Persona], cfg, split: str, n: int | None, seed: int) -> list[Persona]:
@@ -97,37 +97,6 @@ def read_aloe(profile_path: str | Path, personality_path: str | Path) -> list[Pe
 def read_personachat(path: str | Path) -> list[Persona]:
     """Each different persona of a Synthetic-Persona-Chat CSV, in file order, with free slots (Extended ALOE,
     appendix C.2) and no personality. InputError names file and line of a missing column or a broken row."""
-    personas = []
-    for number, lines in enumerate(_read_persona_columns(path), start=1):
-        description = " ".join(line if line.endswith((".", "!", "?")) else f"{line}." for line in lines)
-        personas.append(Persona(f"personachat-{number:04d}", description, "", extract_free_profile(lines)))
-    return personas
-
-
-def _read_json_texts(path: str | Path) -> list[str]:
-    """All JSON strings of a file without surrounding white space; a line may hold several, or none."""
-    texts = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        rest = line.strip()
-        while rest:
-            try:
-                value, end = json.JSONDecoder().raw_decode(rest)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}: line {number}: not JSON: {error.msg}") from error
-            if not isinstance(value, str):
-                kind = type(value).__name__
-                raise InputError(f"{path}: line {number}: a text in quotes was expected, not {kind}")
-            if not value.strip():
-                raise InputError(f"{path}: line {number}: the text is empty")
-            texts.append(value.strip())
-            rest = rest[end:].strip()
-    if not texts:
-        raise InputError(f"{path}: holds no text")
-    return texts
-
-
-def _read_persona_columns(path: str | Path) -> list[tuple[str, ...]]:
-    """Every different persona of the CSV's two persona columns, as its sentences."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     found: dict[tuple[str, ...], None] = {}
     try:
@@ -145,29 +114,62 @@ def _read_persona_columns(path: str | Path) -> list[tuple[str, ...]]:
         raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from error
     if not found:
         raise InputError(f"{path}: holds no personas")
-    return list(found)
+    personas = []
+    for number, lines in enumerate(found, start=1):
+        description = " ".join(line if line.endswith((".", "!", "?")) else f"{line}." for line in lines)
+        personas.append(Persona(f"personachat-{number:04d}", description, "", extract_free_profile(lines)))
+    return personas
+
+
+def _read_json_texts(path: str | Path) -> list[str]:
+    """All JSON strings of a file without surrounding white space; a line may hold several, or none."""
+    texts = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        try:
+            for value in split_values(line):
+                if not isinstance(value, str):
+                    raise ValueError(f"a text in quotes was expected, not {type(value).__name__}")
+                if not value.strip():
+                    raise ValueError("the text is empty")
+                texts.append(value.strip())
+        except ValueError as error:
+            raise InputError(f"{path}: line {number}: {error}") from error
+    if not texts:
+        raise InputError(f"{path}: holds no text")
+    return texts
 
 
 def read_text(path: str | Path) -> str:
     """A UTF-8 file with line ends as "\\n". InputError: it cannot be read, or a line is not UTF-8."""
     try:
         data = Path(path).read_bytes()
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError(f"{path}: line {line}: not UTF-8") from error
 
 
+def split_values(line: str) -> Iterator[Any]:
+    """The JSON values of a line, of which there may be several. ValueError: not JSON."""
+    rest = line.strip()
+    while rest:
+        try:
+            value, end = json.JSONDecoder().raw_decode(rest)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON: {error.msg}") from error
+        yield value
+        rest = rest[end:].strip()
+
+
 def find_near_duplicates(
-    personas: Sequence[Persona], others: Sequence[Persona], threshold: float = NEAR_DUPLICATE
+    personas: Sequence[Persona], others: Sequence[Persona]
 ) -> list[tuple[Persona, Persona]]:
-    """Pairs whose descriptions share `threshold` of their content words or more (Jaccard, 0 to 1)."""
+    """Pairs whose descriptions share NEAR_DUPLICATE of their content words or more (Jaccard)."""
     words = [(other, find_stems(other.description)) for other in others]
     mine = [(persona, find_stems(persona.description)) for persona in personas]
-    return [(p, other) for p, own in mine for other, theirs in words if _overlap(own, theirs) >= threshold]
+    return [(p, other) for p, own in mine for other, theirs in words if _are_near(own, theirs)]
 
 
 def hash_split(personas: Sequence[Persona]) -> str:
@@ -188,14 +190,12 @@ def count_slots(personas: Sequence[Persona]) -> pd.DataFrame:
 
 def _read_different(path: str | Path) -> list[Persona]:
     """PersonaChat's personas without near duplicates: the file repeats them with a sentence more or less."""
-    kept: list[Persona] = []
-    words: list[frozenset[str]] = []
+    kept: list[tuple[Persona, frozenset[str]]] = []
     for persona in _sort_by_text(read_personachat(path)):
         mine = find_stems(persona.description)
-        if all(_overlap(mine, theirs) < NEAR_DUPLICATE for theirs in words):
-            kept.append(persona)
-            words.append(mine)
-    return kept
+        if not any(_are_near(mine, theirs) for _, theirs in kept):
+            kept.append((persona, mine))
+    return [persona for persona, _ in kept]
 
 
 def _sort_by_text(personas: Sequence[Persona]) -> list[Persona]:
@@ -204,6 +204,6 @@ def _sort_by_text(personas: Sequence[Persona]) -> list[Persona]:
     return [unique[key] for key in sorted(unique)]
 
 
-def _overlap(a: frozenset[str], b: frozenset[str]) -> float:
+def _are_near(a: frozenset[str], b: frozenset[str]) -> bool:
     common = len(a & b)
-    return common / (len(a) + len(b) - common) if common else 0.0
+    return common > 0 and common / (len(a) + len(b) - common) >= NEAR_DUPLICATE
