@@ -86,7 +86,7 @@ def test_what_is_no_longer_so_is_replaced_in_the_profile():
 def test_no_value_of_a_test_user_is_told_in_training(examples):
     test = [
         f
-        for slot in lex.FILES
+        for slot in lex.LISTED
         for v in lex.load_lexicon().values(slot, "test")
         for f in v.forms
         if len(f.split()) > 2

@@ -5,7 +5,7 @@ import pytest
 from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.lexicon import load_lexicon, same_value
 
-LISTED = (*lex.FILES, *load_lexicon().extended_slots)
+LISTED = (*lex.LISTED, *load_lexicon().extended_slots)
 
 
 @pytest.mark.parametrize("slot", LISTED)

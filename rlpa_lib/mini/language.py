@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from importlib import resources
 from itertools import count
 
 from rlpa_lib.dialogue.profile import SLOTS
@@ -13,10 +15,6 @@ from rlpa_lib.mini import lexicon as lex
 
 CHOICE = re.compile(r"\[([^\]]*)\]")
 HOLE = re.compile(r"\{(a:)?([^}]*)\}")
-SPEECH = (
-    "assistant", "user_train", "user_test", "changes_train", "changes_test", "manners_train", "manners_test",
-    "asides", "topics", "persona",
-)  # fmt: skip
 # Slots whose values also fit the frames for interests.
 TOPIC_LIKE = (
     "Favorite Food", "Favorite Music", "Language", "Favorite Film Genre", "Sport to Watch", "Life Goal",
@@ -43,6 +41,11 @@ class Sentence:
     template: Template
     facts: tuple[tuple[str, str], ...]
 
+    @property
+    def key(self) -> tuple:
+        """The same for two sentences that say the same."""
+        return self.template.id, self.facts
+
 
 def add_article(phrase: str) -> str:
     """'a nurse', 'an engineer' (by the first letter; the lexicon avoids words such as 'hour')."""
@@ -51,9 +54,10 @@ def add_article(phrase: str) -> str:
 
 @cache
 def load_grammar(name: str) -> tuple[Template, ...]:
-    """The templates of one grammar file: one of SPEECH."""
-    if name not in SPEECH:
-        raise ValueError(f"no grammar named {name!r}; there are {sorted(SPEECH)}")
+    """The templates of one file of the folder `grammar`. ValueError: there is no such file."""
+    known = sorted(path.name[:-4] for path in (resources.files("rlpa_lib.mini") / "grammar").iterdir())
+    if name not in known:
+        raise ValueError(f"no grammar named {name!r}; there are {known}")
     templates = []
     for number, line in lex.read_lines(f"grammar/{name}.txt"):
         head, text = line.split(": ", 1)
@@ -70,13 +74,16 @@ def find_templates(name: str, act: str, slot: str = "") -> tuple[Template, ...]:
 
 def realise(template: Template, rng: random.Random, facts: dict[str, str] | None = None) -> str:
     """Speak a template: draw its choices and fill its holes from `facts` (slot -> phrase)."""
-    text = CHOICE.sub(lambda m: rng.choice(m[1].split("|")), template.text)
+    text, said = CHOICE.sub(lambda m: rng.choice(m[1].split("|")), template.text), facts or {}
+    return HOLE.sub(lambda m: add_article(said[m[2]]) if m[1] else said[m[2]], text)
 
-    def fill(match: re.Match) -> str:
-        phrase = (facts or {})[match[2]]
-        return add_article(phrase) if match[1] else phrase
 
-    return HOLE.sub(fill, text)
+def speak(name: str, act: str, rng: random.Random, slot: str = "", phrase: str = "") -> str:
+    """Any sentence of an act; with `slot` one that speaks of it alone, `phrase` in its hole.
+
+    IndexError: the grammar has none.
+    """
+    return realise(rng.choice(find_templates(name, act, slot)), rng, {slot: phrase})
 
 
 def list_forms(slot: str, value: str) -> tuple[str, ...]:
@@ -90,6 +97,15 @@ def list_forms(slot: str, value: str) -> tuple[str, ...]:
     return found.forms if found else (value,)
 
 
+def draw_spoken_value(slot: str, rng: random.Random) -> str:
+    """Any training value of one of the ten slots, as a user might say it."""
+    if slot == "Age":
+        return rng.choice(list_forms("Age", str(rng.randint(18, 82))))
+    if slot == "Gender":
+        return rng.choice(list_forms("Gender", rng.choice(sorted(lex.GENDERS))))
+    return rng.choice(rng.choice(lex.load_lexicon().values(slot, "train")).forms)
+
+
 def paraphrase_value(slot: str, value: str, rng: random.Random) -> str | None:
     """Another phrasing that the lexicon lists, or None; the rule judge reads the same lexicon."""
     others = [form for form in list_forms(slot, value) if form.casefold() != value.casefold()]
@@ -99,7 +115,7 @@ def paraphrase_value(slot: str, value: str, rng: random.Random) -> str | None:
 def paraphrase_freely(slot: str, value: str, rng: random.Random) -> str | None:
     """A phrasing that no lexicon lists, or None; see paraphrases.tsv."""
     rows = [line.split("\t") for _, line in lex.read_lines("paraphrases.tsv")]
-    found = [other for row_slot, row_value, other in rows if (row_slot, row_value) == (slot, value)]
+    found = [other for *known, other in rows if known == [slot, value]]
     return rng.choice(found) if found else None
 
 
@@ -119,9 +135,8 @@ def list_made_up_slots() -> dict[str, str]:
 
 def tell(speech: str, slot: str, phrase: str, rng: random.Random) -> str:
     """A sentence that states a slot's value; a slot that the grammar does not know is named in it."""
-    frames = find_templates(speech, "say", slot)
-    if frames:
-        return realise(rng.choice(frames), rng, {slot: phrase})
+    if find_templates(speech, "say", slot):
+        return speak(speech, "say", rng, slot, phrase)
     if slot in list_made_up_slots():
         frames = find_templates("topics", "say", list_made_up_slots()[slot])
         return realise(rng.choice(frames), rng, {"topic": slot.lower(), "value": phrase})
@@ -148,26 +163,23 @@ def _pattern(template: Template) -> re.Pattern:
 
 
 @cache
-def _by_first_word(name: str) -> dict[str, tuple[tuple[re.Pattern, Template], ...]]:
+def _by_first_word(name: str) -> dict[str, list[tuple[re.Pattern, Template]]]:
     """Templates by the first word of a sentence; '' holds those that may start with a hole."""
-    table: dict[str, list] = {}
+    table = defaultdict(list)
     for template in load_grammar(name):
         head = CHOICE.match(template.text)
-        starts = [c.split()[0] for c in head[1].split("|")] if head else [template.text.split()[0]]
-        for start in set(starts):
-            key = start.strip(",.!?") if "{" not in start else ""
-            table.setdefault(key, []).append((_pattern(template), template))
-    return {k: tuple(v) for k, v in table.items()}
+        starts = {start.split()[0] for start in (head[1].split("|") if head else [template.text])}
+        for start in starts:
+            table["" if "{" in start else start.strip(",.!?")].append((_pattern(template), template))
+    return dict(table)
 
 
 @lru_cache(maxsize=65536)
 def parse_sentence(sentence: str, name: str = "assistant") -> tuple[Sentence, ...]:
     """Every derivation of a sentence (usually one; none means that it is not a sentence of this language)."""
-    words = sentence.split()
-    if not words:
-        return ()
     table, found = _by_first_word(name), []
-    for pattern, template in table.get(words[0].strip(",.!?"), ()) + table.get("", ()):
+    start = sentence.split()[0].strip(",.!?") if sentence.strip() else ""
+    for pattern, template in table.get(start, []) + table.get("", []):
         match = pattern.fullmatch(sentence)
         if not match:
             continue

@@ -11,11 +11,7 @@ from importlib import resources
 from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.personas.text import cut_ending
 
-FILES = {
-    "Interests": "interests", "Educational Background": "education", "Personality Traits": "personality",
-    "Occupation": "occupation", "Marital Status": "marital", "Family Background": "family",
-    "Location": "location", "Others": "others",
-}  # fmt: skip
+LISTED = tuple(slot for slot in SLOTS if slot not in ("Age", "Gender"))  # slots with a file of values
 GENDERS = {
     "male": ("man", "guy", "male person"),
     "female": ("woman", "lady", "female person"),
@@ -25,8 +21,7 @@ UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen"
 ).split()
-DECADES = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-TENS = dict(zip(DECADES, range(20, 100, 10), strict=True))
+DECADES = ["", "", *"twenty thirty forty fifty sixty seventy eighty ninety".split()]
 ARTICLES = {"a", "an", "the", "some"}
 STOPWORDS = {*ARTICLES, *"of in on at and with who to for that is are from as".split()}
 ENDINGS = ("ings", "ing", "ers", "ies", "er", "es", "ed", "s", "e")
@@ -64,25 +59,62 @@ class Lexicon:
         return value if value and slot in (None, value.slot) else None
 
 
+@cache
+def load_lexicon() -> Lexicon:
+    """The value files of the package; the first line of a file names its slot.
+
+    ValueError: a line that is no value, or a form that names two values.
+    """
+    folder, by_slot, index = resources.files("rlpa_lib.mini") / "lexicon", {}, {}
+    for name in sorted(path.name for path in folder.iterdir()):
+        slot = (folder / name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").partition(":")[0]
+        lines = read_lines(f"lexicon/{name}")
+        by_slot[slot] = tuple(_parse_value(f"{name}:{number}", line, slot) for number, line in lines)
+        for value in by_slot[slot]:
+            for form in value.forms:
+                if index.setdefault(normalise(form), value) is not value:
+                    raise ValueError(f"{name}: the form {form!r} names two values")
+    return Lexicon(by_slot, tuple(slot for slot in by_slot if slot not in SLOTS), index)
+
+
+def _parse_value(place: str, line: str, slot: str) -> Value:
+    split, *parts = line.split("\t")
+    if len(parts) not in (1, 2) or split not in ("train", "test", "extended"):
+        raise ValueError(f"{place}: expected split<TAB>forms[<TAB>attributes]")
+    attrs = dict(pair.split("=", 1) for pair in "".join(parts[1:]).split(";") if pair)
+    return Value(slot, tuple(form.strip() for form in parts[0].split("|")), split, attrs)
+
+
+def read_lines(path: str) -> list[tuple[int, str]]:
+    """(number from 1, line) of a text file of this package, without empty lines and comments."""
+    text = (resources.files("rlpa_lib.mini") / path).read_text(encoding="utf-8")
+    return [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
+
+
 def spell_number(n: int) -> str:
     """34 -> 'thirty-four' (0 to 99)."""
-    if n < 20:
-        return UNITS[n]
-    tens = DECADES[n // 10 - 2]
-    return tens if n % 10 == 0 else f"{tens}-{UNITS[n % 10]}"
+    return UNITS[n] if n < 20 else f"{DECADES[n // 10]}-{UNITS[n % 10]}".removesuffix("-zero")
 
 
 def parse_age(phrase: str) -> int | None:
     """The years that a phrase names in digits or words, or None when there is no age or more than one."""
     found = {int(m) for m in re.findall(r"\b\d{1,3}\b", phrase)}
     words = re.findall(r"[a-z]+", phrase.lower())
-    for i, word in enumerate(words):
-        if word in TENS:
-            unit = UNITS.index(words[i + 1]) if i + 1 < len(words) and words[i + 1] in UNITS[1:10] else 0
-            found.add(TENS[word] + unit)
-        elif word in UNITS and (i == 0 or words[i - 1] not in TENS):
+    for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
+        if word in DECADES:
+            found.add(10 * DECADES.index(word) + (UNITS.index(after) if after in UNITS[1:10] else 0))
+        elif word in UNITS and before not in DECADES[2:]:
             found.add(UNITS.index(word))
     return found.pop() if len(found) == 1 else None
+
+
+def find_gender(phrase: str) -> str | None:
+    """'male', 'female' or 'non-binary' when exactly one of them is named, else None."""
+    text = normalise(phrase)
+    return next((g for g, forms in GENDERS.items() if text == g or text in forms), None)
+
+
+READERS = {"Age": parse_age, "Gender": find_gender}  # of the slots without a file of values
 
 
 @lru_cache(maxsize=65536)
@@ -95,19 +127,15 @@ def normalise(phrase: str) -> str:
 
 
 @lru_cache(maxsize=65536)
-def find_content_words(phrase: str) -> frozenset[str]:
+def _find_content_words(phrase: str) -> frozenset[str]:
     """The words that carry meaning, without common endings."""
-    words = [word for word in normalise(phrase).replace("-", " ").split() if word not in STOPWORDS]
-    return frozenset(cut_ending(word, ENDINGS) for word in words)
-
-
-def _members(phrase: str) -> list[str]:
-    return [part for part in re.split(r",\s*(?:and\s+)?|\s+and\s+|;\s*", phrase) if part.strip()]
+    words = normalise(phrase).replace("-", " ").split()
+    return frozenset(cut_ending(word, ENDINGS) for word in words if word not in STOPWORDS)
 
 
 def _closeness(inferred: str, true: str) -> float:
     """Dice over content words, 0 to 1; 0 when a word is exchanged or over 40 % of `inferred` is untrue."""
-    got, want = find_content_words(inferred), find_content_words(true)
+    got, want = _find_content_words(inferred), _find_content_words(true)
     common = len(got & want)
     if common < min(len(got), len(want)) or common < 0.6 * len(got) or not common:
         return 0.0
@@ -132,27 +160,26 @@ def _same_phrase(inferred: str, true: str) -> bool:
 def same_value(slot: str, inferred: str, true: str) -> bool:
     """Do two values of one slot mean the same? A list matches when at least half of its items are true and
     cover at least a third of the truth; where the truth is one item, every inferred item must match it."""
-    if slot in ("Age", "Gender"):
-        read = parse_age if slot == "Age" else find_gender
+    if read := READERS.get(slot):
         return read(inferred) is not None and read(inferred) == read(true)
     if _same_phrase(inferred, true):
         return True
     if load_lexicon().find(inferred) and load_lexicon().find(true):
         return False
-    got, want = _members(inferred), _members(true)
+    parts = (re.split(r",\s*(?:and\s+)?|\s+and\s+|;\s*", phrase) for phrase in (inferred, true))
+    got, want = ([part for part in some if part.strip()] for some in parts)
     if len(got) == 1 and len(want) == 1:
         return False
     hits = sum(any(_same_phrase(g, w) for w in want) for g in got)
-    covered = sum(any(_same_phrase(g, w) for g in got) for w in want)
     if len(want) == 1:
         return hits == len(got)
+    covered = sum(any(_same_phrase(g, w) for g in got) for w in want)
     return hits * 2 >= len(got) and covered * 3 >= len(want)
 
 
-def find_gender(phrase: str) -> str | None:
-    """'male', 'female' or 'non-binary' when exactly one of them is named, else None."""
-    text = normalise(phrase)
-    return next((g for g, forms in GENDERS.items() if text == g or text in forms), None)
+def are_compatible(inferred: str, true: str) -> bool:
+    """May two slots be compared? Same names only, but Extended ALOE's keys are free (appendix C.2)."""
+    return inferred.lower() == true.lower() or (true not in SLOTS and inferred not in READERS)
 
 
 def change_value(slot: str, value: str, rng: random.Random) -> str | None:
@@ -165,41 +192,3 @@ def change_value(slot: str, value: str, rng: random.Random) -> str | None:
     own = load_lexicon().find(value, slot)
     others = [other for other in load_lexicon().values(slot, own.split if own else None) if other is not own]
     return rng.choice(rng.choice(others).forms) if others else None
-
-
-def are_compatible(inferred: str, true: str) -> bool:
-    """May two slots be compared? Same names only, but Extended ALOE's keys are free (appendix C.2)."""
-    return inferred.lower() == true.lower() or (true not in SLOTS and inferred not in ("Age", "Gender"))
-
-
-def read_lines(path: str) -> list[tuple[int, str]]:
-    """(number from 1, line) of a text file of this package, without empty lines and comments."""
-    text = (resources.files("rlpa_lib.mini") / path).read_text(encoding="utf-8")
-    return [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
-
-
-@cache
-def load_lexicon() -> Lexicon:
-    """The value files of the package; the first line of an extended slot's file names the slot."""
-    folder = resources.files("rlpa_lib.mini") / "lexicon"
-    files = {slot: f"{stem}.tsv" for slot, stem in FILES.items()}
-    names = sorted(path.name for path in folder.iterdir() if path.name.startswith("ext_"))
-    titles = [(folder / name).read_text(encoding="utf-8").partition("\n")[0] for name in names]
-    extended = dict(zip((title.lstrip("# ").strip() for title in titles), names, strict=True))
-    by_slot, index = {}, {}
-    for slot, name in (files | extended).items():
-        lines = read_lines(f"lexicon/{name}")
-        by_slot[slot] = tuple(_parse_line(f"{name}:{number}", line, slot) for number, line in lines)
-        for value in by_slot[slot]:
-            for form in value.forms:
-                if index.setdefault(normalise(form), value) is not value:
-                    raise ValueError(f"{name}: the form {form!r} names two values")
-    return Lexicon(by_slot, tuple(extended), index)
-
-
-def _parse_line(place: str, line: str, slot: str) -> Value:
-    split, *parts = line.split("\t")
-    if len(parts) not in (1, 2) or split not in ("train", "test", "extended"):
-        raise ValueError(f"{place}: expected split<TAB>forms[<TAB>attributes]")
-    attrs = dict(pair.split("=", 1) for pair in "".join(parts[1:]).split(";") if pair)
-    return Value(slot, tuple(form.strip() for form in parts[0].split("|")), split, attrs)

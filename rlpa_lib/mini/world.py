@@ -31,13 +31,13 @@ def make_user(cfg, split: str, seed: int, run=None, manner: str = "willing") -> 
     return AgendaUser(seed, "user_train" if split == "train" else "user_test", MANNERS[manner])
 
 
-def make_reward_judge(cfg, run=None, *, defended=True, failure_limit=None) -> RuleJudge:
-    """The source of training rewards. Rules need no defence and never fail."""
+def make_reward_judge(cfg, run=None, **_) -> RuleJudge:
+    """The source of training rewards. Rules need no defence and never fail, so no option matters."""
     return RuleJudge()
 
 
-def make_evaluation_judge(cfg, run=None, *, defended=True, failure_limit=None) -> RuleEvaluationJudge:
-    """The source of evaluation scores; rules need no defence and never fail."""
+def make_evaluation_judge(cfg, run=None, **_) -> RuleEvaluationJudge:
+    """The source of evaluation scores; as `make_reward_judge`."""
     return RuleEvaluationJudge()
 
 
