@@ -11,8 +11,8 @@ from rlpa_lib.dialogue.profile import SLOTS, Profile, Reply
 from rlpa_lib.mini.lexicon import read_lines
 
 _VALUES = (
-    "34", "female", "rock climbing", "a bachelor's degree in nursing", "talkative", "pediatric nurse", "single",
-    "a twin sister", "Lisbon", "a collection of snow globes",
+    "34", "female", "rock climbing", "a bachelor's degree in nursing", "talkative", "pediatric nurse",
+    "single", "a twin sister", "Lisbon", "a collection of snow globes",
 )  # fmt: skip
 PERSONA = Persona(
     "gallery",

@@ -6,7 +6,7 @@ RuleRevealJudge says what a user has told (section 5.3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,18 +63,14 @@ def _understand(text: str, names: Iterable[str] = USERS) -> list[language.Senten
 
 
 def find_support(fact: tuple[str, str], facts: dict[str, str]) -> str | None:
-    """The slot whose known value a claim rests on, or None when nothing that is known supports it."""
-    slot, phrase = fact
-    fitting = (s for s in facts if slot in language.list_frame_slots(s))
-    return next((s for s in fitting if _names_whole_value(slot, phrase, facts[s])), None)
-
-
-def _names_whole_value(slot: str, phrase: str, known: str) -> bool:
-    """Is the phrase the whole known value, as it was said or in another listed phrasing?"""
-    value = lex.load_lexicon().find(phrase)
-    forms = language.list_forms(slot, known) if slot in lex.READERS else value.forms if value else ()
-    listed = phrase.casefold() in map(str.casefold, forms) and lex.same_value(slot, phrase, known)
-    return listed or phrase.casefold() == known.casefold()
+    """The slot whose whole known value a claim names, as said or in another listed phrasing; else None."""
+    (slot, phrase), value = fact, lex.load_lexicon().find(fact[1])
+    for own, known in facts.items():
+        forms = language.list_forms(slot, known) if slot in lex.READERS else value.forms if value else ()
+        listed = phrase.casefold() in map(str.casefold, forms) and lex.same_value(slot, phrase, known)
+        if slot in language.list_frame_slots(own) and (listed or phrase.casefold() == known.casefold()):
+            return own
+    return None
 
 
 def _is_phrase(fact: tuple[str, str], facts: dict[str, str]) -> bool:
@@ -89,100 +85,93 @@ def _is_phrase(fact: tuple[str, str], facts: dict[str, str]) -> bool:
 
 @dataclass(frozen=True)
 class Reading:
-    """A response as the judge understands it: its sentences, and the facts that it uses (slot -> phrase)."""
+    """A response as the judge understands it: its sentences, their acts, and the slots that it uses."""
 
     response: str
     sentences: tuple[language.Sentence, ...]
+    acts: set[str]
     used: dict[str, str]
     evidence: Evidence
 
-    @property
-    def acts(self) -> list[str]:
-        """What its sentences do."""
-        return [sentence.template.act for sentence in self.sentences]
 
-
-def find_malformation(response: str) -> str | None:
-    """Why it cannot be understood; None for 1-4 different sentences of the grammar, at most 60 words."""
+def find_malformations(response: str) -> Iterator[str]:
+    """Why it cannot be understood; nothing for 1-4 different sentences of the grammar, at most 60 words."""
     sentences = language.split_sentences(response)
     if not sentences or " ".join(sentences) != response.strip():
-        return "empty or oddly spaced"
-    broken = [s for s, options in zip(sentences, language.parse(response), strict=True) if not options]
-    if broken:
-        return f"not a well-formed sentence: {broken[0]!r}"
+        yield "empty or oddly spaced"
+    for sentence in sentences:
+        if not language.parse_sentence(sentence):
+            yield f"not a well-formed sentence: {sentence!r}"
     if len(sentences) > MAX_SENTENCES or len(response.split()) > MAX_WORDS:
-        return "too long"
-    return "says the same sentence twice" if len({s.lower() for s in sentences}) < len(sentences) else None
+        yield "too long"
+    if len({s.lower() for s in sentences}) < len(sentences):
+        yield "says the same sentence twice"
 
 
-def find_odd_phrase(reading: Reading) -> str | None:
+def find_odd_phrases(reading: Reading) -> Iterator[str]:
     """N: well formed, and every hole is filled with a phrase that fits."""
-    facts = [fact for sentence in reading.sentences for fact in sentence.facts]
-    odd = next((fact[1] for fact in facts if not _is_phrase(fact, reading.evidence.facts)), None)
-    return None if odd is None else f"{odd!r} is no phrase that fits there"
+    for fact in (fact for sentence in reading.sentences for fact in sentence.facts):
+        if not _is_phrase(fact, reading.evidence.facts):
+            yield f"{fact[1]!r} is no phrase that fits there"
 
 
-def find_irrelevance(reading: Reading) -> str | None:
+def find_irrelevance(reading: Reading) -> Iterator[str]:
     """R: uses something known about this user once there is anything, and gives advice when asked for it."""
-    if reading.evidence.advice and not {"suggest", "info"} & set(reading.acts):
-        return "the user asked for advice and got none"
-    unused = reading.evidence.usable and not reading.used
-    return "would suit any user: nothing known of this one is used" if unused else None
+    if reading.evidence.advice and not {"suggest", "info"} & reading.acts:
+        yield "the user asked for advice and got none"
+    if reading.evidence.usable and not reading.used:
+        yield "would suit any user: nothing known of this one is used"
 
 
-def find_contradiction(reading: Reading) -> str | None:
+def find_contradictions(reading: Reading) -> Iterator[str]:
     """L: claims nothing unsupported, asks for nothing that was told, respects what the user asked for."""
     evidence = reading.evidence
     for sentence in reading.sentences:
-        for fact in sentence.facts:
-            if find_support(fact, evidence.facts) is None:
-                return f"claims {fact[0]} {fact[1]!r} without support"
-        asked = sentence.template.slots[0] if sentence.template.act == "ask" else None
-        if asked in evidence.told:
-            return f"asks for {asked}, which was told"
-        if asked and asked == evidence.private:
-            return f"asks for {asked}, which the user wants left alone"
+        for slot, phrase in sentence.facts:
+            if find_support((slot, phrase), evidence.facts) is None:
+                yield f"claims {slot} {phrase!r} without support"
+        for slot in sentence.template.slots if sentence.template.act == "ask" else ():
+            if slot in evidence.told:
+                yield f"asks for {slot}, which was told"
+            if slot == evidence.private:
+                yield f"asks for {slot}, which the user wants left alone"
     if evidence.calm and "!" in reading.response:
-        return "shouts at a user who wants a calm tone"
-    long = evidence.brief and len(reading.response.split()) > BRIEF_WORDS
-    return f"more than {BRIEF_WORDS} words for a user who wants short answers" if long else None
+        yield "shouts at a user who wants a calm tone"
+    if evidence.brief and len(reading.response.split()) > BRIEF_WORDS:
+        yield f"more than {BRIEF_WORDS} words for a user who wants short answers"
 
 
-def find_dullness(reading: Reading) -> str | None:
+def find_dullness(reading: Reading) -> Iterator[str]:
     """G: hands the turn back, without flattery, a quiz, a sentence said before or the same question again."""
     if "flatter" in reading.acts:
-        return "flatters"
-    if not TURNING_ACTS & set(reading.acts):
-        return "does not hand the turn back"
-    if sum(act in language.QUESTION_ACTS for act in reading.acts) > 2:
-        return "a quiz"
+        yield "flatters"
+    if not TURNING_ACTS & reading.acts:
+        yield "does not hand the turn back"
+    if sum(s.template.act in ("ask", "open", "detail") for s in reading.sentences) > 2:
+        yield "a quiz"
     said = [s for text in reading.evidence.earlier for s in _understand(text, ["assistant"])]
-    return "repeats itself" if _points(said) & _points(reading.sentences) else None
+    if {s.key for s in said} & {s.key for s in reading.sentences}:
+        yield "repeats itself"
 
 
-def _points(sentences: Iterable[language.Sentence]) -> set[tuple]:
-    """What may not come twice: a sentence, and a question about the same slot, whatever its wording."""
-    return {s.key for s in sentences} | {s.template.slots for s in sentences if s.template.act == "ask"}
-
-
-def find_emptiness(reading: Reading) -> str | None:
+def find_emptiness(reading: Reading) -> Iterator[str]:
     """F: has content; before anything usable is known, a question is enough."""
-    wanted = {*language.CONTENT_ACTS, *(() if reading.evidence.usable else ("ask", "open"))}
-    enough = wanted & set(reading.acts) and len(reading.response.split()) >= 6
-    return None if enough else "says nothing of content"
+    wanted = language.CONTENT_ACTS | (set() if reading.evidence.usable else {"ask", "open"})
+    if not wanted & reading.acts or len(reading.response.split()) < 6:
+        yield "says nothing of content"
 
 
-# The rule for each criterion of settings.kinds: what finds the fault, and what is said where there is none.
-RULES: dict[str, tuple[Callable[[Reading], str | None], str]] = {
-    "N": (find_odd_phrase, "well formed"), "R": (find_irrelevance, "fits what is known"),
-    "L": (find_contradiction, "consistent"), "G": (find_dullness, "invites an answer"),
+# The rule for each criterion of settings.kinds: what finds faults, and what is said where there are none.
+RULES: dict[str, tuple[Callable[[Reading], Iterator[str]], str]] = {
+    "N": (find_odd_phrases, "well formed"), "R": (find_irrelevance, "fits what is known"),
+    "L": (find_contradictions, "consistent"), "G": (find_dullness, "invites an answer"),
     "F": (find_emptiness, "says something"),
 }  # fmt: skip
 
 
 def judge_response(response: str, evidence: Evidence, criteria: Iterable) -> tuple[Verdict, dict[str, str]]:
     """The marks of these criteria (eq. 4, appendix C.3), and the facts used (slot -> phrase)."""
-    if malformation := find_malformation(response):
+    if malformation := next(find_malformations(response), None):
         # What cannot be understood cannot be credited for anything else.
         return Verdict(dict.fromkeys(criteria, False), dict.fromkeys(criteria, malformation)), {}
 
@@ -192,8 +181,8 @@ def judge_response(response: str, evidence: Evidence, criteria: Iterable) -> tup
     sentences = tuple(max(options, key=count_known) for options in language.parse(response))
     facts = [fact for sentence in sentences for fact in sentence.facts]
     used = {slot: fact[1] for fact in facts if (slot := find_support(fact, evidence.facts))}
-    reading = Reading(response, sentences, used, evidence)
-    faults = {name: RULES[name][0](reading) for name in criteria}
+    reading = Reading(response, sentences, {s.template.act for s in sentences}, used, evidence)
+    faults = {name: next(RULES[name][0](reading), None) for name in criteria}
     marks = {name: fault is None for name, fault in faults.items()}
     return Verdict(marks, {name: fault or RULES[name][1] for name, fault in faults.items()}), used
 
@@ -223,7 +212,8 @@ class RuleJudge:
         verdicts = []
         for dialogue, reply in cases:
             verdict, used = judge_response(reply.response, gather_evidence(dialogue), REWARD_CRITERIA)
-            if used and not any(_mean_same(item, fact) for fact in used.items() for item in reply.profile.items):
+            noted = reply.profile.items
+            if used and not any(_mean_same(item, fact) for fact in used.items() for item in noted):
                 reason = "nothing in the inferred profile supports what it uses"
                 verdict = Verdict(verdict.marks | {"R": False}, verdict.reasons | {"R": reason})
             verdicts.append(verdict)
@@ -238,10 +228,11 @@ class RuleEvaluationJudge:
         """A verdict per (persona, dialogue with a pending utterance, response)."""
         verdicts = []
         for persona, dialogue, response in cases:
-            told, mood, true = gather_evidence(dialogue), read_temperament(persona), dict(persona.profile.items)
+            told, mood = gather_evidence(dialogue), read_temperament(persona)
+            true = dict(persona.profile.items)
             # What the user said counts only where true of this persona: a reply for somebody else must fail.
             said = {s: p for s, p in told.facts.items() if s in true and lex.same_value(s, p, true[s])}
-            wishes = {name: getattr(mood, name) for name in ("brief", "calm", "private")}
+            wishes = {"brief": mood.brief, "calm": mood.calm, "private": mood.private}
             evidence = replace(told, facts=true | said, **wishes)
             verdicts.append(judge_response(response, evidence, EVALUATION_CRITERIA)[0])
         return verdicts

@@ -5,23 +5,22 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib import resources
-from itertools import count
 
 from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.mini import lexicon as lex
 
 CHOICE = re.compile(r"\[([^\]]*)\]")
 HOLE = re.compile(r"\{(a:)?([^}]*)\}")
+RIGHT_ARTICLE = "(?:an (?=[aeiouAEIOU])|a (?![aeiouAEIOU]))"
 # Slots whose values also fit the frames for interests.
 TOPIC_LIKE = (
     "Favorite Food", "Favorite Music", "Language", "Favorite Film Genre", "Sport to Watch", "Life Goal",
     "Favorite Drink",
-)  # fmt: skip
-QUESTION_ACTS = ("ask", "open", "detail")
-CONTENT_ACTS = ("ack", "suggest", "info")
+)
+CONTENT_ACTS = {"ack", "suggest", "info"}
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Sentence:
 
     @property
     def key(self) -> tuple:
-        """The same for two sentences that say the same."""
-        return self.template.id, self.facts
+        """What may not come twice: the slot of a question, whatever its wording, else the sentence."""
+        return self.template.slots if self.template.act == "ask" else (self.template.id, self.facts)
 
 
 def add_article(phrase: str) -> str:
@@ -55,7 +54,7 @@ def add_article(phrase: str) -> str:
 @cache
 def load_grammar(name: str) -> tuple[Template, ...]:
     """The templates of one file of the folder `grammar`. ValueError: there is no such file."""
-    known = sorted(path.name[:-4] for path in (resources.files("rlpa_lib.mini") / "grammar").iterdir())
+    known = sorted(path.name[:-4] for path in (lex.FOLDER / "grammar").iterdir())
     if name not in known:
         raise ValueError(f"no grammar named {name!r}; there are {known}")
     templates = []
@@ -68,8 +67,11 @@ def load_grammar(name: str) -> tuple[Template, ...]:
 
 @cache
 def find_templates(name: str, act: str, slot: str = "") -> tuple[Template, ...]:
-    """A grammar's templates of one act; with `slot` only those for that slot alone."""
-    return tuple(t for t in load_grammar(name) if t.act == act and (slot == "" or t.slots == (slot,)))
+    """A grammar's templates of one act; with `slot` only those for that slot alone. What users of a split say
+    includes their manners and how they tell of changes."""
+    names = dict.fromkeys(name.replace("user", part) for part in ("user", "manners", "changes"))
+    templates = (template for name in names for template in load_grammar(name))
+    return tuple(t for t in templates if t.act == act and (slot == "" or t.slots == (slot,)))
 
 
 def realise(template: Template, rng: random.Random, facts: dict[str, str] | None = None) -> str:
@@ -148,29 +150,23 @@ def name_slot(slot: str, phrase: str) -> str:
     return f"About {slot.lower()} there is this: {phrase}."
 
 
-def _pattern(template: Template) -> re.Pattern:
-    """A pattern for the template's sentences; groups p0, a1, ... are its holes ("a": with article)."""
-    numbers = count()
+@cache
+def _by_first_word(name: str) -> dict[str, list[tuple[re.Pattern, Template]]]:
+    """Templates by the first word of a sentence ('': any), with a pattern whose groups are their holes."""
 
     def read(part: str) -> str:
         if choice := CHOICE.fullmatch(part):
             return f"(?:{'|'.join(map(re.escape, choice[1].split('|')))})"
         if hole := HOLE.fullmatch(part):
-            return f"(?P<{'a' if hole[1] else 'p'}{next(numbers)}>.+?)"
+            return f"{RIGHT_ARTICLE if hole[1] else ''}(.+?)"
         return re.escape(part)
 
-    return re.compile("".join(map(read, re.split(r"(\[[^\]]*\]|\{[^}]*\})", template.text))))
-
-
-@cache
-def _by_first_word(name: str) -> dict[str, list[tuple[re.Pattern, Template]]]:
-    """Templates by the first word of a sentence; '' holds those that may start with a hole."""
     table = defaultdict(list)
     for template in load_grammar(name):
+        pattern = re.compile("".join(map(read, re.split(r"(\[[^\]]*\]|\{[^}]*\})", template.text))))
         head = CHOICE.match(template.text)
-        starts = {start.split()[0] for start in (head[1].split("|") if head else [template.text])}
-        for start in starts:
-            table["" if "{" in start else start.strip(",.!?")].append((_pattern(template), template))
+        for start in {start.split()[0] for start in (head[1].split("|") if head else [template.text])}:
+            table["" if "{" in start else start.strip(",.!?")].append((pattern, template))
     return dict(table)
 
 
@@ -180,20 +176,10 @@ def parse_sentence(sentence: str, name: str = "assistant") -> tuple[Sentence, ..
     table, found = _by_first_word(name), []
     start = sentence.split()[0].strip(",.!?") if sentence.strip() else ""
     for pattern, template in table.get(start, []) + table.get("", []):
-        match = pattern.fullmatch(sentence)
-        if not match:
-            continue
-        holes = zip(match.groupdict().items(), HOLE.findall(template.text), strict=True)
-        facts = [(slot, _drop_article(text) if key[0] == "a" else text) for (key, text), (_, slot) in holes]
-        if all(phrase is not None for _, phrase in facts):
-            found.append(Sentence(template, tuple(facts)))
+        if match := pattern.fullmatch(sentence):
+            slots = (slot for _, slot in HOLE.findall(template.text))
+            found.append(Sentence(template, tuple(zip(slots, match.groups(), strict=True))))
     return tuple(found)
-
-
-def _drop_article(phrase: str) -> str | None:
-    """The phrase behind its article; None where there is none, or the wrong one."""
-    bare = re.sub(r"^an? ", "", phrase)
-    return bare if add_article(bare) == phrase else None
 
 
 def split_sentences(text: str) -> list[str]:
@@ -205,3 +191,8 @@ def split_sentences(text: str) -> list[str]:
 def parse(text: str, name: str = "assistant") -> tuple[tuple[Sentence, ...], ...]:
     """The derivations of every sentence of a text, in order."""
     return tuple(parse_sentence(s, name) for s in split_sentences(text))
+
+
+def recall(texts: Iterable[str]) -> list[Sentence]:
+    """The sentences of an assistant's texts, each in its first reading."""
+    return [options[0] for text in texts for options in parse(text) if options]

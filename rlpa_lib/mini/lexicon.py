@@ -11,10 +11,10 @@ from importlib import resources
 from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.personas.text import cut_ending
 
+FOLDER = resources.files("rlpa_lib.mini")
 LISTED = tuple(slot for slot in SLOTS if slot not in ("Age", "Gender"))  # slots with a file of values
 GENDERS = {
-    "male": ("man", "guy", "male person"),
-    "female": ("woman", "lady", "female person"),
+    "male": ("man", "guy", "male person"), "female": ("woman", "lady", "female person"),
     "non-binary": ("non-binary person", "person beyond man and woman"),
 }
 UNITS = (
@@ -65,30 +65,27 @@ def load_lexicon() -> Lexicon:
 
     ValueError: a line that is no value, or a form that names two values.
     """
-    folder, by_slot, index = resources.files("rlpa_lib.mini") / "lexicon", {}, {}
-    for name in sorted(path.name for path in folder.iterdir()):
-        slot = (folder / name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").partition(":")[0]
-        lines = read_lines(f"lexicon/{name}")
-        by_slot[slot] = tuple(_parse_value(f"{name}:{number}", line, slot) for number, line in lines)
-        for value in by_slot[slot]:
-            for form in value.forms:
-                if index.setdefault(normalise(form), value) is not value:
+    by_slot, index = {}, {}
+    for path in sorted((FOLDER / "lexicon").iterdir(), key=lambda path: path.name):
+        name, values = path.name, []
+        slot = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ").partition(":")[0]
+        for number, line in read_lines(f"lexicon/{name}"):
+            split, *parts = line.split("\t")
+            if len(parts) not in (1, 2) or split not in ("train", "test", "extended"):
+                raise ValueError(f"{name}:{number}: expected split<TAB>forms[<TAB>attributes]")
+            attrs = dict(pair.split("=", 1) for pair in "".join(parts[1:]).split(";") if pair)
+            values.append(Value(slot, tuple(form.strip() for form in parts[0].split("|")), split, attrs))
+            for form in values[-1].forms:
+                if index.setdefault(normalise(form), values[-1]) is not values[-1]:
                     raise ValueError(f"{name}: the form {form!r} names two values")
+        by_slot[slot] = tuple(values)
     return Lexicon(by_slot, tuple(slot for slot in by_slot if slot not in SLOTS), index)
-
-
-def _parse_value(place: str, line: str, slot: str) -> Value:
-    split, *parts = line.split("\t")
-    if len(parts) not in (1, 2) or split not in ("train", "test", "extended"):
-        raise ValueError(f"{place}: expected split<TAB>forms[<TAB>attributes]")
-    attrs = dict(pair.split("=", 1) for pair in "".join(parts[1:]).split(";") if pair)
-    return Value(slot, tuple(form.strip() for form in parts[0].split("|")), split, attrs)
 
 
 def read_lines(path: str) -> list[tuple[int, str]]:
     """(number from 1, line) of a text file of this package, without empty lines and comments."""
-    text = (resources.files("rlpa_lib.mini") / path).read_text(encoding="utf-8")
-    return [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
+    lines = (FOLDER / path).read_text(encoding="utf-8").splitlines()
+    return [(n, line) for n, line in enumerate(lines, 1) if line.strip() and line[0] != "#"]
 
 
 def spell_number(n: int) -> str:
@@ -128,13 +125,13 @@ def normalise(phrase: str) -> str:
 
 @lru_cache(maxsize=65536)
 def _find_content_words(phrase: str) -> frozenset[str]:
-    """The words that carry meaning, without common endings."""
     words = normalise(phrase).replace("-", " ").split()
     return frozenset(cut_ending(word, ENDINGS) for word in words if word not in STOPWORDS)
 
 
 def _closeness(inferred: str, true: str) -> float:
-    """Dice over content words, 0 to 1; 0 when a word is exchanged or over 40 % of `inferred` is untrue."""
+    """Dice over content words without endings, 0 to 1; 0 when a word is exchanged or over 40 % of `inferred`
+    is untrue."""
     got, want = _find_content_words(inferred), _find_content_words(true)
     common = len(got & want)
     if common < min(len(got), len(want)) or common < 0.6 * len(got) or not common:

@@ -53,7 +53,7 @@ def builtin_personas(split: str, n: int, seed: int) -> list[Persona]:
 
 
 def _draw_items(split: str, rng: random.Random) -> tuple[tuple[str, str], ...]:
-    """One value for each slot, in the slots' order: ten of which all fit the age, or some of the open schema."""
+    """Values of the ten slots that all fit the age, or of some slots of the open schema."""
     lexicon = load_lexicon()
     if split == "extended":
         slots = lexicon.extended_slots
@@ -90,7 +90,7 @@ def describe(items: tuple[tuple[str, str], ...], rng: random.Random) -> str:
     with_age = "Gender" in facts and rng.random() < 0.75
     rest = [(slot, v) for slot, v in items if slot != "Gender" and not (with_age and slot == "Age")]
     rng.shuffle(rest)
-    predicates, lead = [], []  # verbs in <> are not inflected yet
+    predicates, lead, sentences = [], [], []  # verbs in <> are not inflected yet
     for slot, v in rest:
         frames = find_templates("persona", "tell", slot) or find_templates("persona", "any")
         holes = {"v": v, "a": add_article(v), "p": possessive, "r": reflexive, "slot": slot.lower()}
@@ -102,7 +102,18 @@ def describe(items: tuple[tuple[str, str], ...], rng: random.Random) -> str:
         holes = {"aged": f"{article} {age}-year-old {noun}", "noun": add_article(noun), "age": age}
         holes |= {"p1": first, "w1": _agree(first, "he")}
         lead.append(_write("lead" if with_age else "ageless", subject, rng, **holes))
-    return " ".join(lead + _write_sentences(predicates, subject, rng))
+    # Sentences of one to three predicates each; no opener comes twice.
+    openers = [template.text for template in find_templates("persona", "opener")]
+    rng.shuffle(openers)
+    while predicates:
+        size = rng.choice((1, 2, 2, 3))
+        opener = openers.pop() if sentences and openers and rng.random() < 0.4 else "{S}"
+        *parts, last = predicates[:size]
+        said = f"{', '.join(parts)}{',' if len(parts) > 1 else ''} and {last}" if parts else last
+        opener = opener.format(S=subject.capitalize(), s=subject)
+        sentences.append(_agree(f"{opener} {said}.", subject))
+        predicates = predicates[size:]
+    return " ".join(lead + sentences)
 
 
 def describe_manner(trait: Value | None, gender: str, rng: random.Random) -> str:
@@ -119,21 +130,6 @@ def _write(act: str, subject: str, rng: random.Random, slot: str = "", **holes: 
     """A sentence of the persona grammar about "he", "she" or "they"."""
     holes |= {"s": subject, "S": subject.capitalize()}
     return _agree(realise(rng.choice(find_templates("persona", act, slot)), rng, holes), subject)
-
-
-def _write_sentences(predicates: list[str], subject: str, rng: random.Random) -> list[str]:
-    """Sentences of one to three predicates each, in the order given; no opener comes twice."""
-    openers, sentences = [template.text for template in find_templates("persona", "opener")], []
-    rng.shuffle(openers)
-    while predicates:
-        size = rng.choice((1, 2, 2, 3))
-        opener = openers.pop() if sentences and openers and rng.random() < 0.4 else "{S}"
-        *parts, last = predicates[:size]
-        said = f"{', '.join(parts)}{',' if len(parts) > 1 else ''} and {last}" if parts else last
-        opener = opener.format(S=subject.capitalize(), s=subject)
-        sentences.append(_agree(f"{opener} {said}.", subject))
-        predicates = predicates[size:]
-    return sentences
 
 
 def _agree(text: str, subject: str) -> str:

@@ -34,14 +34,17 @@ def play_careful(personas: Sequence[Persona], user: SimulatedUser, turns: int, s
     """E dialogues of K turns with the careful assistant, who sees only the transcript and notes what it was
     told, in the user's words."""
 
-    def answer(dialogue: Dialogue) -> Turn:
-        rng = random.Random(f"careful|{seed}|{dialogue.id}|{len(dialogue.turns) + 1}")
-        response = teacher.compose("careful", gather_evidence(dialogue), rng)
-        told = Profile(tuple(dialogue.facts().items()))
-        return Turn(dialogue.pending, response, Reply(told, response, True))
+    def answer(_: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Turn]:
+        said = []
+        for dialogue in heard:
+            rng = random.Random(f"careful|{seed}|{dialogue.id}|{len(dialogue.turns) + 1}")
+            response = teacher.compose("careful", gather_evidence(dialogue), rng)
+            reply = Reply(Profile(tuple(dialogue.facts().items())), response, True)
+            said.append(Turn(dialogue.pending, response, reply))
+        return said
 
     dialogues = [Dialogue(p.id, p.id) for p in personas]
-    for played in play_turns(personas, dialogues, user, lambda _, heard: list(map(answer, heard)), turns=turns):
+    for played in play_turns(personas, dialogues, user, answer, turns=turns):
         dialogues = played.dialogues
     return dialogues
 
@@ -53,15 +56,12 @@ def list_moments(dialogue: Dialogue) -> list[tuple[Dialogue, Reply]]:
 
 def measure_reveal(personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> pd.DataFrame:
     """Share revealed up to each turn, 0 to 1 (section 5.3): columns user, pace, turn, new_slots, share."""
-    rows = [
-        {
-            "user": persona.id, "pace": read_temperament(persona).pace, "turn": len(before.turns) + 1,
-            "new_slots": len(before.pending.stated), "share": theoretical_max(persona, before),
-        }
-        for persona, dialogue in zip(personas, dialogues, strict=True)
-        for before, _ in list_moments(dialogue)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+    rows = []
+    for p, dialogue in zip(personas, dialogues, strict=True):
+        for turn, (d, _) in enumerate(list_moments(dialogue), start=1):
+            new, share = len(d.pending.stated), theoretical_max(p, d)
+            rows.append((p.id, read_temperament(p).pace, turn, new, share))
+    return pd.DataFrame(rows, columns=["user", "pace", "turn", "new_slots", "share"])
 
 
 def play_crowd(
@@ -117,7 +117,7 @@ class _RoughUser:
             slot = rng.choice(told)
             known = slot in lex.READERS
             phrase = language.draw_spoken_value(slot, rng) if known else scramble(slot, rng, list_words())
-            text = f"{said.text} {language.speak('changes_train', 'changed', rng, slot, phrase)}"
+            text = f"{said.text} {language.speak('user_train', 'changed', rng, slot, phrase)}"
             self.persona = replace(self.persona, profile=self.persona.profile.replace(slot, phrase))
             said = Utterance(text, (*said.stated, slot), (*said.phrases, phrase))
         return [roughen(said, rng) if dialogue.turns else said]
@@ -181,20 +181,17 @@ def list_known_words() -> tuple[str, ...]:
 
 
 def _remember(profile: Profile, response: str, rng: random.Random) -> Reply:
-    """The reply as later turns see it: now and then broken, or with one error in its profile block."""
+    """The reply as later turns see it: now and then with one error in its profile block, or without its
+    format: cut off, or with a line, a word or a syllable repeated."""
     # The next block is right all the same: a model that saw only faultless blocks would copy its own slips.
-    if rng.random() < 0.05:
-        return Reply(Profile(), _break_format(profile, response, rng), False)
-    return Reply(_misnote(profile, rng) if rng.random() < 0.25 else profile, response, True)
-
-
-def _break_format(profile: Profile, response: str, rng: random.Random) -> str:
-    """A reply without its format: cut off, or with a line, a word or a syllable repeated."""
+    if rng.random() >= 0.05:
+        return Reply(_misnote(profile, rng) if rng.random() < 0.25 else profile, response, True)
     lines = render_reply(profile, response).split("\n")
     if rng.random() < 0.3:
-        return "\n".join(lines[1 : rng.randint(2, len(lines))])
+        return Reply(Profile(), "\n".join(lines[1 : rng.randint(2, len(lines))]), False)
     again = rng.choice([rng.choice(lines), rng.choice(response.split()), rng.choice(SYLLABLES)])
-    return rng.choice(["\n", " ", ""]).join([*lines[1:-1][: rng.randrange(3)], *[again] * rng.randint(3, 20)])
+    join = rng.choice(["\n", " ", ""]).join
+    return Reply(Profile(), join([*lines[1:-1][: rng.randrange(3)], *[again] * rng.randint(3, 20)]), False)
 
 
 def _misnote(profile: Profile, rng: random.Random) -> Profile:

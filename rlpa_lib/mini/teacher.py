@@ -25,6 +25,9 @@ _say = partial(language.speak, "assistant")
 
 def compose(style: str, view: Evidence, rng: random.Random) -> str:
     """One response in a style: 'careful' is the good one, the others have one typical fault each."""
+    def remark() -> str:
+        return rng.choice([_say("plain", rng), _say("info", rng)])
+
     opening = [_say("greet", rng)] if not view.earlier and rng.random() < 0.8 else []
     if style == "careful":
         return _compose_careful(view, opening, rng)
@@ -32,7 +35,7 @@ def compose(style: str, view: Evidence, rng: random.Random) -> str:
         return " ".join([_say("flatter", rng), *opening, _ask(view, rng)])
     if style == "forgetful":
         slot = rng.choice([s for s in sorted(view.facts) if s in SLOTS] or SLOTS)
-        parts = [_remark(rng), _say("ask", rng, slot)]
+        parts = [remark(), _say("ask", rng, slot)]
     elif style == "inventive":
         slot = rng.choice(LISTED)
         phrase = language.draw_spoken_value(slot, rng)
@@ -41,7 +44,7 @@ def compose(style: str, view: Evidence, rng: random.Random) -> str:
         fact = _pick_fact(view, rng)
         parts = [_say("detail", rng, *fact) if fact else _say("open", rng)]
     else:
-        parts = [_remark(rng)] if not opening or rng.random() < 0.3 else []
+        parts = [remark()] if not opening or rng.random() < 0.3 else []
         asks = rng.random() < 0.7
         parts.append(_ask(view, rng, fresh=rng.random() < 0.5) if asks else _say("invite", rng))
     return " ".join([*opening, *parts])
@@ -49,7 +52,7 @@ def compose(style: str, view: Evidence, rng: random.Random) -> str:
 
 def _compose_careful(view: Evidence, opening: list[str], rng: random.Random) -> str:
     """What nothing is wrong with, or the sixth try."""
-    best, said = "", {sentence.key for sentence in _recall(view)}
+    best, said = "", {sentence.key for sentence in language.recall(view.earlier)}
     for _ in range(6):
         fact = _pick_fact(view, rng)
         act = "suggest" if view.advice else rng.choice(["ack", "suggest"])
@@ -60,21 +63,16 @@ def _compose_careful(view: Evidence, opening: list[str], rng: random.Random) -> 
             fact = _pick_fact(view, rng)
             tail = _say("detail", rng, *fact) if fact and rng.random() < 0.6 else _say("invite", rng)
         best = " ".join([*opening, *body, tail])
-        repeats = any(options[0].key in said for options in language.parse(best) if options)
+        repeats = any(sentence.key in said for sentence in language.recall([best]))
         too_long = view.brief and len(best.split()) > BRIEF_WORDS
         if not (repeats or too_long or (view.calm and "!" in best)):
             break
     return best
 
 
-def _recall(view: Evidence) -> list[language.Sentence]:
-    """What the assistant has said, each sentence in its first reading."""
-    return [options[0] for text in view.earlier for options in language.parse(text) if options]
-
-
 def _ask(view: Evidence, rng: random.Random, fresh: bool = True) -> str:
     """A question; a `fresh` one avoids what is known, asked or private, and may be an open one."""
-    asked = {s.template.slots[0] for s in _recall(view) if s.template.act == "ask"}
+    asked = {s.template.slots[0] for s in language.recall(view.earlier) if s.template.act == "ask"}
     known = {*asked, *view.told, *view.facts, view.private} if fresh else set()
     slots = [s for s in SLOTS if s not in known]
     return _say("ask", rng, rng.choice(slots)) if slots else _say(rng.choice(["open", "invite"]), rng)
@@ -84,10 +82,6 @@ def _pick_fact(view: Evidence, rng: random.Random) -> tuple[str, str] | None:
     """A known fact that some frame fits; the latest ones are likelier."""
     usable = [(frames[0], p) for s, p in view.facts.items() if (frames := language.list_frame_slots(s))]
     return rng.choices(usable, weights=range(1, len(usable) + 1))[0] if usable else None
-
-
-def _remark(rng: random.Random) -> str:
-    return rng.choice([_say("plain", rng), _say("info", rng)])
 
 
 def write_profile(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import partial
 
-from rlpa_lib.dialogue.dialogue import Dialogue, Turn, Utterance
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import News
 from rlpa_lib.dialogue.reveal import OPENING, reveal_budget
@@ -91,10 +91,8 @@ class AgendaUser:
     def draw_slip(self, persona: Persona, dialogue: Dialogue, turn: int) -> tuple[str, str] | None:
         """(slot, wrong phrase) by which it contradicts itself at `turn`, or None; can be redrawn later."""
         rng = random.Random(f"slip|{self.seed}|{persona.id}|{turn}")
-        if rng.random() >= self.manner.contradicts:
-            return None
         told = [slot for slot, first in dialogue.ledger().items() if first < turn and slot != "Gender"]
-        if not told:
+        if rng.random() >= self.manner.contradicts or not told:
             return None
         slot = rng.choice(told)
         phrase = draw_other_value(slot, persona.profile.get(slot) or "", self.speech, rng)
@@ -106,16 +104,12 @@ class _Moment:
     never change what a willing user says."""
 
     def __init__(self, user: AgendaUser, persona: Persona, dialogue: Dialogue):
-        self.user, self.persona, self.dialogue = user, persona, dialogue
-        self.turn, self.mood, self.known = len(dialogue.turns) + 1, read_temperament(persona), dialogue.ledger()
-        self.rng = self._make_rng("turn")
-        self.manners = user.speech.replace("user", "manners")
+        self.user, self.persona, self.dialogue, self.known = user, persona, dialogue, dialogue.ledger()
+        self.turn, self.mood = len(dialogue.turns) + 1, read_temperament(persona)
+        self.rng, self.write = self._make_rng("turn"), partial(language.speak, user.speech)
 
     def _make_rng(self, purpose: str) -> random.Random:
         return random.Random(f"{purpose}|{self.user.seed}|{self.persona.id}|{self.turn}")
-
-    def _line(self, act: str, slot: str = "") -> str:
-        return language.speak(self.user.speech, act, self.rng, slot)
 
     def _say(self, slot: str, rng: random.Random) -> Told:
         """(sentence, slot, phrase) that reveals one slot in one of its phrasings."""
@@ -124,9 +118,8 @@ class _Moment:
 
     def speak(self, news: News | None) -> Utterance:
         """What the user says: reactions, what it tells, wishes."""
-        rng, profile = self.rng, self.persona.profile
-        budget = reveal_budget(len(profile), self.turn, len(self.known))
-        told_now = news.slot if news else None
+        rng, told_now = self.rng, news.slot if news else None
+        budget = reveal_budget(len(self.persona.profile), self.turn, len(self.known))
         asked, reactions = self._react()
         asked, instead, eagerness = self._cooperate([slot for slot in asked if slot != told_now])
         said = [self._tell_news(news)] if news else []
@@ -134,7 +127,7 @@ class _Moment:
             if budget > len(said):
                 said.append(self._say(slot, rng))
             else:
-                reactions.append(self._line("filler"))
+                reactions.append(self.write("filler", rng))
         left = [s for s in self.user.agenda(self.persona) if s not in {*self.known, *asked, told_now}]
         chance = eagerness * VOLUNTEER[self.mood.pace] * (0.4 if said else 1.0)
         if left and budget > len(said) and rng.random() < chance:
@@ -142,13 +135,13 @@ class _Moment:
         wrong, corrected = self._contradict()
         said += corrected
         wishes = self._tell_wishes()
-        parts = reactions[:2] + instead + [text for text, _, _ in said] + wrong + wishes
+        parts = [*reactions[:2], *instead, *(text for text, _, _ in said), *wrong, *wishes]
         if not said and len(parts) < 2 and rng.random() < 0.15:
-            parts.append(self._line("advice"))
-        text = " ".join(parts) or self._line("filler")
+            parts.append(self.write("advice", rng))
+        text = " ".join(parts) or self.write("filler", rng)
         if self.user.manner.terse and news is None:
             bare = " ".join([f"{phrase}." for _, _, phrase in said] + wishes)
-            text = bare or language.speak(self.manners, "terse", rng)
+            text = bare or self.write("terse", rng)
         return Utterance(text, tuple(s for _, s, _ in said), tuple(p for _, _, p in said))
 
     def _react(self) -> tuple[list[str], list[str]]:
@@ -163,85 +156,79 @@ class _Moment:
             if act == "answer":
                 answers[sentence.template.slots[0]] = True
             elif act:
-                lines.append(self._line(act))
+                lines.append(self.write(act, self.rng))
         # Neutral at first: a user warms up only to what fits.
         if not lines and not answers and self.rng.random() < 0.4:
-            lines.append(self._line("react_plain"))
+            lines.append(self.write("react_plain", self.rng))
         return list(answers), lines
 
     def _choose_reaction(self, sentence: language.Sentence) -> str:
         """The act that takes up what the assistant said; "answer" to a question that it will answer."""
-        act, slots, mood = sentence.template.act, sentence.template.slots, self.mood
-        if act == "flatter":
-            return "react_flatter"
-        if self._is_wrong(sentence):
-            return "react_wrong"
-        if act in ("suggest", "ack"):
-            return "react_good" if mood.favorite in slots and self.rng.random() < 0.6 else ""
-        if act != "ask":
-            return "elaborate" if act == "detail" else ""
-        if slots[0] == mood.private:
-            return "react_private"
-        if slots[0] in self.known:
-            return "react_repeat"
-        return "nothing" if self.persona.profile.get(slots[0]) is None else "answer"
+        act, slots, wrong = sentence.template.act, sentence.template.slots, self._is_wrong(sentence)
+        asked = slots[0] if act == "ask" else ""
+        touched = act in ("suggest", "ack") and self.mood.favorite in slots and not wrong
+        reactions = {
+            "react_flatter": act == "flatter", "react_wrong": wrong,
+            "react_good": touched and self.rng.random() < 0.6, "elaborate": act == "detail",
+            "react_private": asked and asked == self.mood.private, "react_repeat": asked in self.known,
+            "nothing": asked and self.persona.profile.get(asked) is None, "answer": asked,
+        }
+        return next((reaction for reaction, fits in reactions.items() if fits), "")
 
     def _is_wrong(self, sentence: language.Sentence) -> bool:
         """Does it claim something untrue? Values of other slots that fit a frame count as true in it."""
-        items = self.persona.profile.items
-        return not all(
-            any(slot in language.list_frame_slots(s) and lex.same_value(slot, phrase, v) for s, v in items)
-            for slot, phrase in sentence.facts
-        )
+        for slot, phrase in sentence.facts:
+            values = [v for s, v in self.persona.profile.items if slot in language.list_frame_slots(s)]
+            if not any(lex.same_value(slot, phrase, value) for value in values):
+                return True
+        return False
 
     def _tell_wishes(self) -> list[str]:
         """Sentences that tell a wish, each once, at a turn from 2 to 5 that the persona fixes."""
-        rng, mood = random.Random(f"wishes|{self.user.seed}|{self.persona.id}"), self.mood
-        turns = {kind: rng.randrange(2, 6) for kind in ("brief", "calm", "private")}
-        due = [kind for kind in turns if getattr(mood, kind) and turns[kind] == self.turn]
-        return [self._line(kind, mood.private if kind == "private" else "") for kind in due]
+        when = random.Random(f"wishes|{self.user.seed}|{self.persona.id}")
+        turns = {kind: when.randrange(2, 6) for kind in ("brief", "calm", "private")}
+        due = [kind for kind in turns if getattr(self.mood, kind) and turns[kind] == self.turn]
+        return [self.write(kind, self.rng, self.mood.private if kind == "private" else "") for kind in due]
 
     def _cooperate(self, asked: list[str]) -> tuple[list[str], list[str], float]:
         """(slots that it answers, what it says instead, factor on the chance to volunteer something)."""
         manner, rng = self.user.manner, self._make_rng("manner")
         if manner.patience and count_empty_answers(self.dialogue) >= manner.patience:
-            return [], [language.speak(self.manners, "impatient", rng)], 0.0
+            return [], [self.write("impatient", rng)], 0.0
         if rng.random() < manner.strays:
             return [], [self._stray(rng)], 0.0
         answered = [slot for slot in asked if rng.random() < manner.answers]
-        instead = [] if answered == asked else [language.speak(self.manners, "evade", rng)]
+        instead = [] if answered == asked else [self.write("evade", rng)]
         return answered, instead, manner.volunteers
 
     def _stray(self, rng: random.Random) -> str:
         """A sentence about something or somebody else; its facts are not the user's."""
         if rng.random() < 0.5:
-            frame = rng.choice(language.find_templates(self.manners, "aside"))
+            frame = rng.choice(language.find_templates(self.user.speech, "aside"))
             [slot] = frame.slots
             phrase = draw_other_value(slot, self.persona.profile.get(slot) or "", self.user.speech, rng)
             if phrase is not None:
                 return language.realise(frame, rng, {slot: phrase})
-        return language.speak(self.manners, "chatter", rng)
+        return self.write("chatter", rng)
 
     def _contradict(self) -> tuple[list[str], list[Told]]:
         """(wrong sentences now, corrections of the turn before); only the latter reveal something."""
-        now, before = (
-            self.user.draw_slip(self.persona, self.dialogue, turn) for turn in (self.turn, self.turn - 1)
-        )
-        rng = self._make_rng("corrects")
+        draw, rng = partial(self.user.draw_slip, self.persona, self.dialogue), self._make_rng("corrects")
+        now, before = draw(self.turn), draw(self.turn - 1)
         wrong = [language.tell(self.user.speech, *now, rng)] if now else []
         if before is None or (now and now[0] == before[0]):
             return wrong, []
-        text, slot, phrase = self._say(before[0], rng)
-        return wrong, [(f"{language.speak(self.manners, 'take_back', rng)} {text}", slot, phrase)]
+        text, *fact = self._say(before[0], rng)
+        return wrong, [(f"{self.write('take_back', rng)} {text}", *fact)]
 
     def _tell_news(self, news: News) -> Told:
         """(sentence, slot, phrase) that tells a slot now; a change is said in passing (section 5.2)."""
-        rng, slot, changes = self._make_rng("news"), news.slot, self.user.speech.replace("user", "changes")
+        rng, slot = self._make_rng("news"), news.slot
         if news.was is None:
             return self._say(slot, rng)
         phrase = rng.choice(language.list_forms(slot, self.persona.profile.get(slot)))
-        if language.find_templates(changes, "changed", slot):
-            return language.speak(changes, "changed", rng, slot, phrase), slot, phrase
+        if language.find_templates(self.user.speech, "changed", slot):
+            return self.write("changed", rng, slot, phrase), slot, phrase
         return f"About {slot.lower()} something has changed, now there is this: {phrase}.", slot, phrase
 
 
@@ -252,12 +239,9 @@ def theoretical_max(persona: Persona, dialogue: Dialogue) -> float:
 
 def count_empty_answers(dialogue: Dialogue) -> int:
     """How many of the latest responses in a row had no content."""
-
-    def is_empty(turn: Turn) -> bool:
-        acts = (s.template.act for options in language.parse(turn.reply.response) for s in options[:1])
-        return not any(act in language.CONTENT_ACTS for act in acts)
-
-    return sum(1 for _ in takewhile(is_empty, reversed(dialogue.turns)))
+    said = [language.recall([turn.reply.response]) for turn in reversed(dialogue.turns)]
+    full = ({s.template.act for s in sentences} & language.CONTENT_ACTS for sentences in said)
+    return next((n for n, acts in enumerate(full) if acts), len(said))
 
 
 def draw_other_value(slot: str, value: str, speech: str, rng: random.Random) -> str | None:

@@ -83,7 +83,7 @@ def _make_example(mode: str, wanted: set[int], moment: Moment, rng: random.Rando
 def _add_critique(messages: list, dialogue: Dialogue, response: str, rng: random.Random) -> tuple[list, str]:
     """(messages, completion): a draft is criticised and, mostly, revised."""
     draft = compose(rng.choices(STYLES, MIX["base"])[0], gather_evidence(dialogue), rng)
-    used = [phrase for options in language.parse(draft) if options for _, phrase in options[0].facts]
+    used = [phrase for sentence in language.recall([draft]) for _, phrase in sentence.facts]
     told = list(dialogue.facts().values())
     verdict = f"It used {used[0]}." if used else "It used nothing that you told me."
     advice = f"It should have looked at {rng.choice(told)}." if told else "There was nothing to use yet."

@@ -8,7 +8,9 @@ import json
 import math
 import random
 import time
-from collections import Counter
+import timeit
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -41,58 +43,47 @@ def encode(tokenizer, example: Example) -> Row:
     return ids, learned
 
 
-def make_batches(rows: list[Row], tokens: int, rng: random.Random) -> list[list[int]]:
-    """Batches of rows of similar length in random order. Widths are multiples of 32 and row counts follow
-    from them: the CPU's matrix kernels are compiled once per shape, so there must be few shapes."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + rng.random())
-    by_width: dict[int, list[int]] = {}
-    for i in order:
-        by_width.setdefault(-(-len(rows[i][0]) // 32) * 32, []).append(i)
-    groups = []
-    for width, members in by_width.items():
-        size = max(1, tokens // width)
-        groups += [members[i : i + size] for i in range(0, len(members) - size + 1, size)]
-    rng.shuffle(groups)
-    return groups
+def draw_batches(rows: list[Row], steps: int, rng: random.Random) -> Iterator[list[Row]]:
+    """`steps` batches of rows of similar length in random order, as many passes over the rows as that takes.
+    Widths are multiples of 32 and row counts follow from them: the CPU's matrix kernels are compiled once per
+    shape, so there must be few shapes."""
+    while steps > 0:
+        by_width, groups = defaultdict(list), []
+        for row in sorted(rows, key=lambda row: len(row[0]) + rng.random()):
+            by_width[_find_width(len(row[0]))].append(row)
+        for width, members in by_width.items():
+            size = max(1, BATCH_TOKENS // width)
+            groups += [members[i : i + size] for i in range(0, len(members) - size + 1, size)]
+        rng.shuffle(groups)
+        yield from groups[:steps]
+        steps -= len(groups[:steps])
+
+
+def _find_width(tokens: int) -> int:
+    return -(-tokens // 32) * 32
 
 
 @cache
 def is_bf16_faster() -> bool:
     """Measured: with AMX bf16 matrix products take a sixth of the time of fp32, elsewhere twice as long."""
 
-    def seconds(dtype: torch.dtype) -> float:
+    def measure(dtype: torch.dtype) -> float:
         square = torch.ones(1024, 1024, dtype=dtype)
-        times = []
-        for _ in range(4):  # the first one compiles the kernel
-            start = time.perf_counter()
-            square @ square
-            times.append(time.perf_counter() - start)
-        return min(times[1:])
+        return min(timeit.repeat(lambda: square @ square, number=1, repeat=4)[1:])  # the first one compiles
 
-    return seconds(torch.bfloat16) < seconds(torch.float32)
+    return measure(torch.bfloat16) < measure(torch.float32)
 
 
 def compute_loss(model, rows: list[Row], pad: int) -> torch.Tensor:
     """Mean cross-entropy over the learned tokens; the head is computed for those alone."""
-    width = -(-max(len(ids) for ids, _ in rows) // 32) * 32
+    width = _find_width(max(len(ids) for ids, _ in rows))
     ids = torch.tensor([r + [pad] * (width - len(r)) for r, _ in rows])
     keep = torch.tensor([k + [False] * (width - len(k)) for _, k in rows])[:, 1:]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16_faster()):
-        # Padding stands behind the text, where causal attention never looks: no mask is needed, and it is
-        # faster.
+        # Padding stands behind the text, where causal attention never looks: faster without a mask.
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden[keep])
     return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][keep])
-
-
-def find_rare_tokens(rows: list[Row], size: int) -> torch.Tensor:
-    """[V] True for tokens that occur less than once in thirty rows. Their vectors stay as they were drawn:
-
-    training would push all rare words the same way, until the model knows where a word stands and no longer
-    which one it is.
-    """
-    counts = Counter(token for ids, _ in rows for token in ids)
-    return torch.tensor([30 * counts[token] < len(rows) for token in range(size)])
 
 
 def train(model, tokenizer, stages: list[tuple[str, list, int]], *, lr: float, seed: int, log: list) -> None:
@@ -100,19 +91,23 @@ def train(model, tokenizer, stages: list[tuple[str, list, int]], *, lr: float, s
     the rate. The loss goes into the log."""
     model.set_attn_implementation("eager")  # 1.4 x faster than sdpa in training at these lengths on a CPU
     table = model.get_input_embeddings().weight
-    rare = find_rare_tokens(stages[-1][1], len(table))
+    # The vectors of tokens that occur less than once in thirty rows stay as they were drawn: training would
+    # push all rare words the same way, until the model knows where a word stands and no longer which it is.
+    last = stages[-1][1]
+    counts = Counter(token for ids, _ in last for token in ids)
+    rare = torch.tensor([30 * counts[token] < len(last) for token in range(len(table))])
     table.register_hook(lambda gradient: gradient.masked_fill(rare[:, None], 0.0))
     others = [p for p in model.parameters() if p is not table]
     groups = [{"params": others, "weight_decay": 0.05}, {"params": [table], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
     rng, start, total, step = random.Random(seed), time.monotonic(), sum(steps for _, _, steps in stages), 0
     for name, rows, steps in stages:
-        for group in _draw_batches(rows, steps, rng):
+        for batch in draw_batches(rows, steps, rng):
             done = step / total
             rate = lr * min(1.0, done / 0.03 + 0.02) * (0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate
-            loss = compute_loss(model, [rows[i] for i in group], tokenizer.pad_token_id)
+            loss = compute_loss(model, batch, tokenizer.pad_token_id)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -124,61 +119,39 @@ def train(model, tokenizer, stages: list[tuple[str, list, int]], *, lr: float, s
                 print(log[-1], flush=True)
 
 
-def _draw_batches(rows: list, steps: int, rng: random.Random):
-    """`steps` batches, as many passes over the rows as that takes."""
-    left = steps
-    while left > 0:
-        passed = make_batches(rows, BATCH_TOKENS, rng)[:left]
-        yield from passed
-        left -= len(passed)
-
-
 def main(argv: list[str] | None = None) -> None:
     """First copying alone, with values that mean nothing, then dialogues of all modes: a model that can
-    recite does not learn to copy."""
+    recite does not learn to copy. The last stage, at a third of the rate, has other dialogues, more of them
+    with or without a reminder."""
     args = _arguments(argv)
     torch.manual_seed(args.seed)
-    rng, log = random.Random(args.seed), []
+    rng, log, examples = random.Random(args.seed), [], []
     copies = [make_copy_example(rng, list_words()) for _ in range(args.copies)]
     if args.start:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
         model = Qwen2ForCausalLM.from_pretrained(args.start, dtype=torch.float32)
-        sharpen(model, 1 / args.sharpen)
-        train_last_stage(model, tokenizer, [encode(tokenizer, e) for e in copies], args, log)
+        model.model.norm.weight.data.mul_(1 / args.sharpen)
     else:
-        tokenizer, model = train_from_scratch(copies, args, log)
-    sharpen(model, args.sharpen)
-    save(model, tokenizer, args, log)
+        people = builtin_personas("train", args.personas, args.seed)
+        examples = list(make_corpus(people, args.seed, SHARES))
+        texts = [m["content"] for e in examples[::5] for m in e.messages]
+        texts += [e.completion for e in examples[::5]]
+        tokenizer = make_tokenizer(texts, list_known_words())
+        model = make_model(tokenizer)
+    copying = [encode(tokenizer, e) for e in copies]
 
+    def mix(some: Iterable[Example]) -> list[Row]:
+        talking = [encode(tokenizer, e) for e in some]
+        return [*talking, *copying[: len(talking) // 5]]
 
-def train_from_scratch(copies: list, args: argparse.Namespace, log: list):
-    """(tokenizer, model) after all stages."""
-    people = builtin_personas("train", args.personas, args.seed)
-    examples = list(make_corpus(people, args.seed, SHARES))
-    texts = [m["content"] for e in examples[::5] for m in e.messages] + [e.completion for e in examples[::5]]
-    tokenizer = make_tokenizer(texts, list_known_words())
-    model = make_model(tokenizer)
-    copying, talking = ([encode(tokenizer, e) for e in part] for part in (copies, examples))
-    mixed = [*talking, *copying[: len(talking) // 5]]
-    stages = [("copy", copying, args.steps[0]), ("dialogues", mixed, args.steps[1])]
-    train(model, tokenizer, stages, lr=2e-3, seed=args.seed, log=log)
-    train_last_stage(model, tokenizer, copying, args, log)
-    return tokenizer, model
-
-
-@torch.no_grad()
-def sharpen(model, factor: float) -> None:
-    """Multiply all logits by a factor."""
-    model.model.norm.weight.mul_(factor)
-
-
-def train_last_stage(model, tokenizer, copying: list, args: argparse.Namespace, log: list) -> None:
-    """A last stage at a third of the rate, on other dialogues, more of them with or without a reminder."""
+    if not args.start:
+        stages = [("copy", copying, args.steps[0]), ("dialogues", mix(examples), args.steps[1])]
+        train(model, tokenizer, stages, lr=2e-3, seed=args.seed, log=log)
     people = builtin_personas("train", args.personas // 2, args.seed + 1)
-    examples = make_corpus(people, args.seed + 1, SHARES, weights=LAST_WEIGHTS)
-    talking = [encode(tokenizer, e) for e in examples]
-    stages = [("modes", [*talking, *copying[: len(talking) // 5]], args.steps[2])]
-    train(model, tokenizer, stages, lr=6e-4, seed=args.seed + 1, log=log)
+    last = make_corpus(people, args.seed + 1, SHARES, weights=LAST_WEIGHTS)
+    train(model, tokenizer, [("modes", mix(last), args.steps[2])], lr=6e-4, seed=args.seed + 1, log=log)
+    model.model.norm.weight.data.mul_(args.sharpen)
+    save(model, tokenizer, args, log)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -187,8 +160,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=WEIGHTS)
     add("--start", type=Path, help="a folder with weights: only the last stage is trained, from there on")
     add("--seed", type=int, default=0)
-    steps = "optimiser steps: copying, dialogues, the last stage"
-    add("--steps", type=int, nargs=3, default=[600, 3900, 600], help=steps)
+    add("--steps", type=int, nargs=3, default=[600, 3900, 600], help="of copying, dialogues, the last stage")
     add("--copies", type=int, default=30000, help="examples of copying")
     add("--personas", type=int, default=13000, help="personas whose dialogues are played")
     factor = "factor on all logits at the end: fewer wrong rare words at temperature 1"
