@@ -15,7 +15,7 @@ from rlpa_lib.mini.pretraining import corpus
 
 @pytest.fixture(scope="module")
 def examples():
-    return list(corpus.make_corpus(builtin_personas("train", 400, 5), 5, (0.0, 0.3, 0.8, 1.0)))
+    return list(corpus.make_corpus(builtin_personas("train", 400, 5), 5))
 
 
 def users_of(examples):

@@ -115,8 +115,7 @@ class _RoughUser:
         told = [s for s in dialogue.ledger() if s in SLOTS and s not in said.stated]
         if told and rng.random() <= 0.04:
             slot = rng.choice(told)
-            known = slot in lex.READERS
-            phrase = language.draw_spoken_value(slot, rng) if known else scramble(slot, rng, list_words())
+            phrase = (language.draw_spoken_value if slot in lex.READERS else scramble)(slot, rng)
             text = f"{said.text} {language.speak('user_train', 'changed', rng, slot, phrase)}"
             self.persona = replace(self.persona, profile=self.persona.profile.replace(slot, phrase))
             said = Utterance(text, (*said.stated, slot), (*said.phrases, phrase))
@@ -148,13 +147,13 @@ def write_aside(rng: random.Random) -> str:
     return text.format(*(rng.choice(list_known_words()) for _ in range(text.count("{}"))))
 
 
-def scramble(slot: str, rng: random.Random, pool: Sequence[str]) -> str:
+def scramble(slot: str, rng: random.Random) -> str:
     """A value shaped like one of the slot's, with one or two words from elsewhere or made up."""
     words = language.draw_spoken_value(slot, rng).split()
     places = [i for i, word in enumerate(words) if word not in lex.STOPWORDS]
     for i in rng.sample(places, min(len(places), rng.randint(1, 2))):
         if rng.random() < 0.85:
-            word = rng.choice(pool)
+            word = rng.choice(list_words())
         else:
             word = "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 3)))
             word += rng.choice(["", *"nrls"])

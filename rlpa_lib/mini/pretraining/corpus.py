@@ -5,7 +5,7 @@ phrasings only."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,10 +16,11 @@ from rlpa_lib.dialogue.prompt_files import load_prompt
 from rlpa_lib.mini import language
 from rlpa_lib.mini.judge import gather_evidence
 from rlpa_lib.mini.lexicon import LISTED
-from rlpa_lib.mini.play import TURNS, Moment, list_words, play_crowd, roughen, scramble
+from rlpa_lib.mini.play import TURNS, Moment, play_crowd, roughen, scramble
 from rlpa_lib.mini.teacher import MIX, STYLES, compose, sort_by_slot
 
 EXAMPLES_PER_DIALOGUE = 4
+SCRAMBLED_SHARES = (0.0, 0.3, 0.8, 1.0)
 # Of the modes, the keys of MIX.
 MODE_WEIGHTS = (0.54, 0.11, 0.10, 0.15, 0.10)
 # A reminder is one sentence among many; what it asks for is learned last.
@@ -36,19 +37,19 @@ class Example:
 
 
 def make_corpus(
-    personas: Sequence[Persona], seed: int, shares: Sequence[float], weights: Sequence[float] = MODE_WEIGHTS
+    personas: Iterable[Persona], seed: int, weights: Sequence[float] = MODE_WEIGHTS
 ) -> Iterator[Example]:
-    """Examples in random modes from some turns of every persona; `shares`: of scrambled values."""
-    rng, pool = random.Random(f"mix|{seed}"), list_words()
+    """Examples in random modes from some turns of every persona, some of whose values are scrambled."""
+    rng = random.Random(f"mix|{seed}")
     for persona in personas:
-        mode, share, items = rng.choices(list(MIX), weights)[0], rng.choice(shares), []
+        mode, share, items = rng.choices(list(MIX), weights)[0], rng.choice(SCRAMBLED_SHARES), []
         for slot, value in persona.profile.items:
             mixed = slot in LISTED and rng.random() < share
-            items.append((slot, scramble(slot, rng, pool) if mixed else value))
+            items.append((slot, scramble(slot, rng) if mixed else value))
         if rng.random() < 0.25:
             # Slots that no test knows, in place of its own or beside them; their values mean nothing.
             names = rng.sample(sorted(language.list_made_up_slots()), rng.choice([1, 2, 8]))
-            made_up = [(name, scramble(rng.choice(LISTED), rng, pool)) for name in names]
+            made_up = [(name, scramble(rng.choice(LISTED), rng)) for name in names]
             items = made_up if len(names) == 8 else items + made_up
         wanted = set(rng.sample(range(TURNS), EXAMPLES_PER_DIALOGUE))
         person = replace(persona, profile=Profile(tuple(items)))
@@ -99,14 +100,14 @@ def _speak(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def make_copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: float = 0.9) -> Example:
+def make_copy_example(rng: random.Random) -> Example:
     """The warm-up: one to four facts, some of which mean nothing, are stated in any frame and listed."""
     names = [*SLOTS, *rng.sample(sorted(language.list_made_up_slots()), 3)]
     slots, said, items = rng.sample(names, rng.randint(1, 4)), [], {}
     for slot in slots:
         known = language.draw_spoken_value(slot, rng) if slot in SLOTS else ""
-        if not known or (slot in LISTED and rng.random() < scrambled_share):
-            known = scramble(slot if slot in SLOTS else rng.choice(LISTED), rng, pool)
+        if not known or (slot in LISTED and rng.random() < 0.9):
+            known = scramble(slot if slot in SLOTS else rng.choice(LISTED), rng)
         items[slot] = known
         said.append(language.tell("user_train", slot, known, rng))
     utterance = roughen(Utterance(" ".join(said), tuple(items), tuple(items.values())), rng)

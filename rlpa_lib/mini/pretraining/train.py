@@ -18,13 +18,12 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.mini.play import list_known_words, list_words
+from rlpa_lib.mini.play import list_known_words
 from rlpa_lib.mini.pretraining.corpus import LAST_WEIGHTS, Example, make_copy_example, make_corpus
 from rlpa_lib.mini.pretraining.model import make_model, make_tokenizer
 from rlpa_lib.mini.world import WEIGHTS
 
 BATCH_TOKENS = 3000
-SHARES = (0.0, 0.3, 0.8, 1.0)  # of scrambled values
 Row = tuple[list[int], list[bool]]  # token ids, and which of them are learned
 
 
@@ -126,14 +125,14 @@ def main(argv: list[str] | None = None) -> None:
     args = _arguments(argv)
     torch.manual_seed(args.seed)
     rng, log, examples = random.Random(args.seed), [], []
-    copies = [make_copy_example(rng, list_words()) for _ in range(args.copies)]
+    copies = [make_copy_example(rng) for _ in range(args.copies)]
     if args.start:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
         model = Qwen2ForCausalLM.from_pretrained(args.start, dtype=torch.float32)
         model.model.norm.weight.data.mul_(1 / args.sharpen)
     else:
         people = builtin_personas("train", args.personas, args.seed)
-        examples = list(make_corpus(people, args.seed, SHARES))
+        examples = list(make_corpus(people, args.seed))
         texts = [m["content"] for e in examples[::5] for m in e.messages]
         texts += [e.completion for e in examples[::5]]
         tokenizer = make_tokenizer(texts, list_known_words())
@@ -148,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
         stages = [("copy", copying, args.steps[0]), ("dialogues", mix(examples), args.steps[1])]
         train(model, tokenizer, stages, lr=2e-3, seed=args.seed, log=log)
     people = builtin_personas("train", args.personas // 2, args.seed + 1)
-    last = make_corpus(people, args.seed + 1, SHARES, weights=LAST_WEIGHTS)
+    last = make_corpus(people, args.seed + 1, LAST_WEIGHTS)
     train(model, tokenizer, [("modes", mix(last), args.steps[2])], lr=6e-4, seed=args.seed + 1, log=log)
     model.model.norm.weight.data.mul_(args.sharpen)
     save(model, tokenizer, args, log)
