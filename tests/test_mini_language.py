@@ -22,7 +22,7 @@ def phrases(slot, rng):
         else None
     )
     return rng.choice(
-        language.list_forms(slot, value or rng.choice(lex.load_lexicon().values(slot)).canonical)
+        language.list_forms(slot, value or rng.choice(lex.list_values(slot)).canonical)
     )
 
 

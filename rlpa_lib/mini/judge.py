@@ -64,7 +64,7 @@ def _understand(text: str, names: Iterable[str] = USERS) -> list[language.Senten
 
 def find_support(fact: tuple[str, str], facts: dict[str, str]) -> str | None:
     """The slot whose whole known value a claim names, as said or in another listed phrasing; else None."""
-    (slot, phrase), value = fact, lex.load_lexicon().find(fact[1])
+    (slot, phrase), value = fact, lex.find_value(fact[1])
     for own, known in facts.items():
         forms = language.list_forms(slot, known) if slot in lex.READERS else value.forms if value else ()
         listed = phrase.casefold() in map(str.casefold, forms) and lex.same_value(slot, phrase, known)
@@ -78,7 +78,7 @@ def _is_phrase(fact: tuple[str, str], facts: dict[str, str]) -> bool:
     slot, phrase = fact
     if read := lex.READERS.get(slot):
         return read(phrase) is not None
-    value = lex.load_lexicon().find(phrase)
+    value = lex.find_value(phrase)
     fits = value is not None and slot in language.list_frame_slots(value.slot)
     return fits or find_support(fact, facts) is not None
 

@@ -95,7 +95,7 @@ def list_forms(slot: str, value: str) -> tuple[str, ...]:
         return (value,) if years is None or years > 99 else (str(years), lex.spell_number(years))
     if slot == "Gender":
         return lex.GENDERS.get(lex.find_gender(value) or "", (value,))
-    found = lex.load_lexicon().find(value, slot)
+    found = lex.find_value(value, slot)
     return found.forms if found else (value,)
 
 
@@ -105,7 +105,7 @@ def draw_spoken_value(slot: str, rng: random.Random) -> str:
         return rng.choice(list_forms("Age", str(rng.randint(18, 82))))
     if slot == "Gender":
         return rng.choice(list_forms("Gender", rng.choice(sorted(lex.GENDERS))))
-    return rng.choice(rng.choice(lex.load_lexicon().values(slot, "train")).forms)
+    return rng.choice(rng.choice(lex.list_values(slot, "train")).forms)
 
 
 def paraphrase_value(slot: str, value: str, rng: random.Random) -> str | None:

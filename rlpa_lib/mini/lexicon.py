@@ -42,44 +42,41 @@ class Value:
         return self.forms[0]
 
 
-@dataclass(frozen=True)
-class Lexicon:
-    """All values; `index` maps a normalised form to its value."""
-
-    by_slot: dict[str, tuple[Value, ...]]
-    extended_slots: tuple[str, ...]
-    index: dict[str, Value]
-
-    def values(self, slot: str, split: str | None = None) -> tuple[Value, ...]:
-        return tuple(v for v in self.by_slot.get(slot, ()) if split is None or v.split == split)
-
-    def find(self, phrase: str, slot: str | None = None) -> Value | None:
-        """The value that a phrase names, or None; with `slot` only a value of that slot."""
-        value = self.index.get(normalise(phrase))
-        return value if value and slot in (None, value.slot) else None
-
-
 @cache
-def load_lexicon() -> Lexicon:
-    """The value files of the package; the first line of a file names its slot.
-
-    ValueError: a line that is no value, or a form that names two values.
-    """
+def _load_lexicon() -> tuple[dict[str, list[Value]], dict[str, Value]]:
+    """The values of each slot (the first line of a file names it), and the value of each normalised form.
+    ValueError: a line that is no value, or a form that names two values."""
     by_slot, index = {}, {}
     for path in sorted((FOLDER / "lexicon").iterdir(), key=lambda path: path.name):
-        name, values = path.name, []
         slot = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ").partition(":")[0]
-        for number, line in read_lines(f"lexicon/{name}"):
+        by_slot[slot] = []
+        for number, line in read_lines(f"lexicon/{path.name}"):
             split, *parts = line.split("\t")
             if len(parts) not in (1, 2) or split not in ("train", "test", "extended"):
-                raise ValueError(f"{name}:{number}: expected split<TAB>forms[<TAB>attributes]")
+                raise ValueError(f"{path.name}:{number}: expected split<TAB>forms[<TAB>attributes]")
             attrs = dict(pair.split("=", 1) for pair in "".join(parts[1:]).split(";") if pair)
-            values.append(Value(slot, tuple(form.strip() for form in parts[0].split("|")), split, attrs))
-            for form in values[-1].forms:
-                if index.setdefault(normalise(form), values[-1]) is not values[-1]:
-                    raise ValueError(f"{name}: the form {form!r} names two values")
-        by_slot[slot] = tuple(values)
-    return Lexicon(by_slot, tuple(slot for slot in by_slot if slot not in SLOTS), index)
+            value = Value(slot, tuple(form.strip() for form in parts[0].split("|")), split, attrs)
+            by_slot[slot].append(value)
+            for form in value.forms:
+                if index.setdefault(normalise(form), value) is not value:
+                    raise ValueError(f"{path.name}: the form {form!r} names two values")
+    return by_slot, index
+
+
+def list_extended_slots() -> list[str]:
+    """The slots of the open schema, in a fixed order."""
+    return [slot for slot in _load_lexicon()[0] if slot not in SLOTS]
+
+
+def list_values(slot: str, split: str | None = None) -> list[Value]:
+    """The values of a slot, of one split or of all."""
+    return [value for value in _load_lexicon()[0].get(slot, []) if split in (None, value.split)]
+
+
+def find_value(phrase: str, slot: str | None = None) -> Value | None:
+    """The value that a phrase names, or None; with `slot` only a value of that slot."""
+    value = _load_lexicon()[1].get(normalise(phrase))
+    return value if value and slot in (None, value.slot) else None
 
 
 def read_lines(path: str) -> list[tuple[int, str]]:
@@ -142,14 +139,14 @@ def _closeness(inferred: str, true: str) -> float:
 def _same_phrase(inferred: str, true: str) -> bool:
     if normalise(inferred) == normalise(true):
         return True
-    found, wanted = load_lexicon().find(inferred), load_lexicon().find(true)
+    found, wanted = find_value(inferred), find_value(true)
     if found and wanted:
         return found is wanted
     if wanted is None:
         return _closeness(inferred, true) >= SIMILAR
     # An unlisted phrase must fit this value better than any other: "a bachelor's degree" fits many.
     own = max(_closeness(inferred, form) for form in wanted.forms)
-    others = [value.forms for value in load_lexicon().values(wanted.slot) if value is not wanted]
+    others = [value.forms for value in list_values(wanted.slot) if value is not wanted]
     return own >= SIMILAR and all(_closeness(inferred, form) < own for forms in others for form in forms)
 
 
@@ -161,7 +158,7 @@ def same_value(slot: str, inferred: str, true: str) -> bool:
         return read(inferred) is not None and read(inferred) == read(true)
     if _same_phrase(inferred, true):
         return True
-    if load_lexicon().find(inferred) and load_lexicon().find(true):
+    if find_value(inferred) and find_value(true):
         return False
     parts = (re.split(r",\s*(?:and\s+)?|\s+and\s+|;\s*", phrase) for phrase in (inferred, true))
     got, want = ([part for part in some if part.strip()] for some in parts)
@@ -186,6 +183,6 @@ def change_value(slot: str, value: str, rng: random.Random) -> str | None:
         return None if years is None else str(rng.choice([n for n in range(18, 90) if abs(n - years) >= 2]))
     if slot == "Gender":
         return rng.choice([name for name in GENDERS if name != find_gender(value)])
-    own = load_lexicon().find(value, slot)
-    others = [other for other in load_lexicon().values(slot, own.split if own else None) if other is not own]
+    own = find_value(value, slot)
+    others = [other for other in list_values(slot, own.split if own else None) if other is not own]
     return rng.choice(rng.choice(others).forms) if others else None

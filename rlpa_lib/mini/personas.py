@@ -8,7 +8,7 @@ import re
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import SLOTS, Profile
 from rlpa_lib.mini.language import add_article, find_templates, realise
-from rlpa_lib.mini.lexicon import GENDERS, LISTED, Value, load_lexicon
+from rlpa_lib.mini.lexicon import GENDERS, LISTED, Value, find_value, list_extended_slots, list_values
 from rlpa_lib.settings.config import InputError
 
 SPLITS = {"train": "train", "vanilla": "test", "extended": "extended"}
@@ -46,7 +46,7 @@ def builtin_personas(split: str, n: int, seed: int) -> list[Persona]:
             raise InputError(f"personas: no new {split} persona found after {len(seen)}")
         seen.add(items)
         profile = Profile(items)
-        trait = load_lexicon().find(profile.get("Personality Traits") or "", "Personality Traits")
+        trait = find_value(profile.get("Personality Traits") or "", "Personality Traits")
         personality = describe_manner(trait, profile.get("Gender") or "non-binary", rng)
         personas.append(Persona(f"{split}-{number:05d}", describe(items, rng), personality, profile))
     return personas
@@ -54,12 +54,11 @@ def builtin_personas(split: str, n: int, seed: int) -> list[Persona]:
 
 def _draw_items(split: str, rng: random.Random) -> tuple[tuple[str, str], ...]:
     """Values of the ten slots that all fit the age, or of some slots of the open schema."""
-    lexicon = load_lexicon()
     if split == "extended":
-        slots = lexicon.extended_slots
+        slots = list_extended_slots()
         chosen = set(rng.sample(slots, min(len(slots), rng.randint(*EXTENDED_SIZES))))
-        return tuple((s, rng.choice(lexicon.values(s, split)).canonical) for s in slots if s in chosen)
-    values = {slot: lexicon.values(slot, SPLITS[split]) for slot in LISTED}
+        return tuple((s, rng.choice(list_values(s, split)).canonical) for s in slots if s in chosen)
+    values = {slot: list_values(slot, SPLITS[split]) for slot in LISTED}
     job, related = rng.choice(values["Occupation"]), rng.random() < SAME_GROUP
     schools = values["Educational Background"]
     school = rng.choice([v for v in schools if (v.attrs["group"] == job.attrs["group"]) == related])

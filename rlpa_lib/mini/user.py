@@ -33,7 +33,7 @@ class Temperament:
 def read_temperament(persona: Persona) -> Temperament:
     """Fixed per persona: pace and tone from its traits if the lexicon lists them, the rest by chance."""
     rng = random.Random(f"temperament|{persona.id}|{persona.description}")
-    trait = lex.load_lexicon().find(persona.profile.get("Personality Traits") or "")
+    trait = lex.find_value(persona.profile.get("Personality Traits") or "")
     attrs = trait.attrs if trait else {}
     pace = attrs.get("pace") or rng.choice(sorted(VOLUNTEER))
     calm = attrs.get("tone", "lively") == "calm" and rng.random() < 0.5
@@ -250,6 +250,5 @@ def draw_other_value(slot: str, value: str, speech: str, rng: random.Random) -> 
         years = lex.parse_age(value)
         return None if years is None else str(years + rng.choice((-7, -4, 5, 9)))
     split = "train" if speech.endswith("train") else "test" if slot in lex.LISTED else "extended"
-    values = lex.load_lexicon().values(slot, split)
-    others = [other for other in values if not lex.same_value(slot, other.canonical, value)]
+    others = [v for v in lex.list_values(slot, split) if not lex.same_value(slot, v.canonical, value)]
     return rng.choice(rng.choice(others).forms) if others else None

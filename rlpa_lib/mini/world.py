@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge, RuleRevealJudge
-from rlpa_lib.mini.lexicon import load_lexicon
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.user import MANNERS, AgendaUser
 
@@ -22,8 +22,7 @@ def load_personas(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
 
 def list_values(slot: str, years: int) -> list[str]:
     """The training values of a slot that somebody of that age may have."""
-    values = load_lexicon().values(slot, "train")
-    return [value.canonical for value in values if int(value.attrs.get("min_age", 0)) <= years]
+    return [v.canonical for v in lex.list_values(slot, "train") if int(v.attrs.get("min_age", 0)) <= years]
 
 
 def make_user(cfg, split: str, seed: int, run=None, manner: str = "willing") -> AgendaUser:
