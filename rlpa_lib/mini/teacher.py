@@ -25,6 +25,7 @@ _say = partial(language.speak, "assistant")
 
 def compose(style: str, view: Evidence, rng: random.Random) -> str:
     """One response in a style: 'careful' is the good one, the others have one typical fault each."""
+
     def remark() -> str:
         return rng.choice([_say("plain", rng), _say("info", rng)])
 

@@ -78,7 +78,7 @@ class AgendaUser:
     ) -> list[Utterance]:  # fmt: skip
         """The next utterance of each user, the first one "Hello"; `news` is worked in if given."""
         cases = zip(personas, dialogues, news or [None] * len(dialogues), strict=True)
-        return [_Moment(self, p, d).speak(n) if d.turns else Utterance(OPENING) for p, d, n in cases]
+        return [_Speaker(self, p, d).speak(n) if d.turns else Utterance(OPENING) for p, d, n in cases]
 
     def agenda(self, persona: Persona) -> list[str]:
         """The order in which this persona would tell its slots unasked; the favourite topic comes early."""
@@ -99,9 +99,9 @@ class AgendaUser:
         return None if phrase is None else (slot, phrase)
 
 
-class _Moment:
-    """A turn in which a user has to speak. Manners and news have random numbers of their own, so that they
-    never change what a willing user says."""
+class _Speaker:
+    """A user whose turn it is. Manners and news have random numbers of their own, so that they never change
+    what a willing user says."""
 
     def __init__(self, user: AgendaUser, persona: Persona, dialogue: Dialogue):
         self.user, self.persona, self.dialogue, self.known = user, persona, dialogue, dialogue.ledger()
