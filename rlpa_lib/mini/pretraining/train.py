@@ -114,17 +114,13 @@ def draw_batches(rows: list[Row], steps: int, rng: random.Random) -> Iterator[li
     while steps > 0:
         by_width, groups = defaultdict(list), []
         for row in sorted(rows, key=lambda row: len(row[0]) + rng.random()):
-            by_width[_find_width(len(row[0]))].append(row)
+            by_width[-(-len(row[0]) // 32) * 32].append(row)
         for width, members in by_width.items():
             size = max(1, BATCH_TOKENS // width)
             groups += [members[i : i + size] for i in range(0, len(members) - size + 1, size)]
         rng.shuffle(groups)
         yield from groups[:steps]
         steps -= len(groups[:steps])
-
-
-def _find_width(tokens: int) -> int:
-    return -(-tokens // 32) * 32
 
 
 @cache
@@ -140,7 +136,7 @@ def is_bf16_faster() -> bool:
 
 def compute_loss(model, rows: list[Row], pad: int) -> torch.Tensor:
     """Mean cross-entropy over the learned tokens; the head is computed for those alone."""
-    width = _find_width(max(len(ids) for ids, _ in rows))
+    width = -(-max(len(ids) for ids, _ in rows) // 32) * 32
     ids = torch.tensor([r + [pad] * (width - len(r)) for r, _ in rows])
     keep = torch.tensor([k + [False] * (width - len(k)) for _, k in rows])[:, 1:]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16_faster()):
