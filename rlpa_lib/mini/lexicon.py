@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import resources
+from itertools import dropwhile
 
 from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.personas.text import cut_ending
@@ -114,10 +115,7 @@ READERS = {"Age": parse_age, "Gender": find_gender}  # of the slots without a fi
 @lru_cache(maxsize=65536)
 def normalise(phrase: str) -> str:
     """Lower case, no punctuation, no leading article."""
-    words = re.findall(r"[\w'-]+", phrase.lower())
-    while words and words[0] in ARTICLES:
-        words = words[1:]
-    return " ".join(words)
+    return " ".join(dropwhile(ARTICLES.__contains__, re.findall(r"[\w'-]+", phrase.lower())))
 
 
 @lru_cache(maxsize=65536)
@@ -146,8 +144,8 @@ def _same_phrase(inferred: str, true: str) -> bool:
         return _closeness(inferred, true) >= SIMILAR
     # An unlisted phrase must fit this value better than any other: "a bachelor's degree" fits many.
     own = max(_closeness(inferred, form) for form in wanted.forms)
-    others = [value.forms for value in list_values(wanted.slot) if value is not wanted]
-    return own >= SIMILAR and all(_closeness(inferred, form) < own for forms in others for form in forms)
+    rivals = (form for value in list_values(wanted.slot) if value is not wanted for form in value.forms)
+    return own >= SIMILAR and all(_closeness(inferred, form) < own for form in rivals)
 
 
 @lru_cache(maxsize=65536)
