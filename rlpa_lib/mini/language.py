@@ -81,10 +81,8 @@ def realise(template: Template, rng: random.Random, facts: dict[str, str] | None
 
 
 def speak(name: str, act: str, rng: random.Random, slot: str = "", phrase: str = "") -> str:
-    """Any sentence of an act; with `slot` one that speaks of it alone, `phrase` in its hole.
-
-    IndexError: the grammar has none.
-    """
+    """Any sentence of an act; with `slot` one about it alone, `phrase` in its hole.
+    IndexError: there is none."""
     return realise(rng.choice(find_templates(name, act, slot)), rng, {slot: phrase})
 
 

@@ -70,7 +70,7 @@ def play_crowd(
     """What `keep` makes of each of ten moments with the crowd, whose styles follow teacher.MIX[mode]."""
     rng = random.Random(f"corpus|{seed}|{persona.id}")
     diligence, style = rng.choice([0.4, 0.7, 0.9, 1.0]), rng.choices(teacher.STYLES, teacher.MIX[mode])[0]
-    profile, kept = None, []
+    profile, kept = Profile(), []
 
     def answer(_: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Turn]:
         nonlocal style, profile
@@ -123,10 +123,8 @@ class _RoughUser:
 
 
 def roughen(utterance: Utterance, rng: random.Random) -> Utterance:
-    """The same facts, sometimes with another word in a frame, sometimes with an aside that tells nothing.
-
-    Without them a model learns a few frames by heart and takes every other sentence for a fact.
-    """
+    """The same facts, sometimes with another word in a frame, sometimes with an aside that tells nothing:
+    without them a model learns a few frames by heart and takes every other sentence for a fact."""
     text = utterance.text
     if utterance.phrases and rng.random() < 0.3:
         phrases = sorted(utterance.phrases, key=len, reverse=True)
@@ -163,10 +161,8 @@ def scramble(slot: str, rng: random.Random) -> str:
 
 @cache
 def list_words() -> tuple[str, ...]:
-    """Every single word of all values, test values included: a base model knows the words of its language.
-
-    It never meets the test values themselves or their sentence frames before the test.
-    """
+    """Every single word of all values, test values included: a base model knows the words of its language,
+    but never meets test values or their sentence frames before the test."""
     values = (v for slot in (*lex.LISTED, *lex.list_extended_slots()) for v in lex.list_values(slot))
     return tuple(sorted({word for value in values for form in value.forms for word in form.split()}))
 

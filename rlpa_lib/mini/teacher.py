@@ -85,15 +85,13 @@ def _pick_fact(view: Evidence, rng: random.Random) -> tuple[str, str] | None:
     return rng.choices(usable, weights=range(1, len(usable) + 1))[0] if usable else None
 
 
-def write_profile(
-    dialogue: Dialogue, previous: Profile | None, diligence: float, rng: random.Random
-) -> Profile:
+def write_profile(dialogue: Dialogue, previous: Profile, diligence: float, rng: random.Random) -> Profile:
     """A crowd member's profile: each fact told so far with probability `diligence`, kept once noted.
 
     Now and then it guesses: guesses pay under F1, so the crowd must show that they exist. Slots stand in
     their usual order: a small model that writes them as they came loses its place and repeats a slot.
     """
-    kept = dict(previous.items) if previous else {}
+    kept = dict(previous.items)
     kept |= {s: p for s, p in dialogue.facts().items() if s in kept or rng.random() < diligence}
     if rng.random() < 0.04:
         slot = rng.choice(SLOTS)
