@@ -26,7 +26,6 @@ from rlpa_lib.mini.user import (
     Manner,
     count_empty_answers,
     draw_other_value,
-    draw_slip,
 )
 from rlpa_lib.settings import config
 from rlpa_lib.settings.base import MANNERS as NAMES
@@ -131,9 +130,8 @@ def test_a_contradiction_is_no_revelation_and_is_taken_back_a_turn_later(worlds)
     for p, d in zip(PEOPLE, worlds["contradictory"], strict=True):
         for before, _ in list_moments(d):
             turn, text = len(before.turns) + 1, before.pending.text
-            done = draw_slip(
-                p, Dialogue("", "", before.turns), MANNERS["contradictory"], 0, "user_test", turn
-            )
+            user = AgendaUser(0, "user_test", MANNERS["contradictory"])
+            done = user.draw_slip(p, Dialogue("", "", before.turns), turn)
             if done is None:
                 continue
             slips += 1
@@ -143,13 +141,7 @@ def test_a_contradiction_is_no_revelation_and_is_taken_back_a_turn_later(worlds)
             # the ledger never believes it
             assert lex.same_value(slot, before.facts()[slot], p.profile.get(slot))
             after = d.turns[turn].user if turn < len(d.turns) else None
-            if (
-                after
-                and draw_slip(
-                    p, Dialogue("", "", d.turns[:turn]), MANNERS["contradictory"], 0, "user_test", turn + 1
-                )
-                is None
-            ):
+            if after and user.draw_slip(p, Dialogue("", "", d.turns[:turn]), turn + 1) is None:
                 assert slot in after.stated and "take_back" in acts(after.text)
     assert slips > 15
     assert told(worlds["contradictory"]) == pytest.approx(told(worlds["willing"]), rel=0.15)

@@ -250,7 +250,7 @@ def test_shots_of_the_miniature_speak_its_language_and_give_no_test_value_away()
         reply = lines[2].removeprefix("Reply: ")
         assert all(language.parse(reply)), reply
         for options in filter(None, (*language.parse(reply), *language.parse(lines[0], "user_train"))):
-            values |= {lex.load_lexicon().find(phrase) for _, phrase in options[0].facts}
+            values |= {lex.find_value(phrase) for _, phrase in options[0].facts}
     assert len(values) == 4 and {value.split for value in values} == {"train"}
 
 

@@ -15,7 +15,7 @@ from rlpa_lib.mini.pretraining import corpus
 
 @pytest.fixture(scope="module")
 def examples():
-    return list(corpus.make_corpus(builtin_personas("train", 400, 5), 5, (0.0, 0.3, 0.8, 1.0)))
+    return list(corpus.make_corpus(builtin_personas("train", 400, 5), 5))
 
 
 def users_of(examples):
@@ -51,7 +51,7 @@ def test_every_dialogue_opens_with_a_plain_hello():
 
 
 def test_no_slot_is_made_up_that_a_test_knows():
-    known = {s.lower() for s in (*SLOTS, *lex.load_lexicon().extended_slots)}
+    known = {s.lower() for s in (*SLOTS, *lex.list_extended_slots())}
     assert len(language.list_made_up_slots()) > 150
     assert not known & {s.lower() for s in language.list_made_up_slots()}
 
@@ -86,15 +86,15 @@ def test_what_is_no_longer_so_is_replaced_in_the_profile():
 def test_no_value_of_a_test_user_is_told_in_training(examples):
     test = [
         f
-        for slot in lex.FILES
-        for v in lex.load_lexicon().values(slot, "test")
+        for slot in lex.LISTED
+        for v in lex.list_values(slot, "test")
         for f in v.forms
         if len(f.split()) > 2
     ]
     test += [
         f
-        for slot in lex.load_lexicon().extended_slots
-        for v in lex.load_lexicon().values(slot)
+        for slot in lex.list_extended_slots()
+        for v in lex.list_values(slot)
         for f in v.forms
         if len(f.split()) > 2
     ]

@@ -73,7 +73,7 @@ def test_wishes_are_respected():
 @pytest.mark.parametrize("wish", ["My age is off limits, please.", "Leave my age out of this, please."])
 def test_a_private_topic_is_left_alone(wish):
     opening = Dialogue("d", PERSONA.id).hear(Utterance(wish))
-    assert gather_evidence(opening).wishes.private == "Age"
+    assert gather_evidence(opening).private == "Age"
     assert failed(verdict("Hi and welcome. How old are you?", opening, Profile())) == "L"
 
 

@@ -3,14 +3,14 @@
 import pytest
 
 from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.mini.lexicon import load_lexicon, same_value
+from rlpa_lib.mini.lexicon import find_value, list_extended_slots, list_values, same_value
 
-LISTED = (*lex.FILES, *load_lexicon().extended_slots)
+LISTED = (*lex.LISTED, *list_extended_slots())
 
 
 @pytest.mark.parametrize("slot", LISTED)
 def test_all_forms_of_a_value_match_and_no_form_of_another(slot):
-    values = load_lexicon().values(slot)
+    values = list_values(slot)
     for index, value in enumerate(values):
         for form in value.forms:
             # every pair would take long; the neighbours in the file are the likeliest to be mixed up
@@ -19,10 +19,10 @@ def test_all_forms_of_a_value_match_and_no_form_of_another(slot):
 
 
 def test_find_by_hand():
-    assert load_lexicon().find("The Portuguese capital!").canonical == "Lisbon"
-    assert load_lexicon().find("lisbon", "Location").canonical == "Lisbon"
-    assert load_lexicon().find("lisbon", "Occupation") is None
-    assert load_lexicon().find("Atlantis") is None
+    assert find_value("The Portuguese capital!").canonical == "Lisbon"
+    assert find_value("lisbon", "Location").canonical == "Lisbon"
+    assert find_value("lisbon", "Occupation") is None
+    assert find_value("Atlantis") is None
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_could_be_another_value_does_not_match(slot, inferred, true):
 @pytest.mark.parametrize("slot", ["Educational Background", "Occupation", "Others"])
 def test_no_stock_phrase_fits_many_values(slot):
     """A guess that matched a large share of all users would be paid for without having listened."""
-    truths = [value.canonical for value in load_lexicon().values(slot)]
+    truths = [value.canonical for value in list_values(slot)]
     for truth in truths[::8]:
         for n in (1, 2, 3):
             piece = " ".join(truth.split()[:n])

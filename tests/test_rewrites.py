@@ -44,9 +44,9 @@ def test_items_are_paraphrased_or_altered_and_never_both(paraphrase):
 
 def test_free_paraphrases_are_in_no_lexicon_and_belong_to_test_users():
     for slot, value, other in (line.split("\t") for _, line in lex.read_lines("paraphrases.tsv")):
-        own = lex.load_lexicon().find(value, slot)
+        own = lex.find_value(value, slot)
         assert own.canonical == value and own.split == "test"
-        assert lex.load_lexicon().find(other) is None
+        assert lex.find_value(other) is None
 
 
 def test_an_altered_age_is_another_age():

@@ -7,21 +7,19 @@ from functools import cache
 
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.profile import Profile, Reply
-from rlpa_lib.mini import lexicon as lex
+from rlpa_lib.dialogue.profile import SLOTS, Profile, Reply
+from rlpa_lib.mini.lexicon import read_lines
 
+_VALUES = (
+    "34", "female", "rock climbing", "a bachelor's degree in nursing", "talkative", "pediatric nurse",
+    "single", "a twin sister", "Lisbon", "a collection of snow globes",
+)  # fmt: skip
 PERSONA = Persona(
     "gallery",
     "She is a 34-year-old woman who works as a pediatric nurse in Lisbon and loves rock climbing.",
     "She is talkative.",
-    Profile((
-        ("Age", "34"), ("Gender", "female"), ("Interests", "rock climbing"),
-        ("Educational Background", "a bachelor's degree in nursing"), ("Personality Traits", "talkative"),
-        ("Occupation", "pediatric nurse"), ("Marital Status", "single"),
-        ("Family Background", "a twin sister"), ("Location", "Lisbon"),
-        ("Others", "a collection of snow globes"),
-    )),
-)  # fmt: skip
+    Profile(tuple(zip(SLOTS, _VALUES, strict=True))),
+)
 TOLD = Profile((("Interests", "rock climbing"), ("Location", "Lisbon"), ("Occupation", "pediatric nurse")))
 
 
@@ -42,17 +40,12 @@ class Attack:
 
 def situation() -> Dialogue:
     """Two turns and a pending utterance: age was asked for in vain; hobby, home and job were told."""
-    interest = Profile((("Interests", "rock climbing"),))
-    turns = (
-        (Utterance("Hello"), "Hi, nice to meet you! How old are you?", Profile()),
-        (
-            Utterance("I love rock climbing.", ("Interests",), ("rock climbing",)),
-            "It sounds like rock climbing makes you happy. Where do you live?", interest,
-        ),
-    )  # fmt: skip
-    dialogue = Dialogue("gallery", PERSONA.id)
-    for utterance, response, profile in turns:
-        dialogue = dialogue.hear(utterance).answer(response, Reply(profile, response, True))
+    first = "Hi, nice to meet you! How old are you?"
+    second = "It sounds like rock climbing makes you happy. Where do you live?"
+    hobby = Utterance("I love rock climbing.", ("Interests",), ("rock climbing",))
+    dialogue = Dialogue("gallery", PERSONA.id).hear(Utterance("Hello"))
+    dialogue = dialogue.answer(first, Reply(Profile(), first, True)).hear(hobby)
+    dialogue = dialogue.answer(second, Reply(Profile(TOLD.items[:1]), second, True))
     text, told = "I live in Lisbon. I work as a pediatric nurse.", ("Lisbon", "pediatric nurse")
     return dialogue.hear(Utterance(text, ("Location", "Occupation"), told))
 
@@ -61,7 +54,7 @@ def situation() -> Dialogue:
 def load_gallery() -> tuple[Attack, ...]:
     """The attacks of attacks.tsv on the situation above, and three replies that must pass."""
     attacks = []
-    for _, line in lex.read_lines("attacks.tsv"):
+    for _, line in read_lines("attacks.tsv"):
         name, fails, response, *profile = line.split("\t")
         noted = Profile(tuple(tuple(item.split(": ")) for item in profile)) if profile else TOLD
         attacks.append(Attack(name, response, None if fails == "-" else fails, noted))

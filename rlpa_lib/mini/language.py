@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import random
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import count
 
 from rlpa_lib.dialogue.profile import SLOTS
 from rlpa_lib.mini import lexicon as lex
 
 CHOICE = re.compile(r"\[([^\]]*)\]")
 HOLE = re.compile(r"\{(a:)?([^}]*)\}")
-SPEECH = (
-    "assistant", "user_train", "user_test", "changes_train", "changes_test", "manners_train", "manners_test",
-    "asides", "topics", "persona",
-)  # fmt: skip
+RIGHT_ARTICLE = "(?:an (?=[aeiouAEIOU])|a (?![aeiouAEIOU]))"
 # Slots whose values also fit the frames for interests.
 TOPIC_LIKE = (
     "Favorite Food", "Favorite Music", "Language", "Favorite Film Genre", "Sport to Watch", "Life Goal",
     "Favorite Drink",
-)  # fmt: skip
-QUESTION_ACTS = ("ask", "open", "detail")
-CONTENT_ACTS = ("ack", "suggest", "info")
+)
+CONTENT_ACTS = {"ack", "suggest", "info"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,11 @@ class Sentence:
     template: Template
     facts: tuple[tuple[str, str], ...]
 
+    @property
+    def key(self) -> tuple:
+        """What may not come twice: the slot of a question, whatever its wording, else the sentence."""
+        return self.template.slots if self.template.act == "ask" else (self.template.id, self.facts)
+
 
 def add_article(phrase: str) -> str:
     """'a nurse', 'an engineer' (by the first letter; the lexicon avoids words such as 'hour')."""
@@ -51,9 +53,10 @@ def add_article(phrase: str) -> str:
 
 @cache
 def load_grammar(name: str) -> tuple[Template, ...]:
-    """The templates of one grammar file: one of SPEECH."""
-    if name not in SPEECH:
-        raise ValueError(f"no grammar named {name!r}; there are {sorted(SPEECH)}")
+    """The templates of one file of the folder `grammar`. ValueError: there is no such file."""
+    known = sorted(path.name[:-4] for path in (lex.FOLDER / "grammar").iterdir())
+    if name not in known:
+        raise ValueError(f"no grammar named {name!r}; there are {known}")
     templates = []
     for number, line in lex.read_lines(f"grammar/{name}.txt"):
         head, text = line.split(": ", 1)
@@ -64,19 +67,23 @@ def load_grammar(name: str) -> tuple[Template, ...]:
 
 @cache
 def find_templates(name: str, act: str, slot: str = "") -> tuple[Template, ...]:
-    """A grammar's templates of one act; with `slot` only those for that slot alone."""
-    return tuple(t for t in load_grammar(name) if t.act == act and (slot == "" or t.slots == (slot,)))
+    """A grammar's templates of one act; with `slot` only those for that slot alone. What users of a split say
+    includes their manners and how they tell of changes."""
+    names = dict.fromkeys(name.replace("user", part) for part in ("user", "manners", "changes"))
+    templates = (template for name in names for template in load_grammar(name))
+    return tuple(t for t in templates if t.act == act and (slot == "" or t.slots == (slot,)))
 
 
 def realise(template: Template, rng: random.Random, facts: dict[str, str] | None = None) -> str:
     """Speak a template: draw its choices and fill its holes from `facts` (slot -> phrase)."""
-    text = CHOICE.sub(lambda m: rng.choice(m[1].split("|")), template.text)
+    text, said = CHOICE.sub(lambda m: rng.choice(m[1].split("|")), template.text), facts or {}
+    return HOLE.sub(lambda m: add_article(said[m[2]]) if m[1] else said[m[2]], text)
 
-    def fill(match: re.Match) -> str:
-        phrase = (facts or {})[match[2]]
-        return add_article(phrase) if match[1] else phrase
 
-    return HOLE.sub(fill, text)
+def speak(name: str, act: str, rng: random.Random, slot: str = "", phrase: str = "") -> str:
+    """Any sentence of an act; with `slot` one about it alone, `phrase` in its hole.
+    IndexError: there is none."""
+    return realise(rng.choice(find_templates(name, act, slot)), rng, {slot: phrase})
 
 
 def list_forms(slot: str, value: str) -> tuple[str, ...]:
@@ -86,8 +93,17 @@ def list_forms(slot: str, value: str) -> tuple[str, ...]:
         return (value,) if years is None or years > 99 else (str(years), lex.spell_number(years))
     if slot == "Gender":
         return lex.GENDERS.get(lex.find_gender(value) or "", (value,))
-    found = lex.load_lexicon().find(value, slot)
+    found = lex.find_value(value, slot)
     return found.forms if found else (value,)
+
+
+def draw_spoken_value(slot: str, rng: random.Random) -> str:
+    """Any training value of one of the ten slots, as a user might say it."""
+    if slot == "Age":
+        return rng.choice(list_forms("Age", str(rng.randint(18, 82))))
+    if slot == "Gender":
+        return rng.choice(list_forms("Gender", rng.choice(sorted(lex.GENDERS))))
+    return rng.choice(rng.choice(lex.list_values(slot, "train")).forms)
 
 
 def paraphrase_value(slot: str, value: str, rng: random.Random) -> str | None:
@@ -99,7 +115,7 @@ def paraphrase_value(slot: str, value: str, rng: random.Random) -> str | None:
 def paraphrase_freely(slot: str, value: str, rng: random.Random) -> str | None:
     """A phrasing that no lexicon lists, or None; see paraphrases.tsv."""
     rows = [line.split("\t") for _, line in lex.read_lines("paraphrases.tsv")]
-    found = [other for row_slot, row_value, other in rows if (row_slot, row_value) == (slot, value)]
+    found = [other for *known, other in rows if known == [slot, value]]
     return rng.choice(found) if found else None
 
 
@@ -119,9 +135,8 @@ def list_made_up_slots() -> dict[str, str]:
 
 def tell(speech: str, slot: str, phrase: str, rng: random.Random) -> str:
     """A sentence that states a slot's value; a slot that the grammar does not know is named in it."""
-    frames = find_templates(speech, "say", slot)
-    if frames:
-        return realise(rng.choice(frames), rng, {slot: phrase})
+    if find_templates(speech, "say", slot):
+        return speak(speech, "say", rng, slot, phrase)
     if slot in list_made_up_slots():
         frames = find_templates("topics", "say", list_made_up_slots()[slot])
         return realise(rng.choice(frames), rng, {"topic": slot.lower(), "value": phrase})
@@ -133,55 +148,36 @@ def name_slot(slot: str, phrase: str) -> str:
     return f"About {slot.lower()} there is this: {phrase}."
 
 
-def _pattern(template: Template) -> re.Pattern:
-    """A pattern for the template's sentences; groups p0, a1, ... are its holes ("a": with article)."""
-    numbers = count()
+@cache
+def _by_first_word(name: str) -> dict[str, list[tuple[re.Pattern, Template]]]:
+    """Templates by the first word of a sentence ('': any), with a pattern whose groups are their holes."""
 
     def read(part: str) -> str:
         if choice := CHOICE.fullmatch(part):
             return f"(?:{'|'.join(map(re.escape, choice[1].split('|')))})"
         if hole := HOLE.fullmatch(part):
-            return f"(?P<{'a' if hole[1] else 'p'}{next(numbers)}>.+?)"
+            return f"{RIGHT_ARTICLE if hole[1] else ''}(.+?)"
         return re.escape(part)
 
-    return re.compile("".join(map(read, re.split(r"(\[[^\]]*\]|\{[^}]*\})", template.text))))
-
-
-@cache
-def _by_first_word(name: str) -> dict[str, tuple[tuple[re.Pattern, Template], ...]]:
-    """Templates by the first word of a sentence; '' holds those that may start with a hole."""
-    table: dict[str, list] = {}
+    table = defaultdict(list)
     for template in load_grammar(name):
+        pattern = re.compile("".join(map(read, re.split(r"(\[[^\]]*\]|\{[^}]*\})", template.text))))
         head = CHOICE.match(template.text)
-        starts = [c.split()[0] for c in head[1].split("|")] if head else [template.text.split()[0]]
-        for start in set(starts):
-            key = start.strip(",.!?") if "{" not in start else ""
-            table.setdefault(key, []).append((_pattern(template), template))
-    return {k: tuple(v) for k, v in table.items()}
+        for start in {start.split()[0] for start in (head[1].split("|") if head else [template.text])}:
+            table["" if "{" in start else start.strip(",.!?")].append((pattern, template))
+    return dict(table)
 
 
 @lru_cache(maxsize=65536)
 def parse_sentence(sentence: str, name: str = "assistant") -> tuple[Sentence, ...]:
     """Every derivation of a sentence (usually one; none means that it is not a sentence of this language)."""
-    words = sentence.split()
-    if not words:
-        return ()
     table, found = _by_first_word(name), []
-    for pattern, template in table.get(words[0].strip(",.!?"), ()) + table.get("", ()):
-        match = pattern.fullmatch(sentence)
-        if not match:
-            continue
-        holes = zip(match.groupdict().items(), HOLE.findall(template.text), strict=True)
-        facts = [(slot, _drop_article(text) if key[0] == "a" else text) for (key, text), (_, slot) in holes]
-        if all(phrase is not None for _, phrase in facts):
-            found.append(Sentence(template, tuple(facts)))
+    start = sentence.split()[0].strip(",.!?") if sentence.strip() else ""
+    for pattern, template in table.get(start, []) + table.get("", []):
+        if match := pattern.fullmatch(sentence):
+            slots = (slot for _, slot in HOLE.findall(template.text))
+            found.append(Sentence(template, tuple(zip(slots, match.groups(), strict=True))))
     return tuple(found)
-
-
-def _drop_article(phrase: str) -> str | None:
-    """The phrase behind its article; None where there is none, or the wrong one."""
-    bare = re.sub(r"^an? ", "", phrase)
-    return bare if add_article(bare) == phrase else None
 
 
 def split_sentences(text: str) -> list[str]:
@@ -193,3 +189,8 @@ def split_sentences(text: str) -> list[str]:
 def parse(text: str, name: str = "assistant") -> tuple[tuple[Sentence, ...], ...]:
     """The derivations of every sentence of a text, in order."""
     return tuple(parse_sentence(s, name) for s in split_sentences(text))
+
+
+def recall(texts: Iterable[str]) -> list[Sentence]:
+    """The sentences of an assistant's texts, each in its first reading."""
+    return [options[0] for text in texts for options in parse(text) if options]

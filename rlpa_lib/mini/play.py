@@ -11,13 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
+from rlpa_lib.dialogue.dialogue import Dialogue, Turn, Utterance
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import SLOTS, Profile, Reply, render_reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.dialogue.turns import play_turns
 from rlpa_lib.mini import language, teacher
 from rlpa_lib.mini import lexicon as lex
+from rlpa_lib.mini.judge import gather_evidence
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.user import AgendaUser, read_temperament, theoretical_max
 
@@ -26,24 +27,21 @@ SYLLABLES = (
     "ba be bo da de do fa fi ga go ha ka ki la le lo ma mi mo na ne no pa ra re ri ro sa se so ta ti to va "
     "ve wa zu"
 ).split()
-
-
-@dataclass(frozen=True)
-class Said:
-    """Text and reply as they stand in the dialogue, and what is kept of the moment."""
-
-    completion: str
-    reply: Reply
-    kept: Any = None
+Moment = tuple[Dialogue, Profile, str]  # an utterance pending, and the profile and response that answer it
 
 
 def play_careful(personas: Sequence[Persona], user: SimulatedUser, turns: int, seed: int) -> list[Dialogue]:
-    """E dialogues of K turns with the careful assistant, who sees only the transcript."""
+    """E dialogues of K turns with the careful assistant, who sees only the transcript and notes what it was
+    told, in the user's words."""
 
-    def answer(_: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Said]:
-        rngs = [random.Random(f"careful|{seed}|{d.id}|{len(d.turns) + 1}") for d in heard]
-        replies = [teacher.reply_with_care(dialogue, rng) for dialogue, rng in zip(heard, rngs, strict=True)]
-        return [Said(reply.response, reply) for reply in replies]
+    def answer(_: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Turn]:
+        said = []
+        for dialogue in heard:
+            rng = random.Random(f"careful|{seed}|{dialogue.id}|{len(dialogue.turns) + 1}")
+            response = teacher.compose("careful", gather_evidence(dialogue), rng)
+            reply = Reply(Profile(tuple(dialogue.facts().items())), response, True)
+            said.append(Turn(dialogue.pending, response, reply))
+        return said
 
     dialogues = [Dialogue(p.id, p.id) for p in personas]
     for played in play_turns(personas, dialogues, user, answer, turns=turns):
@@ -53,22 +51,17 @@ def play_careful(personas: Sequence[Persona], user: SimulatedUser, turns: int, s
 
 def list_moments(dialogue: Dialogue) -> list[tuple[Dialogue, Reply]]:
     """(dialogue with the pending utterance, the reply that it got) for each of its K turns."""
-    turns = dialogue.turns
-    return [(replace(dialogue, turns=turns[:k], pending=t.user), t.reply) for k, t in enumerate(turns)]
+    return [(dialogue.before(k), turn.reply) for k, turn in enumerate(dialogue.turns)]
 
 
 def measure_reveal(personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> pd.DataFrame:
     """Share revealed up to each turn, 0 to 1 (section 5.3): columns user, pace, turn, new_slots, share."""
     rows = []
-    for persona, dialogue in zip(personas, dialogues, strict=True):
-        for before, _ in list_moments(dialogue):
-            turn, new = len(before.turns) + 1, len(before.pending.stated)
-            pace, share = read_temperament(persona).pace, theoretical_max(persona, before)
-            rows.append((persona.id, pace, turn, new, share))
+    for p, dialogue in zip(personas, dialogues, strict=True):
+        for turn, (d, _) in enumerate(list_moments(dialogue), start=1):
+            new, share = len(d.pending.stated), theoretical_max(p, d)
+            rows.append((p.id, read_temperament(p).pace, turn, new, share))
     return pd.DataFrame(rows, columns=["user", "pace", "turn", "new_slots", "share"])
-
-
-Moment = tuple[Dialogue, Profile, str]  # an utterance pending, and the profile and response that answer it
 
 
 def play_crowd(
@@ -77,20 +70,22 @@ def play_crowd(
     """What `keep` makes of each of ten moments with the crowd, whose styles follow teacher.MIX[mode]."""
     rng = random.Random(f"corpus|{seed}|{persona.id}")
     diligence, style = rng.choice([0.4, 0.7, 0.9, 1.0]), rng.choices(teacher.STYLES, teacher.MIX[mode])[0]
-    profile = None
+    profile, kept = Profile(), []
 
-    def answer(_: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Said]:
+    def answer(_: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Turn]:
         nonlocal style, profile
         [dialogue] = dialogues
         if rng.random() < 0.7:
             style = rng.choices(teacher.STYLES, teacher.MIX[mode])[0]
         profile = teacher.write_profile(dialogue, profile, diligence, rng)
-        response = teacher.compose(style, teacher.read_scene(dialogue), rng)
-        kept = keep((dialogue, profile, response), rng)
-        return [Said(render_reply(profile, response), _remember(profile, response, rng), kept)]
+        response = teacher.compose(style, gather_evidence(dialogue), rng)
+        kept.append(keep((dialogue, profile, response), rng))
+        return [Turn(dialogue.pending, render_reply(profile, response), _remember(profile, response, rng))]
 
     user, start = _RoughUser(persona, seed, rng), [Dialogue(persona.id, persona.id)]
-    return [played.answers[0].kept for played in play_turns([persona], start, user, answer, turns=TURNS)]
+    for _ in play_turns([persona], start, user, answer, turns=TURNS):
+        pass
+    return kept
 
 
 @cache
@@ -102,8 +97,7 @@ def collect_responses(users: int = 60) -> tuple[str, ...]:
 
 def select_personal(responses: Sequence[str]) -> tuple[str, ...]:
     """The responses that state something about their user; a bare question would suit anybody."""
-    parsed = [(response, language.parse(response)) for response in responses]
-    return tuple(r for r, sentences in parsed if any(s.facts for options in sentences for s in options))
+    return tuple(r for r in responses if any(s.facts for options in language.parse(r) for s in options))
 
 
 @dataclass
@@ -116,29 +110,21 @@ class _RoughUser:
 
     def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
         """The next utterance of the one user, with its values so far."""
-        [dialogue] = dialogues
-        [utterance] = AgendaUser(self.seed).reply([self.persona], dialogues)
-        utterance = self._change(dialogue, utterance)
-        return [roughen(utterance, self.rng) if dialogue.turns else utterance]
-
-    def _change(self, dialogue: Dialogue, utterance: Utterance) -> Utterance:
-        told = [s for s in dialogue.ledger() if s in SLOTS and s not in utterance.stated]
-        if not told or self.rng.random() > 0.04:
-            return utterance
-        rng, slot = self.rng, self.rng.choice(told)
-        known = slot in ("Age", "Gender")
-        phrase = teacher.draw_spoken_value(slot, rng) if known else scramble(slot, rng, list_words())
-        frames = language.find_templates("changes_train", "changed", slot)
-        text = language.realise(rng.choice(frames), rng, {slot: phrase})
-        self.persona = replace(self.persona, profile=self.persona.profile.replace(slot, phrase))
-        return Utterance(f"{utterance.text} {text}", (*utterance.stated, slot), (*utterance.phrases, phrase))
+        [dialogue], rng = dialogues, self.rng
+        [said] = AgendaUser(self.seed).reply([self.persona], dialogues)
+        told = [s for s in dialogue.ledger() if s in SLOTS and s not in said.stated]
+        if told and rng.random() <= 0.04:
+            slot = rng.choice(told)
+            phrase = (language.draw_spoken_value if slot in lex.READERS else scramble)(slot, rng)
+            text = f"{said.text} {language.speak('user_train', 'changed', rng, slot, phrase)}"
+            self.persona = replace(self.persona, profile=self.persona.profile.replace(slot, phrase))
+            said = Utterance(text, (*said.stated, slot), (*said.phrases, phrase))
+        return [roughen(said, rng) if dialogue.turns else said]
 
 
 def roughen(utterance: Utterance, rng: random.Random) -> Utterance:
-    """The same facts, sometimes with another word in a frame, sometimes with an aside that tells nothing.
-
-    Without them a model learns a few frames by heart and takes every other sentence for a fact.
-    """
+    """The same facts, sometimes with another word in a frame, sometimes with an aside that tells nothing:
+    without them a model learns a few frames by heart and takes every other sentence for a fact."""
     text = utterance.text
     if utterance.phrases and rng.random() < 0.3:
         phrases = sorted(utterance.phrases, key=len, reverse=True)
@@ -159,13 +145,13 @@ def write_aside(rng: random.Random) -> str:
     return text.format(*(rng.choice(list_known_words()) for _ in range(text.count("{}"))))
 
 
-def scramble(slot: str, rng: random.Random, pool: Sequence[str]) -> str:
+def scramble(slot: str, rng: random.Random) -> str:
     """A value shaped like one of the slot's, with one or two words from elsewhere or made up."""
-    words = rng.choice(rng.choice(lex.load_lexicon().values(slot, "train")).forms).split()
+    words = language.draw_spoken_value(slot, rng).split()
     places = [i for i, word in enumerate(words) if word not in lex.STOPWORDS]
     for i in rng.sample(places, min(len(places), rng.randint(1, 2))):
         if rng.random() < 0.85:
-            word = rng.choice(pool)
+            word = rng.choice(list_words())
         else:
             word = "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 3)))
             word += rng.choice(["", *"nrls"])
@@ -175,13 +161,10 @@ def scramble(slot: str, rng: random.Random, pool: Sequence[str]) -> str:
 
 @cache
 def list_words() -> tuple[str, ...]:
-    """Every single word of all values, test values included: a base model knows the words of its language.
-
-    It never meets the test values themselves or their sentence frames before the test.
-    """
-    lists = lex.load_lexicon().by_slot.values()
-    forms = [form for values in lists for value in values for form in value.forms]
-    return tuple(sorted({word for form in forms for word in form.split()}))
+    """Every single word of all values, test values included: a base model knows the words of its language,
+    but never meets test values or their sentence frames before the test."""
+    values = (v for slot in (*lex.LISTED, *lex.list_extended_slots()) for v in lex.list_values(slot))
+    return tuple(sorted({word for value in values for form in value.forms for word in form.split()}))
 
 
 @cache
@@ -193,37 +176,34 @@ def list_known_words() -> tuple[str, ...]:
 
 
 def _remember(profile: Profile, response: str, rng: random.Random) -> Reply:
-    """The reply as later turns see it: now and then broken, or with one error in its profile block."""
+    """The reply as later turns see it: now and then with one error in its profile block, or without its
+    format: cut off, or with a line, a word or a syllable repeated."""
     # The next block is right all the same: a model that saw only faultless blocks would copy its own slips.
-    if rng.random() < 0.05:
-        return Reply(Profile(), _break_format(profile, response, rng), False)
-    return Reply(_misnote(profile, rng) if rng.random() < 0.25 else profile, response, True)
-
-
-def _break_format(profile: Profile, response: str, rng: random.Random) -> str:
-    """A reply without its format: cut off, or with a line, a word or a syllable repeated."""
+    if rng.random() >= 0.05:
+        return Reply(_misnote(profile, rng) if rng.random() < 0.25 else profile, response, True)
     lines = render_reply(profile, response).split("\n")
     if rng.random() < 0.3:
-        return "\n".join(lines[1 : rng.randint(2, len(lines))])
+        return Reply(Profile(), "\n".join(lines[1 : rng.randint(2, len(lines))]), False)
     again = rng.choice([rng.choice(lines), rng.choice(response.split()), rng.choice(SYLLABLES)])
-    return rng.choice(["\n", " ", ""]).join([*lines[1:-1][: rng.randrange(3)], *[again] * rng.randint(3, 20)])
+    join = rng.choice(["\n", " ", ""]).join
+    return Reply(Profile(), join([*lines[1:-1][: rng.randrange(3)], *[again] * rng.randint(3, 20)]), False)
 
 
 def _misnote(profile: Profile, rng: random.Random) -> Profile:
     """The profile with one item left out, cut short, under another slot, or with a word from elsewhere."""
     if not len(profile):
         return profile
-    items = list(profile.items)
-    at = rng.randrange(len(items))
-    slot, value = items.pop(at)
-    words = value.split()
+    items = dict(profile.items)
+    slot = rng.choice(list(items))
+    words = items[slot].split()
     kind = rng.choice(["gone", "short", "slot", "word"])
     if kind == "short" and len(words) > 1:
-        items.insert(at, (slot, " ".join(words[: rng.randrange(1, len(words))])))
-    if kind == "slot":
-        free = [s for s in SLOTS if profile.get(s) is None]
-        items.append((rng.choice(free), value) if free else (slot, value))
-    if kind == "word":
+        items[slot] = " ".join(words[: rng.randrange(1, len(words))])
+    elif kind == "word":
         words[rng.randrange(len(words))] = rng.choice(list_known_words())
-        items.insert(at, (slot, " ".join(words)))
-    return Profile(teacher.sort_by_slot(dict(items)))
+        items[slot] = " ".join(words)
+    else:
+        value, free = items.pop(slot), [s for s in SLOTS if profile.get(s) is None]
+        if kind == "slot":
+            items[rng.choice(free) if free else slot] = value
+    return Profile(teacher.sort_by_slot(items))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
 from rlpa_lib.dialogue.persona import Persona
@@ -32,7 +33,7 @@ class Temperament:
 def read_temperament(persona: Persona) -> Temperament:
     """Fixed per persona: pace and tone from its traits if the lexicon lists them, the rest by chance."""
     rng = random.Random(f"temperament|{persona.id}|{persona.description}")
-    trait = lex.load_lexicon().find(persona.profile.get("Personality Traits") or "")
+    trait = lex.find_value(persona.profile.get("Personality Traits") or "")
     attrs = trait.attrs if trait else {}
     pace = attrs.get("pace") or rng.choice(sorted(VOLUNTEER))
     calm = attrs.get("tone", "lively") == "calm" and rng.random() < 0.5
@@ -76,8 +77,8 @@ class AgendaUser:
         news: Sequence[News | None] | None = None,
     ) -> list[Utterance]:  # fmt: skip
         """The next utterance of each user, the first one "Hello"; `news` is worked in if given."""
-        told = news or [None] * len(dialogues)
-        return [self._next(p, d, n) for p, d, n in zip(personas, dialogues, told, strict=True)]
+        cases = zip(personas, dialogues, news or [None] * len(dialogues), strict=True)
+        return [_Speaker(self, p, d).speak(n) if d.turns else Utterance(OPENING) for p, d, n in cases]
 
     def agenda(self, persona: Persona) -> list[str]:
         """The order in which this persona would tell its slots unasked; the favourite topic comes early."""
@@ -87,135 +88,148 @@ class AgendaUser:
         order.insert(min(len(order), rng.randrange(2)), mood.favorite)
         return order
 
-    def _next(self, persona: Persona, dialogue: Dialogue, news: News | None = None) -> Utterance:
-        if not dialogue.turns:
-            return Utterance(OPENING)
-        turn, mood = len(dialogue.turns) + 1, read_temperament(persona)
-        rng = random.Random(f"turn|{self.seed}|{persona.id}|{turn}")
-        known = dialogue.ledger()
-        budget = reveal_budget(len(persona.profile), turn, len(known))
-        response = language.parse(dialogue.turns[-1].reply.response)
-        asked, reactions = self._react(persona, mood, dialogue, response, rng)
-        told_now = news.slot if news else None
-        asked, instead, eagerness = self._cooperate(persona, dialogue, [s for s in asked if s != told_now])
-        said = [self._tell_news(persona, dialogue, news)] if news else []
+    def draw_slip(self, persona: Persona, dialogue: Dialogue, turn: int) -> tuple[str, str] | None:
+        """(slot, wrong phrase) by which it contradicts itself at `turn`, or None; can be redrawn later."""
+        rng = random.Random(f"slip|{self.seed}|{persona.id}|{turn}")
+        told = [slot for slot, first in dialogue.ledger().items() if first < turn and slot != "Gender"]
+        if rng.random() >= self.manner.contradicts or not told:
+            return None
+        slot = rng.choice(told)
+        phrase = draw_other_value(slot, persona.profile.get(slot) or "", self.speech, rng)
+        return None if phrase is None else (slot, phrase)
+
+
+class _Speaker:
+    """A user whose turn it is. Manners and news have random numbers of their own, so that they never change
+    what a willing user says."""
+
+    def __init__(self, user: AgendaUser, persona: Persona, dialogue: Dialogue):
+        self.user, self.persona, self.dialogue, self.known = user, persona, dialogue, dialogue.ledger()
+        self.turn, self.mood = len(dialogue.turns) + 1, read_temperament(persona)
+        self.rng, self.write = self._make_rng("turn"), partial(language.speak, user.speech)
+
+    def _make_rng(self, purpose: str) -> random.Random:
+        return random.Random(f"{purpose}|{self.user.seed}|{self.persona.id}|{self.turn}")
+
+    def _say(self, slot: str, rng: random.Random) -> Told:
+        """(sentence, slot, phrase) that reveals one slot in one of its phrasings."""
+        phrase = rng.choice(language.list_forms(slot, self.persona.profile.get(slot)))
+        return language.tell(self.user.speech, slot, phrase, rng), slot, phrase
+
+    def speak(self, news: News | None) -> Utterance:
+        """What the user says: reactions, what it tells, wishes."""
+        rng, told_now = self.rng, news.slot if news else None
+        budget = reveal_budget(len(self.persona.profile), self.turn, len(self.known))
+        asked, reactions = self._react()
+        asked, instead, eagerness = self._cooperate([slot for slot in asked if slot != told_now])
+        said = [self._tell_news(news)] if news else []
         for slot in asked:
             if budget > len(said):
-                said.append(self._say(persona, slot, rng))
+                said.append(self._say(slot, rng))
             else:
-                reactions.append(self._line("filler", rng))
-        left = [s for s in self.agenda(persona) if s not in known and s not in asked and s != told_now]
-        chance = eagerness * VOLUNTEER[mood.pace] * (0.4 if said else 1.0)
+                reactions.append(self.write("filler", rng))
+        left = [s for s in self.user.agenda(self.persona) if s not in {*self.known, *asked, told_now}]
+        chance = eagerness * VOLUNTEER[self.mood.pace] * (0.4 if said else 1.0)
         if left and budget > len(said) and rng.random() < chance:
-            said.append(self._say(persona, left[0], rng))
-        wrong, corrected = self._contradict(persona, dialogue)
+            said.append(self._say(left[0], rng))
+        wrong, corrected = self._contradict()
         said += corrected
-        wishes = self._tell_wishes(persona, mood, turn, rng)
-        parts = reactions[:2] + instead + [text for text, _, _ in said] + wrong + wishes
+        wishes = self._tell_wishes()
+        parts = [*reactions[:2], *instead, *(text for text, _, _ in said), *wrong, *wishes]
         if not said and len(parts) < 2 and rng.random() < 0.15:
-            parts.append(self._line("advice", rng))
-        text = " ".join(parts) or self._line("filler", rng)
-        if self.manner.terse and news is None:
-            text = " ".join([f"{phrase}." for _, _, phrase in said] + wishes) or self._line("terse", rng)
+            parts.append(self.write("advice", rng))
+        text = " ".join(parts) or self.write("filler", rng)
+        if self.user.manner.terse and news is None:
+            bare = " ".join([f"{phrase}." for _, _, phrase in said] + wishes)
+            text = bare or self.write("terse", rng)
         return Utterance(text, tuple(s for _, s, _ in said), tuple(p for _, _, p in said))
 
-    def _react(self, persona, mood, dialogue, response, rng) -> tuple[list[str], list[str]]:
+    def _react(self) -> tuple[list[str], list[str]]:
         """(slots to answer now, reaction sentences) after what the assistant said last."""
-        known, answers, lines = dialogue.ledger(), [], []
-        for sentence in (_read(persona, options) for options in response if options):
-            act, slots = sentence.template.act, sentence.template.slots
-            if act == "flatter":
-                lines.append(self._line("react_flatter", rng))
-            elif _is_wrong(persona, sentence):
-                lines.append(self._line("react_wrong", rng))
-            elif act == "ask":
-                lines += self._take_question(persona, mood, known, slots[0], answers, rng)
-            elif act == "detail":
-                lines.append(self._line("elaborate", rng))
-            elif act in ("suggest", "ack") and mood.favorite in slots and rng.random() < 0.6:
-                lines.append(self._line("react_good", rng))
+        answers, lines = {}, []
+        for options in language.parse(self.dialogue.turns[-1].reply.response):
+            if not options:
+                continue
+            # A reading that is true of the persona: "What do you like most about ...?" fits many slots.
+            sentence = next((option for option in options if not self._is_wrong(option)), options[0])
+            act = self._choose_reaction(sentence)
+            if act == "answer":
+                answers[sentence.template.slots[0]] = True
+            elif act:
+                lines.append(self.write(act, self.rng))
         # Neutral at first: a user warms up only to what fits.
-        if not lines and not answers and rng.random() < 0.4:
-            lines.append(self._line("react_plain", rng))
-        return answers, lines
+        if not lines and not answers and self.rng.random() < 0.4:
+            lines.append(self.write("react_plain", self.rng))
+        return list(answers), lines
 
-    def _take_question(self, persona, mood, known, slot, answers, rng) -> list[str]:
-        """Its reaction to a question about a slot; a slot that it will answer joins `answers` instead."""
-        if slot == mood.private:
-            return [self._line("react_private", rng)]
-        if slot in known:
-            return [self._line("react_repeat", rng)]
-        if persona.profile.get(slot) is None:
-            return [self._line("nothing", rng)]
-        if slot not in answers:
-            answers.append(slot)
-        return []
+    def _choose_reaction(self, sentence: language.Sentence) -> str:
+        """The act that takes up what the assistant said; "answer" to a question that it will answer."""
+        act, slots, wrong = sentence.template.act, sentence.template.slots, self._is_wrong(sentence)
+        asked = slots[0] if act == "ask" else ""
+        touched = act in ("suggest", "ack") and self.mood.favorite in slots and not wrong
+        reactions = {
+            "react_flatter": act == "flatter", "react_wrong": wrong,
+            "react_good": touched and self.rng.random() < 0.6, "elaborate": act == "detail",
+            "react_private": asked and asked == self.mood.private, "react_repeat": asked in self.known,
+            "nothing": asked and self.persona.profile.get(asked) is None, "answer": asked,
+        }
+        return next((reaction for reaction, fits in reactions.items() if fits), "")
 
-    def _tell_wishes(self, persona, mood, turn, rng) -> list[str]:
+    def _is_wrong(self, sentence: language.Sentence) -> bool:
+        """Does it claim something untrue? Values of other slots that fit a frame count as true in it."""
+        for slot, phrase in sentence.facts:
+            values = [v for s, v in self.persona.profile.items if slot in language.list_frame_slots(s)]
+            if not any(lex.same_value(slot, phrase, value) for value in values):
+                return True
+        return False
+
+    def _tell_wishes(self) -> list[str]:
         """Sentences that tell a wish, each once, at a turn from 2 to 5 that the persona fixes."""
-        when = random.Random(f"wishes|{self.seed}|{persona.id}")
+        when = random.Random(f"wishes|{self.user.seed}|{self.persona.id}")
         turns = {kind: when.randrange(2, 6) for kind in ("brief", "calm", "private")}
-        wishes = [kind for kind in turns if getattr(mood, kind) and turns[kind] == turn]
-        return [self._line(kind, rng, mood.private if kind == "private" else "") for kind in wishes]
+        due = [kind for kind in turns if getattr(self.mood, kind) and turns[kind] == self.turn]
+        return [self.write(kind, self.rng, self.mood.private if kind == "private" else "") for kind in due]
 
-    def _cooperate(self, persona: Persona, dialogue: Dialogue, asked: list[str]) -> tuple[list, list, float]:
+    def _cooperate(self, asked: list[str]) -> tuple[list[str], list[str], float]:
         """(slots that it answers, what it says instead, factor on the chance to volunteer something)."""
-        # Random numbers of its own, so that manners never change what a willing user says.
-        manner, rng = self.manner, random.Random(f"manner|{self.seed}|{persona.id}|{len(dialogue.turns) + 1}")
-        if manner.patience and count_empty_answers(dialogue) >= manner.patience:
-            return [], [self._line("impatient", rng)], 0.0
+        manner, rng = self.user.manner, self._make_rng("manner")
+        if manner.patience and count_empty_answers(self.dialogue) >= manner.patience:
+            return [], [self.write("impatient", rng)], 0.0
         if rng.random() < manner.strays:
-            return [], [write_stray(persona, self.speech, rng)], 0.0
+            return [], [self._stray(rng)], 0.0
         answered = [slot for slot in asked if rng.random() < manner.answers]
-        return answered, [] if answered == asked else [self._line("evade", rng)], manner.volunteers
+        instead = [] if answered == asked else [self.write("evade", rng)]
+        return answered, instead, manner.volunteers
 
-    def _contradict(self, persona: Persona, dialogue: Dialogue) -> tuple[list[str], list[Told]]:
+    def _stray(self, rng: random.Random) -> str:
+        """A sentence about something or somebody else; its facts are not the user's."""
+        if rng.random() < 0.5:
+            frame = rng.choice(language.find_templates(self.user.speech, "aside"))
+            [slot] = frame.slots
+            phrase = draw_other_value(slot, self.persona.profile.get(slot) or "", self.user.speech, rng)
+            if phrase is not None:
+                return language.realise(frame, rng, {slot: phrase})
+        return self.write("chatter", rng)
+
+    def _contradict(self) -> tuple[list[str], list[Told]]:
         """(wrong sentences now, corrections of the turn before); only the latter reveal something."""
-        turn = len(dialogue.turns) + 1
-        given = persona, dialogue, self.manner, self.seed, self.speech
-        now, before = draw_slip(*given, turn), draw_slip(*given, turn - 1)
-        rng = random.Random(f"corrects|{self.seed}|{persona.id}|{turn}")
-        wrong = [language.tell(self.speech, *now, rng)] if now else []
+        draw, rng = partial(self.user.draw_slip, self.persona, self.dialogue), self._make_rng("corrects")
+        now, before = draw(self.turn), draw(self.turn - 1)
+        wrong = [language.tell(self.user.speech, *now, rng)] if now else []
         if before is None or (now and now[0] == before[0]):
             return wrong, []
-        text, slot, phrase = self._say(persona, before[0], rng)
-        return wrong, [(f"{self._line('take_back', rng)} {text}", slot, phrase)]
+        text, *fact = self._say(before[0], rng)
+        return wrong, [(f"{self.write('take_back', rng)} {text}", *fact)]
 
-    def _tell_news(self, persona: Persona, dialogue: Dialogue, news: News) -> Told:
+    def _tell_news(self, news: News) -> Told:
         """(sentence, slot, phrase) that tells a slot now; a change is said in passing (section 5.2)."""
-        rng = random.Random(f"news|{self.seed}|{persona.id}|{len(dialogue.turns) + 1}")
+        rng, slot = self._make_rng("news"), news.slot
         if news.was is None:
-            return self._say(persona, news.slot, rng)
-        phrase = rng.choice(language.list_forms(news.slot, persona.profile.get(news.slot)))
-        frames = language.find_templates(self.speech.replace("user", "changes"), "changed", news.slot)
-        text = f"About {news.slot.lower()} something has changed, now there is this: {phrase}."
-        if frames:
-            text = language.realise(rng.choice(frames), rng, {news.slot: phrase})
-        return text, news.slot, phrase
-
-    def _line(self, act: str, rng: random.Random, slot: str = "") -> str:
-        speeches = (self.speech, find_manners(self.speech))
-        lines = next(filter(None, (language.find_templates(speech, act, slot) for speech in speeches)))
-        return language.realise(rng.choice(lines), rng)
-
-    def _say(self, persona: Persona, slot: str, rng: random.Random) -> Told:
-        """(sentence, slot, phrase) that reveals one slot in one of its phrasings."""
-        phrase = rng.choice(language.list_forms(slot, persona.profile.get(slot)))
-        return language.tell(self.speech, slot, phrase, rng), slot, phrase
-
-
-def _read(persona: Persona, options: tuple[language.Sentence, ...]) -> language.Sentence:
-    """A reading that is true of the persona: "What do you like most about ...?" fits places and interests."""
-    return next((sentence for sentence in options if not _is_wrong(persona, sentence)), options[0])
-
-
-def _is_wrong(persona: Persona, sentence: language.Sentence) -> bool:
-    """Does it claim something untrue? Values of other slots that fit a frame count as true in it."""
-    for slot, phrase in sentence.facts:
-        values = [value for own, value in persona.profile.items if slot in language.list_frame_slots(own)]
-        if not any(lex.same_value(slot, phrase, value) for value in values):
-            return True
-    return False
+            return self._say(slot, rng)
+        phrase = rng.choice(language.list_forms(slot, self.persona.profile.get(slot)))
+        if language.find_templates(self.user.speech, "changed", slot):
+            return self.write("changed", rng, slot, phrase), slot, phrase
+        return f"About {slot.lower()} something has changed, now there is this: {phrase}.", slot, phrase
 
 
 def theoretical_max(persona: Persona, dialogue: Dialogue) -> float:
@@ -225,13 +239,9 @@ def theoretical_max(persona: Persona, dialogue: Dialogue) -> float:
 
 def count_empty_answers(dialogue: Dialogue) -> int:
     """How many of the latest responses in a row had no content."""
-    count = 0
-    for turn in reversed(dialogue.turns):
-        acts = {s.template.act for options in language.parse(turn.reply.response) for s in options[:1]}
-        if acts & set(language.CONTENT_ACTS):
-            break
-        count += 1
-    return count
+    said = [language.recall([turn.reply.response]) for turn in reversed(dialogue.turns)]
+    full = ({s.template.act for s in sentences} & language.CONTENT_ACTS for sentences in said)
+    return next((n for n, acts in enumerate(full) if acts), len(said))
 
 
 def draw_other_value(slot: str, value: str, speech: str, rng: random.Random) -> str | None:
@@ -239,38 +249,6 @@ def draw_other_value(slot: str, value: str, speech: str, rng: random.Random) -> 
     if slot == "Age":
         years = lex.parse_age(value)
         return None if years is None else str(years + rng.choice((-7, -4, 5, 9)))
-    split = "train" if speech.endswith("train") else "test" if slot in lex.FILES else "extended"
-    values = lex.load_lexicon().values(slot, split)
-    others = [other for other in values if not lex.same_value(slot, other.canonical, value)]
+    split = "train" if speech.endswith("train") else "test" if slot in lex.LISTED else "extended"
+    others = [v for v in lex.list_values(slot, split) if not lex.same_value(slot, v.canonical, value)]
     return rng.choice(rng.choice(others).forms) if others else None
-
-
-def draw_slip(
-    persona: Persona, dialogue: Dialogue, manner: Manner, seed: int, speech: str, turn: int
-) -> tuple[str, str] | None:
-    """(slot, wrong phrase) by which a user contradicts itself at `turn`, or None; can be redrawn later."""
-    rng = random.Random(f"slip|{seed}|{persona.id}|{turn}")
-    if rng.random() >= manner.contradicts:
-        return None
-    told = [slot for slot, first in dialogue.ledger().items() if first < turn and slot != "Gender"]
-    if not told:
-        return None
-    slot = rng.choice(told)
-    phrase = draw_other_value(slot, persona.profile.get(slot) or "", speech, rng)
-    return None if phrase is None else (slot, phrase)
-
-
-def write_stray(persona: Persona, speech: str, rng: random.Random) -> str:
-    """A sentence about something or somebody else; its facts are not the user's."""
-    if rng.random() < 0.5:
-        frame = rng.choice(language.find_templates(find_manners(speech), "aside"))
-        slot = frame.slots[0]
-        phrase = draw_other_value(slot, persona.profile.get(slot) or "", speech, rng)
-        if phrase is not None:
-            return language.realise(frame, rng, {slot: phrase})
-    return language.realise(rng.choice(language.find_templates(find_manners(speech), "chatter")), rng)
-
-
-def find_manners(speech: str) -> str:
-    """The name of the grammar for uncooperative users of this speech."""
-    return speech.replace("user", "manners")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlpa_lib.dialogue.persona import Persona
+from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge, RuleRevealJudge
-from rlpa_lib.mini.lexicon import load_lexicon
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.user import MANNERS, AgendaUser
 
@@ -22,8 +22,7 @@ def load_personas(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
 
 def list_values(slot: str, years: int) -> list[str]:
     """The training values of a slot that somebody of that age may have."""
-    values = load_lexicon().values(slot, "train")
-    return [value.canonical for value in values if int(value.attrs.get("min_age", 0)) <= years]
+    return [v.canonical for v in lex.list_values(slot, "train") if int(v.attrs.get("min_age", 0)) <= years]
 
 
 def make_user(cfg, split: str, seed: int, run=None, manner: str = "willing") -> AgendaUser:
@@ -31,13 +30,13 @@ def make_user(cfg, split: str, seed: int, run=None, manner: str = "willing") -> 
     return AgendaUser(seed, "user_train" if split == "train" else "user_test", MANNERS[manner])
 
 
-def make_reward_judge(cfg, run=None, *, defended=True, failure_limit=None) -> RuleJudge:
-    """The source of training rewards. Rules need no defence and never fail."""
+def make_reward_judge(cfg, run=None, **_) -> RuleJudge:
+    """The source of training rewards. Rules need no defence and never fail, so no option matters."""
     return RuleJudge()
 
 
-def make_evaluation_judge(cfg, run=None, *, defended=True, failure_limit=None) -> RuleEvaluationJudge:
-    """The source of evaluation scores; rules need no defence and never fail."""
+def make_evaluation_judge(cfg, run=None, **_) -> RuleEvaluationJudge:
+    """The source of evaluation scores; as `make_reward_judge`."""
     return RuleEvaluationJudge()
 
 

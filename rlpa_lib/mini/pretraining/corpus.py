@@ -5,20 +5,23 @@ phrasings only."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import Dialogue, Utterance, policy_view
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import SLOTS, Profile, render_reply
+from rlpa_lib.dialogue.prompt_files import load_prompt
 from rlpa_lib.mini import language
-from rlpa_lib.mini import lexicon as lex
-from rlpa_lib.mini.play import TURNS, Moment, list_words, play_crowd, roughen, scramble
-from rlpa_lib.mini.teacher import MIX, STYLES, compose, draw_spoken_value, read_scene, sort_by_slot
+from rlpa_lib.mini.judge import gather_evidence
+from rlpa_lib.mini.lexicon import LISTED
+from rlpa_lib.mini.play import TURNS, Moment, play_crowd, roughen, scramble
+from rlpa_lib.mini.teacher import MIX, STYLES, compose, sort_by_slot
 
-MODES = tuple(MIX)
 EXAMPLES_PER_DIALOGUE = 4
+SCRAMBLED_SHARES = (0.0, 0.3, 0.8, 1.0)
+# Of the modes, the keys of MIX.
 MODE_WEIGHTS = (0.54, 0.11, 0.10, 0.15, 0.10)
 # A reminder is one sentence among many; what it asks for is learned last.
 LAST_WEIGHTS = (0.44, 0.16, 0.20, 0.10, 0.10)
@@ -34,94 +37,83 @@ class Example:
 
 
 def make_corpus(
-    personas: Sequence[Persona], seed: int, shares: Sequence[float], weights: Sequence[float] = MODE_WEIGHTS
+    personas: Iterable[Persona], seed: int, weights: Sequence[float] = MODE_WEIGHTS
 ) -> Iterator[Example]:
-    """Examples in random modes from some turns of every persona; `shares`: of scrambled values."""
-    rng, pool = random.Random(f"mix|{seed}"), list_words()
+    """Examples in random modes from some turns of every persona, some of whose values are scrambled."""
+    rng = random.Random(f"mix|{seed}")
     for persona in personas:
-        mode = rng.choices(MODES, weights)[0]
-        person = scramble_persona(persona, rng, pool, rng.choice(shares))
+        mode, share, items = rng.choices(list(MIX), weights)[0], rng.choice(SCRAMBLED_SHARES), []
+        for slot, value in persona.profile.items:
+            mixed = slot in LISTED and rng.random() < share
+            items.append((slot, scramble(slot, rng) if mixed else value))
         if rng.random() < 0.25:
-            person = add_made_up_slots(person, rng, pool)
+            # Slots that no test knows, in place of its own or beside them; their values mean nothing.
+            names = rng.sample(sorted(language.list_made_up_slots()), rng.choice([1, 2, 8]))
+            made_up = [(name, scramble(rng.choice(LISTED), rng)) for name in names]
+            items = made_up if len(names) == 8 else items + made_up
         wanted = set(rng.sample(range(TURNS), EXAMPLES_PER_DIALOGUE))
-
-        def keep(moment: Moment, numbers: random.Random, mode=mode, wanted=wanted) -> Example | None:
-            return make_example(mode, moment, numbers) if len(moment[0].turns) in wanted else None
-
-        yield from filter(None, play_crowd(person, seed, mode, keep))
+        person = replace(persona, profile=Profile(tuple(items)))
+        yield from filter(None, play_crowd(person, seed, mode, partial(_make_example, mode, wanted)))
 
 
-def scramble_persona(persona: Persona, rng: random.Random, pool: Sequence[str], share: float) -> Persona:
-    """The persona with some values replaced by scrambled ones."""
-    items = persona.profile.items
-    mixed = ((s, scramble(s, rng, pool) if s in lex.FILES and rng.random() < share else v) for s, v in items)
-    return replace(persona, profile=Profile(tuple(mixed)))
-
-
-def add_made_up_slots(persona: Persona, rng: random.Random, pool: Sequence[str]) -> Persona:
-    """The persona with slots that no test knows, in place of its own or beside them; values mean nothing."""
-    names = rng.sample(sorted(language.list_made_up_slots()), rng.choice([1, 2, 8]))
-    own = () if len(names) == 8 else persona.profile.items
-    added = ((name, scramble(rng.choice(list(lex.FILES)), rng, pool)) for name in names)
-    return replace(persona, profile=Profile((*own, *added)))
-
-
-def make_example(mode: str, moment: Moment, rng: random.Random) -> Example:
-    """One training example of a mode from a moment of a dialogue."""
+def _make_example(mode: str, wanted: set[int], moment: Moment, rng: random.Random) -> Example | None:
+    """One training example of a mode from a moment of a dialogue; None if its turn is not wanted."""
     dialogue, profile, response = moment
+    if len(dialogue.turns) not in wanted:
+        return None
     slips = tuple(2 * i + 2 for i, turn in enumerate(dialogue.turns) if not turn.reply.format_ok)
     if mode == "rlpa":
         for turn in dialogue.turns[-1:]:
             right = render_reply(turn.reply.profile, turn.reply.response)
             if turn.reply.format_ok and turn.completion != right:
                 slips = (*slips, 2 * len(dialogue.turns))
-        return Example(tuple(policy_view(dialogue, _load("policy"))), render_reply(profile, response), slips)
-    messages = policy_view(dialogue, _load("base"), "none")
+        messages = policy_view(dialogue, load_prompt("policy", "mini"))
+        return Example(tuple(messages), render_reply(profile, response), slips)
+    messages = policy_view(dialogue, load_prompt("base", "mini"), "none")
     if mode == "reminder":
-        messages[-1] = {"role": "user", "content": f"{messages[-1]['content']} {_load('reminder')}"}
+        messages[-1] = _speak("user", f"{messages[-1]['content']} {load_prompt('reminder', 'mini')}")
     if mode == "rag":
-        context = " ".join(t.user.text for t in dialogue.turns if t.user.stated)
-        text = _load("rag").format(context=context or "nothing yet.", message=messages[-1]["content"])
-        messages, slips = [messages[0], {"role": "user", "content": text}], ()
+        context = " ".join(t.user.text for t in dialogue.turns if t.user.stated) or "nothing yet."
+        text = load_prompt("rag", "mini").format(context=context, message=messages[-1]["content"])
+        messages, slips = [messages[0], _speak("user", text)], ()
     if mode == "revision":
-        return replace(_make_revision(messages, dialogue, response, rng), slips=slips)
+        messages, response = _add_critique(messages, dialogue, response, rng)
     return Example(tuple(messages), response, slips)
 
 
-def _make_revision(messages: list, dialogue: Dialogue, response: str, rng: random.Random) -> Example:
-    draft = compose(rng.choices(STYLES, MIX["base"])[0], read_scene(dialogue), rng)
-    used = [phrase for options in language.parse(draft) if options for _, phrase in options[0].facts]
+def _add_critique(messages: list, dialogue: Dialogue, response: str, rng: random.Random) -> tuple[list, str]:
+    """(messages, completion): a draft is criticised and, mostly, revised."""
+    draft = compose(rng.choices(STYLES, MIX["base"])[0], gather_evidence(dialogue), rng)
+    used = [phrase for sentence in language.recall([draft]) for _, phrase in sentence.facts]
     told = list(dialogue.facts().values())
     verdict = f"It used {used[0]}." if used else "It used nothing that you told me."
     advice = f"It should have looked at {rng.choice(told)}." if told else "There was nothing to use yet."
     opinion = f"{verdict} {advice}"
-    critique = [{"role": "assistant", "content": draft}, {"role": "user", "content": _load("critique")}]
+    messages = [*messages, _speak("assistant", draft), _speak("user", load_prompt("critique", "mini"))]
     if rng.random() < 0.4:
-        return Example((*messages, *critique), opinion)
-    revise = [{"role": "assistant", "content": opinion}, {"role": "user", "content": _load("revise")}]
-    return Example((*messages, *critique, *revise), response)
+        return messages, opinion
+    revise = load_prompt("revise", "mini")
+    return [*messages, _speak("assistant", opinion), _speak("user", revise)], response
 
 
-def make_copy_example(rng: random.Random, pool: Sequence[str], scrambled_share: float = 0.9) -> Example:
+def _speak(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def make_copy_example(rng: random.Random) -> Example:
     """The warm-up: one to four facts, some of which mean nothing, are stated in any frame and listed."""
     names = [*SLOTS, *rng.sample(sorted(language.list_made_up_slots()), 3)]
     slots, said, items = rng.sample(names, rng.randint(1, 4)), [], {}
     for slot in slots:
-        known = draw_spoken_value(slot, rng) if slot in SLOTS else ""
-        free = slot not in ("Age", "Gender") and (not known or rng.random() < scrambled_share)
-        if free:
-            known = scramble(slot if slot in SLOTS else rng.choice(list(lex.FILES)), rng, pool)
+        known = language.draw_spoken_value(slot, rng) if slot in SLOTS else ""
+        if not known or (slot in LISTED and rng.random() < 0.9):
+            known = scramble(slot if slot in SLOTS else rng.choice(LISTED), rng)
         items[slot] = known
-        said.append(language.tell("user_train", slot, items[slot], rng))
+        said.append(language.tell("user_train", slot, known, rng))
     utterance = roughen(Utterance(" ".join(said), tuple(items), tuple(items.values())), rng)
-    messages = policy_view(Dialogue("copy", "copy").hear(utterance), _load("policy"))
+    messages = policy_view(Dialogue("copy", "copy").hear(utterance), load_prompt("policy", "mini"))
     profile = Profile(sort_by_slot(items))
     slot = rng.choice([s for s in slots if s in SLOTS] or ["Interests"])
-    items.setdefault(slot, items[slots[0]])
-    frames = language.find_templates("assistant", rng.choice(["ack", "suggest", "detail"]), slot)
-    response = language.realise(rng.choice(frames), rng, items)
+    phrase = items.get(slot, items[slots[0]])
+    response = language.speak("assistant", rng.choice(["ack", "suggest", "detail"]), rng, slot, phrase)
     return Example(tuple(messages), render_reply(profile, response))
-
-
-def _load(name: str) -> str:
-    return prompt_files.load_prompt(name, "mini")
