@@ -95,10 +95,10 @@ class Page:
             self.head.value = f"<h3>{title}</h3><p>{progress}: finished, thank you.</p>"
             self.body.value, self.form.layout.display = "", "none"
             return
-        item = self.work.items[self.place]
+        item, keys = self.work.items[self.place], escape(" ".join(self.task.choices))
         self.head.value = (
             f"<h3>{title}</h3><p>{escape(self.task.guide)} <i>{progress}; this is item {self.place + 1}. "
-            f"Keys ({escape(' '.join(self.task.choices))}) answer the questions in order, Enter saves.</i></p>"
+            f"Keys ({keys}) answer the questions in order, Enter saves.</i></p>"
         )
         self.body.value, self.form.layout.display = render_item(item), ""
         self._fill(self.work.given.get(item.id, {}))

@@ -177,8 +177,8 @@ def table8(found: pd.DataFrame) -> pd.DataFrame:
             "fuzzy_acc": 100 * np.array(intervals.binomial_interval((abs(error) <= 1).sum(), len(error))),
         }
         reach = intervals.bootstrap_interval(error[:, None] ** 2, limits=(0.0, LARGEST_ERROR**2))
-        ends["mse"] = np.maximum(0.0, (reach.low, reach.high))
-        ends["rmse"] = ends["mse"] ** 0.5
+        ends["mse"] = max(0.0, reach.low), reach.high
+        ends["rmse"] = [end**0.5 for end in ends["mse"]]
         row = {"model": name}
         for column, (low, high) in ends.items():
             row |= {column: metrics[column], f"{column}_low": low, f"{column}_high": high}
