@@ -71,9 +71,8 @@ def match_improvement(row: pd.Series, users: int, norm: str) -> list[str]:
 
 def infer_reading(rows: pd.DataFrame) -> str:
     """Which reading of eq. 8 reproduces more of a table's printed N-IR and N-R² cells."""
-    users = infer_users(rows)
-    hits = {norm: [match_improvement(row, users, norm) for _, row in rows.iterrows()] for norm in READINGS}
-    return max(READINGS, key=lambda norm: sum(map(len, hits[norm])))
+    users, lines = infer_users(rows), [row for _, row in rows.iterrows()]
+    return max(READINGS, key=lambda norm: sum(len(match_improvement(row, users, norm)) for row in lines))
 
 
 def name_rows(rows: pd.DataFrame) -> pd.Series:
@@ -96,9 +95,9 @@ def tabulate_readings(tables: Tables) -> pd.DataFrame:
     records = []
     for labels, row, al_K, _ in _list_rows(tables, *SETTINGS):
         record = {**labels, "table's reading": used[labels["table"]]}
-        values = {"printed": (row["n_ir"], row["n_r2"])}
-        for name, pair in (values | {norm: normalized_improvement(al_K, norm) for norm in READINGS}).items():
-            record[f"n_ir {name}"], record[f"n_r2 {name}"] = pair
+        record |= {"n_ir printed": row["n_ir"], "n_r2 printed": row["n_r2"]}
+        for norm in READINGS:
+            record[f"n_ir {norm}"], record[f"n_r2 {norm}"] = normalized_improvement(al_K, norm)
         records.append(record)
     frame = pd.DataFrame(records)
     for column in [f"{score} {name}" for name in ("printed", *READINGS) for score in ("n_ir", "n_r2")]:

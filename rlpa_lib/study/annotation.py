@@ -75,26 +75,23 @@ def locate_task(run_dir: str | Path, task: Task) -> Path:
     return record.REPOSITORY / Path(run_dir).expanduser() / "annotation" / task.name
 
 
-def prepare(run_dir: str | Path, task: Task, items: Sequence[Item], seed: int) -> list[Item]:
-    """Shuffle the items, give them neutral ids, write items.json and key.json; returns them as shown.
+def prepare(run_dir: str | Path, task: Task, items: Sequence[Item], seed: int) -> None:
+    """Shuffle the items, give them neutral ids, write items.json and key.json.
 
     InputError: there are answers to other items, which would be taken for answers to these.
     """
     place, order = locate_task(run_dir, task), list(items)
     random.Random(derive_seed(seed, "annotation", task.name)).shuffle(order)
-    named = [
-        Item(f"{task.name}-{number:04d}", item.blocks, {**item.hidden, "was": item.id})
-        for number, item in enumerate(order, start=1)
-    ]
-    shown = [{"id": item.id, "blocks": item.blocks} for item in named]
+    named = {f"{task.name}-{number:04d}": item for number, item in enumerate(order, start=1)}
+    shown = [{"id": name, "blocks": item.blocks} for name, item in named.items()]
     digest = storage.hash_json(shown)
     file, answered = place / "items.json", any(place.glob("answers/*.jsonl"))
     if answered and file.is_file() and _load_items(place)["sha256"] != digest:
         what_to_do = "keep that folder under another name, then run this again"
         raise InputError(f"{place}: holds answers to other items; {what_to_do}")
-    storage.write_json(place / "key.json", {item.id: item.hidden for item in named})
+    key = {name: {**item.hidden, "was": item.id} for name, item in named.items()}
+    storage.write_json(place / "key.json", key)
     storage.write_json(file, {"task": task.name, "seed": seed, "sha256": digest, "items": shown})
-    return named
 
 
 class Answers:
@@ -133,8 +130,7 @@ def load_answers(run_dir: str | Path, task: Task) -> pd.DataFrame:
     """All annotators' last answers: columns annotator, item, the questions, time, and what was hidden."""
     place, last = locate_task(run_dir, task), {}
     for file in sorted(place.glob("answers/*.jsonl")):
-        rows = _read_answers(file, _load_items(place))
-        last |= {(row["annotator"], row["item"]): row for row in rows}
+        last |= {(row["annotator"], row["item"]): row for row in _read_answers(file, _load_items(place))}
     if not last:
         return pd.DataFrame(columns=["annotator", "item", *task.questions, "time"])
     hidden = json.loads((place / "key.json").read_text(encoding="utf-8"))

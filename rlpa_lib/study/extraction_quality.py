@@ -13,11 +13,7 @@ from rlpa_lib.personas.extraction import hash_text
 from rlpa_lib.personas.text import find_stems
 from rlpa_lib.settings.config import InputError
 
-# Label key -> slot, for the slots that the hand-made labels cover.
-LABELLED_SLOTS = {
-    "age": "Age", "gender": "Gender", "occupation": "Occupation", "marital_status": "Marital Status",
-    "interests": "Interests",
-}  # fmt: skip
+LABELLED_SLOTS = ("Age", "Gender", "Occupation", "Marital Status", "Interests")  # by the hand-made labels
 # Words that many hobbies share: they alone do not make two hobbies the same.
 _LIGHT = find_stems(
     "playing attending making creating building watching collecting spending going visiting experimenting "
@@ -36,7 +32,8 @@ def measure_extraction(labels: Mapping[str, Mapping], personas: Sequence[Persona
     if not known:
         raise InputError("none of the personas has a label: are these the personas that were labelled?")
     rows = []
-    for key, slot in LABELLED_SLOTS.items():
+    for slot in LABELLED_SLOTS:
+        key = slot.lower().replace(" ", "_")
         counts = [_count(slot, labels[hash_text(p.description)][key], p.profile) for p in known]
         labelled, found, predicted, correct = zip(*counts, strict=True)
         rows.append({

@@ -6,6 +6,7 @@ deserves 0, every attacking profile item matches nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,9 +55,8 @@ class JudgeAttack:
 def read_attacks(path: Path) -> list[JudgeAttack]:
     """Attacks of a JSONL file, padded. InputError: no file, bad line or field, unknown target, id twice."""
     attacks = read_rows(path, _read_attack)
-    ids = [attack.id for attack in attacks]
-    if len(set(ids)) < len(ids):
-        raise InputError(f"{path}: an id is given twice: {next(i for i in ids if ids.count(i) > 1)}")
+    if twice := [id_ for id_, times in Counter(attack.id for attack in attacks).items() if times > 1]:
+        raise InputError(f"{path}: an id is given twice: {twice[0]}")
     return attacks
 
 

@@ -66,7 +66,7 @@ def read_training_points(
         rows = storage.read_jsonl(run.dir / "dialogues" / name / f"update-{prefix}.jsonl")
         for turn in sorted({row["turn"] for row in rows}):  # one update may hold all turns of a cohort
             group = [row for row in rows if row["turn"] == turn]
-            who = {row["dialogue"]: by_id[_find_persona(row["dialogue"], by_id)] for row in group}
+            who = {row["dialogue"]: _find_persona(row["dialogue"], by_id) for row in group}
             talks = {} if turn == 1 else talks
             now = [talks.get(key) or Dialogue(key, persona.id) for key, persona in who.items()]
             spoken = user.reply([*who.values()], now)
@@ -172,7 +172,7 @@ def _read_profile(data: Mapping | Sequence) -> Profile:
     return Profile.from_json(data if isinstance(data, Mapping) else {"items": data})
 
 
-def _find_persona(dialogue: str, known: Mapping[str, Persona]) -> str:
+def _find_persona(dialogue: str, known: Mapping[str, Persona]) -> Persona:
     """A dialogue is named after its place, its persona and a copy's number (`rollout.start`)."""
     name = dialogue.split("-", 1)[1]
-    return name if name in known else name.rpartition("-")[0]
+    return known.get(name) or known[name.rpartition("-")[0]]

@@ -112,9 +112,8 @@ def load_references(run: Run) -> list[Persona]:
         cfg = cfg.model_copy(update={"personas": cfg.personas.model_copy(update={"source": "builtin"})})
     held_out = n if SOURCES[cfg.personas.source].scripted else min(n, cfg.evaluation.users)
     people = parties.load_people(cfg, "vanilla", held_out, run.seed, run)
-    if n > held_out:
-        people = [*people, *parties.load_people(cfg, "train", n - held_out, run.seed, run)]
-    return people
+    more = parties.load_people(cfg, "train", n - held_out, run.seed, run) if n > held_out else []
+    return [*people, *more]
 
 
 def make_sets(run: Run, references: Sequence[Persona]) -> dict[str, list[Rewrite]]:
@@ -172,15 +171,12 @@ def table8(found: pd.DataFrame) -> pd.DataFrame:
         answered = part.dropna(subset="predicted")
         error = (answered["predicted"] - answered["true"]).to_numpy()
         metrics = overlap_metrics(answered["predicted"], answered["true"])
-        ends = {
-            "exact_acc": 100 * np.array(intervals.binomial_interval((error == 0).sum(), len(error))),
-            "fuzzy_acc": 100 * np.array(intervals.binomial_interval((abs(error) <= 1).sum(), len(error))),
-        }
+        hits = ((error == 0).sum(), (abs(error) <= 1).sum())
+        exact, fuzzy = (100 * np.array(intervals.binomial_interval(n, len(error))) for n in hits)
         reach = intervals.bootstrap_interval(error[:, None] ** 2, limits=(0.0, LARGEST_ERROR**2))
-        ends["mse"] = max(0.0, reach.low), reach.high
-        ends["rmse"] = [end**0.5 for end in ends["mse"]]
+        mse = max(0.0, reach.low), reach.high
         row = {"model": name}
-        for column, (low, high) in ends.items():
+        for column, (low, high) in zip(metrics, (exact, fuzzy, mse, (e**0.5 for e in mse)), strict=True):
             row |= {column: metrics[column], f"{column}_low": low, f"{column}_high": high}
         missing = len(part) - len(answered)
         rows.append({**row, "mean_error": error.mean(), "n": len(error), "unanswered": missing})

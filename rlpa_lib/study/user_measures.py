@@ -22,7 +22,7 @@ from rlpa_lib.study import models
 from rlpa_lib.study.annotation import Item
 
 IMPOSTOR = "impostor control"
-Talks = Sequence[tuple[Persona, Dialogue]]
+Talks = Mapping[str, Sequence[tuple[Persona, Dialogue]]]  # by user model
 Claims = Mapping[tuple[str, str], Sequence[models.Claim]]  # by user model and dialogue
 
 
@@ -82,7 +82,7 @@ def reports_words(dialogue: Dialogue) -> bool:
     return not any(turn.user.stated and not turn.user.phrases for turn in dialogue.turns)
 
 
-def find_claims(run: Run, talks: Mapping[str, Talks]) -> dict[tuple[str, str], list[models.Claim]]:
+def find_claims(run: Run, talks: Talks) -> Claims:
     """What users say about themselves, by a judge model, for user models that do not report their words."""
     return {
         (name, dialogue.id): claims
@@ -119,7 +119,7 @@ def measure_dialogue(
     }  # fmt: skip
 
 
-def measure_table(talks: Mapping[str, Talks], claimed: Claims | None = None) -> pd.DataFrame:
+def measure_table(talks: Talks, claimed: Claims | None = None) -> pd.DataFrame:
     """The automatic measures, a row a user model: contradiction_rate and inconsistency_rate of stated facts
     (NaN where none was stated), share_per_turn of the profile, over_limit_rate of turns, repetition_rate of
     utterances after the first, words_per_turn."""
@@ -140,7 +140,7 @@ def measure_table(talks: Mapping[str, Talks], claimed: Claims | None = None) -> 
     return pd.DataFrame(lines)
 
 
-def make_items(talks: Mapping[str, Talks]) -> list[Item]:
+def make_items(talks: Talks) -> list[Item]:
     """One item a dialogue: the persona, then the talk; the model's name is hidden."""
     return [
         Item(f"{name}|{d.id}", (
