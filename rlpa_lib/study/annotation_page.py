@@ -52,10 +52,10 @@ class Page:
                                      description="keys", placeholder="type here")  # fmt: skip
         options = [(label, value) for value, label in task.choices.values()]
         look = {"value": None, "layout": _WIDE, "style": {"button_width": "9em"}}
-        self.choices = [widgets.ToggleButtons(options=options, **look) for _ in task.questions]
+        self.choices = {name: widgets.ToggleButtons(options=options, **look) for name in task.questions}
         rows = [
-            widgets.VBox([widgets.HTML(f"<b>{escape(text)}</b>"), choice])
-            for text, choice in zip(task.questions.values(), self.choices, strict=True)
+            widgets.VBox([widgets.HTML(f"<b>{escape(text)}</b>"), self.choices[name]])
+            for name, text in task.questions.items()
         ]
         acts = {"Save (Enter)": self.save, "Back (b)": self.back, "Export CSV": self.export}
         save, back, export = (widgets.Button(description=text) for text in acts)
@@ -64,14 +64,14 @@ class Page:
         self.form = widgets.VBox([*rows, widgets.HBox([self.keys, save, back])])
         self.box = widgets.VBox([self.head, self.body, self.form, self.note, export])
         self.keys.observe(self._type, names="value")
-        for choice in self.choices:
+        for choice in self.choices.values():
             choice.observe(self._click, names="value")
         self._show()
 
     def save(self) -> None:
         """Store the answers to this item and show the next open one; says which questions are open."""
         item = self.work.items[self.place]
-        values = {name: choice.value for name, choice in zip(self.task.questions, self.choices, strict=True)}
+        values = {name: choice.value for name, choice in self.choices.items()}
         if missing := [name for name, value in values.items() if value is None]:
             self._tell(f"Not saved: {', '.join(missing)} still open.")
             return
@@ -109,11 +109,12 @@ class Page:
     def _fill(self, given: Mapping[str, Any], keep: bool = False, show: bool = True) -> None:
         """Set the buttons (`keep`: clicks stay where unanswered), and the keys up to a gap if `show`."""
         self._quiet = True
-        for name, choice in zip(self.task.questions, self.choices, strict=True):
+        for name, choice in self.choices.items():
             choice.value = given.get(name, choice.value if keep else None)
         if show:
             keys = {value: key for key, (value, _) in self.task.choices.items()}
-            self.keys.value = "".join(takewhile(bool, (keys.get(choice.value) for choice in self.choices)))
+            typed = takewhile(bool, (keys.get(choice.value) for choice in self.choices.values()))
+            self.keys.value = "".join(typed)
         self._quiet = False
 
     def _type(self, change: Mapping[str, Any]) -> None:
