@@ -42,12 +42,13 @@ class Impostor:
 def make_user_models(run: Run, people: Sequence[Persona]) -> dict[str, SimulatedUser]:
     """Name -> user: the run's own, those of study.user_models, and the run's own as impostor."""
     cfg = run.cfg
-    own = USERS[cfg.user.kind].label or str(cfg.user.model)
-    users = {
+    own = parties.make_user(cfg, "test", run.seed, run)
+    others = {
         name: parties.make_user(cfg.model_copy(update={"user": section}), "test", run.seed, run)
-        for name, section in {own: cfg.user, **cfg.study.user_models}.items()
+        for name, section in cfg.study.user_models.items()
     }
-    return {**users, IMPOSTOR: Impostor(users[own], tuple(people))}
+    name = USERS[cfg.user.kind].label or str(cfg.user.model)
+    return {name: own, **others, IMPOSTOR: Impostor(own, tuple(people))}
 
 
 def make_partner(run: Run) -> Method:
