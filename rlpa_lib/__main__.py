@@ -23,10 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(argv)
     try:
-        commands = {
-            "reproduce": _reproduce, "train": _train, "plan": _plan, "audit": _audit, "publish": _publish,
-        }
-        return commands[options.command](options)
+        return options.act(options)
     except InputError as error:
         print(f"rlpa_lib: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -40,30 +37,33 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     several, setting = {"action": "append", "default": []}, "SECTION.KEY=VALUE"
 
-    def begin(name: str, told: str, scaled: bool = True) -> Callable[..., argparse.Action]:
-        add = commands.add_parser(name, help=told).add_argument
+    def begin(
+        act: Callable[[argparse.Namespace], int], told: str, scaled: bool = True, seeded: bool = False
+    ) -> Callable[..., argparse.Action]:
+        command = commands.add_parser(act.__name__.removeprefix("_"), help=told)
+        command.set_defaults(act=act)
         if scaled:
-            add("--scale", default="mini", help="smoke, mini, smol, paper, released, or a params file")
-            add("--set", **several, metavar=setting, help="change one setting")
-        return add
+            told = "smoke, mini, smol, paper, released, or a params file"
+            command.add_argument("--scale", default="mini", help=told)
+            command.add_argument("--set", **several, metavar=setting, help="change one setting")
+        if seeded:
+            command.add_argument("--seed", type=int, default=0)
+            command.add_argument("--run-dir", type=Path, help="default: runs/<scale>-<seed>")
+        return command.add_argument
 
-    add = begin("reproduce", "run the notebooks in order, into a run directory")
-    add("--seed", type=int, default=0)
-    add("--run-dir", type=Path, help="default: runs/<scale>-<seed>")
+    add = begin(_reproduce, "run the notebooks in order, into a run directory", seeded=True)
     add("--only", **several, metavar="NOTEBOOK", help="20_ppo or 20; repeatable")
     add("--notebooks", type=Path, help="another folder of numbered notebooks")
     add("--verbose", action="store_true", help="show what the notebooks print while they run")
     told = "notebooks side by side (default: 2 for the tiny model on two cores, else 1)"
     add("--jobs", type=int, metavar="N", help=told)
 
-    add = begin("train", "train by PPO alone, as 20_ppo does; also under accelerate launch")
-    add("--seed", type=int, default=0)
-    add("--run-dir", type=Path, help="default: runs/<scale>-<seed>")
+    add = begin(_train, "train by PPO alone, as 20_ppo does; also under accelerate launch", seeded=True)
     add("--name", default="ppo", help="of the adapter and the metrics")
     add("--change", **several, metavar=setting, help="a setting of this training alone")
     add("--until", type=int, metavar="UPDATES", help="stop after so many updates")
 
-    add = begin("plan", "what a run will cost: requests, tokens, USD, hours, GPU memory")
+    add = begin(_plan, "what a run will cost: requests, tokens, USD, hours, GPU memory")
     add("--rpm", type=float, help="requests a minute that servers allow (default: endpoint.max_rpm, or 500)")
     add("--tpm", type=float, default=2e6, help="tokens a minute that servers allow")
     add("--assume", **several, metavar="NAME=VALUE", help="put another length in place of the pilot's")
@@ -72,11 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--against", type=Path, metavar="RUN_DIR", help=told)
     add("--record", type=Path, nargs="+", metavar="RUN_DIR", help="make these runs the pilot that ships")
 
-    add = begin("audit", "check a folder of tables shaped like the paper's against each other", scaled=False)
+    add = begin(_audit, "check a folder of tables shaped like the paper's against each other", scaled=False)
     add("--tables", type=Path, metavar="DIR", help="default: the paper's own tables")
     add("--json", type=Path, metavar="OUT", help="where to write the list of findings")
 
-    add = begin("publish", "pool finished runs that differ in the seed alone, for figures/", scaled=False)
+    add = begin(_publish, "pool finished runs that differ in the seed alone, for figures/", scaled=False)
     add("runs", type=Path, nargs="+", metavar="RUN_DIR")
     add("--out", type=Path, default=Path("figures"))
     return parser
@@ -88,11 +88,10 @@ def _run_dir(options: argparse.Namespace) -> Path:
 
 def _reproduce(options: argparse.Namespace) -> int:
     from rlpa_lib.reproduce import runner
-    from rlpa_lib.runs.notebooks import NOTEBOOKS
 
     return runner.reproduce(
         scale=options.scale, seed=options.seed, run_dir=_run_dir(options).expanduser().absolute(),
-        only=options.only, overrides=options.set, notebooks=(options.notebooks or NOTEBOOKS).resolve(),
+        only=options.only, overrides=options.set, notebooks=(options.notebooks or runner.NOTEBOOKS).resolve(),
         verbose=options.verbose, jobs=options.jobs,
     )  # fmt: skip
 
@@ -117,10 +116,8 @@ def _plan(options: argparse.Namespace) -> int:
     if options.record:
         print(pilot.write_pilot(options.record))
         return 0
-    cfg, known = (
-        config.load_config(options.scale, options.set),
-        pilot.read_pilot(options.pilot).assume(options.assume),
-    )
+    cfg = config.load_config(options.scale, options.set)
+    known = pilot.read_pilot(options.pilot).assume(options.assume)
     if options.against is None:
         told = plan.table(cfg, known, rpm=options.rpm, tpm=options.tpm)
         print("\n\n".join(text for text in (told, memory.table(cfg)) if text))

@@ -108,7 +108,7 @@ def test_texts_show_as_themselves():
 
 
 def values(made):
-    return [choice.value for choice in made.choices]
+    return [choice.value for choice in made.choices.values()]
 
 
 def test_keys_rate_save_go_back_and_finish(work):
@@ -117,7 +117,7 @@ def test_keys_rate_save_go_back_and_finish(work):
     assert values(made) == [4, 5, None, None] and "0 of 5" in made.head.value
     made.keys.value = "4"
     assert values(made) == [4, None, None, None]
-    made.choices[3].value = 2  # by mouse
+    made.choices["persona_fit"].value = 2  # by mouse
     made.keys.value = "43"
     assert values(made) == [4, 3, None, 2]
     made.keys.value = "43\n"

@@ -155,7 +155,7 @@ def test_three_are_rated_the_page_is_closed_and_opened_and_the_rest_is_done(tmp_
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     order = [item.id for item in annotation.Answers(run_dir, annotation.USERS, "ann").items]
     assert [row["item"] for row in rows] == order
-    names = [question.name for question in annotation.USERS.questions]
+    names = list(annotation.USERS.questions)
     assert [[row["answers"][name] for name in names] for row in rows] == [
         [4, 3, 2, 1], [5] * 4, [1, 2, 3, 4], [3] * 4, [4] * 4,
     ]

@@ -4,7 +4,6 @@ said before any work."""
 import importlib.util
 import json
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -187,7 +186,7 @@ def test_runs_that_differ_in_the_seed_alone_are_found(open_run):
 
 
 def test_a_reproduction_looks_for_encoder_and_servers_before_it_starts(tmp_path, monkeypatch):
-    books = [Path("20_ppo.ipynb"), Path("30_evaluation.ipynb")]
+    books = {"20_ppo", "30_evaluation"}
     cfg = config.load_config(
         "smoke",
         [
@@ -200,11 +199,12 @@ def test_a_reproduction_looks_for_encoder_and_servers_before_it_starts(tmp_path,
         match="evaluation.comparators.GPT-4o.api_key_env: "
         "the environment variable NO_SUCH_KEY_HERE is not set",
     ):
-        runner._check_rows(cfg, books, tmp_path / "run")
-    runner._check_rows(cfg, books[:1], tmp_path / "run")
+        runner.check_needs(cfg, 0, books, tmp_path / "run")
+    runner.check_needs(cfg, 0, {"20_ppo"}, tmp_path / "run")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="minilm is not installed"):
-        runner._check_rows(config.load_config("smoke", ["evaluation.methods=[rag]"]), books, tmp_path / "run")
+        cfg = config.load_config("smoke", ["evaluation.methods=[rag]"])
+        runner.check_needs(cfg, 0, books, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from rlpa_lib.audit.resolution import TIE, on_grid
 from rlpa_lib.evaluation.agreement_metrics import classification_metrics
@@ -28,83 +33,80 @@ _RANGES = {  # by column, which means the same in every table
 }
 
 
+@cache
+def _load_kinds() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((resources.files("rlpa_lib.audit") / "findings.yaml").read_text(encoding="utf-8"))
+
+
+def report(
+    entry: str, table: str, row: pd.Series | str, column: str, printed: Any, recomputed: Any = None, **told
+) -> Finding:
+    """A finding as its entry of findings.yaml describes it; its note is filled with the values and `told`."""
+    kind = _load_kinds()[entry]
+    note = kind["note"].format(printed=printed, recomputed=recomputed, **told)
+    where, changes_claim = row if isinstance(row, str) else label(row), kind.get("changes_claim", False)
+    return Finding(table, where, column, kind["kind"], printed, recomputed, changes_claim, note)
+
+
 def check_ranges(tables: Tables) -> Iterator[Finding]:
     """Numbers outside what they can be: percentages, kappas, ratings, and counts that are not whole."""
     for name, frame in tables.numbers.items():
-        for (_, row), column in ((line, column) for line in frame.iterrows() for column in frame):
+        for (_, row), column in itertools.product(frame.iterrows(), frame):
             quantity = column.removeprefix("vanilla_").removeprefix("extended_")
             if quantity not in _RANGES or math.isnan(value := float(row[column])):
                 continue
             low, high = _RANGES[quantity]
             if not low <= value <= high or (quantity in _COUNTS and value != round(value)):
-                table, note = row.get("table", name), f"must lie in {low}..{high}, counts must be whole"
-                yield Finding(
-                    table, label(row), column, "range", printed=value, changes_claim=True, note=note
-                )
-    for _, row in tables.numbers["turnwise"].iterrows():
-        if row["table"] not in SETTINGS:
-            note = "must be table2, table4 or table5"
-            yield Finding("turnwise", label(row), "table", "label", printed=row["table"], note=note)
+                table = row.get("table", name)
+                yield report("outside the range", table, row, column, value, low=low, high=high)
+    turnwise = tables.numbers["turnwise"]
+    for _, row in turnwise[~turnwise["table"].isin(SETTINGS)].iterrows():
+        yield report("unknown table", "turnwise", row, "table", row["table"])
 
 
-def differs(tables: Tables, source: str, index: int, column: str, value: float, slack: float = TIE) -> bool:
+def differs(
+    tables: Tables, source: str, row: pd.Series, column: str, value: float, slack: float = TIE
+) -> bool:
     """Whether a cell of file `source` is not `value` rounded as printed (the CSVs drop trailing zeros)."""
-    at_least = 1 if column == "accuracy_pct" else 2
-    half = 0.5 * 10.0 ** -tables.decimals(source, index, column, at_least)
-    return not abs(tables.numbers[source].at[index, column] - value) <= half + slack
+    half = 0.5 * 10.0 ** -tables.decimals(source, row.name, column, 1 if column == "accuracy_pct" else 2)
+    return not abs(row[column] - value) <= half + slack
 
 
 def check_table6(tables: Tables) -> Iterator[Finding]:
     """Ratings are averages of 30 whole marks, and All is their mean (appendix G)."""
-    for index, row in tables.rows("table6").iterrows():
+    for _, row in tables.rows("table6").iterrows():
         ratings = row[list(_DIMENSIONS)].to_numpy(dtype=float)
         # A rating is a share of 30 marks, so the percentage test applies to it unchanged.
         fits = on_grid(ratings, RATED_CASES * 100)
-        for column, value in zip(np.array(_DIMENSIONS)[~fits], ratings[~fits], strict=True):
-            nearest = round(round(value * RATED_CASES) / RATED_CASES, 2)
-            column, value, note = str(column), float(value), f"no mean of {RATED_CASES} whole ratings"
-            yield Finding(
-                "table6", label(row), column, "granularity", printed=value, recomputed=nearest, note=note
-            )
-        mean = np.where(fits, np.round(ratings * RATED_CASES) / RATED_CASES, ratings).mean()
-        if differs(tables, "table6", index, "all_avg", mean, TIE if fits.all() else 0.005):
-            note, mean = "mean of the four dimensions", round(float(mean), 3)
-            yield Finding(
-                "table6", label(row), "all_avg", "average", printed=row["all_avg"], recomputed=mean,
-                changes_claim=True, note=note,
-            )
+        for column in itertools.compress(_DIMENSIONS, ~fits):
+            nearest = round(round(row[column] * RATED_CASES) / RATED_CASES, 2)
+            yield report("rating", "table6", row, column, row[column], nearest)
+        mean = float(np.where(fits, np.round(ratings * RATED_CASES) / RATED_CASES, ratings).mean())
+        if differs(tables, "table6", row, "all_avg", mean, TIE if fits.all() else 0.005):
+            yield report("average of ratings", "table6", row, "all_avg", row["all_avg"], round(mean, 3))
 
 
 def check_table7(tables: Tables) -> Iterator[Finding]:
     """Row sums, accuracies of both labels and overall, and the total of 300 pairs (appendix H.1)."""
-    right, total = 0.0, 0.0
-    for index, row in tables.rows("table7").iterrows():
+    all_right, all_pairs = 0.0, 0.0
+    for _, row in tables.rows("table7").iterrows():
         name = row["system_label"]
-        if name not in ("same", "different", "overall"):
-            note = "must be same, different or overall"
-            yield Finding("table7", label(row), "system_label", "label", printed=name, note=note)
-            continue
         if name == "overall":
-            sums = {"sum of the two labels above": total}
-            sums["appendix H.1 names this number of pairs"] = JUDGED_CASES
-            accuracy = 100 * right / total if total else math.nan
+            sums, right, pairs = {"labels": all_pairs, "pairs": float(JUDGED_CASES)}, all_right, all_pairs
+        elif name in ("same", "different"):
+            sums = {"judgements": row["same"] + row["different"] + row["uncertain"]}
+            right, pairs = row[name], row["total"]
+            all_right, all_pairs = all_right + right, all_pairs + pairs
         else:
-            sums = {"sum of the three judgements": row["same"] + row["different"] + row["uncertain"]}
-            right, total = right + row[name], total + row["total"]
-            accuracy = 100 * row[name] / row["total"] if row["total"] else math.nan
-        for note, recomputed in sums.items():
+            yield report("unknown label", "table7", row, "system_label", name)
+            continue
+        for entry, recomputed in sums.items():
             if not abs(row["total"] - recomputed) <= TIE:
-                printed = float(row["total"])
-                yield Finding(
-                    "table7", label(row), "total", "sum", printed=printed, recomputed=float(recomputed),
-                    note=note,
-                )
-        if differs(tables, "table7", index, "accuracy_pct", accuracy):
+                yield report(entry, "table7", row, "total", row["total"], recomputed)
+        accuracy = 100 * right / pairs if pairs else math.nan
+        if differs(tables, "table7", row, "accuracy_pct", accuracy):
             printed, accuracy = row["accuracy_pct"], round(accuracy, 2)
-            note = "share of pairs on which the vote agrees with the system label"
-            yield Finding(
-                "table7", label(row), "accuracy_pct", "ratio", printed=printed, recomputed=accuracy, note=note
-            )
+            yield report("agreeing share", "table7", row, "accuracy_pct", printed, accuracy)
 
 
 def check_table8(tables: Tables) -> Iterator[Finding]:
@@ -119,53 +121,32 @@ def check_table8(tables: Tables) -> Iterator[Finding]:
         root = max(mse, 0.0) ** 0.5
         slack = 0.5 * 10.0 ** -tables.decimals("table8", index, "rmse", 2) + TIE
         if not min(roots, default=root) - slack <= row["rmse"] <= max(roots, default=root) + slack:
-            note = "square root of the printed MSE"
-            yield Finding(
-                "table8", label(row), "rmse", "ratio", printed=row["rmse"], recomputed=round(root, 3),
-                note=note,
-            )
+            yield report("root", "table8", row, "rmse", row["rmse"], round(root, 3))
         for column in ("exact_acc", "fuzzy_acc"):
             if not on_grid(np.array(row[column]), cases, 1):
-                note = f"no share of {cases} cases, which fit the other rows"
-                yield Finding("table8", label(row), column, "granularity", printed=row[column], note=note)
+                yield report("share of cases", "table8", row, column, row[column], cases=cases)
         low, high = mse_bounds(exact, fuzzy)
         if exact > fuzzy or not low - half - TIE <= mse <= high + half:
-            bounds, note = f"{low:.2f} to {high:.2f}", "bounds that exact and fuzzy accuracy put on the MSE"
-            yield Finding(
-                "table8", label(row), "mse", "bounds", printed=mse, recomputed=bounds, changes_claim=True,
-                note=note,
-            )
+            yield report("bounds of the MSE", "table8", row, "mse", mse, f"{low:.2f} to {high:.2f}")
         elif not can_give_mse(exact, fuzzy, mse, cases, half):
-            note = f"no set of whole errors over {cases} cases gives this MSE with these accuracies"
-            yield Finding("table8", label(row), "mse", "granularity", printed=mse, note=note)
+            yield report("whole errors", "table8", row, "mse", mse, cases=cases)
 
 
 def check_tables9_10(tables: Tables) -> Iterator[Finding]:
     """300 cases in table 9, and every metric of table 10 from them (appendix H.2)."""
     counts = tables.rows("table9").set_index("model_label")[["human_1", "human_0"]]
-    labels, total = ", ".join(counts.index), float(counts.to_numpy().sum())
+    total = float(counts.to_numpy().sum())
     if sorted(counts.index) != ["0", "1"]:
-        note = "needs one row for each label"
-        yield Finding(
-            "table9", "all rows", "model_label", "label", printed=labels, recomputed="1, 0", note=note
-        )
+        yield report("other labels", "table9", "all rows", "model_label", ", ".join(counts.index), "1, 0")
         return
     if counts.to_numpy().min() < 0 or total == 0:
         return  # reported as a range finding; no metric is defined
     if total != JUDGED_CASES:
-        note = "appendix H.2 names this number of cases"
-        yield Finding(
-            "table9", "all rows", "human_1, human_0", "sum", printed=JUDGED_CASES, recomputed=total, note=note
-        )
+        yield report("cases", "table9", "all rows", "human_1, human_0", JUDGED_CASES, total)
     metrics = classification_metrics(*counts.loc["1"], *counts.loc["0"])
-    for index, row in tables.rows("table10").iterrows():
-        for column, value in metrics.items():
-            if differs(tables, "table10", index, column, value):
-                printed, note = row[column], "from the confusion table, table 9"
-                yield Finding(
-                    "table10", "only row", column, "ratio", printed=printed, recomputed=round(value, 4),
-                    changes_claim=True, note=note,
-                )
+    for (_, row), (column, value) in itertools.product(tables.rows("table10").iterrows(), metrics.items()):
+        if differs(tables, "table10", row, column, value):
+            yield report("metric", "table10", "only row", column, row[column], round(value, 4))
 
 
 def infer_cases(rows: pd.DataFrame) -> int:

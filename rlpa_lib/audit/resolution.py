@@ -8,6 +8,7 @@ fail together (1, the most).
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -70,42 +71,36 @@ def match_improvement(row: pd.Series, users: int, norm: str) -> list[str]:
 
 def infer_reading(rows: pd.DataFrame) -> str:
     """Which reading of eq. 8 reproduces more of a table's printed N-IR and N-R² cells."""
-    users = infer_users(rows)
-    hits = {norm: [match_improvement(row, users, norm) for _, row in rows.iterrows()] for norm in READINGS}
-    return max(READINGS, key=lambda norm: sum(map(len, hits[norm])))
+    users, lines = infer_users(rows), [row for _, row in rows.iterrows()]
+    return max(READINGS, key=lambda norm: sum(len(match_improvement(row, users, norm)) for row in lines))
 
 
-def name_row(row: pd.Series) -> str:
-    """A turnwise row by its model, without the release date, and its method."""
-    return f"{strip_date(row['model'])} {row['method']}"
+def name_rows(rows: pd.DataFrame) -> pd.Series:
+    """Each row by its model, without the release date, and its method."""
+    return rows["model"].map(strip_date) + " " + rows["method"]
 
 
 def tabulate_users(tables: Tables) -> pd.DataFrame:
     """Row by row, the numbers of users that all ten percentages fit (to 150), and the one used here."""
-    records = []
-    for table in SETTINGS:
-        users = infer_users(tables.rows(table))
-        for _, row in tables.rows(table).iterrows():
-            fitting = ", ".join(map(str, find_users(curve(row)))) or "none"
-            used = infer_row_users(curve(row), users)
-            records.append({**_labels(table, row), "users that fit": fitting, "used here": used})
-    return pd.DataFrame(records)
+    return pd.DataFrame([
+        {**labels, "users that fit": ", ".join(map(str, find_users(al_K))) or "none",
+         "used here": infer_row_users(al_K, users)}
+        for labels, _, al_K, users in _list_rows(tables, *SETTINGS)
+    ])  # fmt: skip
 
 
 def tabulate_readings(tables: Tables) -> pd.DataFrame:
     """N-IR and N-R² of every row as printed and under both readings, and their ranks within the table."""
+    used = {table: infer_reading(tables.rows(table)) for table in SETTINGS}
     records = []
-    for table in SETTINGS:
-        rows = tables.rows(table)
-        used = infer_reading(rows)
-        for _, row in rows.iterrows():
-            printed = {"n_ir printed": row["n_ir"], "n_r2 printed": row["n_r2"]}
-            record = {**_labels(table, row), "table's reading": used, **printed}
-            for norm in READINGS:
-                record[f"n_ir {norm}"], record[f"n_r2 {norm}"] = normalized_improvement(curve(row), norm)
-            records.append(record)
+    for labels, row, al_K, _ in _list_rows(tables, *SETTINGS):
+        record = {**labels, "table's reading": used[labels["table"]]}
+        record |= {"n_ir printed": row["n_ir"], "n_r2 printed": row["n_r2"]}
+        for norm in READINGS:
+            record[f"n_ir {norm}"], record[f"n_r2 {norm}"] = normalized_improvement(al_K, norm)
+        records.append(record)
     frame = pd.DataFrame(records)
-    for column in [f"{score} {norm}" for norm in ("printed", *READINGS) for score in ("n_ir", "n_r2")]:
+    for column in [f"{score} {name}" for name in ("printed", *READINGS) for score in ("n_ir", "n_r2")]:
         # Rounding first: rows that print alike share a rank.
         ranks = frame[column].round(3).groupby(frame["table"]).rank(ascending=False, method="min")
         frame[f"rank {column}"] = ranks.astype(int)
@@ -114,14 +109,12 @@ def tabulate_readings(tables: Tables) -> pd.DataFrame:
 
 def turn_intervals(tables: Tables, table: str) -> pd.DataFrame:
     """Exact binomial 95 % interval of each printed AL(k), percent, long form, without rows off the grid."""
-    users = infer_users(tables.rows(table))
     records = []
-    for _, row in tables.rows(table).iterrows():
-        if infer_row_users(curve(row), users) == users:
-            low, high = binomial_interval(np.round(curve(row) * users / 100), users)
-            cells = zip(curve(row), 100 * low, 100 * high, strict=True)
-            for k, (al, below, above) in enumerate(cells, start=1):
-                records.append({**_labels(table, row), "k": k, "al": al, "low": below, "high": above})
+    for labels, _, al_K, users in _list_rows(tables, table):
+        if infer_row_users(al_K, users) == users:
+            low_K, high_K = binomial_interval(np.round(al_K * users / 100), users)
+            for k, (al, low, high) in enumerate(zip(al_K, 100 * low_K, 100 * high_K, strict=True), start=1):
+                records.append({**labels, "k": k, "al": al, "low": low, "high": high})
     return pd.DataFrame(records)
 
 
@@ -134,67 +127,62 @@ def average_error(percent_K: np.ndarray, users: int, correlation: float) -> floa
     return float(np.sqrt(((spread_K**2).sum() + correlation * between) / users) / len(spread_K))
 
 
-def tabulate_averages(tables: Tables, table: str, first_turn: int = 1, level: float = 0.95) -> pd.DataFrame:
-    """AVG (percent) over turns first_turn..K per row; intervals for correlation 0 (narrow) and 1 (wide)."""
-    users, z = infer_users(tables.rows(table)), stats.norm.ppf((1 + level) / 2)
+def tabulate_averages(tables: Tables, table: str, first_turn: int = 1) -> pd.DataFrame:
+    """AVG (percent) over turns first_turn..K per row; 95 % intervals for correlation 0 (narrow), 1 (wide)."""
     records = []
-    for _, row in tables.rows(table).iterrows():
-        levels = recover_curve(curve(row), users)[0][first_turn - 1 :]
-        record = {**_labels(table, row), "avg": levels.mean()}
+    for labels, _, al_K, users in _list_rows(tables, table):
+        levels = recover_curve(al_K, users)[0][first_turn - 1 :]
+        record = {**labels, "avg": levels.mean()}
         for name, correlation in (("narrow", 0.0), ("wide", 1.0)):
-            half = z * average_error(levels, users, correlation)
+            half = stats.norm.ppf(0.975) * average_error(levels, users, correlation)
             record[f"{name} low"] = max(levels.mean() - half, 0.0)
             record[f"{name} high"] = min(levels.mean() + half, 100.0)
         records.append(record)
     frame = pd.DataFrame(records)
-    frame["rank"] = frame["avg"].rank(ascending=False, method="min").astype(int)
-    return frame
+    return frame.assign(rank=frame["avg"].rank(ascending=False, method="min").astype(int))
 
 
-def compare_pairs(tables: Tables, table: str, alpha: float = 0.05, power: float = 0.8) -> pd.DataFrame:
+def compare_pairs(tables: Tables, table: str) -> pd.DataFrame:
     """Every pair of rows: difference of AVG, Holm-adjusted p under both correlations, verdict, users needed.
 
-    "beyond chance": significant even with correlation 1; "within chance": not even with 0; else "depends on
-    correlation". Users needed are per row, unpaired, at two-sided `alpha` without correction and `power`.
+    "beyond chance": significant (two-sided, 5 %) even with correlation 1; "within chance": not even with 0;
+    else "depends on correlation". Users needed: per row, unpaired, without correction, for a power of 80 %.
     Variation between training seeds is not in the tables.
     """
-    rows, users = tables.rows(table), infer_users(tables.rows(table))
-    curves = [(name_row(row), recover_curve(curve(row), users)[0]) for _, row in rows.iterrows()]
-    quantiles = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
+    names, users = name_rows(tables.rows(table)), infer_users(tables.rows(table))
+    curves = [recover_curve(al_K, users)[0] for _, _, al_K, _ in _list_rows(tables, table)]
+    quantiles = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
     records = []
-    for (name_a, a), (name_b, b) in itertools.combinations(curves, 2):
+    for (name_a, a), (name_b, b) in itertools.combinations(zip(names, curves, strict=True), 2):
         gap = a.mean() - b.mean()
         record = {"table": table, "a": name_a, "b": name_b, "difference": gap}
-        for name, correlation in (("corr 0", 0.0), ("corr 1", 1.0)):
+        for correlation in (0, 1):
             error = float(np.hypot(*(average_error(one, users, correlation) for one in (a, b))))
-            record[f"p {name}"] = 2 * stats.norm.sf(abs(gap) / error) if error else float(gap == 0)
+            p = 2 * stats.norm.sf(abs(gap) / error) if error else float(gap == 0)
             needed = np.ceil(users * (quantiles * error / gap) ** 2) if gap else np.inf
-            record[f"users needed {name}"] = needed
+            record |= {f"p corr {correlation}": p, f"users needed corr {correlation}": needed}
         records.append(record)
     frame = pd.DataFrame(records)
-    for name in ("corr 0", "corr 1"):
-        frame[f"p {name}"] = adjust_holm(frame[f"p {name}"])
-    resolved = [frame["p corr 1"] < alpha, frame["p corr 0"] >= alpha]
-    frame["verdict"] = np.select(resolved, ["beyond chance", "within chance"], "depends on correlation")
-    return frame
+    for name in ("p corr 0", "p corr 1"):
+        frame[name] = adjust_holm(frame[name])
+    verdicts = {"beyond chance": frame["p corr 1"] < 0.05, "within chance": frame["p corr 0"] >= 0.05}
+    return frame.assign(verdict=np.select([*verdicts.values()], [*verdicts], "depends on correlation"))
 
 
-def compare_turns(tables: Tables, table: str, method: str = "RLPA", model: str = QWEN) -> pd.DataFrame:
-    """One row against each other, turn by turn: Fisher's exact test, Holm over turns, signs where p < .05.
+def compare_turns(tables: Tables, table: str) -> pd.DataFrame:
+    """RLPA against each other row, turn by turn: Fisher's exact test, Holm over turns, signs where p < .05.
 
-    "+": the named row is higher, "-": lower, ".": within chance. MissingRow: there is no such row.
+    "+": RLPA is higher, "-": lower, ".": within chance. MissingRow: there is no RLPA.
     """
-    users = infer_users(tables.rows(table))
-    ours = np.round(curve(tables.row(table, model, method)) * users / 100).astype(int)
-    records = []
-    for _, row in tables.rows(table).iterrows():
-        if (row["model"], row["method"]) == (model, method) or infer_row_users(curve(row), users) != users:
+    printed_K, records = curve(tables.row(table, QWEN, "RLPA")), []
+    for labels, row, al_K, users in _list_rows(tables, table):
+        if (row["model"], row["method"]) == (QWEN, "RLPA") or infer_row_users(al_K, users) != users:
             continue
-        theirs = np.round(curve(row) * users / 100).astype(int)
+        ours, theirs = (np.round(one * users / 100).astype(int) for one in (printed_K, al_K))
         counts_K = [[[x, users - x], [y, users - y]] for x, y in zip(ours, theirs, strict=True)]
         p_K = adjust_holm([stats.fisher_exact(counts).pvalue for counts in counts_K])
         signs = np.where(p_K >= 0.05, ".", np.where(ours > theirs, "+", "-"))
-        records.append({**_labels(table, row), **dict(zip(TURNS, signs, strict=True))})
+        records.append({**labels, **dict(zip(TURNS, signs, strict=True))})
     return pd.DataFrame(records)
 
 
@@ -206,5 +194,10 @@ def guess_gain(n_found: int, n_listed: int, n_true: int, chance: float) -> float
     return 2 * (n_found + chance) / (n_listed + 1 + n_true) - 2 * n_found / (n_listed + n_true)
 
 
-def _labels(table: str, row: pd.Series) -> dict[str, str]:
-    return {"table": table, "model": strip_date(row["model"]), "method": row["method"]}
+def _list_rows(tables: Tables, *names: str) -> Iterator[tuple[dict[str, str], pd.Series, np.ndarray, int]]:
+    """Of each row of these tables: its labels, the row, its AL(k) in percent, and the users of the table."""
+    for table in names:
+        users = infer_users(tables.rows(table))
+        for _, row in tables.rows(table).iterrows():
+            labels = {"table": table, "model": strip_date(row["model"]), "method": row["method"]}
+            yield labels, row, curve(row), users

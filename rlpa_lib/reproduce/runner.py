@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -26,14 +25,7 @@ from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, METHODS, POLICIES, SOURCES, USERS
 
 UNTRAINABLE = "an endpoint policy cannot be trained"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The cell at which a notebook stopped: one line, and whether bad input was the reason."""
-
-    line: str
-    bad_input: bool
+Failure = tuple[str, int]  # a line about the cell at which a notebook stopped, and the exit code
 
 
 def reproduce(
@@ -49,13 +41,10 @@ def reproduce(
     cfg = config.load_config(scale, overrides)
     file, label = config.locate_params(scale)
     config.check_files(cfg, label)
-    _check_personas(cfg, seed)
     everything = list_notebooks(notebooks)
     chosen = select_notebooks(everything, only)
-    jobs = jobs or default_jobs(cfg)
-    skipped = find_untrainable(cfg, chosen, only)
-    _check_preferences(cfg, [path for path in chosen if path.stem not in skipped])
-    _check_rows(cfg, chosen, run_dir)
+    jobs, skipped = jobs or default_jobs(cfg), find_untrainable(cfg, chosen, only)
+    check_needs(cfg, seed, {path.stem for path in chosen}.difference(skipped), run_dir)
     run = runs.claim(cfg, seed, run_dir, label)
     if skipped:
         run.note("skipped_notebooks", dict.fromkeys(skipped, UNTRAINABLE))
@@ -70,17 +59,12 @@ def reproduce(
     except KeyboardInterrupt:
         run.finish("interrupted")
         raise
-    return _close(run, failure, time.monotonic() - start)
-
-
-def _close(run: Run, failure: Failure | None, seconds: float) -> int:
-    """Note and tell how the run ended; returns the exit code."""
-    if failure is not None:
-        run.finish("failed")
-        print(f"rlpa_lib: {failure.line}", file=sys.stderr)
-        return 2 if failure.bad_input else 1
-    run.finish("done")
-    print(f"finished in {_clock(seconds)}: {run.dir}")
+    run.finish("failed" if failure else "done")
+    if failure:
+        line, code = failure
+        print(f"rlpa_lib: {line}", file=sys.stderr)
+        return code
+    print(f"finished in {_clock(start)}: {run.dir}")
     if (run.dir / "report.html").exists():
         print(f"report: {run.dir / 'report.html'}")
     return 0
@@ -97,7 +81,7 @@ def select_notebooks(notebooks: Sequence[Path], only: Sequence[str]) -> list[Pat
             hint = f"; did you mean {near[0]}?" if near else ""
             raise InputError(f"--only {name}: no such notebook{hint}")
         wanted.update(matches)
-    return [path for path in notebooks if path in wanted] if only else list(notebooks)
+    return [path for path in notebooks if path in wanted or not only]
 
 
 def find_untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str] = ()) -> list[str]:
@@ -109,10 +93,39 @@ def find_untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str]
     return found
 
 
-def fingerprint(run: Run, notebooks: Sequence[Path], notebook: Path) -> str:
-    """Digest of what a notebook depends on: params, seed, library, its own text and the code before it."""
-    before = [_code(path) for path in notebooks if path.name < notebook.name]
-    return run.fingerprint(*before, notebook.read_text(encoding="utf-8"))
+def check_needs(cfg: Config, seed: int, notebooks: set[str], run_dir: Path) -> None:
+    """Look now, and not after hours of training, for what notebooks need: persona files, conversations of SFT
+    and DPO, RAG's encoder, the servers of other models. InputError: something is missing or broken."""
+    if SOURCES[cfg.personas.source].needs_path:
+        from rlpa_lib.personas import sources
+
+        sources.load_personas(cfg.personas, "train", cfg.rollout.users, seed)
+        for split in cfg.evaluation.benchmarks:
+            sources.load_personas(cfg.personas, split, cfg.evaluation.users, seed)
+    if notebooks & {"11_sft", "12_dpo"}:
+        from rlpa_lib.methods import preferences
+
+        preferences.check_conversations(cfg)
+    if not notebooks & {"10_prompting_baselines", "30_evaluation", "33_reasoning_models"}:
+        return
+    if any(METHODS[name].needs_encoder for name in cfg.evaluation.methods):
+        from rlpa_lib.methods import retrieval
+
+        retrieval.source_of(cfg.evaluation.encoder)
+    if cfg.evaluation.comparators:
+        from rlpa_lib.client.roles import endpoint_for
+
+        bare = cfg.endpoint.model_copy(update={"cache": "off", "cache_only": False})  # nothing is written
+        for name in cfg.evaluation.comparators:
+            endpoint_for(cfg.model_copy(update={"endpoint": bare}), "policy", run_dir, name)
+
+
+def default_jobs(cfg: Config) -> int:
+    """Two where the tiny model's rule-made world leaves a core free, else one."""
+    parties = USERS[cfg.user.kind], JUDGES[cfg.judge.kind], EVALUATORS[cfg.evaluator.kind]
+    small = cfg.policy.model == "tiny" and POLICIES[cfg.policy.kind].in_process
+    small = small and all(party.scripted for party in parties)
+    return 2 if small and record.cores() >= 2 * cfg.run.threads else 1
 
 
 @contextmanager
@@ -144,121 +157,45 @@ def kernel_environment(run: Run, notebooks: Sequence[str]) -> Iterator[None]:
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def default_jobs(cfg: Config) -> int:
-    """Two where the tiny model's rule-made world leaves a core free, else one."""
-    parties = USERS[cfg.user.kind], JUDGES[cfg.judge.kind], EVALUATORS[cfg.evaluator.kind]
-    small = cfg.policy.model == "tiny" and POLICIES[cfg.policy.kind].in_process
-    small = small and all(party.scripted for party in parties)
-    return 2 if small and record.cores() >= 2 * cfg.run.threads else 1
-
-
-def _run_all(
-    run: Run, everything: Sequence[Path], chosen: Sequence[Path], parameters: dict, verbose: bool,
-    skipped: Sequence[str] = (), jobs: int = 1,
-) -> Failure | None:
-    """Execute what is not done yet and not `skipped`; the first failure, or None."""
-    width = max(len(path.stem) for path in chosen)
-    places = enumerate(chosen, start=1)
-    numbers = {path.stem: f"[{place}/{len(chosen)}] {path.stem.ljust(width)}" for place, path in places}
-    paths = {path.stem: path for path in chosen}
-
-    def one(stem: str) -> Failure | None:
-        notebook, name = paths[stem], numbers[stem]
-        if stem in skipped:
-            print(f"{name}  skipped: {UNTRAINABLE}", flush=True)
-            return None
-        key, inputs = f"notebook {stem}", fingerprint(run, everything, notebook)
-        if run.done(key, inputs) and (run.dir / "notebooks" / notebook.name).exists():
-            print(f"{name}  done before, nothing it depends on has changed", flush=True)
-            return None
-        print(f"{name}  running", flush=True)
-        start = time.monotonic()
-        failure = execute(run, notebook, parameters, verbose)
-        if failure is None:
-            run.mark_done(key, inputs)
-            print(f"{name}  {_clock(time.monotonic() - start)}", flush=True)
-        return failure
-
-    return schedule.run(list(paths), jobs, one)
-
-
-def execute(run: Run, notebook: Path, parameters: dict, verbose: bool) -> Failure | None:
-    """Run one notebook in its folder; the copy is notebooks/<name>.ipynb, or .failed.ipynb after an error."""
-    import papermill  # slow to import, and not needed when everything is done
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    finished = run.path(f"notebooks/{notebook.name}")
-    current = finished.with_suffix(".running.ipynb")
-    failed = finished.with_suffix(".failed.ipynb")
-    options = {"kernel_name": _name_kernel(notebook.stem), "cwd": str(notebook.parent), "progress_bar": False}
-    options |= {"log_output": verbose, "start_timeout": 180}
-    if verbose:
-        import logging
-
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        papermill.execute_notebook(str(notebook), str(current), parameters, **options)
-    except PapermillExecutionError as error:
-        where = f"{notebook.stem}, cell In [{error.exec_count}]"
-        failure = Failure(f"{where}: {_last_line(error)} (see {failed})", error.ename == "InputError")
-    except (DeadKernelError, CellTimeoutError) as error:
-        failure = Failure(f"{notebook.stem}: {str(error).strip().splitlines()[0]} (see {failed})", False)
-    else:
-        failed.unlink(missing_ok=True)
-        current.replace(finished)
-        return None
-    current.replace(failed)
-    return failure
-
-
 def _name_kernel(notebook: str) -> str:
     """Jupyter takes small letters, digits and a few signs; notebooks that differ in case alone stay apart."""
     plain = re.sub(r"[^a-z0-9._-]", "_", notebook.lower())
     return plain if plain == notebook else f"{plain}-{hashlib.sha256(notebook.encode()).hexdigest()[:8]}"
 
 
-def _last_line(error: Exception) -> str:
-    """Last line of a notebook's traceback without terminal colours."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", f"{error.ename}: {error.evalue}").strip()
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1].strip()}"
+def _run_all(
+    run: Run, everything: Sequence[Path], chosen: Sequence[Path], parameters: dict, verbose: bool,
+    skipped: Sequence[str], jobs: int,
+) -> Failure | None:  # fmt: skip
+    """Execute what is not done yet and not `skipped`; the first failure, or None."""
+    width, paths = max(len(path.stem) for path in chosen), {path.stem: path for path in chosen}
+
+    def one(stem: str) -> Failure | None:
+        def tell(what: str) -> None:
+            print(f"[{[*paths].index(stem) + 1}/{len(paths)}] {stem.ljust(width)}  {what}", flush=True)
+
+        if stem in skipped:
+            tell(f"skipped: {UNTRAINABLE}")
+            return None
+        key, inputs = f"notebook {stem}", fingerprint(run, everything, paths[stem])
+        if run.done(key, inputs) and (run.dir / "notebooks" / paths[stem].name).exists():
+            tell("done before, nothing it depends on has changed")
+            return None
+        tell("running")
+        start = time.monotonic()
+        failure = execute(run, paths[stem], parameters, verbose)
+        if failure is None:
+            run.mark_done(key, inputs)
+            tell(_clock(start))
+        return failure
+
+    return schedule.run(list(paths), jobs, one)
 
 
-def _check_personas(cfg: Config, seed: int) -> None:
-    """Read persona files before anything is written, so that a broken line stops the run at once."""
-    if not SOURCES[cfg.personas.source].needs_path:
-        return
-    from rlpa_lib.personas import sources
-
-    sources.load_personas(cfg.personas, "train", cfg.rollout.users, seed)
-    for split in cfg.evaluation.benchmarks:
-        sources.load_personas(cfg.personas, split, cfg.evaluation.users, seed)
-
-
-def _check_preferences(cfg: Config, chosen: Sequence[Path]) -> None:
-    """Look for the conversations of SFT and DPO if notebooks need them."""
-    if any(path.stem in ("11_sft", "12_dpo") for path in chosen):
-        from rlpa_lib.methods import preferences
-
-        preferences.check_conversations(cfg)
-
-
-def _check_rows(cfg: Config, chosen: Sequence[Path], run_dir: Path) -> None:
-    """Look for RAG's encoder and the servers of other models now, and not after hours of training."""
-    players = {"10_prompting_baselines", "30_evaluation", "33_reasoning_models"}
-    if not players & {path.stem for path in chosen}:
-        return
-    if any(METHODS[name].needs_encoder for name in cfg.evaluation.methods):
-        from rlpa_lib.methods import retrieval
-
-        retrieval.source_of(cfg.evaluation.encoder)
-    if cfg.evaluation.comparators:
-        from rlpa_lib.client.roles import endpoint_for
-
-        bare = cfg.endpoint.model_copy(update={"cache": "off", "cache_only": False})  # nothing is written
-        for name in cfg.evaluation.comparators:
-            endpoint_for(cfg.model_copy(update={"endpoint": bare}), "policy", run_dir, name)
+def fingerprint(run: Run, notebooks: Sequence[Path], notebook: Path) -> str:
+    """Digest of what a notebook depends on: params, seed, library, its own text and the code before it."""
+    before = [_code(path) for path in notebooks if path.name < notebook.name]
+    return run.fingerprint(*before, notebook.read_text(encoding="utf-8"))
 
 
 def _code(notebook: Path) -> str:
@@ -270,6 +207,40 @@ def _code(notebook: Path) -> str:
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+def execute(run: Run, notebook: Path, parameters: dict, verbose: bool) -> Failure | None:
+    """Run one notebook in its folder; the copy is notebooks/<name>.ipynb, or .failed.ipynb after an error."""
+    import papermill  # slow to import, and not needed when everything is done
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    finished = run.path(f"notebooks/{notebook.name}")
+    current, failed = finished.with_suffix(".running.ipynb"), finished.with_suffix(".failed.ipynb")
+    options = {"kernel_name": _name_kernel(notebook.stem), "cwd": str(notebook.parent), "progress_bar": False}
+    options |= {"log_output": verbose, "start_timeout": 180}
+    if verbose:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        papermill.execute_notebook(str(notebook), str(current), parameters, **options)
+    except PapermillExecutionError as error:
+        # the first and the last line of what the cell raised, without terminal colours
+        text = re.sub(r"\x1b\[[0-9;]*m", "", f"{error.ename}: {error.evalue}").strip()
+        lines = [line for line in text.splitlines() if line.strip()]
+        said = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1].strip()}"
+        where = f"{notebook.stem}, cell In [{error.exec_count}]: {said}"
+        code = 2 if error.ename == "InputError" else 1
+    except (DeadKernelError, CellTimeoutError) as error:
+        where, code = f"{notebook.stem}: {str(error).strip().splitlines()[0]}", 1
+    else:
+        failed.unlink(missing_ok=True)
+        current.replace(finished)
+        return None
+    current.replace(failed)
+    return f"{where} (see {failed})", code
+
+
+def _clock(start: float) -> str:
+    """Time since `start` of the monotonic clock."""
+    minutes, rest = divmod(round(time.monotonic() - start), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,7 @@ _STYLE = (
 
 def escape(text: str) -> str:
     """Text that shows as itself: no tags, and no formulas, which $ and \\ would begin in JupyterLab."""
-    safe = html.escape(text)
-    for sign in ("$", "\\"):
-        safe = safe.replace(sign, f"<span>{sign}</span>")
-    return safe
+    return html.escape(text).translate({ord(sign): f"<span>{sign}</span>" for sign in "$\\"})
 
 
 def render_item(item: Item) -> str:
@@ -52,31 +50,29 @@ class Page:
         self.head, self.body, self.note = (widgets.HTML(layout=_WIDE) for _ in range(3))
         self.keys = widgets.Textarea(rows=1, layout=widgets.Layout(width="16em"), continuous_update=True,
                                      description="keys", placeholder="type here")  # fmt: skip
-        self.choices = [
-            widgets.ToggleButtons(options=[(label, value) for value, label in question.choices.values()],
-                                  value=None, layout=_WIDE, style={"button_width": "9em"})  # fmt: skip
-            for question in task.questions
-        ]
+        options = [(label, value) for value, label in task.choices.values()]
+        look = {"value": None, "layout": _WIDE, "style": {"button_width": "9em"}}
+        self.choices = {name: widgets.ToggleButtons(options=options, **look) for name in task.questions}
         rows = [
-            widgets.VBox([widgets.HTML(f"<b>{escape(question.text)}</b>"), choice])
-            for question, choice in zip(task.questions, self.choices, strict=True)
+            widgets.VBox([widgets.HTML(f"<b>{escape(text)}</b>"), self.choices[name]])
+            for name, text in task.questions.items()
         ]
-        buttons = [widgets.Button(description=text) for text in ("Save (Enter)", "Back (b)", "Export CSV")]
-        for button, act in zip(buttons, (self.save, self.back, self.export), strict=True):
+        acts = {"Save (Enter)": self.save, "Back (b)": self.back, "Export CSV": self.export}
+        save, back, export = (widgets.Button(description=text) for text in acts)
+        for button, act in zip((save, back, export), acts.values(), strict=True):
             button.on_click(lambda _, act=act: act())
-        self.form = widgets.VBox([*rows, widgets.HBox([self.keys, *buttons[:2]])])
-        self.box = widgets.VBox([self.head, self.body, self.form, self.note, buttons[2]])
+        self.form = widgets.VBox([*rows, widgets.HBox([self.keys, save, back])])
+        self.box = widgets.VBox([self.head, self.body, self.form, self.note, export])
         self.keys.observe(self._type, names="value")
-        for choice in self.choices:
+        for choice in self.choices.values():
             choice.observe(self._click, names="value")
         self._show()
 
     def save(self) -> None:
         """Store the answers to this item and show the next open one; says which questions are open."""
         item = self.work.items[self.place]
-        values = {q.name: choice.value for q, choice in zip(self.task.questions, self.choices, strict=True)}
-        missing = [name for name, value in values.items() if value is None]
-        if missing:
+        values = {name: choice.value for name, choice in self.choices.items()}
+        if missing := [name for name, value in values.items() if value is None]:
             self._tell(f"Not saved: {', '.join(missing)} still open.")
             return
         self.work.save(item, values)
@@ -99,10 +95,10 @@ class Page:
             self.head.value = f"<h3>{title}</h3><p>{progress}: finished, thank you.</p>"
             self.body.value, self.form.layout.display = "", "none"
             return
-        item, keys = self.work.items[self.place], " ".join("".join(self.task.questions[0].choices))
+        item, keys = self.work.items[self.place], escape(" ".join(self.task.choices))
         self.head.value = (
             f"<h3>{title}</h3><p>{escape(self.task.guide)} <i>{progress}; this is item {self.place + 1}. "
-            f"Keys ({escape(keys)}) answer the questions in order, Enter saves.</i></p>"
+            f"Keys ({keys}) answer the questions in order, Enter saves.</i></p>"
         )
         self.body.value, self.form.layout.display = render_item(item), ""
         self._fill(self.work.given.get(item.id, {}))
@@ -112,13 +108,13 @@ class Page:
 
     def _fill(self, given: Mapping[str, Any], keep: bool = False, show: bool = True) -> None:
         """Set the buttons (`keep`: clicks stay where unanswered), and the keys up to a gap if `show`."""
-        self._quiet, typed, open_ = True, "", False
-        for question, choice in zip(self.task.questions, self.choices, strict=True):
-            choice.value = given.get(question.name, choice.value if keep else None)
-            open_ = open_ or choice.value is None
-            typed += "" if open_ else next(k for k, (v, _) in question.choices.items() if v == choice.value)
+        self._quiet = True
+        for name, choice in self.choices.items():
+            choice.value = given.get(name, choice.value if keep else None)
         if show:
-            self.keys.value = typed
+            keys = {value: key for key, (value, _) in self.task.choices.items()}
+            typed = takewhile(bool, (keys.get(choice.value) for choice in self.choices.values()))
+            self.keys.value = "".join(typed)
         self._quiet = False
 
     def _type(self, change: Mapping[str, Any]) -> None:
@@ -129,12 +125,12 @@ class Page:
             self.back()
             return
         known: dict[str, Any] = {}
-        for question, key in zip(self.task.questions, text.replace("\n", ""), strict=False):
-            if key not in question.choices:
+        for name, key in zip(self.task.questions, text.replace("\n", ""), strict=False):
+            if key not in self.task.choices:
                 self._fill(known)
-                self._tell(f"{key!r} is no answer to {question.name}.")
+                self._tell(f"{key!r} is no answer to {name}.")
                 return
-            known[question.name] = question.choices[key][0]
+            known[name] = self.task.choices[key][0]
         done = "\n" in text or len(text) > len(self.task.questions)  # until then the field is the annotator's
         self._fill(known, keep=len(text) > len(change["old"]), show=done)
         if "\n" in text:

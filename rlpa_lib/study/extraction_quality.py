@@ -13,11 +13,7 @@ from rlpa_lib.personas.extraction import hash_text
 from rlpa_lib.personas.text import find_stems
 from rlpa_lib.settings.config import InputError
 
-# Label key -> slot, for the slots that the hand-made labels cover.
-LABELLED_SLOTS = {
-    "age": "Age", "gender": "Gender", "occupation": "Occupation", "marital_status": "Marital Status",
-    "interests": "Interests",
-}  # fmt: skip
+LABELLED_SLOTS = ("Age", "Gender", "Occupation", "Marital Status", "Interests")  # by the hand-made labels
 # Words that many hobbies share: they alone do not make two hobbies the same.
 _LIGHT = find_stems(
     "playing attending making creating building watching collecting spending going visiting experimenting "
@@ -36,24 +32,24 @@ def measure_extraction(labels: Mapping[str, Mapping], personas: Sequence[Persona
     if not known:
         raise InputError("none of the personas has a label: are these the personas that were labelled?")
     rows = []
-    for key, slot in LABELLED_SLOTS.items():
+    for slot in LABELLED_SLOTS:
+        key = slot.lower().replace(" ", "_")
         counts = [_count(slot, labels[hash_text(p.description)][key], p.profile) for p in known]
-        labelled, recalled, predicted, correct = zip(*counts, strict=True)
-        row = {"slot": slot, "labelled": sum(labelled), "predicted": sum(predicted), "correct": sum(correct)}
-        for name, right, of in (("precision", correct, predicted), ("recall", recalled, labelled)):
-            ratio = ratio_interval(right, of)
-            row |= {name: ratio.estimate, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
-        rows.append({**row, "personas": len(known)})
+        labelled, found, predicted, correct = zip(*counts, strict=True)
+        rows.append({
+            "slot": slot, "labelled": sum(labelled), "predicted": sum(predicted), "correct": sum(correct),
+            **ratio_interval(correct, predicted).columns("precision"),
+            **ratio_interval(found, labelled).columns("recall"), "personas": len(known),
+        })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def _count(slot: str, label: str | list[str] | None, profile: Profile) -> tuple[int, int, int, int]:
     """(labels, labels found, predictions, predictions that are right)."""
     labels = [label] if isinstance(label, str) else list(label or ())
-    value = None if slot in profile.filled else profile.get(slot)
-    guesses = [] if value is None else [value]
-    if slot == "Interests" and value is not None:
-        guesses = value.replace(" and ", ", ").split(", ")
+    guesses = [] if slot in profile.filled or slot not in profile.slots() else [profile.get(slot)]
+    if slot == "Interests":
+        guesses = [part for guess in guesses for part in guess.replace(" and ", ", ").split(", ")]
     found = sum(any(_mean_same(slot, label, guess) for guess in guesses) for label in labels)
     right = sum(any(_mean_same(slot, label, guess) for label in labels) for guess in guesses)
     return len(labels), found, len(guesses), right

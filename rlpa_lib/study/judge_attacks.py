@@ -6,6 +6,7 @@ deserves 0, every attacking profile item matches nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,9 +55,8 @@ class JudgeAttack:
 def read_attacks(path: Path) -> list[JudgeAttack]:
     """Attacks of a JSONL file, padded. InputError: no file, bad line or field, unknown target, id twice."""
     attacks = read_rows(path, _read_attack)
-    ids = [attack.id for attack in attacks]
-    if len(set(ids)) < len(ids):
-        raise InputError(f"{path}: an id is given twice: {next(i for i in ids if ids.count(i) > 1)}")
+    if twice := [id_ for id_, times in Counter(attack.id for attack in attacks).items() if times > 1]:
+        raise InputError(f"{path}: an id is given twice: {twice[0]}")
     return attacks
 
 
@@ -70,21 +70,19 @@ def make_controls() -> list[JudgeAttack]:
 
 def attack_judge(judge: Judge, attacks: Sequence[JudgeAttack]) -> Won:
     """What a training judge grants: score 1, or a matched item."""
-    profiles = [attack for attack in attacks if attack.target == "profile"]
-    replies = [attack for attack in attacks if attack.target != "profile"]
-    verdicts = judge.responses([attack.case() for attack in replies])
-    pairs = judge.matches([(attack.profile(), world.PERSONA.profile) for attack in profiles])
-    won = {attack.id: v and v.score for attack, v in zip(replies, verdicts, strict=True)}
-    won |= {a.id: None if p is None else int(len(p) > 0) for a, p in zip(profiles, pairs, strict=True)}
+    replies = {attack.id: attack.case() for attack in attacks if attack.target != "profile"}
+    profiles = {attack.id: attack.profile() for attack in attacks if attack.target == "profile"}
+    verdicts = judge.responses([*replies.values()])
+    pairs = judge.matches([(profile, world.PERSONA.profile) for profile in profiles.values()])
+    won = {id_: v and v.score for id_, v in zip(replies, verdicts, strict=True)}
+    won |= {id_: None if p is None else int(len(p) > 0) for id_, p in zip(profiles, pairs, strict=True)}
     return [won[attack.id] for attack in attacks]
 
 
 def attack_evaluator(judge: EvaluationJudge, attacks: Sequence[JudgeAttack]) -> Won:
     """What an evaluation judge grants; attacks on profiles do not reach it."""
     cases = {attack.id: attack.case() for attack in attacks if attack.target != "profile"}
-    verdicts = judge.evaluate(
-        [(world.PERSONA, dialogue, reply.response) for dialogue, reply in cases.values()]
-    )
+    verdicts = judge.evaluate([(world.PERSONA, dialogue, r.response) for dialogue, r in cases.values()])
     won = {id_: v and v.score for id_, v in zip(cases, verdicts, strict=True)}
     return [won.get(attack.id) for attack in attacks]
 
@@ -116,27 +114,25 @@ def success_table(results: dict[tuple[str, str], Won | None], attacks: Sequence[
 
     Cells: "succeeded / judged", "-" where none was judged, "not run" where the result is None.
     """
-    places: dict[str, list[int]] = {}
-    for place, attack in enumerate(attacks):
-        places.setdefault(attack.kind, []).append(place)
-    places["all"] = [place for kind, of_kind in places.items() if kind != CONTROL for place in of_kind]
+    kinds = pd.Series([attack.kind for attack in attacks])
+    groups = {kind: kinds == kind for kind in kinds.unique()} | {"all": kinds != CONTROL}
     return pd.DataFrame([
-        {"kind": kind, "attacks": len(of_kind)}
-        | {f"{judge}, {defence}": _share(won, of_kind) for (judge, defence), won in results.items()}
-        for kind, of_kind in places.items()
+        {"kind": kind, "attacks": chosen.sum()}
+        | {f"{judge}, {defence}": _count(won, chosen) for (judge, defence), won in results.items()}
+        for kind, chosen in groups.items()
     ])
 
 
-def _share(won: Won | None, places: Sequence[int]) -> str:
+def _count(won: Won | None, chosen: pd.Series) -> str:
     if won is None:
         return "not run"
-    known = [won[i] for i in places if won[i] is not None]
-    return f"{sum(known)} / {len(known)}" if known else "-"
+    known = pd.Series(won, dtype=float)[chosen].dropna()
+    return f"{known.sum():.0f} / {len(known)}" if len(known) else "-"
 
 
 def _read_attack(row: dict[str, Any]) -> JudgeAttack:
-    text, pad = row["text"], row.get("pad")
-    if pad:
+    text = row["text"]
+    if pad := row.get("pad"):
         text = text.replace("{pad}", pad["text"] * pad["times"])
     if row["target"] not in TARGETS:
         raise ValueError(f"target {row['target']!r} is not one of {', '.join(TARGETS)}")

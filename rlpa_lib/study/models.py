@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -45,38 +44,20 @@ def _rewritten_schema(n: int) -> type[BaseModel]:
     return create_model(f"Rewritten_{n}", paraphrased=values, altered=values)
 
 
-def rewrite_profiles(run: Run, profiles: Sequence[Profile]) -> list[tuple[dict[str, str], dict[str, str]]]:
-    """Per profile, slot -> paraphrase and slot -> another value, by `user.model`; unchanged ones left out.
+def make_rewriters(run: Run, references: Sequence[Persona]) -> list[Callable[..., str | None]]:
+    """The two rewriters of `rewrites.rewrite_set` for these personas, paraphrasing and altering, by
+    `user.model`, which is asked at once; None where it gave nothing new.
 
     EndpointError: no readable answer. InputError: no model is named.
     """
+    profiles = [persona.profile for persona in references]
     cases = [({"items": _quote_items(profile)}, _rewritten_schema(len(profile))) for profile in profiles]
-    found = []
-    for profile, answer in zip(profiles, _ask(run, "rewriter", "rewrite", cases), strict=True):
-        paraphrased, altered = (
-            {slot: new.strip() for (slot, old), new in zip(profile.items, values, strict=True)
-             if new.strip() and new.strip().casefold() != old.casefold()}
-            for values in (answer.paraphrased, answer.altered)
-        )  # fmt: skip
-        found.append((paraphrased, altered))
-    return found
-
-
-def make_rewriters(run: Run, references: Sequence[Persona]) -> tuple[Any, Any]:
-    """The two rewriters of `rewrites.rewrite_set` for these personas, asked for at once."""
     tables: tuple[dict, dict] = {}, {}
-    pairs = rewrite_profiles(run, [persona.profile for persona in references])
-    for persona, both in zip(references, pairs, strict=True):
-        for table, words in zip(tables, both, strict=True):
-            table |= {(slot, value): words.get(slot) for slot, value in persona.profile.items}
-
-    def paraphrase(slot: str, value: str, _: random.Random) -> str | None:
-        return tables[0][slot, value]
-
-    def alter(slot: str, value: str, _: random.Random) -> str | None:
-        return tables[1][slot, value]
-
-    return paraphrase, alter
+    for profile, answer in zip(profiles, _ask(run, "user", "rewriter", "rewrite", cases), strict=True):
+        for table, values in zip(tables, (answer.paraphrased, answer.altered), strict=True):
+            for (slot, old), new in zip(profile.items, map(str.strip, values), strict=True):
+                table[slot, old] = new if new and new.casefold() != old.casefold() else None
+    return [lambda slot, value, _, table=table: table[slot, value] for table in tables]
 
 
 def find_claims(run: Run, talks: Sequence[tuple[Persona, Dialogue]]) -> list[list[Claim]]:
@@ -94,20 +75,20 @@ def find_claims(run: Run, talks: Sequence[tuple[Persona, Dialogue]]) -> list[lis
         texts = [quoting.plain(turn.user.text, MAX_UTTERANCE) for turn in dialogue.turns]
         said = [{"number": n, "text": text} for n, text in enumerate(texts, start=1)]
         cases.append(({"persona": who, "utterances": said}, _claims_schema(len(said))))
-    return [answer.claims for answer in _ask(run, "user_judge", "user_claims", cases)]
+    return [answer.claims for answer in _ask(run, "judge", "user_judge", "user_claims", cases)]
 
 
 def _quote_items(profile: Profile) -> list[dict[str, str]]:
     return [{"slot": quoting.plain(s, 80), "value": quoting.plain(v, MAX_VALUE)} for s, v in profile.items]
 
 
-def _ask(run: Run, role: str, prompt: str, cases: Sequence[Case]) -> list[Any]:
+def _ask(run: Run, party: str, role: str, prompt: str, cases: Sequence[Case]) -> list[Any]:
     from rlpa_lib.client.roles import endpoint_for  # slow to import, and most runs need no server
 
-    cfg, name = run.cfg, "user" if role == "rewriter" else "judge"
-    section, prompt_set = getattr(cfg, name), "en" if cfg.run.prompt_set == "mini" else cfg.run.prompt_set
+    cfg, section = run.cfg, getattr(run.cfg, party)
     if section.model is None:
-        raise InputError(f"{name}.model: is needed as {role} of notebook 34")
+        raise InputError(f"{party}.model: is needed as {role} of notebook 34")
+    prompt_set = "en" if cfg.run.prompt_set == "mini" else cfg.run.prompt_set
     words = JudgePrompt.read(prompt_files.load_prompt(prompt, prompt_set, cfg.run.prompt_dir))
     longest = max((len(values.get("utterances", ())) for values, _ in cases), default=0)
     room = max(1024, section.max_tokens, CLAIM_TOKENS * CLAIMS_EACH * longest)

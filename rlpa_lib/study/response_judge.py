@@ -15,8 +15,6 @@ from rlpa_lib.dialogue.judging import Judge, Verdict
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply, parse_reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
-from rlpa_lib.dialogue.turns import play_turn
-from rlpa_lib.methods.table import Answer
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
@@ -68,33 +66,31 @@ def read_training_points(
         rows = storage.read_jsonl(run.dir / "dialogues" / name / f"update-{prefix}.jsonl")
         for turn in sorted({row["turn"] for row in rows}):  # one update may hold all turns of a cohort
             group = [row for row in rows if row["turn"] == turn]
+            who = {row["dialogue"]: _find_persona(row["dialogue"], by_id) for row in group}
             talks = {} if turn == 1 else talks
-            said = {row["dialogue"]: row["completion"] for row in group if row["chosen"]}
-            who = {row["dialogue"]: by_id[_find_persona(row["dialogue"], by_id)] for row in group}
             now = [talks.get(key) or Dialogue(key, persona.id) for key, persona in who.items()]
-            answers = [Answer(text, parse_reply(text), 0) for text in (said.get(key, "") for key in who)]
-            played = play_turn(list(who.values()), now, user, lambda *_, answers=answers: answers,
-                               fallback=run.cfg.rollout.fallback)  # fmt: skip
-            heard = {dialogue.id: dialogue for dialogue in played.heard}
+            spoken = user.reply([*who.values()], now)
+            heard = {d.id: d.hear(utterance) for d, utterance in zip(now, spoken, strict=True)}
             for row in group:
+                dialogue, reply = heard[row["dialogue"]], parse_reply(row["completion"])
                 if row["reward"] and row["reward"]["format_ok"]:
                     marks = {c: int(row["reward"]["criteria"][c]) for c in REWARD_CRITERIA}
-                    label = f"{prefix}-{row['dialogue']}-{turn}-{row['sample']}"
-                    points.append(Point(label, heard[row["dialogue"]], parse_reply(row["completion"]), marks))
-            talks |= {dialogue.id: dialogue for dialogue in played.dialogues if dialogue.id in said}
+                    label = f"{prefix}-{dialogue.id}-{turn}-{row['sample']}"
+                    points.append(Point(label, dialogue, reply, marks))
+                if row["chosen"]:
+                    told = row["completion"], reply, run.cfg.rollout.fallback
+                    talks[dialogue.id] = dialogue.answer(*told)
     return points
 
 
 def judge_points(dialogues: Sequence[Dialogue], judge: Judge) -> list[Point]:
     """The same from finished dialogues, judged now: for a run without training."""
-    cases = []
-    for dialogue in dialogues:
-        now = Dialogue(dialogue.id, dialogue.persona_id)
-        for turn in dialogue.turns:
-            now = now.hear(turn.user)
-            if turn.reply.format_ok:
-                cases.append((now, turn.reply))
-            now = now.answer(turn.completion, turn.reply)
+    cases = [
+        (dialogue.before(k), turn.reply)
+        for dialogue in dialogues
+        for k, turn in enumerate(dialogue.turns)
+        if turn.reply.format_ok
+    ]
     return [
         Point(f"{d.id}-{len(d.turns) + 1}", d, reply, {c: int(verdict.marks[c]) for c in REWARD_CRITERIA})
         for (d, reply), verdict in zip(cases, judge.responses(cases), strict=True)
@@ -105,7 +101,8 @@ def judge_points(dialogues: Sequence[Dialogue], judge: Judge) -> list[Point]:
 def draw_evenly(points: Sequence[Point], n: int, seed: int) -> list[Point]:
     """n points without repetition, half of each verdict; where one verdict is rare the other fills up."""
     rng = random.Random(derive_seed(seed, "points"))
-    good, bad = (rng.sample(one, len(one)) for one in ([p for p in points if p.verdict == v] for v in (1, 0)))
+    good, bad = ([point for point in points if point.verdict == verdict] for verdict in (1, 0))
+    good, bad = rng.sample(good, len(good)), rng.sample(bad, len(bad))
     first = min(len(good), max(n - n // 2, n - len(bad)))
     return [*good[:first], *bad[: n - first]]
 
@@ -116,7 +113,7 @@ def make_items(points: Sequence[Point]) -> list[Item]:
     return [
         Item(p.id, (
             ("Inferred profile", p.reply.profile.items or nothing),
-            ("Conversation", tuple(judge_view(p.dialogue))),
+            ("Conversation", judge_view(p.dialogue)),
             ("Response to judge", (("assistant", p.reply.response),)),
         ), {"verdict": p.verdict, **{f"judge_{c}": mark for c, mark in p.marks.items()}})
         for p in points
@@ -138,8 +135,7 @@ def read_labels(path: Path) -> list[LabelledTurn]:
     """Labelled turns of a JSONL file. InputError: no file, broken line or field, rows labelled unlike."""
     turns = read_rows(path, _read_turn)
     for number, turn in enumerate(turns, start=1):
-        if turn.labels.keys() != turns[0].labels.keys():
-            missing = sorted(turn.labels.keys() ^ turns[0].labels.keys())
+        if missing := sorted(turn.labels.keys() ^ turns[0].labels.keys()):
             raise InputError(f"{path}: row {number}: {', '.join(missing)}: not every row has this label")
     return turns
 
@@ -158,8 +154,7 @@ def agreement_table(
 
 
 def _read_turn(row: Mapping[str, Any]) -> LabelledTurn:
-    who, said = row["persona"], row["reply"]
-    dialogue = Dialogue.from_json(row["dialogue"])
+    who, said, dialogue = row["persona"], row["reply"], Dialogue.from_json(row["dialogue"])
     if dialogue.pending is None:
         raise ValueError("no utterance of the dialogue is pending")
     # A criterion that came later than the labels is compared nowhere; `read_labels` wants all rows alike.
@@ -174,10 +169,10 @@ def _read_turn(row: Mapping[str, Any]) -> LabelledTurn:
 
 def _read_profile(data: Mapping | Sequence) -> Profile:
     """From `Profile.to_json`, or from a plain list of [slot, value]."""
-    return Profile.from_json(data) if isinstance(data, Mapping) else Profile(tuple(map(tuple, data)))
+    return Profile.from_json(data if isinstance(data, Mapping) else {"items": data})
 
 
-def _find_persona(dialogue: str, known: Mapping[str, Persona]) -> str:
+def _find_persona(dialogue: str, known: Mapping[str, Persona]) -> Persona:
     """A dialogue is named after its place, its persona and a copy's number (`rollout.start`)."""
     name = dialogue.split("-", 1)[1]
-    return name if name in known else name.rpartition("-")[0]
+    return known.get(name) or known[name.rpartition("-")[0]]

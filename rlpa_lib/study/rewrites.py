@@ -23,7 +23,6 @@ from rlpa_lib.study import models
 from rlpa_lib.study.annotation import Item
 
 LARGEST_ERROR = 10.0  # a profile has ten slots
-ENDS = ("", "_low", "_high")
 # (slot, value, rng) -> the rewritten value, or None where there is none
 Rewriter = Callable[[str, str, random.Random], str | None]
 # Overlap of (rewritten, reference) profiles; None: no readable answer.
@@ -76,10 +75,10 @@ def rewrite_set(
         a, b = rng.choice(sizes)
         kept = rng.sample(sorted(same), a)
         rest = sorted(set(changed) - set(kept))
-        if len(rest) < len(items) - a:
-            missing = next(slot for slot, _ in items if slot not in (*kept, *rest))
-            what_to_do = "cannot be rewritten by the miniature's lexicon; use its built-in personas"
-            raise InputError(f"{persona.id}: {missing}: {what_to_do}")
+        for slot, _ in items:
+            if slot not in (*kept, *rest):
+                what_to_do = "cannot be rewritten by the miniature's lexicon; use its built-in personas"
+                raise InputError(f"{persona.id}: {slot}: {what_to_do}")
         words = {slot: (same[slot], "same") for slot in kept}
         words |= {slot: (changed[slot], "different") for slot in rng.sample(rest, b)}
         pairs = tuple(ItemPair(slot, value, *words[slot]) for slot, value in items if slot in words)
@@ -113,9 +112,8 @@ def load_references(run: Run) -> list[Persona]:
         cfg = cfg.model_copy(update={"personas": cfg.personas.model_copy(update={"source": "builtin"})})
     held_out = n if SOURCES[cfg.personas.source].scripted else min(n, cfg.evaluation.users)
     people = parties.load_people(cfg, "vanilla", held_out, run.seed, run)
-    if n > held_out:
-        people = [*people, *parties.load_people(cfg, "train", n - held_out, run.seed, run)]
-    return people
+    more = parties.load_people(cfg, "train", n - held_out, run.seed, run) if n > held_out else []
+    return [*people, *more]
 
 
 def make_sets(run: Run, references: Sequence[Persona]) -> dict[str, list[Rewrite]]:
@@ -130,10 +128,10 @@ def make_judges(run: Run) -> dict[str, Counter]:
     """Name -> how it counts: the run's profile judge, those of study.profile_judges, and the two floors."""
     cfg = run.cfg
     own = JUDGES[cfg.judge.kind].label or str(cfg.judge.profile_model or cfg.judge.model)
-    counters: dict[str, Counter] = {}
-    for name, section in {own: cfg.judge, **cfg.study.profile_judges}.items():
-        judge = parties.make_reward_judge(cfg.model_copy(update={"judge": section}), run)
-        counters[name] = count_with(judge)
+    counters: dict[str, Counter] = {
+        name: count_with(parties.make_reward_judge(cfg.model_copy(update={"judge": section}), run))
+        for name, section in {own: cfg.judge, **cfg.study.profile_judges}.items()
+    }
     return {**counters, "same text": count_same_text, "shared slots": count_shared_slots}
 
 
@@ -144,7 +142,7 @@ def count_with(judge: Judge) -> Counter:
 
 def count_shared_slots(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
     """Count every slot that both have, whatever it says: a floor."""
-    return [len(set(one.slots()) & set(other.slots())) for one, other in pairs]
+    return [len({*one.slots()} & {*other.slots()}) for one, other in pairs]
 
 
 def count_same_text(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None]:
@@ -156,12 +154,11 @@ def count_same_text(pairs: Sequence[tuple[Profile, Profile]]) -> list[int | None
 def count_overlaps(rewrites: Sequence[Rewrite], judges: Mapping[str, Counter]) -> pd.DataFrame:
     """One row a case and judge: case, judge, true, predicted (NaN: no readable answer)."""
     asked = [(rewrite.rewritten, rewrite.reference) for rewrite in rewrites]
-    rows = [
+    return pd.DataFrame([
         {"case": rewrite.id, "judge": name, "true": rewrite.overlap, "predicted": predicted}
         for name, count in judges.items()
         for rewrite, predicted in zip(rewrites, count(asked), strict=True)
-    ]
-    return pd.DataFrame(rows).astype({"predicted": float})
+    ]).astype({"predicted": float})
 
 
 def table8(found: pd.DataFrame) -> pd.DataFrame:
@@ -173,14 +170,14 @@ def table8(found: pd.DataFrame) -> pd.DataFrame:
     for name, part in found.groupby("judge", sort=False):
         answered = part.dropna(subset="predicted")
         error = (answered["predicted"] - answered["true"]).to_numpy()
-        row = {"model": name, **overlap_metrics(answered["predicted"], answered["true"])}
-        for column, hits in (("exact_acc", error == 0), ("fuzzy_acc", np.abs(error) <= 1)):
-            low, high = intervals.binomial_interval(hits.sum(), len(hits))
-            row |= {f"{column}_low": 100 * float(low), f"{column}_high": 100 * float(high)}
+        metrics = overlap_metrics(answered["predicted"], answered["true"])
+        hits = ((error == 0).sum(), (abs(error) <= 1).sum())
+        exact, fuzzy = (100 * np.array(intervals.binomial_interval(n, len(error))) for n in hits)
         reach = intervals.bootstrap_interval(error[:, None] ** 2, limits=(0.0, LARGEST_ERROR**2))
-        for end, value in (("low", max(0.0, reach.low)), ("high", reach.high)):
-            row |= {f"mse_{end}": value, f"rmse_{end}": value**0.5}
+        mse = max(0.0, reach.low), reach.high
+        row = {"model": name}
+        for column, (low, high) in zip(metrics, (exact, fuzzy, mse, (e**0.5 for e in mse)), strict=True):
+            row |= {column: metrics[column], f"{column}_low": low, f"{column}_high": high}
         missing = len(part) - len(answered)
-        rows.append({**row, "mean_error": float(error.mean()), "n": len(error), "unanswered": missing})
-    columns = [f"{c}{end}" for c in ("exact_acc", "fuzzy_acc", "mse", "rmse") for end in ENDS]
-    return pd.DataFrame(rows)[["model", *columns, "mean_error", "n", "unanswered"]]
+        rows.append({**row, "mean_error": error.mean(), "n": len(error), "unanswered": missing})
+    return pd.DataFrame(rows)

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from rlpa_lib.evaluation import intervals
 from rlpa_lib.evaluation.agreement_metrics import (
     classification_metrics,
     group_agreement,
     majority,
     pairwise_kappa,
 )
+from rlpa_lib.evaluation.intervals import NAN, UNKNOWN, binomial_interval, bootstrap_interval
 from rlpa_lib.settings.kinds import REWARD_CRITERIA
-from rlpa_lib.study.annotation import PAIRS, RESPONSES, USERS
+from rlpa_lib.study.annotation import PAIRS, RESPONSES, TASKS, USERS
 
-DIMENSIONS = tuple(question.name for question in USERS.questions)
-_LIKERT = (1, 2, 3, 4, 5)
+DIMENSIONS = tuple(USERS.questions)
 _LABELS = ("same", "different", "uncertain")
-NAN = float("nan")
+_CATEGORIES = {USERS.name: (1, 2, 3, 4, 5), PAIRS.name: _LABELS, RESPONSES.name: (0, 1)}
 
 
 def table6(answers: pd.DataFrame) -> pd.DataFrame:
@@ -34,15 +34,18 @@ def table6(answers: pd.DataFrame) -> pd.DataFrame:
     for model, part in answers.groupby("model", sort=True):
         marks = part[list(DIMENSIONS)]
         by_dialogue = marks.groupby(part["item"]).mean()
+        marks, by_dialogue = (some.assign(all_avg=some.mean(axis=1)) for some in (marks, by_dialogue))
         row: dict[str, Any] = {"model": model}
-        for name in DIMENSIONS:
-            row |= _rate(name, marks[name], by_dialogue[name])
-        row |= _rate("all_avg", marks.mean(axis=1), by_dialogue.mean(axis=1))
+        for name in marks:
+            reach = UNKNOWN
+            if len(by_dialogue) > 1:
+                reach = bootstrap_interval(by_dialogue[name].to_numpy()[:, None], limits=(1.0, 5.0))
+            low, high = np.clip((reach.low, reach.high), 1.0, 5.0)
+            row |= {name: marks[name].mean(), f"{name}_low": low, f"{name}_high": high}
         pairs, group = compare_raters(part, USERS.name)
-        plain, weighted = "kappa", "kappa_quadratic"
-        kappas = {key: float(pairs[key].mean()) if len(pairs) else NAN for key in (plain, weighted)}
-        group = {key: group[key] for key in ("fleiss_kappa", "krippendorff_alpha")}
-        rows.append({**row, **kappas, **group, "dialogues": len(by_dialogue), "n": len(part)})
+        row |= {key: pairs[key].mean() if len(pairs) else NAN for key in ("kappa", "kappa_quadratic")}
+        row |= {key: group[key] for key in ("fleiss_kappa", "krippendorff_alpha")}
+        rows.append({**row, "dialogues": len(by_dialogue), "n": len(part)})
     return pd.DataFrame(rows)
 
 
@@ -52,18 +55,15 @@ def table7(answers: pd.DataFrame) -> pd.DataFrame:
     No majority counts as uncertain, and an open vote is no agreement (H.1). The last row, overall, leaves the
     three counts open, as the paper does.
     """
-    vote = majority(_pivot(answers, "label"), "uncertain")
-    system, rows = answers.groupby("item")["system"].first(), []
-    for label in _LABELS[:2]:
-        counted = vote[system == label].value_counts().reindex(_LABELS, fill_value=0)
-        total, right = int(counted.sum()), int(counted[label])
-        rows.append({"system_label": label, "total": total, **counted.to_dict(), "right": right})
-    sums = {key: sum(row[key] for row in rows) for key in ("total", "right")}
-    frame = pd.DataFrame([*rows, {"system_label": "overall", **sums}])
-    cases = frame["total"].clip(lower=1)
-    low, high = intervals.binomial_interval(frame["right"], cases)
-    columns = {"": 100 * frame["right"] / cases, "_low": 100 * low, "_high": 100 * high}
-    return frame.assign(**{f"accuracy_pct{end}": x for end, x in columns.items()}).drop(columns="right")
+    system, vote = answers.groupby("item")["system"].first(), majority(_pivot(answers, "label"), "uncertain")
+    counts = pd.crosstab(system, vote).reindex(index=_LABELS[:2], columns=_LABELS, fill_value=0)
+    sums = pd.DataFrame({"total": counts.sum(axis=1), "right": np.diag(counts)})
+    sums.loc["overall"] = sums.sum()
+    cases = sums["total"].clip(lower=1)
+    low, high = binomial_interval(sums["right"], cases)
+    rates = {"": 100 * sums["right"] / cases, "_low": 100 * low, "_high": 100 * high}
+    rates = {f"accuracy_pct{end}": values for end, values in rates.items()}
+    return sums[["total"]].join(counts).assign(**rates).rename_axis("system_label").reset_index()
 
 
 def vote_on_responses(answers: pd.DataFrame) -> pd.DataFrame:
@@ -71,7 +71,7 @@ def vote_on_responses(answers: pd.DataFrame) -> pd.DataFrame:
 
     Marks are multiplied per annotator, then voted on; points without a majority are left out.
     """
-    vote = majority(_pivot(_multiply(answers), "product"), None).dropna()
+    vote = majority(_pivot_products(answers), None).dropna()
     verdicts = answers.groupby("item")["verdict"].first()
     return pd.DataFrame({"label": vote.astype(int), "verdict": verdicts.reindex(vote.index).astype(int)})
 
@@ -102,7 +102,7 @@ def measure_agreement(labels: Sequence[int], marks: Sequence[int]) -> dict[str, 
     found = classification_metrics(tp=tp, fp=fp, fn=fn, tn=tn)
     cases = {"accuracy": (tp + tn, len(pairs)), "precision": (tp, tp + fp), "recall": (tp, tp + fn),
              "f1": (tp, tp + (fp + fn) / 2), "specificity": (tn, tn + fp)}  # fmt: skip
-    ends = {key: intervals.binomial_interval(*of) if of[1] >= 1 else (NAN, NAN) for key, of in cases.items()}
+    ends = {key: binomial_interval(*of) if of[1] >= 1 else (NAN, NAN) for key, of in cases.items()}
     chance = ((tp + fp) * (tp + fn) + (tn + fp) * (tn + fn)) / len(pairs) ** 2
     ends["cohens_kappa"] = tuple((x - chance) / (1 - chance) if chance < 1 else NAN for x in ends["accuracy"])
     for name, (low, high) in ends.items():
@@ -112,13 +112,11 @@ def measure_agreement(labels: Sequence[int], marks: Sequence[int]) -> dict[str, 
 
 def compare_raters(answers: pd.DataFrame, task: str) -> tuple[pd.DataFrame, dict[str, float]]:
     """Cohen's kappa of every two annotators of a task, and Fleiss' kappa and Krippendorff's alpha of all."""
-    if task == PAIRS.name:
-        table, categories = _pivot(answers, "label"), _LABELS
-    elif task == RESPONSES.name:
-        table, categories = _pivot(_multiply(answers), "product"), (0, 1)
+    if task == RESPONSES.name:
+        table = _pivot_products(answers)
     else:
-        table, categories = pd.concat([_pivot(answers, d) for d in DIMENSIONS], keys=DIMENSIONS), _LIKERT
-    ordinal = task == USERS.name
+        table = pd.concat([_pivot(answers, question) for question in TASKS[task].questions])
+    categories, ordinal = _CATEGORIES[task], task == USERS.name
     return pairwise_kappa(table, categories, ordinal), group_agreement(table, categories, ordinal)
 
 
@@ -127,13 +125,7 @@ def _pivot(answers: pd.DataFrame, question: str) -> pd.DataFrame:
     return answers.pivot(index="item", columns="annotator", values=question)
 
 
-def _multiply(answers: pd.DataFrame) -> pd.DataFrame:
-    return answers.assign(product=answers[list(REWARD_CRITERIA)].astype(int).prod(axis=1))
-
-
-def _rate(name: str, marks: pd.Series, by_dialogue: pd.Series) -> dict[str, float]:
-    low = high = NAN
-    if len(by_dialogue) > 1:
-        reach = intervals.bootstrap_interval(by_dialogue.to_numpy()[:, None], limits=(1.0, 5.0))
-        low, high = max(1.0, reach.low), min(5.0, reach.high)
-    return {name: float(marks.mean()), f"{name}_low": low, f"{name}_high": high}
+def _pivot_products(answers: pd.DataFrame) -> pd.DataFrame:
+    """The same for the product of each annotator's marks."""
+    products = answers[list(REWARD_CRITERIA)].astype(int).prod(axis=1)
+    return _pivot(answers.assign(product=products), "product")

@@ -22,8 +22,7 @@ from rlpa_lib.study import models
 from rlpa_lib.study.annotation import Item
 
 IMPOSTOR = "impostor control"
-NAN = float("nan")
-Talks = Sequence[tuple[Persona, Dialogue]]
+Talks = Mapping[str, Sequence[tuple[Persona, Dialogue]]]  # by user model
 Claims = Mapping[tuple[str, str], Sequence[models.Claim]]  # by user model and dialogue
 
 
@@ -36,7 +35,7 @@ class Impostor:
 
     def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
         """The next utterance of each user, spoken by the next persona of the cast."""
-        following = {p.id: other for p, other in zip(self.cast, self.cast[1:] + self.cast[:1], strict=True)}
+        following = dict(zip((p.id for p in self.cast), self.cast[1:] + self.cast[:1], strict=True))
         return self.user.reply([following[persona.id] for persona in personas], dialogues)
 
 
@@ -44,10 +43,12 @@ def make_user_models(run: Run, people: Sequence[Persona]) -> dict[str, Simulated
     """Name -> user: the run's own, those of study.user_models, and the run's own as impostor."""
     cfg = run.cfg
     own = parties.make_user(cfg, "test", run.seed, run)
-    users = {USERS[cfg.user.kind].label or str(cfg.user.model): own}
-    for name, section in cfg.study.user_models.items():
-        users[name] = parties.make_user(cfg.model_copy(update={"user": section}), "test", run.seed, run)
-    return {**users, IMPOSTOR: Impostor(own, tuple(people))}
+    others = {
+        name: parties.make_user(cfg.model_copy(update={"user": section}), "test", run.seed, run)
+        for name, section in cfg.study.user_models.items()
+    }
+    name = USERS[cfg.user.kind].label or str(cfg.user.model)
+    return {name: own, **others, IMPOSTOR: Impostor(own, tuple(people))}
 
 
 def make_partner(run: Run) -> Method:
@@ -82,7 +83,7 @@ def reports_words(dialogue: Dialogue) -> bool:
     return not any(turn.user.stated and not turn.user.phrases for turn in dialogue.turns)
 
 
-def find_claims(run: Run, talks: Mapping[str, Talks]) -> dict[tuple[str, str], list[models.Claim]]:
+def find_claims(run: Run, talks: Talks) -> Claims:
     """What users say about themselves, by a judge model, for user models that do not report their words."""
     return {
         (name, dialogue.id): claims
@@ -105,7 +106,7 @@ def measure_dialogue(
     texts, n = [turn.user.text for turn in dialogue.turns], len(persona.profile)
     told_at = dialogue.ledger().values()
     told = [sum(turn <= k for turn in told_at) for k in range(len(texts) + 1)]  # after k turns
-    facts = (NAN, NAN, NAN)
+    facts = (float("nan"),) * 3
     if claimed is not None:
         facts = len(claimed), sum(c.against_persona for c in claimed), sum(c.against_earlier for c in claimed)
     elif reports_words(dialogue):
@@ -119,7 +120,7 @@ def measure_dialogue(
     }  # fmt: skip
 
 
-def measure_table(talks: Mapping[str, Talks], claimed: Claims | None = None) -> pd.DataFrame:
+def measure_table(talks: Talks, claimed: Claims | None = None) -> pd.DataFrame:
     """The automatic measures, a row a user model: contradiction_rate and inconsistency_rate of stated facts
     (NaN where none was stated), share_per_turn of the profile, over_limit_rate of turns, repetition_rate of
     utterances after the first, words_per_turn."""
@@ -127,7 +128,7 @@ def measure_table(talks: Mapping[str, Talks], claimed: Claims | None = None) -> 
     for name, some in talks.items():
         each = pd.DataFrame([measure_dialogue(p, d, (claimed or {}).get((name, d.id))) for p, d in some])
         n = each.sum(skipna=False)
-        stated = n["stated"] or NAN
+        stated = n["stated"] or float("nan")
         lines.append({
             "model": name, "dialogues": len(each), "stated": n["stated"],
             "contradiction_rate": n["contradicted"] / stated,
@@ -140,12 +141,12 @@ def measure_table(talks: Mapping[str, Talks], claimed: Claims | None = None) -> 
     return pd.DataFrame(lines)
 
 
-def make_items(talks: Mapping[str, Talks]) -> list[Item]:
+def make_items(talks: Talks) -> list[Item]:
     """One item a dialogue: the persona, then the talk; the model's name is hidden."""
     return [
         Item(f"{name}|{d.id}", (
             ("Persona", (("description", p.description), ("manner", p.personality), *p.profile.items)),
-            ("Conversation", tuple(judge_view(d))),
+            ("Conversation", judge_view(d)),
         ), {"model": name})
         for name, some in talks.items()
         for p, d in some
@@ -154,15 +155,12 @@ def make_items(talks: Mapping[str, Talks]) -> list[Item]:
 
 def _check_words(persona: Persona, dialogue: Dialogue) -> tuple[int, int, int]:
     """How many facts were told, how many contradict the persona, and how many what was said before."""
+    facts = [fact for t in dialogue.turns for fact in zip(t.user.stated, t.user.phrases, strict=False)]
     said: dict[str, str] = {}
-    stated = wrong = inconsistent = 0
-    true = persona.profile.items
-    for turn in dialogue.turns:
-        for slot, phrase in zip(turn.user.stated, turn.user.phrases, strict=False):
-            stated += 1
-            wrong += not any(
-                world.are_compatible(s, slot) and world.same_value(s, phrase, v) for s, v in true
-            )
-            inconsistent += slot in said and not world.same_value(slot, phrase, said[slot])
-            said.setdefault(slot, phrase)
-    return stated, wrong, inconsistent
+    wrong = inconsistent = 0
+    for slot, phrase in facts:
+        alike = [(s, v) for s, v in persona.profile.items if world.are_compatible(s, slot)]
+        wrong += not any(world.same_value(s, phrase, v) for s, v in alike)
+        inconsistent += slot in said and not world.same_value(slot, phrase, said[slot])
+        said.setdefault(slot, phrase)
+    return len(facts), wrong, inconsistent
