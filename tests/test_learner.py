@@ -13,11 +13,10 @@ from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.dialogue.judging import JudgeFailed
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.protocols import Completion
-from rlpa_lib.rlpa import checkpoints, ppo
-from rlpa_lib.rlpa.experience import gather_experience, sample_indices, token_batch, update
-from rlpa_lib.rlpa.learner import Learner, accumulate
-from rlpa_lib.rlpa.networks import CRITIC, POLICY
-from rlpa_lib.rlpa.packing import pack_groups, tree_mask
+from rlpa_lib.rlpa import ppo
+from rlpa_lib.rlpa.experience import accumulate_minibatch, gather_experience, update
+from rlpa_lib.rlpa.learner import Learner, sample_indices
+from rlpa_lib.rlpa.networks import CRITIC, POLICY, pack_groups, tree_mask
 from rlpa_lib.rlpa.rewards import Reward
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.settings.config import Config, InputError
@@ -107,9 +106,7 @@ def test_tree_and_rows_give_the_same_losses_and_gradients(tiny_random_model, cri
     for packing in ("rows", "tree"):
         learner = make(tiny_random_model[0], critic=critic, packing=packing)
         data = gather_experience(learner, turn_groups())
-        packed = learner.pack(data.groups)
-        batch, total = token_batch(learner, data, [0, 1], packed), float(data.keep.sum())
-        logged = accumulate(learner, packed, batch, total, total)
+        logged = accumulate_minibatch(learner, data, [0, 1])
         gradients = {n: p.grad for role in (POLICY, CRITIC) for n, p in learner.parameters(role).items()}
         found.append((logged, gradients))
     (rows, row_gradients), (tree, tree_gradients) = found
@@ -292,7 +289,7 @@ def test_full_tuning_keeps_small_steps_that_bf16_would_lose(tiny_random_model):
 def warm_adapter(tiny_random_model, tmp_path):
     """Folder of an adapter that does something."""
     learner = make(tiny_random_model[0])
-    return checkpoints.save_adapter(learner, tmp_path / "warm"), learner
+    return learner.save_adapter(tmp_path / "warm"), learner
 
 
 @pytest.mark.parametrize(("tuning", "critic"), [("lora", "head"), ("lora", "lora"), ("full", "head")])
@@ -342,7 +339,7 @@ def test_a_warm_started_policy_is_saved_alone(tiny_random_model, warm_adapter, t
     cfg = settings(critic="lora")
     cfg = cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"adapter": str(folder)})})
     learner = Learner(copy.deepcopy(tiny_random_model[0]), cfg, seed=9)
-    again = load_file(checkpoints.save_adapter(learner, tmp_path / "again") / "adapter_model.safetensors")
+    again = load_file(learner.save_adapter(tmp_path / "again") / "adapter_model.safetensors")
     first = load_file(folder / "adapter_model.safetensors")
     assert again.keys() == first.keys() and all(torch.equal(again[n], first[n]) for n in first)
 

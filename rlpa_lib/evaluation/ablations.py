@@ -18,7 +18,7 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.evaluation import intervals, rows, scoring, seeds, tables
 from rlpa_lib.rlpa import training
-from rlpa_lib.rlpa.trainer import count_updates
+from rlpa_lib.rlpa.training import count_updates
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
