@@ -12,7 +12,7 @@ from torch import Tensor
 from rlpa_lib.dialogue.judging import JudgeFailed
 from rlpa_lib.rlpa import ppo
 from rlpa_lib.rlpa.learner import Learner, sample_indices
-from rlpa_lib.rlpa.networks import POLICY, REFERENCE, Group, Packed, pad_rows
+from rlpa_lib.rlpa.networks import CRITIC, POLICY, REFERENCE, Group, Packed, pad_rows
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
@@ -109,12 +109,12 @@ def _run_frozen(learner: Learner, groups: list[Group], shape: torch.Size, policy
     if with_features:
         seen["features"] = torch.zeros(*shape, learner.network.head.width)
     for samples, packed, idle in learner.passes(groups, range(len(groups))):
-        run = learner.run(packed, REFERENCE, features=with_features)
-        found = {"reference": run.logprobs_ST, "values": learner.values(packed, run.features_STF)}
+        run = learner.network(packed, REFERENCE, features=with_features)
+        found = {"reference": run.logprobs_ST, "values": learner.network(packed, CRITIC, run.features_STF)}
         if with_features:
             found["features"] = run.features_STF.float()
         if policy:
-            found["policy"] = learner.run(packed, POLICY).logprobs_ST
+            found["policy"] = learner.network(packed, POLICY).logprobs_ST
         for name, tensor in found.items() if not idle else ():
             seen[name][samples, : tensor.shape[1]] = tensor.cpu()
     learner.processes.add_up(seen.values())  # each process has filled in its own rows and left 0 elsewhere
@@ -162,15 +162,13 @@ def _accumulate(
 ) -> dict[str, float]:
     """Add one pass's gradients of both losses, means over `n_tokens` and `n_values`; its part of the log."""
     settings, keep, old = learner.cfg.ppo, part.keep, part.old_logprobs
-    now = learner.run(packed, POLICY)
+    now = learner.network(packed, POLICY)
     loss, clipped = ppo.policy_loss(
         now.logprobs_ST, old, part.advantages, keep, settings.clip, n_tokens, part.weights
     )
     loss.backward()
-    error = ppo.value_loss(
-        learner.values(packed, part.features), part.values, part.returns, part.taught, settings.value_clip,
-        n_values,
-    )
+    values = learner.network(packed, CRITIC, part.features)
+    error = ppo.value_loss(values, part.values, part.returns, part.taught, settings.value_clip, n_values)
     error.backward()
     with torch.no_grad():
         means = {

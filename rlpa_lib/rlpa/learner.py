@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlpa_lib.rlpa import ppo
-from rlpa_lib.rlpa.networks import CRITIC, HEAD, POLICY, ROLES, Backbone, Group, Packed, Pass, pack_groups
+from rlpa_lib.rlpa.networks import CRITIC, POLICY, ROLES, Backbone, Group, Packed, pack_groups
 from rlpa_lib.rlpa.processes import Processes
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.seeds import derive_seed
@@ -77,14 +77,6 @@ class Learner:
         """The groups as `ppo.packing` says, on the learner's device."""
         return pack_groups(groups, self.cfg.ppo.packing, self.dtype, self.device)
 
-    def run(self, packed: Packed, role: str, features: bool = False) -> Pass:
-        """Log-probabilities and entropies of policy or reference, see `Backbone.forward`."""
-        return self.network(packed, role, features)
-
-    def values(self, packed: Packed, features_STF: Tensor | None) -> Tensor:
-        """Values [S, T] of the states before completion tokens, from features or by the critic's adapter."""
-        return self.network(packed, CRITIC if self.network.own_critic else HEAD, features_STF)
-
     def step(self, scale: float) -> dict[str, float]:
         """Clip each role's gradient to `ppo.grad_norm`, step at `scale` times the rates; return the norms."""
         if not self.processes.sharded and self.processes.world > 1:  # FSDP adds up in the backward pass
@@ -117,23 +109,19 @@ class Learner:
                 module.reshard()
                 module.set_reshard_after_forward(module is not self.network, recurse=False)
 
-    def save_adapter(self, folder: Path) -> Path:
-        """Write the policy's adapter in PEFT format to `folder`, replacing it in one step."""
-        weights = {n: gather_tensor(p) for n, p in self.model.named_parameters() if f".{POLICY}." in n}
+    def save_policy(self, folder: Path, tokenizer=None) -> Path:
+        """Write the adapter in PEFT format, or after full tuning the model with its tokenizer for
+        `policy.model`, replacing `folder` in one step."""
+        full, named = self.network.full, self.model.named_parameters()
+        weights = {name: gather_tensor(p) for name, p in named if full or f".{POLICY}." in name}
         if self.processes.main:
-            with _replace(folder, inside=POLICY) as staged:
-                self.model.save_pretrained(  # "auto" would ask the hub about embeddings, which nobody trains
-                    staged, selected_adapters=[POLICY], save_embedding_layers=False, state_dict=weights
-                )
+            # the backbone's embeddings are never trained; "auto" would ask the hub about them
+            alone = {} if full else {"selected_adapters": [POLICY], "save_embedding_layers": False}
+            with _replace(folder, inside="" if full else POLICY) as staged:
+                self.model.save_pretrained(staged, state_dict=weights, **alone)
+                if full:
+                    tokenizer.save_pretrained(staged)
         return folder
-
-    def save_model(self, tokenizer, folder: Path) -> None:
-        """Write a fully tuned policy and its tokenizer to `folder`, for `policy.model`, in one step."""
-        weights = {name: gather_tensor(p) for name, p in self.model.named_parameters()}
-        if self.processes.main:
-            with _replace(folder) as staged:
-                self.model.save_pretrained(staged, state_dict=weights)
-                tokenizer.save_pretrained(staged)
 
     def save(self, folder: Path, progress: Any) -> None:
         """Write weights, optimiser state and `progress` (plain data), replacing `folder` in one step."""

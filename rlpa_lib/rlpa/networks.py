@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlpa_lib.settings.config import Config, InputError
 
-POLICY, REFERENCE, CRITIC, HEAD = "policy", "reference", "critic", "head"
+POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 ROLES = (POLICY, CRITIC)  # those that are trained
 ADAPTER_FILE = "adapter_config.json"
 ROWS = 64  # tokens that go through the output layer at once
@@ -73,7 +73,7 @@ def pack_groups(
         "places_ST": pad_rows(places), "targets_ST": pad_rows(targets),
         "keep_ST": pad_rows([[1] * len(c) for c in targets]).bool(),
     }
-    return Packed(**{name: None if x is None else x.to(device) for name, x in tensors.items()})
+    return Packed(**{name: x if x is None else x.to(device) for name, x in tensors.items()})
 
 
 def tree_mask(segments_BL: Tensor, dtype: torch.dtype) -> Tensor:
@@ -173,13 +173,13 @@ class Backbone(nn.Module):
         return named
 
     def forward(self, packed: Packed, role: str, features: bool | Tensor | None = False) -> Pass | Tensor:
-        """POLICY and REFERENCE give a `Pass`, CRITIC and HEAD values [S, T]; FSDP hooks in here.
+        """POLICY and REFERENCE give a `Pass`, CRITIC values [S, T]; FSDP hooks in here.
 
-        `features`: true asks for the last and the middle hidden state of each predicting token, which HEAD
-        then takes. Log-probabilities are those at the sampling temperature.
+        `features`: true asks for the last and the middle hidden state of each predicting token, which a
+        critic without an adapter then takes. Log-probabilities are those at the sampling temperature.
         """
         keep = packed.keep_ST
-        if role == HEAD:
+        if role == CRITIC and not self.own_critic:
             return self.head(features) * keep
         where = packed.rows_ST[keep], packed.places_ST[keep]
         mixed = self.full and role == POLICY and self.dtype != torch.float32
@@ -197,8 +197,8 @@ class Backbone(nn.Module):
                 return spread(self.head(last), keep)
             output, targets = network.get_output_embeddings(), packed.targets_ST[keep]
             logprobs, entropy = _score_tokens(output, last, targets, self.temperature)
-        made = None if middle is None else spread(torch.cat([last, middle], -1), keep)
-        return Pass(spread(logprobs, keep), spread(entropy, keep), made)
+        seen = spread(torch.cat([last, middle], -1), keep) if features is True else None
+        return Pass(spread(logprobs, keep), spread(entropy, keep), seen)
 
     @contextmanager
     def _activate(self, role: str) -> Iterator[nn.Module]:

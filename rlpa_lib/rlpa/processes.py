@@ -47,10 +47,8 @@ class Processes:
     """
 
     def __init__(self, accelerator: Accelerator | None = None):
-        patience = InitProcessGroupKwargs(timeout=PATIENCE)
-        self.accelerator = accelerator or Accelerator(
-            cpu=not torch.cuda.is_available(), kwargs_handlers=[patience]
-        )
+        patience, cpu = InitProcessGroupKwargs(timeout=PATIENCE), not torch.cuda.is_available()
+        self.accelerator = accelerator or Accelerator(cpu=cpu, kwargs_handlers=[patience])
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main, self.device = self.rank == 0, self.accelerator.device
         self.sharded = self.world > 1 and _asks_for_shards(self.accelerator)
@@ -69,8 +67,8 @@ class Processes:
                 value = work()
             except Exception as error:  # the others wait: tell them before it is raised
                 failure = error
-        told = [value, failure and f"{type(failure).__name__}: {failure}"]
-        value, reason = broadcast_object_list(told)
+        reason = failure and f"{type(failure).__name__}: {failure}"
+        value, reason = broadcast_object_list([value, reason])
         if failure is not None:
             raise failure
         if reason is not None:
@@ -152,10 +150,9 @@ class MainOnly:
         self.party, self.processes = party, processes
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        def ask(*args: Any, **options: Any) -> Any:
-            return self.processes.on_main(lambda: getattr(self.party, name)(*args, **options))
-
-        return ask
+        return lambda *args, **options: self.processes.on_main(
+            lambda: getattr(self.party, name)(*args, **options)
+        )
 
 
 class SharedPolicy:
@@ -176,21 +173,29 @@ class SharedPolicy:
         return [found[i] for i in range(len(messages))]
 
 
+def find_configuration(name: str) -> Path:
+    """A file of params/accelerate by its name, or any other by its path. InputError: there is none."""
+    for file in (CONFIGURATIONS / f"{name}.yaml", Path(name)):
+        if file.is_file():
+            return file
+    known = ", ".join(sorted(path.stem for path in CONFIGURATIONS.glob("*.yaml")))
+    raise InputError(f"run.accelerate: no such file, and none of {known}: {name}")
+
+
 def launch(
     run: Run, params: str, overrides: Sequence[str], *, name: str, changes: Sequence[str] = (),
     until: int | None = None, say: Callable[[str], None],
 ) -> None:
     """Run `python -m rlpa_lib train` under `accelerate launch`, pass its lines on. RuntimeError: failed."""
     file = find_configuration(run.cfg.run.accelerate)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
-    command += ["-m", "rlpa_lib", "train", "--scale", params, "--seed", str(run.seed)]
-    command += ["--run-dir", str(run.dir), "--name", name]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "-m", "rlpa_lib"]
+    command += ["train", "--scale", params, "--seed", run.seed, "--run-dir", run.dir, "--name", name]
+    command += [] if until is None else ["--until", until]
     command += [part for text in config.anchor_paths(overrides) for part in ("--set", text)]
     command += [part for text in changes for part in ("--change", text)]
-    command += [] if until is None else ["--until", str(until)]
     lines: list[str] = []
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=record.REPOSITORY, **pipes) as process:
+    with subprocess.Popen(list(map(str, command)), cwd=record.REPOSITORY, **pipes) as process:
         for line in process.stdout:
             lines.append(line.rstrip())
             say(lines[-1])
@@ -199,12 +204,3 @@ def launch(
         told = [line for line in lines if line.startswith("rlpa_lib: ")] or lines[-5:]
         reason = " | ".join(dict.fromkeys(told))
         raise RuntimeError(f"training ended with exit code {process.returncode}: {reason}")
-
-
-def find_configuration(name: str) -> Path:
-    """A file of params/accelerate by its name, or any other by its path. InputError: there is none."""
-    for file in (CONFIGURATIONS / f"{name}.yaml", Path(name)):
-        if file.is_file():
-            return file
-    known = ", ".join(sorted(path.stem for path in CONFIGURATIONS.glob("*.yaml")))
-    raise InputError(f"run.accelerate: no such file, and none of {known}: {name}")

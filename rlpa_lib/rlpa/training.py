@@ -76,16 +76,18 @@ def prepare(
     if changes:  # settings of this training alone; the record keeps the run's own
         run = replace(run, cfg=config.change_config(run.cfg, changes, "--change"))
     cfg, processes = run.cfg, processes or Processes()
-    n = cfg.personas.train_users
-    people = processes.on_main(lambda: parties.load_people(cfg, "train", n, run.seed, run))
+    users = cfg.personas.train_users
+    people = processes.on_main(lambda: parties.load_people(cfg, "train", users, run.seed, run))
     if cfg.policy.warm_up and cfg.policy.adapter is None:
         warm = str(warmup.make_adapter(run, people, processes, say))
         cfg = cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"adapter": warm})})
     model, tokenizer = models.load_model(cfg)
     learner = Learner(model, cfg, seed=run.seed, processes=processes)
     weights = {role: sum(p.numel() for p in learner.parameters(role).values()) for role in ROLES}
-    facts = {"users": len(people), "users_hash": hash_split(people)}
-    facts |= {"processes": processes.world, "trained_weights": weights}
+    facts = {
+        "users": len(people), "users_hash": hash_split(people), "processes": processes.world,
+        "trained_weights": weights,
+    }
     processes.on_main(lambda: run.note(f"training_{name}", facts))
     user = judge = policy = None
     if processes.main:  # it alone asks users, judges and servers
@@ -189,17 +191,15 @@ class Trainer:
         return self.processes.on_main(lambda: self.run.read_metrics(self.name))
 
     def _save_policy(self, name: str) -> None:
-        if self.cfg.policy.tuning == "lora":
-            self.learner.save_adapter(self.run.path(f"adapters/{name}"))
-        else:
-            self.learner.save_model(self.tokenizer, self.run.path(f"models/{name}"))
+        kind = "adapters" if self.cfg.policy.tuning == "lora" else "models"
+        self.learner.save_policy(self.run.path(f"{kind}/{name}"), self.tokenizer)
 
     def _serve_adapter(self) -> None:
         """Write the adapter, have every server sample with it from now on, delete those of no more use."""
         if not self.served:
             return
         version, folder = self.progress.updates, self.run.path(f"adapters/{self.name}-served")
-        written = self.learner.save_adapter(folder / f"v{version:06d}")
+        written = self.learner.save_policy(folder / f"v{version:06d}")
         self.processes.on_main(lambda: self.serve(written, version))
         oldest = version - getattr(self.sampler, "max_policy_lag", 0)
         for old in folder.glob("v*") if self.processes.main else ():

@@ -54,7 +54,7 @@ def make_adapter(
         if processes.main:
             run.log_metrics(NAME, {"step": done + 1, "steps": len(starts), "loss": loss, **norms})
             say(f"warm-up {done + 1}/{len(starts)}: loss {loss:.3f} nats a token")
-    return learner.save_adapter(folder)
+    return learner.save_policy(folder)
 
 
 def make_replies(cfg: Config, tokenizer, people: Sequence[Persona], seed: int) -> list[Group]:
@@ -80,7 +80,7 @@ def _accumulate(learner: Learner, groups: list[Group], batch: list[int]) -> floa
     """Add the gradients of the mean negative log-likelihood of these replies; the loss."""
     total, loss = sum(len(groups[i][1][0]) for i in batch), 0.0
     for _, packed, idle in learner.passes(groups, batch):
-        error = -(learner.run(packed, POLICY).logprobs_ST * packed.keep_ST).sum() / total
+        error = -(learner.network(packed, POLICY).logprobs_ST * packed.keep_ST).sum() / total
         (error * 0 if idle else error).backward()
         loss += 0.0 if idle else float(error.detach())
     return learner.processes.add_up_numbers({"loss": loss})["loss"]
