@@ -19,7 +19,7 @@ from rlpa_lib.rlpa import rollout
 from rlpa_lib.rlpa.learner import Learner, gather_tensor
 from rlpa_lib.rlpa.networks import ROLES
 from rlpa_lib.rlpa.processes import Processes
-from rlpa_lib.rlpa.trainer import Trainer
+from rlpa_lib.rlpa.training import Trainer
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings.config import InputError
 
@@ -62,7 +62,7 @@ def trained(folder, mode, accelerator=None, kill_at=None):
     accelerator = accelerator or Accelerator(cpu=True)
     main = accelerator.is_main_process
     run = runs.claim(cfg, 5, folder, "test") if main else Run(cfg, 5, folder)
-    learner = Learner(random_model(), cfg, seed=5, accelerator=accelerator)
+    learner = Learner(random_model(), cfg, seed=5, processes=Processes(accelerator))
     parties = [Counted(party, folder, accelerator.process_index) for party in (EchoUser(), VowelJudge())]
     trainer = Trainer(run, learner, byte_tokenizer(), *parties, PERSONAS, system_prompt="Be kind.")
     if kill_at is not None and accelerator.process_index == 1:

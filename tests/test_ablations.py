@@ -17,7 +17,7 @@ from rlpa_lib.evaluation import ablations
 from rlpa_lib.evaluation.paper_tables import PAPER_TABLES
 from rlpa_lib.figures import training as drawn_as
 from rlpa_lib.rlpa.rewards import ABLATED, score
-from rlpa_lib.rlpa.trainer import count_updates
+from rlpa_lib.rlpa.training import count_updates
 from rlpa_lib.settings import config as settings
 from rlpa_lib.settings.base import Ablation
 from rlpa_lib.settings.config import InputError

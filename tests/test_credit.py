@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rlpa_lib.rlpa import credit, ppo
-from rlpa_lib.rlpa.credit import Place
+from rlpa_lib.rlpa import ppo
+from rlpa_lib.rlpa.ppo import Place
 from rlpa_lib.settings.schema import PPO
 
 
@@ -22,7 +22,7 @@ def settings(**changes):
 
 
 def look(places, rewards, before, after, spans=None, **changes):
-    return credit.look_ahead(
+    return ppo.look_ahead(
         places, rewards_S=rewards, spans_S=spans or [1.0] * len(places), before_S=before, after_S=after,
         settings=settings(**changes),
     )
@@ -88,7 +88,7 @@ def test_tokens_and_turns_by_hand():
     rewards = padded([0.1, 1.0], [0.0, 0.0, 2.0, 0.0])
     keep = torch.tensor([[True, True, False, False], [True, True, True, False]])
     places = [Place("d", 1, True), Place("d", 2, True, True)]
-    done = credit.credit_across_turns(
+    done = ppo.assign_credit(
         rewards, values, keep, places, settings(gamma=0.5, lam=0.5, turn_discount=0.8, turn_lam=0.5)
     )
     # turn 2 leads to .8 * .8 = .64. Seen from its first token: A2 = .25 * 2 + .25 * .64 - .4 = .26
@@ -107,7 +107,7 @@ def test_tokens_and_turns_by_hand():
 def test_with_all_lambdas_one_the_first_token_gets_eq_1():
     rewards, values = padded([0.0, 1.0, 0.0], [0.5, 0.0]), torch.zeros(2, 3)
     keep = torch.tensor([[True, True, False], [True, False, False]])
-    done = credit.credit_across_turns(
+    done = ppo.assign_credit(
         rewards, values, keep, [Place("d", 1, True), Place("d", 2, True, True)],
         settings(turn_lam=1.0, turn_discount=0.9),
     )
@@ -119,7 +119,7 @@ def test_token_level_and_turn_level_advantages_agree_at_the_first_token():
     rewards, values = torch.randn(4, 6), torch.randn(4, 6)
     keep = torch.arange(6) < torch.tensor([5, 2, 4, 1])[:, None]
     places = [Place("d", t, True, t == 4) for t in (1, 2, 3, 4)]
-    done = credit.credit_across_turns(
+    done = ppo.assign_credit(
         rewards, values, keep, places, settings(turn_discount=0.7, turn_lam=0.3)
     )
     R = [float((rewards[i] * keep[i]).sum()) for i in range(4)]
@@ -131,9 +131,9 @@ def test_the_bandit_ignores_what_comes_later():
     torch.manual_seed(1)
     rewards, values, keep = torch.randn(2, 3), torch.randn(2, 3), torch.ones(2, 3).bool()
     places = [Place("d", 1, True), Place("d", 2, True)]
-    alone = credit.assign_credit(rewards, values, keep, places, settings(turn_discount=0.0, lam=0.9))
+    alone = ppo.assign_credit(rewards, values, keep, places, settings(turn_discount=0.0, lam=0.9))
     rewards[1] += 100
-    again = credit.assign_credit(rewards, values, keep, places, settings(turn_discount=0.0, lam=0.9))
+    again = ppo.assign_credit(rewards, values, keep, places, settings(turn_discount=0.0, lam=0.9))
     assert torch.equal(alone.advantages_ST[0], again.advantages_ST[0])
     assert alone.advantages_ST[0].tolist() == near(ppo.gae(rewards[0], values[0], 1.0, 0.9).tolist())
     assert torch.equal(alone.returns_ST, alone.advantages_ST + values)
@@ -145,6 +145,6 @@ def test_a_vanishing_discount_is_the_bandit():
     keep = torch.arange(5) < torch.tensor([4, 2, 3])[:, None]
     rewards = torch.nn.functional.pad(rewards, (0, 1))
     places = [Place("d", t, True) for t in (1, 2, 3)]
-    linked = credit.credit_across_turns(rewards, values, keep, places, settings(turn_discount=0.0, lam=0.9))
-    single = credit.credit_within_turns(rewards, values * keep, keep, settings(lam=0.9))
+    linked = ppo.assign_credit(rewards, values, keep, places, settings(turn_discount=1e-300, lam=0.9))
+    single = ppo.assign_credit(rewards, values * keep, keep, places, settings(turn_discount=0.0, lam=0.9))
     assert torch.equal(linked.advantages_ST, single.advantages_ST)

@@ -193,9 +193,11 @@ def test_a_run_whose_every_party_is_served(tmp_path):
         )
         method = Prompted("rlpa_prompting", served, "Be kind.", True)
         dialogues, rows = scoring.evaluate(method, "vanilla", people, user, evaluator, judge, turns=4, seed=0)
-        groups = rollout.rollout(
-            served, user, judge, people, turns=2, samples=2, system_prompt="Be kind.", seed=0
+        sampling = rollout.Sampling(2, "best", "Be kind.")
+        first, cohort = rollout.advance(
+            rollout.start(people, sampling), served, user, judge, sampling, seed=0
         )
+        second, _ = rollout.advance(cohort, served, user, judge, sampling, seed=0)
     assert all(
         d.turns[0].user.text == "Hello" and d.turns[3].reply.response == "So you say: I say 8."
         for d in dialogues
@@ -205,7 +207,7 @@ def test_a_run_whose_every_party_is_served(tmp_path):
     assert [row.n_told for row in rows if row.user == people[0].id] == [0, 2, 3, 5]
     assert {(row.score, row.n_matched, row.n_tokens) for row in rows} == {(1, 1, 5)}
     # one inferred, ten true, one matched; response 1
-    assert {s.reward.total for g in groups for s in g.samples} == {1 + 2 / 11}
+    assert {s.reward.total for g in first + second for s in g.samples} == {1 + 2 / 11}
     usage = [json.loads(line) for line in (tmp_path / "metrics" / "usage.jsonl").read_text().splitlines()]
     assert {line["role"] for line in usage} == {
         "user", "policy", "profile_judge", "response_judge", "evaluator",

@@ -12,7 +12,7 @@ from rlpa_lib.dialogue.judging import JudgeFailed
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.methods import grpo
 from rlpa_lib.methods.prompting import Prompted
-from rlpa_lib.rlpa.rewards import broken_format_reward
+from rlpa_lib.rlpa.rewards import Reward
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_judge_failure_is_neither_0_nor_1():
     assert grpo.fill_rewards([Total(2.0), None, Total(1.0), None, None, None], 3) == [
         2.0, 1.5, 1.0, 0.0, 0.0, 0.0,
     ]
-    assert grpo.fill_rewards([broken_format_reward()] * 2, 2) == [0.0, 0.0]
+    assert grpo.fill_rewards([Reward(format_ok=False)] * 2, 2) == [0.0, 0.0]
 
     class Silent(VowelJudge):
         def responses(self, cases):

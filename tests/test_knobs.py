@@ -12,7 +12,7 @@ from rlpa_lib import runs
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.rlpa import rollout
 from rlpa_lib.rlpa.learner import Learner
-from rlpa_lib.rlpa.trainer import Trainer
+from rlpa_lib.rlpa.training import Trainer
 from rlpa_lib.settings.config import Config
 
 BANDIT = {

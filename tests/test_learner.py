@@ -13,11 +13,10 @@ from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.dialogue.judging import JudgeFailed
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.protocols import Completion
-from rlpa_lib.rlpa import checkpoints, ppo
-from rlpa_lib.rlpa.experience import gather_experience, sample_indices, token_batch, update
-from rlpa_lib.rlpa.learner import Learner, accumulate
-from rlpa_lib.rlpa.networks import CRITIC, POLICY
-from rlpa_lib.rlpa.packing import pack_groups, tree_mask
+from rlpa_lib.rlpa import ppo
+from rlpa_lib.rlpa.experience import accumulate_minibatch, gather_experience, update
+from rlpa_lib.rlpa.learner import Learner, sample_indices
+from rlpa_lib.rlpa.networks import CRITIC, POLICY, pack_groups, tree_mask
 from rlpa_lib.rlpa.rewards import Reward
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.settings.config import Config, InputError
@@ -88,7 +87,7 @@ def test_policy_logprobs_are_those_of_a_plain_forward_pass(tiny_random_model):
     for packing in ("tree", "rows"):
         packed = pack_groups(GROUPS, packing, torch.float32)
         with torch.no_grad():
-            logprobs = learner.run(packed, POLICY).logprobs_ST
+            logprobs = learner.network(packed, POLICY).logprobs_ST
         row = 0
         for prompt, completions in GROUPS:
             for completion in completions:
@@ -107,9 +106,7 @@ def test_tree_and_rows_give_the_same_losses_and_gradients(tiny_random_model, cri
     for packing in ("rows", "tree"):
         learner = make(tiny_random_model[0], critic=critic, packing=packing)
         data = gather_experience(learner, turn_groups())
-        packed = learner.pack(data.groups)
-        batch, total = token_batch(learner, data, [0, 1], packed), float(data.keep.sum())
-        logged = accumulate(learner, packed, batch, total, total)
+        logged = accumulate_minibatch(learner, data, [0, 1])
         gradients = {n: p.grad for role in (POLICY, CRITIC) for n, p in learner.parameters(role).items()}
         found.append((logged, gradients))
     (rows, row_gradients), (tree, tree_gradients) = found
@@ -128,15 +125,15 @@ def test_reference_is_the_model_as_it_came(tiny_random_model):
     learner = make(model, critic="lora")
     packed = pack_groups(GROUPS, "tree", torch.float32)
     with torch.no_grad():
-        reference, policy = learner.run(packed, "reference"), learner.run(packed, POLICY)
+        reference, policy = learner.network(packed, "reference"), learner.network(packed, POLICY)
         ids = torch.tensor([[*GROUPS[0][0], *GROUPS[0][1][0]]])
         want = torch.log_softmax(untouched(ids).logits[0, 3:-1], -1).gather(-1, ids[0, 4:, None])[:, 0]
     assert torch.allclose(reference.logprobs_ST[0, :3], want, atol=1e-5)
     assert not torch.allclose(reference.logprobs_ST, policy.logprobs_ST, atol=1e-2)
     update(learner, gather_experience(learner, turn_groups()), seed=0, scales=[1.0])
     with torch.no_grad():
-        assert torch.equal(learner.run(packed, "reference").logprobs_ST, reference.logprobs_ST)
-        assert not torch.equal(learner.run(packed, POLICY).logprobs_ST, policy.logprobs_ST)
+        assert torch.equal(learner.network(packed, "reference").logprobs_ST, reference.logprobs_ST)
+        assert not torch.equal(learner.network(packed, POLICY).logprobs_ST, policy.logprobs_ST)
 
 
 @pytest.mark.parametrize("critic", ["head", "lora"])
@@ -263,14 +260,14 @@ def test_full_tuning_moves_all_weights_and_keeps_its_start_as_the_reference(tiny
     )
     packed = learner.pack(GROUPS)
     with torch.no_grad():
-        start = learner.run(packed, "reference").logprobs_ST
-        assert torch.equal(learner.run(packed, POLICY).logprobs_ST, start)
+        start = learner.network(packed, "reference").logprobs_ST
+        assert torch.equal(learner.network(packed, POLICY).logprobs_ST, start)
     before = {n: p.clone() for n, p in learner.parameters(POLICY).items()}
     update(learner, gather_experience(learner, turn_groups()), seed=0, scales=[1.0])
     assert all(not torch.equal(before[n], p) for n, p in learner.parameters(POLICY).items())
     with torch.no_grad():
-        assert torch.equal(learner.run(packed, "reference").logprobs_ST, start)
-        assert not torch.allclose(learner.run(packed, POLICY).logprobs_ST, start, atol=1e-3)
+        assert torch.equal(learner.network(packed, "reference").logprobs_ST, start)
+        assert not torch.allclose(learner.network(packed, POLICY).logprobs_ST, start, atol=1e-3)
 
 
 def test_full_tuning_keeps_small_steps_that_bf16_would_lose(tiny_random_model):
@@ -292,7 +289,7 @@ def test_full_tuning_keeps_small_steps_that_bf16_would_lose(tiny_random_model):
 def warm_adapter(tiny_random_model, tmp_path):
     """Folder of an adapter that does something."""
     learner = make(tiny_random_model[0])
-    return checkpoints.save_adapter(learner, tmp_path / "warm"), learner
+    return learner.save_policy(tmp_path / "warm"), learner
 
 
 @pytest.mark.parametrize(("tuning", "critic"), [("lora", "head"), ("lora", "lora"), ("full", "head")])
@@ -308,16 +305,16 @@ def test_a_warm_start_is_where_training_begins_and_the_reference(
     learner = Learner(copy.deepcopy(model), cfg, seed=9)
     packed = learner.pack(GROUPS)
     with torch.no_grad():
-        want, base = (former.run(packed, role).logprobs_ST for role in (POLICY, "reference"))
+        want, base = (former.network(packed, role).logprobs_ST for role in (POLICY, "reference"))
         for role in (POLICY, "reference"):
-            assert torch.allclose(learner.run(packed, role).logprobs_ST, want, atol=1e-5)
+            assert torch.allclose(learner.network(packed, role).logprobs_ST, want, atol=1e-5)
     assert not torch.allclose(want, base, atol=1e-2)
     trained = {n for role in (POLICY, CRITIC) for n in learner.parameters(role)}
     assert not any(".reference." in n for n in trained)
     update(learner, gather_experience(learner, turn_groups()), seed=0, scales=[1.0])
     with torch.no_grad():
-        assert torch.allclose(learner.run(packed, "reference").logprobs_ST, want, atol=1e-5)
-        assert not torch.allclose(learner.run(packed, POLICY).logprobs_ST, want, atol=1e-3)
+        assert torch.allclose(learner.network(packed, "reference").logprobs_ST, want, atol=1e-5)
+        assert not torch.allclose(learner.network(packed, POLICY).logprobs_ST, want, atol=1e-3)
     if tuning == "lora":
         backbone = sum(p.numel() for p in model.parameters())
         adapters = {
@@ -342,7 +339,7 @@ def test_a_warm_started_policy_is_saved_alone(tiny_random_model, warm_adapter, t
     cfg = settings(critic="lora")
     cfg = cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"adapter": str(folder)})})
     learner = Learner(copy.deepcopy(tiny_random_model[0]), cfg, seed=9)
-    again = load_file(checkpoints.save_adapter(learner, tmp_path / "again") / "adapter_model.safetensors")
+    again = load_file(learner.save_policy(tmp_path / "again") / "adapter_model.safetensors")
     first = load_file(folder / "adapter_model.safetensors")
     assert again.keys() == first.keys() and all(torch.equal(again[n], first[n]) for n in first)
 
@@ -350,11 +347,11 @@ def test_a_warm_started_policy_is_saved_alone(tiny_random_model, warm_adapter, t
 def test_the_critic_of_its_own_does_not_touch_the_policy(tiny_random_model):
     learner = make(tiny_random_model[0], critic="lora")
     packed = learner.pack(GROUPS)
-    first = learner.run(packed, POLICY).logprobs_ST
-    learner.values(packed, None).sum().backward()
+    first = learner.network(packed, POLICY).logprobs_ST
+    learner.network(packed, CRITIC).sum().backward()
     assert all(p.grad is None for p in learner.parameters(POLICY).values())
     assert all(p.grad is not None for p in learner.parameters(CRITIC).values())
-    assert torch.equal(learner.run(packed, POLICY).logprobs_ST, first)
+    assert torch.equal(learner.network(packed, POLICY).logprobs_ST, first)
     first.sum().backward()  # the graph of a pass before the critic's can still be run back
     assert all(p.grad is not None for p in learner.parameters(POLICY).values())
 
@@ -364,7 +361,7 @@ def test_a_sampler_of_its_own_is_measured_and_corrected(tiny_random_model):
     packed = learner.pack(GROUPS)
     learner.network.eval()
     with torch.no_grad():
-        own = learner.run(packed, POLICY).logprobs_ST
+        own = learner.network(packed, POLICY).logprobs_ST
     # trainer minus sampler, by place in the reply
     groups, shifts = turn_groups(), torch.tensor([0.1, -0.2, 1.0, 0.0])
     told = []

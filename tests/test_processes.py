@@ -13,7 +13,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from distributed_worker import MODES, trained, weights, whole_text
 from safetensors.torch import load_file
 
-from rlpa_lib.rlpa import training
+from rlpa_lib.rlpa import processes
 from rlpa_lib.settings.config import InputError
 
 FILES = ["cpu-2", "cpu-2-fsdp2"]
@@ -31,7 +31,7 @@ def launch(folder, task, file="cpu-2"):
     folder.mkdir(exist_ok=True)
     start = [
         sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file",
-        str(training.find_configuration(file)),
+        str(processes.find_configuration(file)),
     ]
     env = {
         **os.environ,
@@ -130,12 +130,12 @@ def test_a_killed_process_is_noticed_and_the_run_goes_on(tmp_path, file):
 
 def test_every_launch_configuration_says_what_its_name_says():
     sizes = {"1": (1, 1), "4": (4, 1), "8": (8, 1), "2x8": (16, 2), "2": (2, 1)}
-    names = {path.stem for path in training.CONFIGURATIONS.glob("*.yaml")}
+    names = {path.stem for path in processes.CONFIGURATIONS.glob("*.yaml")}
     on_gpus = {f"{kind}-{size}" for kind in ("ddp", "fsdp2") for size in ("1", "4", "8", "2x8")}
     assert names == on_gpus | {"cpu-2", "cpu-2-fsdp2"}
     for name in names:
         # accelerate refuses keys that it does not know
-        made = load_config_from_file(str(training.find_configuration(name)))
+        made = load_config_from_file(str(processes.find_configuration(name)))
         size = name.removeprefix("cpu-").split("-")[0 if name.startswith("cpu") else 1]
         assert (made.num_processes, made.num_machines) == sizes[size], name
         assert (made.distributed_type == "FSDP") == ("fsdp2" in name)
@@ -143,7 +143,7 @@ def test_every_launch_configuration_says_what_its_name_says():
 
 def test_an_unknown_launch_configuration_lists_those_that_exist():
     with pytest.raises(InputError, match="run.accelerate: no such file, and none of .*fsdp2-8"):
-        training.find_configuration("ddp-3")
+        processes.find_configuration("ddp-3")
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def start_machine(namespace, rank, address, folder, task):
     start = [
         "ip", "netns", "exec", namespace, sys.executable, "-m", "accelerate.commands.launch", "--config_file",
     ]
-    start += [str(training.find_configuration("cpu-2")), *options.split(), str(WORKER), str(folder), task]
+    start += [str(processes.find_configuration("cpu-2")), *options.split(), str(WORKER), str(folder), task]
     path = os.pathsep.join([str(WORKER.parent), str(WORKER.parents[1])])
     env = {
         **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable",

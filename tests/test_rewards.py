@@ -7,7 +7,7 @@ from rlpa_lib.dialogue.judging import DIMENSIONS, Verdict
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, parse_reply, render_reply
 from rlpa_lib.dialogue.protocols import Completion
-from rlpa_lib.rlpa.rewards import broken_format_reward, score, score_replies
+from rlpa_lib.rlpa.rewards import Reward, score, score_replies
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup, reward_metrics, sample_rows
 from rlpa_lib.settings.config import InputError
 from rlpa_lib.settings.kinds import REWARD_CRITERIA
@@ -93,8 +93,8 @@ def test_unknown_parts_are_refused():
 
 def test_broken_format_is_zero_even_with_matches():
     broken = parse_reply("<profile>\n- Age: 31\n</profile> hello")
-    assert score(broken, TRUE, frozenset(), (), verdict()) == broken_format_reward()
-    zero = broken_format_reward()
+    assert score(broken, TRUE, frozenset(), (), verdict()) == Reward(format_ok=False)
+    zero = Reward(format_ok=False)
     assert not zero.format_ok and zero.total == zero.profile == zero.response == zero.n_inferred == 0
     assert zero.criteria == dict.fromkeys(REWARD_CRITERIA, 0)
 

@@ -7,7 +7,7 @@ from rlpa_lib.dialogue.judging import Verdict
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, render_reply
 from rlpa_lib.dialogue.protocols import Completion
-from rlpa_lib.rlpa.rollout import Sample, Sampling, advance, choose, rollout, start
+from rlpa_lib.rlpa.rollout import Sample, Sampling, advance, choose, start
 from rlpa_lib.settings.config import InputError
 from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
@@ -63,10 +63,13 @@ class EqualityJudge:
 
 
 def run(continuation, samples=3, turns=3, seed=0, policy=None, user=None):
-    return rollout(
-        policy or LadderPolicy(), user or FactUser(), EqualityJudge(), PERSONAS, turns=turns, samples=samples,
-        continuation=continuation, system_prompt="You are an assistant.", seed=seed,
-    )
+    """Groups of whole dialogues under fixed weights, ordered by turn, then dialogue."""
+    sampling = Sampling(samples, continuation, "You are an assistant.")
+    cohort, groups, parties = start(PERSONAS, sampling), [], (policy or LadderPolicy(), user or FactUser())
+    for _ in range(turns):
+        done, cohort = advance(cohort, *parties, EqualityJudge(), sampling, seed=seed)
+        groups += done
+    return groups
 
 
 def test_shape_and_order_of_groups():

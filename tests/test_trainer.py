@@ -15,10 +15,10 @@ from rlpa_lib.dialogue.dialogue import Utterance
 from rlpa_lib.dialogue.judging import Verdict
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply, parse_reply
-from rlpa_lib.rlpa import checkpoints
+from rlpa_lib.rlpa import rollout
 from rlpa_lib.rlpa.experience import gather_experience
 from rlpa_lib.rlpa.learner import Learner
-from rlpa_lib.rlpa.trainer import Trainer, draw_cohort
+from rlpa_lib.rlpa.training import Trainer
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
@@ -200,21 +200,21 @@ def test_a_crash_between_two_renames_loses_nothing(tmp_path):
     made.train(until=1, say=quiet)
     folder = tmp_path / "checkpoints/ppo"
     folder.rename(tmp_path / "checkpoints/.ppo.old")
-    assert checkpoints.load(made.learner, folder)["updates"] == 1 and folder.exists()
+    assert made.learner.load(folder)["updates"] == 1 and folder.exists()
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     trainer(tmp_path / "a").train(until=1, say=quiet)
     other = Learner(random_model(), config(policy={"lora_rank": 2}), seed=0)
     with pytest.raises(InputError, match="state.safetensors"):
-        checkpoints.load(other, tmp_path / "a/checkpoints/ppo")
+        other.load(tmp_path / "a/checkpoints/ppo")
 
 
 def test_cohorts_pass_over_all_users_before_one_comes_again():
-    drawn = [p.id for c in range(7) for p in draw_cohort(PERSONAS, 3, c, seed=1)]
+    drawn = [p.id for c in range(7) for p in rollout.draw_cohort(PERSONAS, 3, c, seed=1)]
     assert [sorted(drawn[i : i + 7]) for i in (0, 7, 14)] == [sorted(p.id for p in PERSONAS)] * 3
     assert drawn[:7] != drawn[7:14]
-    assert [p.id for p in draw_cohort(PERSONAS, 3, 2, seed=1)] == drawn[6:9]
+    assert [p.id for p in rollout.draw_cohort(PERSONAS, 3, 2, seed=1)] == drawn[6:9]
 
 
 def test_sampling_that_cannot_train_is_refused(tmp_path):
@@ -401,7 +401,7 @@ def test_turns_of_another_update_are_not_taken_for_this_one(tmp_path):
     cfg = config(rollout={"continuation": "random"}, ppo=MDP)
     made = trainer(tmp_path, cfg)
     groups, cohort, _ = made._rollout(0, seed=1)
-    kept = checkpoints.load_turns(made.waiting, 0)
+    kept = rollout.load_turns(made.waiting, 0)
     assert [turn.groups for turn in kept] == [groups[:3], groups[3:]]
     assert kept[1].dialogues == cohort.dialogues
-    assert checkpoints.load_turns(made.waiting, 1) == [] and not made.waiting.exists()
+    assert rollout.load_turns(made.waiting, 1) == [] and not made.waiting.exists()

@@ -12,6 +12,7 @@ from rlpa_lib.agents import models, parties
 from rlpa_lib.dialogue.profile import parse_reply
 from rlpa_lib.rlpa import training, warmup
 from rlpa_lib.rlpa.networks import REFERENCE
+from rlpa_lib.rlpa.processes import Processes
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
 
@@ -63,7 +64,7 @@ def test_the_first_loss_is_that_of_the_replies(cold_run):
     assert all(
         parse_reply(tokenizer.decode(reply[:-1])).format_ok and reply[-1] == 2 for _, (reply,) in groups
     )
-    warmup.make_adapter(cold_run, people, Accelerator(cpu=True), lambda line: None)
+    warmup.make_adapter(cold_run, people, Processes(Accelerator(cpu=True)), lambda line: None)
     lost, n = 0.0, 0
     for prompt, (reply,) in groups[:8]:
         with torch.no_grad():

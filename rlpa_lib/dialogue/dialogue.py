@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rlpa_lib.dialogue.profile import Profile, Reply, render_reply
+from rlpa_lib.runs import storage
 
 HISTORY_PROFILES = ("latest", "all", "none")
 
@@ -58,41 +59,37 @@ class Dialogue:
         """The dialogue before answer `k` (from 0), the utterance pending. IndexError: no such answer."""
         return replace(self, turns=self.turns[:k], pending=self.turns[k].user)
 
+    def utterances(self) -> list[Utterance]:
+        """What the user has said, the pending utterance included, in order."""
+        return [turn.user for turn in self.turns] + ([self.pending] if self.pending else [])
+
     def ledger(self) -> dict[str, int]:
         """Slot -> turn (from 1) in which the user first revealed it, the pending utterance included."""
-        utterances = [turn.user for turn in self.turns]
-        if self.pending is not None:
-            utterances.append(self.pending)
         first: dict[str, int] = {}
-        for index, utterance in enumerate(utterances, start=1):
+        for index, utterance in enumerate(self.utterances(), start=1):
             for slot in utterance.stated:
                 first.setdefault(slot, index)
         return first
 
     def facts(self) -> dict[str, str]:
         """Slot -> the words in which the user last stated it, the pending utterance included."""
-        utterances = [turn.user for turn in self.turns] + ([self.pending] if self.pending else [])
-        return {slot: phrase for u in utterances for slot, phrase in zip(u.stated, u.phrases, strict=False)}
+        said = self.utterances()
+        return {slot: phrase for u in said for slot, phrase in zip(u.stated, u.phrases, strict=False)}
 
     def to_json(self) -> dict:
         """A dict of plain values for one JSONL row; `from_json` reads it back."""
-        return {
-            "id": self.id,
-            "persona_id": self.persona_id,
-            "turns": [_turn_to_json(turn) for turn in self.turns],
-            "pending": None if self.pending is None else _utterance_to_json(self.pending),
-        }
+        return storage.plain(self)
 
     @staticmethod
     def from_json(data: dict) -> Dialogue:
         """Inverse of `to_json`. KeyError: a field is missing."""
-        pending = data["pending"]
-        return Dialogue(
-            id=data["id"],
-            persona_id=data["persona_id"],
-            turns=tuple(_turn_from_json(turn) for turn in data["turns"]),
-            pending=None if pending is None else _utterance_from_json(pending),
-        )
+        pending = None if data["pending"] is None else _read_utterance(data["pending"])
+        turns = []
+        for turn in data["turns"]:
+            reply = turn["reply"]
+            parsed = Reply(Profile.from_json(reply["profile"]), reply["response"], reply["format_ok"])
+            turns.append(Turn(_read_utterance(turn["user"]), turn["completion"], parsed))
+        return Dialogue(data["id"], data["persona_id"], tuple(turns), pending)
 
     def _require_pending(self) -> Utterance:
         if self.pending is None:
@@ -111,51 +108,22 @@ def policy_view(
     """
     if history_profiles not in HISTORY_PROFILES:
         raise ValueError(f"history_profiles must be one of {HISTORY_PROFILES}, not {history_profiles!r}")
-    pending = dialogue._require_pending()
-    messages = [{"role": "system", "content": system_prompt}]
-    last = len(dialogue.turns) - 1
-    for index, turn in enumerate(dialogue.turns):
-        with_profile = history_profiles == "all" or (history_profiles == "latest" and index == last)
-        content = _with_profile(turn.reply) if with_profile else turn.reply.response
-        messages.append({"role": "user", "content": turn.user.text})
-        messages.append({"role": "assistant", "content": content})
-    messages.append({"role": "user", "content": pending.text})
-    return messages
+    pending, messages = dialogue._require_pending(), [{"role": "system", "content": system_prompt}]
+    for index, turn in enumerate(dialogue.turns, start=1):
+        content, profile = turn.reply.response, turn.reply.profile if turn.reply.format_ok else Profile()
+        if history_profiles == "all" or (history_profiles == "latest" and index == len(dialogue.turns)):
+            content = render_reply(profile, content)
+        messages += [{"role": "user", "content": turn.user.text}, {"role": "assistant", "content": content}]
+    return [*messages, {"role": "user", "content": pending.text}]
 
 
 def judge_view(dialogue: Dialogue) -> list[tuple[str, str]]:
     """("user" or "assistant", text) pairs: responses without profile blocks, the pending utterance last."""
     lines: list[tuple[str, str]] = []
     for turn in dialogue.turns:
-        lines.append(("user", turn.user.text))
-        lines.append(("assistant", turn.reply.response))
-    if dialogue.pending is not None:
-        lines.append(("user", dialogue.pending.text))
-    return lines
+        lines += [("user", turn.user.text), ("assistant", turn.reply.response)]
+    return lines if dialogue.pending is None else [*lines, ("user", dialogue.pending.text)]
 
 
-def _with_profile(reply: Reply) -> str:
-    return render_reply(reply.profile if reply.format_ok else Profile(), reply.response)
-
-
-def _utterance_to_json(utterance: Utterance) -> dict:
-    return {"text": utterance.text, "stated": list(utterance.stated), "phrases": list(utterance.phrases)}
-
-
-def _utterance_from_json(data: dict) -> Utterance:
+def _read_utterance(data: dict) -> Utterance:
     return Utterance(data["text"], tuple(data["stated"]), tuple(data["phrases"]))
-
-
-def _turn_to_json(turn: Turn) -> dict:
-    reply = {
-        "profile": turn.reply.profile.to_json(),
-        "response": turn.reply.response,
-        "format_ok": turn.reply.format_ok,
-    }
-    return {"user": _utterance_to_json(turn.user), "completion": turn.completion, "reply": reply}
-
-
-def _turn_from_json(data: dict) -> Turn:
-    reply = data["reply"]
-    parsed = Reply(Profile.from_json(reply["profile"]), reply["response"], reply["format_ok"])
-    return Turn(_utterance_from_json(data["user"]), data["completion"], parsed)

@@ -67,8 +67,8 @@ class FailureTally:
         """Count a batch. JudgeFailed: the limit is exceeded; the message gives the last failure, `why`."""
         self.asked, self.failed = self.asked + asked, self.failed + failed
         if failed and self.failed > self.limit * max(self.asked, 100):
+            last = f"; the last failure: {why}" if why else ""
             raise JudgeFailed(
                 f"the judge gave no readable answer in {self.failed} of {self.asked} cases, more than "
-                f"run.max_judge_failure_rate = {self.limit:g} allows"
-                + (f"; the last failure: {why}" if why else "")
+                f"run.max_judge_failure_rate = {self.limit:g} allows{last}"
             )

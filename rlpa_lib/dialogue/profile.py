@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rlpa_lib.runs import storage
+
 SLOTS = (
     "Age", "Gender", "Interests", "Educational Background", "Personality Traits", "Occupation",
     "Marital Status", "Family Background", "Location", "Others",
@@ -30,17 +32,14 @@ class Profile:
     filled: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        items = tuple((slot.strip(), value.strip()) for slot, value in self.items)
-        for slot, value in items:
-            _check_item(slot, value)
-        names = [slot.casefold() for slot, _ in items]
-        if len(set(names)) != len(names):
-            raise ValueError(f"a slot is given twice: {[slot for slot, _ in items]}")
-        unknown = set(self.filled) - {slot for slot, _ in items}
-        if unknown:
-            raise ValueError(f"filled slots that the profile does not have: {sorted(unknown)}")
-        object.__setattr__(self, "items", items)
+        object.__setattr__(self, "items", tuple((slot.strip(), value.strip()) for slot, value in self.items))
         object.__setattr__(self, "filled", frozenset(self.filled))
+        for slot, value in self.items:
+            _check_item(slot, value)
+        if len({slot.casefold() for slot in self.slots()}) < len(self):
+            raise ValueError(f"a slot is given twice: {list(self.slots())}")
+        if unknown := self.filled - {*self.slots()}:
+            raise ValueError(f"filled slots that the profile does not have: {sorted(unknown)}")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -59,22 +58,16 @@ class Profile:
 
     def replace(self, slot: str, value: str) -> Profile:
         """A copy with this slot's value; a new slot goes last. The slot no longer counts as filled."""
-        if slot in self.slots():
-            items = tuple((name, value if name == slot else old) for name, old in self.items)
-        else:
-            items = (*self.items, (slot, value))
-        return Profile(items, self.filled - {slot})
+        return Profile(tuple({**dict(self.items), slot: value}.items()), self.filled - {slot})
 
     def to_json(self) -> dict:
         """A dict of plain lists for JSON; `from_json` reads it back."""
-        return {"items": [list(item) for item in self.items], "filled": sorted(self.filled)}
+        return storage.plain(self)
 
     @staticmethod
     def from_json(data: dict) -> Profile:
         """Inverse of `to_json`."""
-        return Profile(
-            tuple((slot, value) for slot, value in data["items"]), frozenset(data.get("filled", ()))
-        )
+        return Profile(tuple(map(tuple, data["items"])), frozenset(data.get("filled", ())))
 
 
 @dataclass(frozen=True)
@@ -103,9 +96,8 @@ def parse_reply(text: str) -> Reply:
 
 def render_reply(profile: Profile, response: str) -> str:
     """The text that `parse_reply` reads back: profile block, blank line, response block."""
-    lines = profile.lines()
-    block = f"<profile>\n{lines}\n</profile>" if lines else "<profile>\n</profile>"
-    return f"{block}\n\n<response>\n{response}\n</response>"
+    lines = f"{profile.lines()}\n" if profile.items else ""
+    return f"<profile>\n{lines}</profile>\n\n<response>\n{response}\n</response>"
 
 
 def _check_item(slot: str, value: str) -> None:
@@ -122,13 +114,10 @@ def _read_items(block: str) -> Profile | None:
     # Without blank lines, or a final line end would count as one more item (the released code's defect).
     lines = [line.strip() for line in _LINE_END.split(block) if line.strip()]
     matches = [_ITEM.fullmatch(line) for line in lines]
-    if not all(matches):
+    try:
+        return Profile(tuple(match.groups() for match in matches)) if all(matches) else None
+    except ValueError:
         return None
-    items = tuple((match.group(1).strip(), match.group(2).strip()) for match in matches)
-    keys = {key.casefold() for key, _ in items}
-    if len(keys) < len(items) or not all(key and value for key, value in items):
-        return None
-    return Profile(items)
 
 
 def _salvage_response(text: str) -> str:

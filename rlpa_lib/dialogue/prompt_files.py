@@ -14,11 +14,8 @@ def load_prompt(name: str, prompt_set: str = "en", prompt_dir: str | Path | None
     own = Path(prompt_dir) / f"{name}.txt" if prompt_dir else None
     if prompt_dir and not Path(prompt_dir).is_dir():
         raise InputError(f"run.prompt_dir: no such folder: {prompt_dir}")
-    source = (
-        own
-        if own and own.is_file()
-        else resources.files("rlpa_lib.dialogue") / "prompts" / prompt_set / f"{name}.txt"
-    )
+    shipped = resources.files("rlpa_lib.dialogue") / "prompts" / prompt_set / f"{name}.txt"
+    source = own if own and own.is_file() else shipped
     if not source.is_file():
         raise InputError(f"no prompt {name!r} in the set {prompt_set!r}")
     lines = source.read_text(encoding="utf-8").splitlines()

@@ -25,6 +25,7 @@ CONTROL_SIGNS = re.compile(
 KEPT_CONTROLS = "\n\t"
 # Blank to the eye, though Unicode calls them letters, marks or symbols.
 BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+SELECTORS = (("\ufe00", "\ufe0f"), ("\U000e0100", "\U000e01ef"), ("\u180b", "\u180f"))
 GAP = " [...] "  # between the head and the tail of a text that was too long
 
 
@@ -46,9 +47,11 @@ def defuse(text: str, signs: re.Pattern[str] = CONTROL_SIGNS) -> str:
     return text
 
 
+@cache
 def exact_signs(signs: frozenset[str]) -> re.Pattern[str]:
     """A pattern for `defuse` that matches just these strings, e.g. one tokenizer's control tokens."""
-    return _exact_signs(tuple(sorted(signs, key=lambda sign: (-len(sign), sign))))
+    longest_first = sorted(signs, key=lambda sign: (-len(sign), sign))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def cap(text: str, limit: int) -> tuple[str, int]:
@@ -110,14 +113,6 @@ def _lines(value: Any) -> str:
 
 
 def _unseen(sign: str) -> bool:
-    if sign in KEPT_CONTROLS:
-        return False
-    selectors = (("\ufe00", "\ufe0f"), ("\U000e0100", "\U000e01ef"), ("\u180b", "\u180f"))
-    if sign in BLANKS or any(first <= sign <= last for first, last in selectors):
-        return True
-    return unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cs")
-
-
-@cache
-def _exact_signs(signs: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, signs)) or r"(?!)")
+    in_selectors = any(first <= sign <= last for first, last in SELECTORS)
+    hidden = sign in BLANKS or in_selectors or unicodedata.category(sign) in ("Cc", "Cf", "Co", "Cs")
+    return hidden and sign not in KEPT_CONTROLS

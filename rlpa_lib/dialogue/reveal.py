@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from rlpa_lib.dialogue.dialogue import Dialogue, judge_view
+from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 
 OPENING = "Hello"  # appendix C.2
@@ -41,4 +41,4 @@ class RevealJudge(Protocol):
 
 def words(dialogue: Dialogue) -> list[str]:
     """What the user has said, the pending utterance included, in order."""
-    return [text for speaker, text in judge_view(dialogue) if speaker == "user"]
+    return [utterance.text for utterance in dialogue.utterances()]

@@ -5,23 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Any
 
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.profile import Reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
-
-
-class Spoken(Protocol):
-    """What a turn adds to the dialogue: the text as sampled, and the reply parsed from it."""
-
-    @property
-    def completion(self) -> str: ...
-
-    @property
-    def reply(self) -> Reply: ...
-
 
 # Both get E personas and E dialogues with the user's utterance pending, and return one item per dialogue.
 Answer = Callable[[Sequence[Persona], Sequence[Dialogue]], Sequence[Any]]
@@ -49,8 +38,9 @@ def play_turn(
     """One turn of E dialogues in lockstep, each with its persona.
 
     The dialogue continues with the answer, or with `judge_chooses` with what the judge picks among several
-    samples; both must be `Spoken`. `fallback` replaces a reply with a broken format (`Dialogue.answer`).
-    `persona_at` gives answers and judges the persona of a turn (from 1) if it changes in mid-dialogue.
+    samples: its `completion`, the text as sampled, and its `reply` as parsed from it. `fallback` replaces a
+    reply with a broken format (`Dialogue.answer`). `persona_at` gives answers and judges the persona of a
+    turn (from 1) if it changes in mid-dialogue.
     """
     turn, clock = len(dialogues[0].turns) + 1, [time.perf_counter()]
     heard = [d.hear(u) for d, u in zip(dialogues, user.reply(personas, dialogues), strict=True)]
@@ -62,9 +52,9 @@ def play_turn(
     clock.append(time.perf_counter())
     spoken = judgements if judge_chooses else answers
     after = [d.answer(s.completion, s.reply, fallback) for d, s in zip(heard, spoken, strict=True)]
-    parts = ("user_s", "method_s", "judges_s")
-    seconds = {part: end - begin for part, begin, end in zip(parts, clock[:-1], clock[1:], strict=True)}
-    return PlayedTurn(turn, heard, answers, judgements, dialogues=after, seconds=seconds)
+    lasted = (end - begin for begin, end in pairwise(clock))
+    seconds = dict(zip(("user_s", "method_s", "judges_s"), lasted, strict=True))
+    return PlayedTurn(turn, heard, answers, judgements, after, seconds)
 
 
 def play_turns(

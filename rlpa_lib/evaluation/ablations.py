@@ -15,7 +15,7 @@ import pandas as pd
 
 from rlpa_lib.evaluation import intervals, rows, tables
 from rlpa_lib.rlpa import training
-from rlpa_lib.rlpa.trainer import count_updates
+from rlpa_lib.rlpa.training import count_updates
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError

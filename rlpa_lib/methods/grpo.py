@@ -1,6 +1,6 @@
 """GRPO as a comparator (what does PPO's critic buy?) through TRL's GRPOTrainer, on PPO's rewards and users.
 
-What differs from `rlpa.trainer.Trainer`:
+What differs from `rlpa.training.Trainer`:
 - no critic: a sample's advantage is its reward minus the mean of the `grpo.samples` rewards of its prompt,
   over their deviation, the same for all its tokens; PPO has GAE with a value per token;
 - the moments that are trained on are fixed for a round: `grpo.users` users (in PPO's order) talk through all
@@ -36,7 +36,7 @@ from rlpa_lib.methods.table import Answer, Parts
 from rlpa_lib.methods.training_data import fit_messages
 from rlpa_lib.rlpa.networks import lora_config
 from rlpa_lib.rlpa.rewards import Reward, score_replies
-from rlpa_lib.rlpa.trainer import draw_cohort
+from rlpa_lib.rlpa.rollout import draw_cohort
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError

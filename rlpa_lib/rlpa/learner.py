@@ -1,27 +1,33 @@
-"""The learner: the networks of a run, their optimisers, and one optimiser step."""
+"""The learner: the networks of a run, their optimisers, one optimiser step, and their state on disk.
+
+On disk there are no pickles: weights and optimiser moments are safetensors, the rest is JSON.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlpa_lib.rlpa import ppo
-from rlpa_lib.rlpa.networks import CRITIC, HEAD, POLICY, ROLES, Backbone, Pass
-from rlpa_lib.rlpa.packing import Group, Packed, pack_groups
+from rlpa_lib.rlpa.networks import CRITIC, POLICY, ROLES, Backbone, Group, Packed, pack_groups
 from rlpa_lib.rlpa.processes import Processes
+from rlpa_lib.runs import storage
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import Config, InputError
 
-REPLICATED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+STATE, PROGRESS = "state.safetensors", "progress.json"
 
 
 class Learner:
@@ -32,17 +38,14 @@ class Learner:
     fully_shard).
     """
 
-    def __init__(self, model, cfg: Config, *, seed: int, accelerator: Accelerator | None = None):
-        self.cfg = cfg
-        accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
-        self.processes = Processes(accelerator)
+    def __init__(self, model, cfg: Config, *, seed: int, processes: Processes | None = None):
+        self.cfg, self.processes = cfg, processes or Processes()
         torch.manual_seed(derive_seed(seed, "adapters"))
         self.network = Backbone(model, cfg)
         self.model = self.network.model  # the policy as transformers or PEFT know it, to sample and save
-        self.device, self.dtype = accelerator.device, model.dtype
+        self.device, self.dtype = self.processes.device, model.dtype
         self.network.to(self.device)
-        self.sharded = self.processes.world > 1 and _asks_for_shards(accelerator)
-        if self.sharded:
+        if self.processes.sharded:
             _shard(self.network)
         self.rates = {POLICY: cfg.ppo.lr, CRITIC: cfg.ppo.critic_lr}
         betas = tuple(cfg.ppo.adam_betas)
@@ -55,21 +58,28 @@ class Learner:
         """Name -> trainable weights of the policy or of the critic."""
         return self.network.parameters_of(role)
 
+    def passes(self, groups: list[Group], indices: Sequence[int]) -> Iterator[tuple[list[int], Packed, bool]]:
+        """This process's forward passes over the groups at `indices`: which samples, packed, whether idle.
+
+        A pass has at most `ppo.micro_batch` samples, short ones together. Where weights are sharded all
+        processes must make equally many: those that have fewer repeat one whose outcome counts for nothing.
+        """
+        settings, processes = self.cfg.ppo, self.processes
+        order = sorted(indices, key=lambda g: (len(groups[g][0]) + sum(map(len, groups[g][1])), g))
+        limit = min(settings.micro_batch or settings.minibatch, -(-settings.minibatch // processes.world))
+        parts = ppo.split_groups([len(completions) for _, completions in groups], limit, order)
+        own = [(part, False) for part in processes.share(parts)]
+        wanted = -(-len(parts) // processes.world) if processes.sharded else len(own)
+        for part, idle in own + [(parts[0], True)] * (wanted - len(own)):
+            yield sample_indices(groups, part), self.pack([groups[g] for g in part]), idle
+
     def pack(self, groups: list[Group]) -> Packed:
         """The groups as `ppo.packing` says, on the learner's device."""
         return pack_groups(groups, self.cfg.ppo.packing, self.dtype, self.device)
 
-    def run(self, packed: Packed, role: str, features: bool = False) -> Pass:
-        """Log-probabilities and entropies of policy or reference, see `Backbone.forward`."""
-        return Pass(*self.network(packed, role, features))
-
-    def values(self, packed: Packed, features_STF: Tensor | None) -> Tensor:
-        """Values [S, T] of the states before completion tokens, from features or by the critic's adapter."""
-        return self.network(packed, CRITIC if self.network.own_critic else HEAD, features_STF)
-
     def step(self, scale: float) -> dict[str, float]:
         """Clip each role's gradient to `ppo.grad_norm`, step at `scale` times the rates; return the norms."""
-        if not self.sharded and self.processes.world > 1:  # FSDP adds up in the backward pass
+        if not self.processes.sharded and self.processes.world > 1:  # FSDP adds up in the backward pass
             weights = [p for role in ROLES for p in self.parameters(role).values()]
             for weight in weights:
                 if weight.grad is None:  # this process had no part in the minibatch
@@ -88,7 +98,7 @@ class Learner:
     @contextmanager
     def gather_weights(self) -> Iterator[None]:
         """Within the context every process holds all weights, as a sampler in process needs them."""
-        parts = [m for m in self.network.modules() if isinstance(m, FSDPModule)] if self.sharded else []
+        parts = [m for m in self.network.modules() if self.processes.sharded and isinstance(m, FSDPModule)]
         for module in parts:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
@@ -99,23 +109,94 @@ class Learner:
                 module.reshard()
                 module.set_reshard_after_forward(module is not self.network, recurse=False)
 
+    def save_policy(self, folder: Path, tokenizer=None) -> Path:
+        """Write the adapter in PEFT format, or after full tuning the model with its tokenizer for
+        `policy.model`, replacing `folder` in one step."""
+        full, named = self.network.full, self.model.named_parameters()
+        weights = {name: gather_tensor(p) for name, p in named if full or f".{POLICY}." in name}
+        if self.processes.main:
+            # the backbone's embeddings are never trained; "auto" would ask the hub about them
+            alone = {} if full else {"selected_adapters": [POLICY], "save_embedding_layers": False}
+            with _replace(folder, inside="" if full else POLICY) as staged:
+                self.model.save_pretrained(staged, state_dict=weights, **alone)
+                if full:
+                    tokenizer.save_pretrained(staged)
+        return folder
+
+    def save(self, folder: Path, progress: Any) -> None:
+        """Write weights, optimiser state and `progress` (plain data), replacing `folder` in one step."""
+        tensors = {}
+        for role in ROLES:
+            for name, parameter in self.parameters(role).items():
+                kept = {"weight": parameter, **self.optimizers[role].state[parameter]}
+                tensors |= {f"{role}|{name}|{kind}": gather_tensor(tensor) for kind, tensor in kept.items()}
+        if self.processes.main:
+            with _replace(folder) as staged:
+                save_file(tensors, staged / STATE)
+                storage.write_json(staged / PROGRESS, progress)
+
+    def load(self, folder: Path) -> dict[str, Any] | None:
+        """Take back a saved state and return its `progress`; None where there is none.
+
+        Only the main process reads; the others need not see the folder. InputError: another model's state.
+        """
+        tensors: dict[str, Tensor] = {}
+
+        def read() -> tuple[dict[str, Any], dict[str, tuple]] | None:
+            previous = folder.with_name(f".{folder.name}.old")
+            if not folder.exists() and previous.exists():
+                previous.rename(folder)  # a crash came between the two renames of a swap
+            if not folder.exists():
+                return None
+            tensors.update(load_file(folder / STATE))
+            self._check(tensors, folder / STATE)
+            progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+            return progress, {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+        found = self.processes.on_main(read)
+        if found is None:
+            return None
+        progress, shapes = found
+        for optimizer in self.optimizers.values():
+            optimizer.state.clear()
+        for name, (shape, dtype) in shapes.items():
+            own = tensors[name] if self.processes.main else torch.empty(shape, dtype=dtype)
+            self._put(*name.split("|"), self.processes.from_main(own))
+        return progress
+
+    def _check(self, tensors: dict[str, Tensor], file: Path) -> None:
+        """InputError when the file's weights are not this model's."""
+        own = {f"{role}|{n}|weight": p.shape for role in ROLES for n, p in self.parameters(role).items()}
+        saved = {name: tensor.shape for name, tensor in tensors.items() if name.endswith("|weight")}
+        for name in sorted(own.keys() | saved.keys()):
+            if own.get(name) != saved.get(name):
+                raise InputError(f"{file}: {name} is missing or has another shape than this model's")
+        for name in tensors:
+            if f"{name.rpartition('|')[0]}|weight" not in own:
+                raise InputError(f"{file}: holds {name}, which this model does not have")
+
+    def _put(self, role: str, name: str, kind: str, value: Tensor) -> None:
+        """Set one weight, or one entry of its optimiser state, on this process."""
+        parameter = self.parameters(role)[name]
+        if value.ndim and isinstance(parameter, DTensor):
+            value = distribute_tensor(value.to(self.device), parameter.device_mesh, parameter.placements)
+        if kind == "weight":
+            with torch.no_grad():
+                parameter.copy_(value)
+        else:  # AdamW keeps its step counters on the CPU
+            value = value if kind == "step" else value.to(parameter.device)
+            self.optimizers[role].state[parameter][kind] = value
+
+
+def sample_indices(groups: Sequence[Group], indices: Sequence[int]) -> list[int]:
+    """Indices of these groups' samples, in the order in which `pack_groups` puts them."""
+    starts = [0, *itertools.accumulate(len(completions) for _, completions in groups)]
+    return [sample for g in indices for sample in range(starts[g], starts[g + 1])]
+
 
 def gather_tensor(tensor: Tensor) -> Tensor:
     """The full value on the CPU, also where processes hold parts of it (then all must ask)."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().contiguous()
-
-
-def _asks_for_shards(accelerator: Accelerator) -> bool:
-    """Whether the launch configuration spreads weights (FSDP). InputError: it asks for another way."""
-    kind = accelerator.distributed_type
-    # between CPUs accelerate leaves its own switches unread
-    switches = {name: os.environ.get(f"ACCELERATE_USE_{name}", "false") for name in ("FSDP", "DEEPSPEED")}
-    asked = {name for name, value in switches.items() if value.lower() == "true"}
-    asked |= set() if kind in REPLICATED else {kind.value}
-    if asked - {"FSDP"}:
-        names = ", ".join(sorted(asked))
-        raise InputError(f"accelerate: {names} is not supported; the fsdp2 configurations spread the weights")
-    return bool(asked)
 
 
 def _shard(network: Backbone) -> None:
@@ -132,31 +213,17 @@ def _shard(network: Backbone) -> None:
     network._get_fsdp_state()._lazy_init()
 
 
-def accumulate(
-    learner: Learner, packed: Packed, batch: dict[str, Tensor | None], total: float, value_total: float
-) -> dict[str, float]:
-    """Add one pass's gradients of policy and value loss, means over `total` tokens and `value_total` values.
-
-    `batch` holds keep, taught, old_logprobs, advantages, values, returns [S, T], weights [S, T] or None and
-    features [S, T, F] or None. Returns numbers for the log that add up over the passes of a minibatch.
-    """
-    settings, keep, old = learner.cfg.ppo, batch["keep"], batch["old_logprobs"]
-    now = learner.run(packed, POLICY)
-    loss, clipped = ppo.policy_loss(
-        now.logprobs_ST, old, batch["advantages"], keep, settings.clip, total, batch["weights"]
-    )
-    loss.backward()
-    values = learner.values(packed, batch["features"])
-    error = ppo.value_loss(
-        values, batch["values"], batch["returns"], batch["taught"], settings.value_clip, value_total
-    )
-    error.backward()
-    with torch.no_grad():
-        means = {
-            "entropy": now.entropy_ST,
-            "kl_old": ppo.kl_estimate(old, now.logprobs_ST, "k3"),
-            "sampler_gap": (now.logprobs_ST - old).abs(),
-        }
-        logged = {name: float(ppo.masked_mean(x, keep, total)) for name, x in means.items()}
-    losses = {"policy_loss": float(loss.detach()), "value_loss": float(error.detach())}
-    return {**losses, "clip_fraction": float(clipped), **logged}
+@contextmanager
+def _replace(folder: Path, inside: str = "") -> Iterator[Path]:
+    """A new folder to write into, which then (or what is `inside` it) takes the place of `folder`; at every
+    moment the old or the new one is there whole."""
+    staged, previous = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    yield staged
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        folder.rename(previous)
+    (staged / inside).rename(folder)
+    for left in (staged, previous):
+        shutil.rmtree(left, ignore_errors=True)

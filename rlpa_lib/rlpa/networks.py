@@ -1,25 +1,94 @@
-"""Policy, reference and critic behind one forward pass: adapters on one frozen backbone, or full tuning."""
+"""Policy, reference and critic on one backbone, and the batches that go through them.
+
+Axes: S samples, T tokens of the longest completion, F features; B packed rows, L tokens of a packed row.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from rlpa_lib.rlpa.packing import Packed
 from rlpa_lib.settings.config import Config, InputError
 
-POLICY, REFERENCE, CRITIC, HEAD = "policy", "reference", "critic", "head"
+POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 ROLES = (POLICY, CRITIC)  # those that are trained
 ADAPTER_FILE = "adapter_config.json"
 ROWS = 64  # tokens that go through the output layer at once
+Group = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]  # token ids of a prompt and of its completions
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Model input, and where completion tokens are predicted: state (row, place) predicts `targets_ST`.
+
+    `mask_B1LL` is additive (0 or -inf), or None where plain causal attention is right. `keep_ST` marks real
+    tokens.
+    """
+
+    input_ids_BL: Tensor
+    position_ids_BL: Tensor
+    mask_B1LL: Tensor | None
+    rows_ST: Tensor
+    places_ST: Tensor
+    targets_ST: Tensor
+    keep_ST: Tensor
+
+
+def pack_groups(
+    groups: Sequence[Group], packing: str, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Packed:
+    """All samples of a prompt behind one copy of it ("tree"), or one copy each ("rows"), in the given order.
+
+    The last token of a sample is only a target.
+    """
+    if packing == "rows":
+        groups = [(prompt, (completion,)) for prompt, completions in groups for completion in completions]
+    ids, positions, segments, places, in_rows = [], [], [], [], []
+    for row, (prompt, completions) in enumerate(groups):
+        ids.append(list(prompt))
+        positions.append(list(range(len(prompt))))
+        segments.append([0] * len(prompt))
+        for segment, completion in enumerate(completions, start=1):
+            fed, start = completion[:-1], len(ids[row])
+            in_rows.append(row)
+            places.append([len(prompt) - 1, *range(start, start + len(fed))])
+            ids[row] += fed
+            positions[row] += range(len(prompt), len(prompt) + len(fed))
+            segments[row] += [segment] * len(fed)
+    targets = [completion for _, completions in groups for completion in completions]
+    tensors = {
+        "input_ids_BL": pad_rows(ids), "position_ids_BL": pad_rows(positions),
+        "mask_B1LL": tree_mask(pad_rows(segments, -1), dtype) if packing == "tree" else None,
+        "rows_ST": torch.tensor(in_rows)[:, None].expand(-1, max(map(len, targets))),
+        "places_ST": pad_rows(places), "targets_ST": pad_rows(targets),
+        "keep_ST": pad_rows([[1] * len(c) for c in targets]).bool(),
+    }
+    return Packed(**{name: x if x is None else x.to(device) for name, x in tensors.items()})
+
+
+def tree_mask(segments_BL: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, L, L]: a token sees the prompt (0) and its sample so far; padding (-1) itself."""
+    length = segments_BL.shape[1]
+    query, key = segments_BL[:, :, None], segments_BL[:, None, :]
+    earlier = torch.ones(length, length, dtype=torch.bool).tril()
+    allowed = earlier & ((key == 0) | (key == query)) & (query >= 0)
+    allowed |= torch.eye(length, dtype=torch.bool)
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, -torch.inf)[:, None]
+
+
+def pad_rows(rows: Sequence[Sequence[float]], value: int = 0) -> Tensor:
+    """Rows of numbers as one tensor, filled up on the right."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 def lora_config(cfg: Config) -> LoraConfig:
@@ -28,11 +97,10 @@ def lora_config(cfg: Config) -> LoraConfig:
     return LoraConfig(
         r=cfg.policy.lora_rank, lora_alpha=cfg.policy.lora_alpha, lora_dropout=cfg.policy.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets), task_type="CAUSAL_LM",
-    )  # fmt: skip
+    )
 
 
-@dataclass(frozen=True)
-class Pass:
+class Pass(NamedTuple):
     """What a forward pass says about completion tokens, [S, T]; `features_STF` only for the critic's head."""
 
     logprobs_ST: Tensor
@@ -69,18 +137,22 @@ class Backbone(nn.Module):
         super().__init__()
         self.full, self.own_critic = cfg.policy.tuning == "full", cfg.ppo.critic == "lora"
         self.temperature, self.dtype = cfg.rollout.temperature or 1.0, model.dtype
-        self.warm = cfg.policy.adapter is not None and not self.full
         adapter = _check_adapter(cfg) if cfg.policy.adapter else None
+        self.warm = adapter is not None and not self.full
         model.requires_grad_(False)
         if self.full:
             started = PeftModel.from_pretrained(model, adapter).merge_and_unload() if adapter else model
             frozen = copy.deepcopy(started)
             self.start = get_peft_model(frozen, lora_config(cfg), CRITIC) if self.own_critic else frozen
             self.model = started.float().requires_grad_(True)
+        elif adapter:  # the warm start twice: as policy and as reference
+            self.model = PeftModel.from_pretrained(model, adapter, POLICY, is_trainable=True)
+            self.model.load_adapter(adapter, REFERENCE, is_trainable=False)
+            self.model.set_adapter(POLICY)
         else:
-            self.model = _add_policy(model, cfg, adapter)
-            if self.own_critic:
-                self.model.add_adapter(CRITIC, lora_config(cfg))
+            self.model = get_peft_model(model, lora_config(cfg), POLICY)
+        if self.own_critic and not self.full:
+            self.model.add_adapter(CRITIC, lora_config(cfg))
         width = model.config.hidden_size
         self.head = ValueHead(width if self.own_critic else 2 * width)
         self.make_trainable()
@@ -100,25 +172,24 @@ class Backbone(nn.Module):
             named |= {f"head.{name}": p for name, p in self.head.named_parameters()}
         return named
 
-    def forward(
-        self, packed: Packed, role: str, features: bool | Tensor | None = False
-    ) -> tuple[Tensor, ...] | Tensor:
-        """POLICY and REFERENCE give the parts of a `Pass`, CRITIC and HEAD values [S, T]; FSDP hooks in here.
+    def forward(self, packed: Packed, role: str, features: bool | Tensor | None = False) -> Pass | Tensor:
+        """POLICY and REFERENCE give a `Pass`, CRITIC values [S, T]; FSDP hooks in here.
 
-        `features`: true asks for the last and the middle hidden state of each predicting token, which HEAD
-        then takes. Log-probabilities are those at the sampling temperature; only completion tokens pass
-        through the output layer.
+        `features`: true asks for the last and the middle hidden state of each predicting token, which a
+        critic without an adapter then takes. Log-probabilities are those at the sampling temperature.
         """
         keep = packed.keep_ST
-        if role == HEAD:
+        if role == CRITIC and not self.own_critic:
             return self.head(features) * keep
         where = packed.rows_ST[keep], packed.places_ST[keep]
-        with self._activate(role) as network, self._precision(role):
+        mixed = self.full and role == POLICY and self.dtype != torch.float32
+        precision = torch.autocast(keep.device.type, dtype=self.dtype) if mixed else nullcontext()
+        with self._activate(role) as network, precision:
             out = network.get_decoder()(
                 input_ids=packed.input_ids_BL,
                 position_ids=None if packed.mask_B1LL is None else packed.position_ids_BL,
                 attention_mask=packed.mask_B1LL, use_cache=False, output_hidden_states=features is True,
-            )  # fmt: skip
+            )
             last = out.last_hidden_state[where]
             middle = out.hidden_states[len(out.hidden_states) // 2][where] if features is True else None
             del out  # the other layers' states are in the way of the logits
@@ -126,8 +197,8 @@ class Backbone(nn.Module):
                 return spread(self.head(last), keep)
             output, targets = network.get_output_embeddings(), packed.targets_ST[keep]
             logprobs, entropy = _score_tokens(output, last, targets, self.temperature)
-        made = None if middle is None else spread(torch.cat([last, middle], -1), keep)
-        return spread(logprobs, keep), spread(entropy, keep), made
+        seen = spread(torch.cat([last, middle], -1), keep) if features is True else None
+        return Pass(spread(logprobs, keep), spread(entropy, keep), seen)
 
     @contextmanager
     def _activate(self, role: str) -> Iterator[nn.Module]:
@@ -160,11 +231,6 @@ class Backbone(nn.Module):
                 if f".{REFERENCE}." in name:
                     parameter.requires_grad_(False)
 
-    def _precision(self, role: str):
-        if not self.full or role != POLICY or self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(next(self.model.parameters()).device.type, dtype=self.dtype)
-
 
 def _score_tokens(output, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and the entropy of what it was drawn from, [N].
@@ -186,16 +252,6 @@ def spread(flat: Tensor, keep_ST: Tensor) -> Tensor:
     """Kept tokens back in their places [S, T, ...], zero elsewhere."""
     made = flat.new_zeros(*keep_ST.shape, *flat.shape[1:])
     return made.masked_scatter(keep_ST.view(*keep_ST.shape, *[1] * (flat.ndim - 1)), flat)
-
-
-def _add_policy(model, cfg: Config, adapter: str | None) -> PeftModel:
-    """The backbone with a fresh adapter, or with the warm-start adapter twice: as policy and as reference."""
-    if adapter is None:
-        return get_peft_model(model, lora_config(cfg), adapter_name=POLICY)
-    made = PeftModel.from_pretrained(model, adapter, adapter_name=POLICY, is_trainable=True)
-    made.load_adapter(adapter, adapter_name=REFERENCE, is_trainable=False)
-    made.set_adapter(POLICY)
-    return made
 
 
 def _check_adapter(cfg: Config) -> str:

@@ -1,19 +1,22 @@
-"""The arithmetic of PPO (section 3.4, eq. 6-7, appendix B): advantages, losses, KL, schedule. No models here.
+"""The arithmetic of PPO (section 3.4, eq. 1, 6-7, appendix B): credit, losses, KL, schedule. No models here.
 
-Axes: T tokens of one completion, B completions, S samples. `keep` is true on completion tokens, false on
-padding.
+Axes: S samples or B completions, T places: the tokens of a completion and, with credit across turns, the
+state after its last one. `keep` is true on tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.schema import PPO
 
 
 def gae(rewards_T, values_T, gamma: float, lam: float):
@@ -52,6 +55,86 @@ def gae_batch(rewards_BT: Tensor, values_BT: Tensor, keep_BT: Tensor, gamma: flo
     return advantages
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a sample stands: dialogue, turn (from 1), whether the dialogue went on with it or ended there."""
+
+    dialogue: str
+    turn: int
+    continued: bool
+    at_limit: bool = False
+
+
+class Credit(NamedTuple):
+    """Advantages and value targets [S, T]; `taught_ST` marks tokens and states after a turn with a target."""
+
+    advantages_ST: Tensor
+    returns_ST: Tensor
+    taught_ST: Tensor
+
+
+def assign_credit(
+    rewards_ST: Tensor, values_ST: Tensor, keep_ST: Tensor, places: Sequence[Place], settings: PPO
+) -> Credit:
+    """Which later rewards the tokens of a turn answer for (eq. 1, section 2.1), as `ppo.turn_discount` says.
+
+    0, as in the released code: a turn is an episode of its own (a bandit), which ends with value 0. Above 0,
+    as in the paper's MDP: GAE along the turns of a dialogue (`look_ahead`), then along the tokens of each
+    turn, whose last one is followed by what the dialogue still brings; each row then holds one value more
+    than tokens, that of the state after the turn.
+    """
+    if settings.turn_discount == 0:
+        advantages = gae_batch(rewards_ST, values_ST, keep_ST, settings.gamma, settings.lam)
+        return Credit(advantages, advantages + values_ST, keep_ST)
+    sizes_S = keep_ST.sum(dim=1)
+    rows = torch.arange(len(sizes_S), device=sizes_S.device)
+    powers_T = settings.gamma ** torch.arange(keep_ST.shape[1], dtype=torch.float64)
+    futures_S, worths_S = look_ahead(
+        places, rewards_S=((rewards_ST * keep_ST).double().cpu() * powers_T).sum(1).tolist(),
+        spans_S=powers_T[sizes_S.cpu() - 1].tolist(), before_S=values_ST[:, 0].tolist(),
+        after_S=values_ST[rows, sizes_S].tolist(), settings=settings,
+    )
+    led_to = rewards_ST.clone()
+    led_to[rows, sizes_S - 1] += torch.tensor(futures_S, dtype=led_to.dtype, device=led_to.device)
+    advantages = gae_batch(led_to, values_ST, keep_ST, settings.gamma, settings.lam)
+    returns, taught = advantages + values_ST * keep_ST, keep_ST.clone()
+    known = [row for row, worth in enumerate(worths_S) if worth is not None]
+    worths = torch.tensor([worths_S[row] for row in known], dtype=returns.dtype, device=returns.device)
+    returns[known, sizes_S[known]] = worths
+    taught[known, sizes_S[known]] = True
+    return Credit(advantages, returns, taught)
+
+
+def look_ahead(
+    places: Sequence[Place], *, rewards_S: Sequence[float], spans_S: Sequence[float],
+    before_S: Sequence[float], after_S: Sequence[float], settings: PPO,
+) -> tuple[list[float], list[float | None]]:
+    """What follows each sample's turn, discounted to its last token; what the state after it is worth.
+
+    Turn-level GAE with G, L the turn's discount and lambda (eq. 1): delta_t = R_t + span_t G V_{t+1} - V_t,
+    A_t = delta_t + span_t G L A_{t+1}.
+    R_t are the turn's token rewards discounted to its first token, V_t the value `before` that token, `span`
+    the token-level discount from the first token to the last (1 for gamma 1). A turn that went on leads to G
+    (V_{t+1} + L A_{t+1}) of the next turn of the same dialogue. Where a dialogue is cut (a sample it did not
+    go on with, a next turn without any readable verdict, the turn limit) the turn leads to G times the
+    critic's value `after` it; nothing follows the limit when `ppo.turn_limit` is "end". What a continued turn
+    led to is the target of its value `after`. ValueError: a turn of a dialogue went on with two samples.
+    """
+    rows = {(p.dialogue, p.turn): row for row, p in enumerate(places) if p.continued}
+    if len(rows) < sum(p.continued for p in places):
+        raise ValueError("a turn of a dialogue went on with two samples")
+    futures, worths, advantages = [0.0] * len(places), [None] * len(places), {}
+    for row in sorted(range(len(places)), key=lambda row: -places[row].turn):
+        place, following = places[row], rows.get((places[row].dialogue, places[row].turn + 1))
+        if place.continued and following is not None:
+            worths[row] = worth = before_S[following] + settings.turn_lam * advantages[following]
+        else:
+            worth = 0.0 if place.at_limit and settings.turn_limit == "end" else after_S[row]
+        futures[row] = settings.turn_discount * worth
+        advantages[row] = rewards_S[row] + spans_S[row] * futures[row] - before_S[row]
+    return futures, worths
+
+
 def masked_mean(values: Tensor, keep: Tensor, total: float | None = None) -> Tensor:
     """Mean over kept entries; `total` replaces their number when the batch is one part of a larger one."""
     return (values * keep).sum() / max(float(keep.sum()) if total is None else total, 1.0)
@@ -62,14 +145,11 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: str = "k1") -> T
 
     With d = logprobs - reference: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. InputError on another name.
     """
-    difference = logprobs - reference
-    if estimator == "k1":
-        return difference
-    if estimator == "k2":
-        return difference.square() / 2
-    if estimator == "k3":
-        return torch.exp(-difference) - 1 + difference
-    raise InputError(f"ppo.kl_estimator: {estimator!r} is not one of k1, k2, k3")
+    d = logprobs - reference
+    estimates = {"k1": d, "k2": d.square() / 2, "k3": torch.exp(-d) - 1 + d}
+    if estimator not in estimates:
+        raise InputError(f"ppo.kl_estimator: {estimator!r} is not one of {', '.join(estimates)}")
+    return estimates[estimator]
 
 
 def token_rewards(rewards_B: Tensor, kl_BT: Tensor, keep_BT: Tensor, kl_coef: float) -> Tensor:
@@ -83,7 +163,7 @@ def token_rewards(rewards_B: Tensor, kl_BT: Tensor, keep_BT: Tensor, kl_coef: fl
 def policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, keep: Tensor, clip: float,
     total: float | None = None, weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Clipped surrogate loss, a mean over tokens (eq. 7 with its sign turned), and the clipped share.
 
     `weights` correct for a sampler that is not the old policy (`truncated_importance`).
@@ -98,7 +178,7 @@ def policy_loss(
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, keep: Tensor, clip: float | None,
     total: float | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Half the squared error, the larger one of the free and the clipped value (`clip` None: free only)."""
     error = (values - returns).square()
     if clip is not None:
@@ -121,8 +201,7 @@ def normalise_advantages(advantages_BT: Tensor, keep_BT: Tensor, blocks_B: Tenso
 def adapt_kl_coef(coef: float, kl: float, target: float | None, horizon: float, n: int) -> float:
     """The coefficient after n replies with a mean KL of `kl` nats a reply (Ziegler et al. 2019, section 2.2).
 
-    It grows by the proportional error, cut to [-0.2, 0.2], times n / horizon; `target` None keeps it as it
-    is.
+    It grows by the proportional error, cut to [-0.2, 0.2], times n / horizon; `target` None leaves it.
     """
     if target is None:
         return coef
@@ -162,9 +241,9 @@ def split_groups(sizes: Sequence[int], limit: int, order: Sequence[int]) -> list
     batches: list[list[int]] = []
     n_samples = limit
     for index in order:
-        if n_samples + sizes[index] > limit:
-            batches.append([])
-            n_samples = 0
-        batches[-1].append(index)
         n_samples += sizes[index]
+        if n_samples > limit:
+            batches.append([])
+            n_samples = sizes[index]
+        batches[-1].append(index)
     return batches

@@ -1,20 +1,32 @@
-"""Several processes that are one run (accelerate): who does what, and how all get to know it."""
+"""Several processes that are one run (accelerate): how they start, who does what, how all get to know it."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import distributed
 
 from rlpa_lib.dialogue.protocols import Completion, Message, Policy
+from rlpa_lib.runs import record
+from rlpa_lib.runs.run import Run
+from rlpa_lib.settings import config
+from rlpa_lib.settings.config import InputError
 
 Item = TypeVar("Item")
+CONFIGURATIONS = config.PARAMS_DIR / "accelerate"
+PATIENCE = timedelta(hours=3)  # how long a process waits for the others: a user model's server may be slow
+REPLICATED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 RESUME = "the same command again goes on from the last checkpoint"
 NETWORK_SIGNS = ("gloo", "nccl", "connection", "socket")  # in what torch says when another process has gone
 
@@ -30,12 +42,16 @@ class MainFailed(RuntimeError):
 class Processes:
     """This process among the W of a run. The main one (rank 0) talks to users, judges, servers and the disk.
 
-    Alone (W = 1) nothing travels. A process that is gone is noticed within `watched`.
+    Alone (W = 1) nothing travels. A process that is gone is noticed within `watched`. `sharded`: weights are
+    spread over the processes.
     """
 
-    def __init__(self, accelerator: Accelerator):
-        self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.main, self.device = self.rank == 0, accelerator.device
+    def __init__(self, accelerator: Accelerator | None = None):
+        patience, cpu = InitProcessGroupKwargs(timeout=PATIENCE), not torch.cuda.is_available()
+        self.accelerator = accelerator or Accelerator(cpu=cpu, kwargs_handlers=[patience])
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.main, self.device = self.rank == 0, self.accelerator.device
+        self.sharded = self.world > 1 and _asks_for_shards(self.accelerator)
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """This process's part of a list: every W-th item, from its own rank on."""
@@ -51,8 +67,8 @@ class Processes:
                 value = work()
             except Exception as error:  # the others wait: tell them before it is raised
                 failure = error
-        told = [value, failure and f"{type(failure).__name__}: {failure}"]
-        value, reason = broadcast_object_list(told)
+        reason = failure and f"{type(failure).__name__}: {failure}"
+        value, reason = broadcast_object_list([value, reason])
         if failure is not None:
             raise failure
         if reason is not None:
@@ -114,6 +130,19 @@ class Processes:
         signal.signal(signal.SIGTERM, before)
 
 
+def _asks_for_shards(accelerator: Accelerator) -> bool:
+    """Whether the launch configuration spreads weights (FSDP). InputError: it asks for another way."""
+    kind = accelerator.distributed_type
+    # between CPUs accelerate leaves its own switches unread
+    switches = {name: os.environ.get(f"ACCELERATE_USE_{name}", "false") for name in ("FSDP", "DEEPSPEED")}
+    asked = {name for name, value in switches.items() if value.lower() == "true"}
+    asked |= set() if kind in REPLICATED else {kind.value}
+    if asked - {"FSDP"}:
+        names = ", ".join(sorted(asked))
+        raise InputError(f"accelerate: {names} is not supported; the fsdp2 configurations spread the weights")
+    return bool(asked)
+
+
 class MainOnly:
     """A user, judge or served policy that only the main process asks: budgets and records have one writer."""
 
@@ -121,10 +150,9 @@ class MainOnly:
         self.party, self.processes = party, processes
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        def ask(*args: Any, **options: Any) -> Any:
-            return self.processes.on_main(lambda: getattr(self.party, name)(*args, **options))
-
-        return ask
+        return lambda *args, **options: self.processes.on_main(
+            lambda: getattr(self.party, name)(*args, **options)
+        )
 
 
 class SharedPolicy:
@@ -140,7 +168,39 @@ class SharedPolicy:
         """n completions a message list, in order."""
         own = self.processes.share(range(len(messages)))
         answers = self.policy.generate(messages, n, own=own, **options) if own else []
-        found: dict[int, list[Completion]] = {}
-        for part in self.processes.gather(dict(zip(own, answers, strict=True))):
-            found |= part
+        parts = self.processes.gather(dict(zip(own, answers, strict=True)))
+        found = {i: completions for part in parts for i, completions in part.items()}
         return [found[i] for i in range(len(messages))]
+
+
+def find_configuration(name: str) -> Path:
+    """A file of params/accelerate by its name, or any other by its path. InputError: there is none."""
+    for file in (CONFIGURATIONS / f"{name}.yaml", Path(name)):
+        if file.is_file():
+            return file
+    known = ", ".join(sorted(path.stem for path in CONFIGURATIONS.glob("*.yaml")))
+    raise InputError(f"run.accelerate: no such file, and none of {known}: {name}")
+
+
+def launch(
+    run: Run, params: str, overrides: Sequence[str], *, name: str, changes: Sequence[str] = (),
+    until: int | None = None, say: Callable[[str], None],
+) -> None:
+    """Run `python -m rlpa_lib train` under `accelerate launch`, pass its lines on. RuntimeError: failed."""
+    file = find_configuration(run.cfg.run.accelerate)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "-m", "rlpa_lib"]
+    command += ["train", "--scale", params, "--seed", run.seed, "--run-dir", run.dir, "--name", name]
+    command += [] if until is None else ["--until", until]
+    command += [part for text in config.anchor_paths(overrides) for part in ("--set", text)]
+    command += [part for text in changes for part in ("--change", text)]
+    lines: list[str] = []
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(list(map(str, command)), cwd=record.REPOSITORY, **pipes) as process:
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            say(lines[-1])
+    if process.returncode:
+        # our own last words if there are any; the launcher's report says which process ended
+        told = [line for line in lines if line.startswith("rlpa_lib: ")] or lines[-5:]
+        reason = " | ".join(dict.fromkeys(told))
+        raise RuntimeError(f"training ended with exit code {process.returncode}: {reason}")

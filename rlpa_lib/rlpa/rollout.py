@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from rlpa_lib.dialogue.dialogue import Dialogue, policy_view
 from rlpa_lib.dialogue.judging import DIMENSIONS, Judge
@@ -15,11 +19,11 @@ from rlpa_lib.dialogue.profile import Reply, parse_reply
 from rlpa_lib.dialogue.protocols import Completion, Policy, SimulatedUser
 from rlpa_lib.dialogue.turns import play_turn
 from rlpa_lib.rlpa.rewards import Reward, score_replies
+from rlpa_lib.runs import storage
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
 from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
-Continuation = Literal["best", "random", "independent"]
 CONTINUATIONS = ("best", "random", "independent")
 
 
@@ -75,7 +79,7 @@ class Sampling:
     """
 
     samples: int
-    continuation: Continuation
+    continuation: str
     system_prompt: str
     history_profiles: str = "latest"
     parts: str = "PRR"
@@ -85,8 +89,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.continuation not in CONTINUATIONS:
-            known = ", ".join(CONTINUATIONS)
-            raise InputError(f"rollout.continuation: {self.continuation!r} is not one of {known}")
+            raise InputError(
+                f"rollout.continuation: {self.continuation!r} is not one of {', '.join(CONTINUATIONS)}"
+            )
         if self.samples < 1:
             raise InputError(f"rollout.samples: {self.samples} is less than 1")
 
@@ -96,15 +101,27 @@ class Sampling:
         return 1 if self.continuation == "independent" else self.samples
 
 
+def draw_cohort(pool: Sequence[Persona], users: int, cohort: int, seed: int) -> list[Persona]:
+    """Users of the cohort-th cohort: the pool in seeded order, shuffled anew after each pass over all."""
+    chosen = []
+    for position in range(cohort * users, (cohort + 1) * users):
+        rounds, place = divmod(position, len(pool))
+        order = list(range(len(pool)))
+        random.Random(derive_seed(seed, "personas", rounds)).shuffle(order)
+        chosen.append(pool[order[place]])
+    return chosen
+
+
 def start(personas: Sequence[Persona], sampling: Sampling) -> Cohort:
     """Empty dialogues, one a persona; "independent" starts `samples` of them, which go their own ways."""
     copies = sampling.samples // sampling.per_dialogue
-    pairs = [
-        (persona, Dialogue(f"{index:04d}-{persona.id}" + (f"-{copy}" if copies > 1 else ""), persona.id))
+    ends = [f"-{copy}" for copy in range(copies)] if copies > 1 else [""]
+    dialogues = [
+        Dialogue(f"{index:04d}-{persona.id}{end}", persona.id)
         for index, persona in enumerate(personas)
-        for copy in range(copies)
+        for end in ends
     ]
-    return Cohort(tuple(p for p, _ in pairs), tuple(d for _, d in pairs))
+    return Cohort(tuple(persona for persona in personas for _ in ends), tuple(dialogues))
 
 
 def advance(
@@ -118,7 +135,7 @@ def advance(
         return policy.generate(
             views, sampling.per_dialogue, seed=derive_seed(seed, "turn", turn),
             temperature=sampling.temperature, max_new_tokens=sampling.max_new_tokens,
-        )  # fmt: skip
+        )
 
     def score_and_choose(personas, dialogues, completions) -> list[TurnGroup]:
         flat = [(i, completion) for i, group in enumerate(completions) for completion in group]
@@ -126,14 +143,13 @@ def advance(
         rewards = score_replies(
             judge, [personas[i] for i, _ in flat], [dialogues[i] for i, _ in flat], replies, sampling.parts
         )
-        samples: list[list[Sample]] = [[] for _ in dialogues]
-        for (i, completion), reply, reward in zip(flat, replies, rewards, strict=True):
-            samples[i].append(Sample(completion, reply, reward))
+        scored = zip(flat, replies, rewards, strict=True)
+        samples = (Sample(completion, reply, reward) for (_, completion), reply, reward in scored)
         groups = []
-        for dialogue, of_one in zip(dialogues, samples, strict=True):
-            prompt_ids = of_one[0].completion.prompt_ids
-            chosen = choose(of_one, sampling.continuation, derive_seed(seed, "continue", dialogue.id, turn))
-            groups.append(TurnGroup(dialogue.id, turn + 1, prompt_ids, tuple(of_one), chosen))
+        for dialogue, group in zip(dialogues, completions, strict=True):
+            own = tuple(itertools.islice(samples, len(group)))
+            chosen = choose(own, sampling.continuation, derive_seed(seed, "continue", dialogue.id, turn))
+            groups.append(TurnGroup(dialogue.id, turn + 1, group[0].prompt_ids, own, chosen))
         return groups
 
     played = play_turn(
@@ -154,20 +170,22 @@ def choose(samples: Sequence[Sample], continuation: str, seed: int) -> int:
     return max(judged, key=lambda i: samples[i].reward.total if samples[i].reward else 0.0)
 
 
-def rollout(
-    policy: Policy, user: SimulatedUser, judge: Judge, personas: Sequence[Persona], *, turns: int, seed: int,
-    **sampling: Any,
-) -> list[TurnGroup]:  # fmt: skip
-    """Groups of whole dialogues under fixed weights: E dialogues x K turns, ordered by turn, then dialogue.
+@dataclass(frozen=True)
+class KeptTurn:
+    """One turn of a cohort that waits for its update: groups, dialogues after it, number of prompts cut."""
 
-    `sampling` are fields of `Sampling`; by default the best sample continues.
-    """
-    options = Sampling(**{"continuation": "best", **sampling})
-    cohort, groups = start(personas, options), []
-    for _ in range(turns):
-        done, cohort = advance(cohort, policy, user, judge, options, seed=seed)
-        groups += done
-    return groups
+    groups: list[TurnGroup]
+    dialogues: tuple[Dialogue, ...]
+    prompts_cut: int
+
+
+def load_turns(folder: Path, update: int) -> list[KeptTurn]:
+    """The turns kept for this update, in order. Those of another are deleted: their weights are no more."""
+    rows = [storage.read_jsonl(file)[0] for file in sorted(folder.glob("turn-*.jsonl"))]
+    if any(row.pop("update", None) != update for row in rows):
+        shutil.rmtree(folder)
+        return []
+    return TypeAdapter(list[KeptTurn]).validate_python(rows)
 
 
 def reward_metrics(groups: Sequence[TurnGroup]) -> dict[str, float]:
@@ -203,4 +221,4 @@ def sample_rows(groups: Sequence[TurnGroup]) -> list[dict]:
          "completion": s.completion.text, "reward": None if s.reward is None else vars(s.reward)}
         for g in groups
         for i, s in enumerate(g.samples)
-    ]  # fmt: skip
+    ]

@@ -35,7 +35,7 @@ def seconds(action) -> float:
 
 def update(learner: Learner, groups: list) -> None:
     """Forward and backward of the policy over all samples."""
-    learner.run(learner.pack(groups), "policy").logprobs_ST.sum().backward()
+    learner.network(learner.pack(groups), "policy").logprobs_ST.sum().backward()
 
 
 def main() -> None:
