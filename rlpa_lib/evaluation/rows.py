@@ -189,7 +189,7 @@ def _check_adapter(run: Run, row: Row) -> None:
 def make_remote_policy(run: Run, name: str) -> Policy:
     """The policy of one of `evaluation.comparators`. InputError: see endpoint_for."""
     from rlpa_lib.agents.endpoint_policy import EndpointPolicy
-    from rlpa_lib.client.roles import endpoint_for  # here, because most runs need no server
+    from rlpa_lib.client.endpoint import endpoint_for  # here, because most runs need no server
 
     room = {
         "max_prompt_tokens": run.cfg.rollout.max_prompt_tokens,

@@ -254,7 +254,7 @@ def _check_rows(cfg: Config, chosen: Sequence[Path], run_dir: Path) -> None:
 
         retrieval.source_of(cfg.evaluation.encoder)
     if cfg.evaluation.comparators:
-        from rlpa_lib.client.roles import endpoint_for
+        from rlpa_lib.client.endpoint import endpoint_for
 
         bare = cfg.endpoint.model_copy(update={"cache": "off", "cache_only": False})  # nothing is written
         for name in cfg.evaluation.comparators:

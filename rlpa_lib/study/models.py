@@ -102,7 +102,7 @@ def _quote_items(profile: Profile) -> list[dict[str, str]]:
 
 
 def _ask(run: Run, role: str, prompt: str, cases: Sequence[Case]) -> list[Any]:
-    from rlpa_lib.client.roles import endpoint_for  # slow to import, and most runs need no server
+    from rlpa_lib.client.endpoint import endpoint_for  # slow to import, and most runs need no server
 
     cfg, name = run.cfg, "user" if role == "rewriter" else "judge"
     section, prompt_set = getattr(cfg, name), "en" if cfg.run.prompt_set == "mini" else cfg.run.prompt_set
