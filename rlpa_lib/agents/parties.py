@@ -22,7 +22,7 @@ from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, POLICIES, SOURCES, USERS
 
 if TYPE_CHECKING:
     from rlpa_lib.runs.run import Run
-    from rlpa_lib.settings.analyses import Conflict, Difficult, LongTerm
+    from rlpa_lib.settings.schema import Conflict, Difficult, LongTerm
 
 
 def load_people(
