@@ -58,23 +58,12 @@ def endpoint_for(cfg: Config, role: str, run: Any, comparator: str | None = None
 def _open_shared(run_dir: Path, given: Endpoint) -> tuple[ResponseCache | None, Budget, Usage]:
     """Once per run and process, so that all endpoints share one budget."""
     usage = Usage(run_dir / "metrics" / "usage.jsonl")
-    limits = {"max_usd": given.max_usd, "max_requests": given.max_requests, "max_tokens": given.max_tokens}
+    limits = given.model_dump(include={"max_usd", "max_requests", "max_tokens"})
     budget = Budget(**limits, prices=read_prices(given.prices), spent=usage.spent())
     if given.cache == "off":
         return None, budget, usage
     file = run_dir / "cache" / "responses.sqlite" if given.cache == "run" else Path(given.cache).expanduser()
     return ResponseCache(file), budget, usage
-
-
-@dataclass
-class Job:
-    """One distinct question of a batch: its key, its row where the cache has one, and how it ended."""
-
-    request: Request
-    base: str
-    row: Row | None = None
-    sent: bool = False
-    result: Answer | EndpointError | None = None
 
 
 @dataclass(eq=False)
@@ -121,17 +110,15 @@ class ChatEndpoint:
         modes = [{} if request.schema is None else {"mode": self.mode} for request in requests]
         contents = [request.content() | mode for request, mode in zip(requests, modes, strict=True)]
         bases = [base_key(self.server.base_url, self.model, content) for content in contents]
-        jobs = {base: Job(request, base) for request, base in zip(requests, bases, strict=True)}
-        keys = {row_key(base): job for base, job in jobs.items()}
-        for key, row in (self.cache.get_many(list(keys)) if self.cache else {}).items():
-            keys[key].row = row
-        exchange = Exchange(self, stop_on_error=on_error == "raise")
-        transport.run_to_end(exchange.run(list(jobs.values()), desc or self.role))
+        questions = dict(zip(bases, requests, strict=True))
+        kept = self.cache.get_many(list(map(row_key, questions))) if self.cache else {}
+        exchange = Exchange(self, kept, stop_on_error=on_error == "raise")
+        transport.run_to_end(exchange.run(questions, desc or self.role))
         results: list[Answer | EndpointError] = []
-        for job in map(jobs.__getitem__, bases):
-            answered = isinstance(job.result, Answer)
-            results.append(replace(job.result, cached=not job.sent) if answered else job.result)
-            job.sent = False  # an equal request further down was not sent
+        for base in bases:
+            results.append(result := exchange.results[base])
+            if isinstance(result, Answer):  # an equal request further down was not sent
+                exchange.results[base] = replace(result, cached=True)
         failed = [result for result in results if isinstance(result, EndpointError)]
         cached = sum(isinstance(result, Answer) and result.cached for result in results)
         self.usage.add(self.role, self.model, requests=len(results), cached=cached, errors=len(failed))
@@ -141,31 +128,34 @@ class ChatEndpoint:
 
 
 class Exchange:
-    """The jobs of one `complete` in one event loop. `_parse`, `_retry` (errors that pass) and `_adapt` each
-    repeat the next one where needed; `_send`, the last, is where the cost is counted."""
+    """One `complete` in its event loop. `_parse`, `_retry` (after errors that pass) and `_adapt` each repeat
+    the next one where needed; `_send`, the last, is where the cost is counted."""
 
-    def __init__(self, endpoint: ChatEndpoint, stop_on_error: bool):
+    def __init__(self, endpoint: ChatEndpoint, kept: dict[str, Row], stop_on_error: bool):
         self.endpoint, self.limits, self.stop_on_error = endpoint, endpoint.limits, stop_on_error
+        self.kept = kept  # rows of first answers that the cache holds, by key
+        self.results: dict[str, Answer | EndpointError] = {}
         self.clients: list[openai.AsyncOpenAI] = []
         self.stopped: EndpointError | None = None  # nothing more is sent
         self.answered, self.turn = False, 0
 
-    async def run(self, jobs: list[Job], desc: str) -> None:
-        """Settle all jobs, at most `concurrency` at a time, under a progress bar."""
-        waiting = iter(jobs)
-        with tqdm(total=len(jobs), desc=desc, unit="request", leave=False, disable=None) as bar:
+    async def run(self, questions: dict[str, Request], desc: str) -> None:
+        """Fill `results` by the keys of `questions`, at most `concurrency` at a time."""
+        waiting = iter(questions.items())
+        with tqdm(total=len(questions), desc=desc, unit="request", leave=False, disable=None) as bar:
 
             async def work() -> None:
-                for job in waiting:  # shared by all workers
+                for base, request in waiting:  # shared by all workers
                     try:
-                        job.result = await self._parse(job)
+                        self.results[base] = await self._parse(request, base)
                     except EndpointError as error:
-                        error.role, job.result = self.endpoint.role, error
+                        error.role, self.results[base] = self.endpoint.role, error
                         if self.stop_on_error:
                             self.stopped = self.stopped or error
                     bar.update()
 
-            workers = [asyncio.create_task(work()) for _ in range(min(self.limits.concurrency, len(jobs)))]
+            at_once = min(self.limits.concurrency, len(questions))
+            workers = [asyncio.create_task(work()) for _ in range(at_once)]
             try:
                 await asyncio.gather(*workers)
             finally:
@@ -175,16 +165,16 @@ class Exchange:
                 for client in self.clients:
                     await client.close()
 
-    async def _parse(self, job: Job) -> Answer:
+    async def _parse(self, request: Request, base: str) -> Answer:
         """An answer that parses; others are kept too, and asked for again under another seed."""
-        endpoint, request, tries = self.endpoint, job.request, self.limits.parse_retries + 1
+        endpoint, tries, sent = self.endpoint, self.limits.parse_retries + 1, False
         for attempt in range(tries):
-            key, row = row_key(job.base, attempt), None if attempt else job.row
-            if attempt and endpoint.cache:
-                row = endpoint.cache.get_many([key]).get(key)
-            row = row or await self._retry(job, key, attempt)
+            key = row_key(base, attempt)
+            row = (endpoint.cache.get_many([key]) if attempt and endpoint.cache else self.kept).get(key)
+            if row is None:
+                row, sent = await self._retry(request, key, attempt), True
             try:
-                return chat.read_answer(row, request.schema)
+                return replace(chat.read_answer(row, request.schema), cached=not sent)
             except chat.Unreadable as error:
                 why = str(error)
         if row["finish_reason"] == "length":
@@ -192,18 +182,17 @@ class Exchange:
         told = f"{endpoint.role}: no {request.schema.__name__} in {tries} answers: {why}"
         raise chat.BadAnswer(told, raw=row["content"])
 
-    async def _retry(self, job: Job, key: str, attempt: int) -> Row:
+    async def _retry(self, request: Request, key: str, attempt: int) -> Row:
         """A row from the server after at most `endpoint.retries` retries, kept before it is returned. Delays
         double, with jitter; what a server asks for holds for all requests. Raises the error that ended it."""
         endpoint, limits = self.endpoint, self.limits
         if limits.cache_only:
             told = f"{endpoint.role}: not in the cache, and endpoint.cache_only forbids to ask"
             raise chat.CacheMiss(f"{told} {endpoint.server.name('base_url')}")
-        job.sent = True
         end = time.monotonic() + limits.max_wait
         for retries in range(limits.retries + 1):
             try:
-                row = await self._adapt(job.request, key, attempt, again=retries > 0)
+                row = await self._adapt(request, key, attempt, again=retries > 0)
                 break
             except EndpointError as error:
                 if error is self.stopped:

@@ -23,9 +23,8 @@ NOTEBOOK_VARIABLE = "RLPA_NOTEBOOK"  # names the notebook that asks, where `repr
 
 _USD = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _COUNTS = (
-    "requests", "cached", "errors", "sent", "retries", "lost", "estimated",
-    "prompt_tokens", "completion_tokens", "reasoning_tokens",
-)  # fmt: skip
+    "requests cached errors sent retries lost estimated prompt_tokens completion_tokens reasoning_tokens"
+).split()
 
 
 class Price(BaseModel):
