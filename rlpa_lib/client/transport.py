@@ -183,8 +183,7 @@ async def send(client: openai.AsyncOpenAI, body: Json, timeout: float, server: S
     place = server.name("base_url")
     try:
         async with asyncio.timeout(timeout):
-            response = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
-        content = response.content
+            content = (await client.post("/chat/completions", cast_to=httpx2.Response, body=body)).content
     except (TimeoutError, openai.APITimeoutError):
         late = f"no whole answer within {timeout:g} s (endpoint.timeout)"
         raise chat.TimeoutError_(f"{place}: {late}") from None
@@ -198,10 +197,9 @@ async def send(client: openai.AsyncOpenAI, body: Json, timeout: float, server: S
         raise chat.ConnectionLost(f"{place}: {what} ({why})", billed=reached, hopeless=not reached) from None
     try:
         completion = json.loads(redact(content.decode(), client.api_key))
-    except ValueError as error:
-        raise chat.ServerError(f"{place}: the answer is not JSON ({error})", billed=True) from None
-    try:
         return completion, chat.read_row(completion)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise chat.ServerError(f"{place}: the answer is not JSON ({error})", billed=True) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         told = f"{place}: the answer is no chat completion ({type(error).__name__}: {error})"
         raise chat.ServerError(told, billed=True) from None

@@ -10,15 +10,16 @@ from rlpa_lib.settings.kinds import METHODS
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 LIVE = "9"  # notebooks 90-99 wait for a person and are not part of a run
-ROWS = tuple(sorted({method.notebook for method in METHODS.values() if method.trained}))  # train its rows
+# train the models in the evaluation's rows
+ROWS = tuple(sorted({method.notebook for method in METHODS.values() if method.trained}))
 TRAINING = tuple(sorted({*ROWS, "21_ablations"}))  # train weights of the policy
-# The notebooks whose results each one reads. A notebook that is not listed waits for all before it.
-_NOTHING = (
+_INDEPENDENT = (
     "00_replication_map 01_profiles_and_data 02_simulated_user 03_rewards_and_judges "
     "10_prompting_baselines 11_sft 20_ppo 40_paper_audit"
 ).split()
+# The notebooks whose results each one reads. A notebook that is not listed waits for all before it.
 NEEDS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(_NOTHING, ()),
+    **dict.fromkeys(_INDEPENDENT, ()),
     "12_dpo": ("11_sft",),  # dpo.start: sft
     "21_ablations": ("20_ppo",),
     "22_grpo": ("20_ppo",),  # PPO's curve stands beside GRPO's

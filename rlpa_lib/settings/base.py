@@ -49,7 +49,7 @@ class Served(Section):
 
 
 class Role(Served):
-    """A user or judge; these keys are only read when `kind` is llm."""
+    """A user or judge; what names a model and its server is only read when `kind` is llm."""
 
     model: Name | None = None
     temperature: NonNegative = 0.0
