@@ -5,9 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from rlpa_lib.client import answers
-from rlpa_lib.client.answers import Unreadable, find_object, split_thinking
-from rlpa_lib.client.chat import Filtered, Refused
+from rlpa_lib.client import chat
+from rlpa_lib.client.chat import Filtered, Refused, Unreadable, find_object, split_thinking
 
 
 class Mark(BaseModel):
@@ -77,8 +76,8 @@ def test_tokens_are_those_of_the_server():
     usage = {
         "prompt_tokens": 10, "completion_tokens": 11, "completion_tokens_details": {"reasoning_tokens": 2},
     }
-    row = answers.read_row(completion({"content": "a"}, usage=usage))
-    answer = answers.read_answer(row, None)
+    row = chat.read_row(completion({"content": "a"}, usage=usage))
+    answer = chat.read_answer(row, None)
     assert (answer.prompt_tokens, answer.completion_tokens, answer.reasoning_tokens) == (10, 11, 2)
     assert answer.text == "a"
 
@@ -86,20 +85,20 @@ def test_tokens_are_those_of_the_server():
 def test_reasoning_tokens_without_a_count_are_shared_out_by_length():
     """30 letters of thinking, 10 of text, 8 tokens: 6 of them are thinking."""
     text = "<think>" + "a" * 30 + "</think>" + "b" * 10
-    row = answers.read_row(completion({"content": text}, usage={"prompt_tokens": 1, "completion_tokens": 8}))
-    answer = answers.read_answer(row, None)
+    row = chat.read_row(completion({"content": text}, usage={"prompt_tokens": 1, "completion_tokens": 8}))
+    answer = chat.read_answer(row, None)
     assert (answer.text, answer.reasoning_tokens) == ("b" * 10, 6)
 
 
 def test_of_several_choices_the_first_is_the_answer():
     choices = [{"index": i, "message": {"content": str(i)}, "finish_reason": "stop"} for i in (2, 0, 1)]
-    assert answers.read_row({"choices": choices})["content"] == "0"
+    assert chat.read_row({"choices": choices})["content"] == "0"
 
 
 def test_other_shapes_of_a_message():
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
     rows = [
-        answers.read_row(completion(message))
+        chat.read_row(completion(message))
         for message in ({"content": parts}, {"content": None, "reasoning": "hm"})
     ]
     assert [(row["content"], row["reasoning"]) for row in rows] == [("Hello", ""), ("", "hm")]
@@ -111,18 +110,18 @@ def test_other_shapes_of_a_message():
 )
 def test_a_body_that_is_no_completion_is_unreadable(body):
     with pytest.raises(Unreadable):
-        answers.read_row(body)
+        chat.read_row(body)
 
 
 def test_refusal_and_filter_have_their_own_errors():
-    refused = answers.read_row(completion({"content": None, "refusal": "I cannot help."}))
+    refused = chat.read_row(completion({"content": None, "refusal": "I cannot help."}))
     with pytest.raises(Refused, match="^I cannot help.$"):
-        answers.read_answer(refused, Mark)
+        chat.read_answer(refused, Mark)
     with pytest.raises(Filtered):
-        answers.read_answer({**refused, "refusal": None, "finish_reason": "content_filter"}, None)
+        chat.read_answer({**refused, "refusal": None, "finish_reason": "content_filter"}, None)
 
 
 def test_a_cut_answer_says_so():
-    row = answers.read_row({"choices": [{"message": {"content": '{"mark": '}, "finish_reason": "length"}]})
+    row = chat.read_row({"choices": [{"message": {"content": '{"mark": '}, "finish_reason": "length"}]})
     with pytest.raises(Unreadable, match="cut off at max_tokens"):
-        answers.read_answer(row, Mark)
+        chat.read_answer(row, Mark)

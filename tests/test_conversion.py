@@ -43,7 +43,7 @@ def answer(values, invented=(), **changed):
 
 
 def endpoint(url, folder, *more):
-    from rlpa_lib.client.roles import endpoint_for
+    from rlpa_lib.client.endpoint import endpoint_for
 
     keys = ["user.model=m", f"user.base_url={url}", "endpoint.retries=0", "endpoint.parse_retries=0", *more]
     cfg = config.load_config("smoke", keys)

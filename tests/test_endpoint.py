@@ -13,7 +13,7 @@ import pytest
 from endpoint_client import KEY, Mark, Reasoned, ask, client
 from misbehaving_server import MisbehavingServer
 
-from rlpa_lib.client import roles
+from rlpa_lib.client import endpoint
 from rlpa_lib.client.chat import BadAnswer, BudgetExceeded, CacheMiss, RequestError
 from rlpa_lib.client.response_cache import ResponseCache
 from rlpa_lib.client.usage import Usage
@@ -248,7 +248,7 @@ def test_endpoints_of_a_run_share_cache_budget_and_record(server, tmp_path):
         [*settings, "judge.profile_model=other", "endpoint.max_requests=4", "user.api_key_env=NO_SUCH_KEY"],
     )
     made = [
-        roles.endpoint_for(cfg, role, tmp_path)
+        endpoint.endpoint_for(cfg, role, tmp_path)
         for role in ("user", "response_judge", "profile_judge", "evaluator", "converter")
     ]
     assert [e.model for e in made] == ["m", "m", "other", "m", "m"]
@@ -270,7 +270,7 @@ def test_settings_of_the_profile_judge_are_named_by_their_own_key(server, tmp_pa
         "judge.kind=llm", "judge.model=m", f"judge.base_url={server.url}", "judge.profile_model=other",
         "endpoint.cache=off",
     ]
-    judge = roles.endpoint_for(config.load_config("smoke", settings), "profile_judge", tmp_path)
+    judge = endpoint.endpoint_for(config.load_config("smoke", settings), "profile_judge", tmp_path)
     with pytest.raises(RequestError, match="judge.profile_model"):
         judge.complete([ask("q", "404")])
     assert not (tmp_path / "cache").exists()
@@ -298,7 +298,7 @@ def test_importing_the_client_does_no_work():
     import subprocess
 
     code = (
-        "import sys, rlpa_lib.client.roles; "
+        "import sys, rlpa_lib.client.endpoint; "
         "print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
     )
     assert (

@@ -9,7 +9,7 @@ from endpoint_client import KEY, Mark, ask, client
 from misbehaving_server import MisbehavingServer
 
 from rlpa_lib import runs
-from rlpa_lib.client import roles, transport
+from rlpa_lib.client import endpoint, transport
 from rlpa_lib.client.chat import (
     Answer,
     AuthError,
@@ -119,7 +119,7 @@ def test_the_key_is_sent_and_is_nowhere_else(server, tmp_path, monkeypatch, capl
         "endpoint.retries=1",
     ]
     run = runs.claim(config.load_config("smoke", settings), 0, tmp_path / "run", "smoke")
-    judge = roles.endpoint_for(run.cfg, "judge", run)
+    judge = endpoint.endpoint_for(run.cfg, "judge", run)
     orders = ["echo", "400:echo", "500:echo", "403:echo", "429:echo", "404:echo"]
     results = [judge.complete([ask(f"q{i}", order)], on_error="return")[0] for i, order in enumerate(orders)]
     results += judge.complete([ask("bad", "echo", say="no object", schema=Mark)], on_error="return")

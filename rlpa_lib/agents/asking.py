@@ -122,7 +122,7 @@ class Questions:
 
 def open_endpoint(cfg: Config, role: str, run: RunFolder) -> ChatEndpoint:
     """The endpoint of a role. InputError: there is no run, or as in `endpoint_for`."""
-    from rlpa_lib.client.roles import endpoint_for  # here, because most runs need no server
+    from rlpa_lib.client.endpoint import endpoint_for  # here, because most runs need no server
 
     if run is None:
         kept = "its cache, budget and usage record are kept there"

@@ -18,9 +18,9 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import InformedUser, Policy
 from rlpa_lib.dialogue.reveal import RevealJudge
 from rlpa_lib.personas import sources
-from rlpa_lib.settings.analyses import Conflict, Difficult, LongTerm
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, POLICIES, SOURCES, USERS, resolve
+from rlpa_lib.settings.schema import Conflict, Difficult, LongTerm
 
 
 def load_people(cfg: Config, split: str, n: int | None, seed: int, run: RunFolder = None) -> list[Persona]:

@@ -14,7 +14,6 @@ from rlpa_lib.settings.config import InputError
 
 BUSY_SECONDS = 60.0  # how long a writer waits for another one
 _VERSION = 1
-_BATCH = 500  # keys in one SELECT
 
 
 def base_key(server: str, model: str, content: Mapping[str, Any]) -> str:
@@ -52,21 +51,16 @@ class ResponseCache:
 
     def get_many(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The rows that exist among `keys`."""
-        rows: dict[str, dict[str, Any]] = {}
+        query = "SELECT key, row FROM answers WHERE key IN (SELECT value FROM json_each(?))"
         with self._lock:
-            for start in range(0, len(keys), _BATCH):
-                batch = keys[start : start + _BATCH]
-                query = f"SELECT key, row FROM answers WHERE key IN ({','.join('?' * len(batch))})"
-                rows |= {key: json.loads(row) for key, row in self._db.execute(query, batch)}
-        return rows
+            return {key: json.loads(row) for key, row in self._db.execute(query, [json.dumps(keys)])}
 
     def put(self, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """Commit rows in one transaction and return them, or another writer's rows where those were first."""
         lines = [(key, json.dumps(row, ensure_ascii=True)) for key, row in rows.items()]
         with self._lock, self._db:  # which commits, or rolls back
             self._db.execute("BEGIN IMMEDIATE")
-            insert = "INSERT INTO answers VALUES (?, ?) ON CONFLICT DO NOTHING"
-            self._db.executemany(insert, lines)
+            self._db.executemany("INSERT INTO answers VALUES (?, ?) ON CONFLICT DO NOTHING", lines)
         return self.get_many(list(rows))
 
     def __len__(self) -> int:

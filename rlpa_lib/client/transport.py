@@ -22,8 +22,7 @@ import httpx2  # the HTTP library inside openai
 import openai
 
 from rlpa_lib.client import chat
-from rlpa_lib.client.answers import read_row
-from rlpa_lib.client.chat import EndpointError, Request, json_schema
+from rlpa_lib.client.chat import EndpointError, Request
 from rlpa_lib.settings.config import InputError
 
 Json = dict[str, Any]
@@ -38,10 +37,12 @@ _UNSUPPORTED = re.compile(
 )
 _STRUCTURE = re.compile(r"response_format|json_schema|structured output|guided|invalid schema", re.IGNORECASE)
 # What OpenAI's strict mode refuses in a schema and other servers decode by.
-_LIMITS = "minLength maxLength minItems maxItems minimum maximum".split()
-_LIMITS += ["exclusiveMinimum", "exclusiveMaximum", "multipleOf"]
-_FILTERED = b"""{"choices": [{"message": {}, "finish_reason": "content_filter"}],
-    "usage": {"completion_tokens": 0}}"""
+_LIMITS = (
+    "minLength maxLength minItems maxItems minimum maximum exclusiveMinimum exclusiveMaximum multipleOf"
+).split()
+_FILTERED = (
+    b'{"choices": [{"message": {}, "finish_reason": "content_filter"}], "usage": {"completion_tokens": 0}}'
+)
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,17 @@ class Server:
     model_key: str = "model"
 
     def __post_init__(self) -> None:
-        address, setting = urlsplit(self.base_url), f"{self.section}.base_url"
+        address = urlsplit(self.base_url)
         if address.scheme not in ("http", "https") or not address.hostname:
-            raise InputError(f"{setting}: {self.base_url!r} is no address such as https://api.openai.com/v1")
-        if address.username or address.password:
-            trouble = "holds a user name or password, which would end up in the run's record"
-            raise InputError(f"{setting}: {trouble}; use api_key_env")
-        if not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env):
-            setting = f"{self.section}.api_key_env"
-            raise InputError(f"{setting}: wants the NAME of an environment variable, not a key")
+            wrong = f"base_url: {self.base_url!r} is no address such as https://api.openai.com/v1"
+        elif address.username or address.password:
+            wrong = "base_url: holds a user name or password, which would end up in the run's record; "
+            wrong += "use api_key_env"
+        elif not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env):
+            wrong = "api_key_env: wants the NAME of an environment variable, not a key"
+        else:
+            return
+        raise InputError(f"{self.section}.{wrong}")
 
     def name(self, key: str) -> str:
         """A setting with its value, for messages: `judge.model ('gpt-4o')`."""
@@ -83,8 +86,8 @@ class Server:
         """The API key. InputError: there is none, and the server is not local."""
         key = os.environ.get(self.api_key_env, "").strip() or (_NO_KEY if is_local(self.base_url) else "")
         if not key:
-            variable = self.api_key_env
-            raise InputError(f"{self.section}.api_key_env: the environment variable {variable} is not set")
+            unset = f"the environment variable {self.api_key_env} is not set"
+            raise InputError(f"{self.section}.api_key_env: {unset}")
         return key
 
     def connect(self, timeout: float) -> openai.AsyncOpenAI:
@@ -106,18 +109,25 @@ def is_local(base_url: str) -> bool:
 
 
 def build_body(model: str, request: Request, dialect: Dialect, seed: int | None, attempt: int) -> Json:
-    """JSON of a /chat/completions request; from the second try on the system message holds the schema too."""
+    """JSON of a /chat/completions request. From the second attempt on, and where the server takes no schema,
+    the system message holds it, out of reach of quoted data."""
+    messages = list(request.messages)
     limit = "max_completion_tokens" if "max_tokens" in dialect.refused else "max_tokens"
     body = {
-        "model": model, "messages": list(request.messages), "temperature": request.temperature,
+        "model": model, "messages": messages, "temperature": request.temperature,
         "top_p": None if request.top_p == 1.0 else request.top_p, limit: request.max_tokens, "seed": seed,
     }  # fmt: skip
-    if request.schema is not None:
-        structure, schema = dialect.structure, request.schema
-        if structure != "text":
-            body["response_format"] = _response_format(schema, bare=structure == "bare schema")
-        if structure == "text" or attempt:
-            body["messages"] = _add_schema(body["messages"], json_schema(schema), attempt)
+    if request.schema is not None and dialect.structure != "text":
+        body["response_format"] = _response_format(request.schema, dialect.structure == "bare schema")
+    if request.schema is not None and (dialect.structure == "text" or attempt):
+        demand = "Answer with one JSON object and nothing else. It must fit this JSON schema:\n"
+        demand += json.dumps(chat.json_schema(request.schema), ensure_ascii=False)
+        if attempt:
+            demand += f"\nAn earlier answer did not fit (attempt {attempt + 1}). Keep to the schema exactly."
+        if messages and messages[0]["role"] == "system":
+            messages[0] = {**messages[0], "content": f"{messages[0]['content']}\n\n{demand}"}
+        else:
+            messages.insert(0, {"role": "system", "content": demand})
     return {key: value for key, value in body.items() if value is not None and key not in dialect.refused}
 
 
@@ -131,8 +141,8 @@ def _load_certificates() -> ssl.SSLContext:
 def _response_format(schema: Any, bare: bool) -> Json:
     strict = openai.pydantic_function_tool(schema)["function"]["parameters"]
     name = re.sub(r"\W", "_", schema.__name__)[:64]
-    schema = _drop_limits(strict) if bare else strict
-    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}}
+    given = _drop_limits(strict) if bare else strict
+    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": given}}
 
 
 def _drop_limits(value: Any) -> Any:
@@ -140,17 +150,6 @@ def _drop_limits(value: Any) -> Any:
         kept = {k: v for k, v in value.items() if k not in _LIMITS or not isinstance(v, (int, float))}
         return {key: _drop_limits(item) for key, item in kept.items()}
     return [_drop_limits(item) for item in value] if isinstance(value, list) else value
-
-
-def _add_schema(messages: list[dict[str, str]], schema: Json, attempt: int) -> list[dict[str, str]]:
-    """Put the schema into the system message, out of reach of quoted data."""
-    demand = "Answer with one JSON object and nothing else. It must fit this JSON schema:\n"
-    demand += json.dumps(schema, ensure_ascii=False)
-    if attempt:
-        demand += f"\nAn earlier answer did not fit (attempt {attempt + 1}). Keep to the schema exactly."
-    if messages and messages[0]["role"] == "system":
-        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{demand}"}, *messages[1:]]
-    return [{"role": "system", "content": demand}, *messages]
 
 
 def bound_prompt(body: Json) -> int:
@@ -184,8 +183,7 @@ async def send(client: openai.AsyncOpenAI, body: Json, timeout: float, server: S
     place = server.name("base_url")
     try:
         async with asyncio.timeout(timeout):
-            response = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
-        content = response.content
+            content = (await client.post("/chat/completions", cast_to=httpx2.Response, body=body)).content
     except (TimeoutError, openai.APITimeoutError):
         late = f"no whole answer within {timeout:g} s (endpoint.timeout)"
         raise chat.TimeoutError_(f"{place}: {late}") from None
@@ -194,15 +192,14 @@ async def send(client: openai.AsyncOpenAI, body: Json, timeout: float, server: S
     except openai.APIConnectionError as error:
         cause = error.__cause__
         reached = not isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout))
+        what = "the connection broke" if reached else "cannot be reached"
         why = redact(f"{type(cause).__name__}: {cause}", client.api_key)
-        told = f"{place}: {'the connection broke' if reached else 'cannot be reached'} ({why})"
-        raise chat.ConnectionLost(told, billed=reached, hopeless=not reached) from None
+        raise chat.ConnectionLost(f"{place}: {what} ({why})", billed=reached, hopeless=not reached) from None
     try:
         completion = json.loads(redact(content.decode(), client.api_key))
-    except ValueError as error:
+        return completion, chat.read_row(completion)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise chat.ServerError(f"{place}: the answer is not JSON ({error})", billed=True) from None
-    try:
-        return completion, read_row(completion)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         told = f"{place}: the answer is no chat completion ({type(error).__name__}: {error})"
         raise chat.ServerError(told, billed=True) from None
@@ -219,28 +216,24 @@ def _read_refusal(error: openai.APIStatusError, server: Server, api_key: str) ->
     told = redact(" ".join(str(detail.get("message") or error.response.text).split()), api_key)[:500]
     code, param = str(detail.get("code") or ""), str(detail.get("param") or "")
     model, place, variable = (server.name(key) for key in (server.model_key, "base_url", "api_key_env"))
-    if status in (401, 403):
-        kind, what = chat.AuthError, f"{variable}: the key is refused or lacks the rights for {model}"
-    elif status == 402 or code == "insufficient_quota":
-        kind, what = chat.AuthError, f"{variable}: the account behind this key has no money left"
-    elif status == 429:
-        settings = "endpoint.concurrency, endpoint.max_rpm"
-        kind, what = chat.RateLimitError, f"{place}: too many requests ({settings})"
-    elif status in (408, 409) or status >= 500:
-        kind, what = chat.ServerError, f"{place}: the server failed"
-    elif status == 400 and "content_filter" in (code, param):
+    if status == 400 and "content_filter" in (code, param):
         return _FILTERED
-    elif status == 404:
-        kind, what = chat.RequestError, f"{model} or {place}: the server knows no such model or address"
-    else:
-        kind, what = chat.RequestError, f"{server.section}.{param}" if param else model
-        what += ": the server does not take this request"
-    facts: dict[str, Any] = {"told": told, "param": param} if status in (400, 422) else {}
-    if kind.passing:
-        facts["wait"] = retry_after(error.response.headers)
-    elif status == 404:
-        facts["hopeless"] = True
-    raise kind(f"{what}: {status}: {told}", **facts) from None
+    refused, limits = "the key is refused or lacks the rights for", "endpoint.concurrency, endpoint.max_rpm"
+    unpaid = status == 402 or code == "insufficient_quota"
+    setting = f"{server.section}.{param}" if param else model
+    meanings = (
+        (status in (401, 403), chat.AuthError, f"{variable}: {refused} {model}"),
+        (unpaid, chat.AuthError, f"{variable}: the account behind this key has no money left"),
+        (status == 429, chat.RateLimitError, f"{place}: too many requests ({limits})"),
+        (status in (408, 409) or status >= 500, chat.ServerError, f"{place}: the server failed"),
+        (status == 404, chat.RequestError, f"{model} or {place}: the server knows no such model or address"),
+        (True, chat.RequestError, f"{setting}: the server does not take this request"),
+    )
+    kind, what = next((kind, what) for holds, kind, what in meanings if holds)
+    named = {"told": told, "param": param} if status in (400, 422) else {}
+    wait = retry_after(error.response.headers) if kind.passing else None
+    hopeless = kind.hopeless or status == 404
+    raise kind(f"{what}: {status}: {told}", wait=wait, hopeless=hopeless, **named) from None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

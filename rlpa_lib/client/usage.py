@@ -23,9 +23,8 @@ NOTEBOOK_VARIABLE = "RLPA_NOTEBOOK"  # names the notebook that asks, where `repr
 
 _USD = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _COUNTS = (
-    "requests", "cached", "errors", "sent", "retries", "lost", "estimated",
-    "prompt_tokens", "completion_tokens", "reasoning_tokens",
-)  # fmt: skip
+    "requests cached errors sent retries lost estimated prompt_tokens completion_tokens reasoning_tokens"
+).split()
 
 
 class Price(BaseModel):
@@ -60,7 +59,7 @@ def read_prices(path: str | Path | None = None) -> dict[str, Price]:
         prices = _Table.model_validate(yaml.safe_load(file.read_text(encoding="utf-8"))).prices
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"{file}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+        raise InputError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
     times = Counter(model for price in prices for model in price.models)
@@ -99,17 +98,15 @@ class Budget:
         self._lock = threading.Lock()
 
     def price(self, model: str, *, local: bool, setting: str) -> Price | None:
-        """Price of a model; unlisted models are free on a local server, else unknown (None). InputError:
-
-        unknown although `max_usd` is set; `setting` is where the model was named.
-        """
+        """Price of a model; unlisted models are free on a local server, else unknown (None). InputError names
+        `setting`, where the model stands: it is unknown although `max_usd` is set."""
         if price := self.prices.get(model):
             return price
         if local:
             return Price(models=(model,), input=0, output=0, date=date.today(), source="a local server")
         if "usd" in self.limits:
-            missing = f"{model!r} has no price, so endpoint.max_usd cannot be kept"
-            raise InputError(f"{setting}: {missing}; add it to the table (endpoint.prices)")
+            why = f"{model!r} has no price, so endpoint.max_usd cannot be kept"
+            raise InputError(f"{setting}: {why}; add it to the table (endpoint.prices)")
         return None
 
     def reserve(self, bound: Cost) -> bool:
@@ -118,7 +115,8 @@ class Budget:
             for name, limit in self.limits.items():
                 spent, wanted = getattr(self.spent, name), getattr(bound, name)
                 if spent + wanted > limit:
-                    amounts = f"{_format(spent)} used, the next request may take {_format(wanted)}"
+                    unit = "," if name != "usd" else ".6f"
+                    amounts = f"{spent:{unit}} used, the next request may take {wanted:{unit}}"
                     raise BudgetExceeded(
                         f"endpoint.max_{name} = {limit:,} would be exceeded: {amounts}; "
                         "what was answered so far is kept: raise the limit and run again"
@@ -133,10 +131,6 @@ class Budget:
         """Replace a reservation by what the request cost."""
         with self._lock:
             self.reserved, self.spent = self.reserved - bound, self.spent + actual
-
-
-def _format(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6f}"
 
 
 class Usage:
@@ -159,26 +153,24 @@ class Usage:
 
     def add(self, role: str, model: str, **increments: Any) -> None:
         """Record one increment, on disk before it counts."""
-        given = {**increments, "notebook": os.environ.get(NOTEBOOK_VARIABLE)}
-        given = {name: value for name, value in given.items() if value is not None}
-        line = {"role": role, "model": model, **given}
+        line = {"role": role, "model": model, **increments, "notebook": os.environ.get(NOTEBOOK_VARIABLE)}
+        line = {name: value for name, value in line.items() if value is not None}
         with self._lock:
             if self.path:
                 storage.append_jsonl(self.path, line)
             self._count(line)
 
     def _count(self, line: dict[str, Any]) -> None:
-        amounts = dict(line)
-        party = amounts.pop("role"), amounts.pop("model")
-        amounts.pop("notebook", None)
-        if "seconds" in amounts:
-            self._seconds[party].append(amounts.pop("seconds"))
-        self._sums[party].update(amounts)
+        party = line["role"], line["model"]
+        if "seconds" in line:
+            self._seconds[party].append(line["seconds"])
+        others = ("role", "model", "notebook", "seconds")
+        self._sums[party].update({name: n for name, n in line.items() if name not in others})
 
     def spent(self) -> Cost:
         """All roles together; lost requests at their upper bound."""
         with self._lock:
-            return sum(map(_cost, self._sums.values()), Cost())
+            return sum(map(_add_up, self._sums.values()), Cost())
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per (role, model): counts, cached_share, usd (or None), usd_lost (a bound), latencies (s)."""
@@ -195,9 +187,9 @@ class Usage:
         }
 
 
-def _cost(sums: Counter[str]) -> Cost:
-    answered = Cost(sums["sent"], sums["prompt_tokens"] + sums["completion_tokens"], sums.get("usd", 0.0))
-    return answered + Cost(0, sums["lost_tokens"], sums.get("lost_usd", 0.0))
+def _add_up(sums: Counter[str]) -> Cost:
+    tokens = sums["prompt_tokens"] + sums["completion_tokens"] + sums["lost_tokens"]
+    return Cost(sums["sent"], tokens, sums.get("usd", 0.0) + sums.get("lost_usd", 0.0))
 
 
 def _percentile(ordered: list[float], share: float) -> float | None:

@@ -169,7 +169,7 @@ class Stage:
 def _make_remote_policy(run: Run, name: str) -> Policy:
     """The policy of one of `evaluation.comparators`. InputError: see endpoint_for."""
     from rlpa_lib.agents.endpoint_policy import EndpointPolicy
-    from rlpa_lib.client.roles import endpoint_for  # here, because most runs need no server
+    from rlpa_lib.client.endpoint import endpoint_for  # here, because most runs need no server
 
     rollout, party = run.cfg.rollout, run.cfg.evaluation.comparators[name]
     return EndpointPolicy(

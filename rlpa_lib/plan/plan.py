@@ -19,9 +19,9 @@ from rlpa_lib.plan.counts import Asks, list_asks
 from rlpa_lib.plan.gpu_cost import A100, GPU, Work
 from rlpa_lib.plan.pilot import Pilot, Rate, Texts, read_pilot
 from rlpa_lib.runs.notebooks import list_notebooks
+from rlpa_lib.settings.base import PolicyConfig
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import POLICIES
-from rlpa_lib.settings.schema import PolicyConfig
 
 LATENCY = 2.0  # seconds that a server takes for one request
 OPENAI = "https://api.openai.com/v1"

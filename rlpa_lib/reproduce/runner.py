@@ -113,7 +113,7 @@ def check_needs(cfg: Config, seed: int, notebooks: set[str], run_dir: Path) -> N
 
         retrieval.source_of(cfg.evaluation.encoder)
     if cfg.evaluation.comparators:
-        from rlpa_lib.client.roles import endpoint_for
+        from rlpa_lib.client.endpoint import endpoint_for
 
         bare = cfg.endpoint.model_copy(update={"cache": "off", "cache_only": False})  # nothing is written
         for name in cfg.evaluation.comparators:

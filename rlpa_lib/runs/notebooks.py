@@ -13,16 +13,14 @@ LIVE = "9"  # notebooks 90-99 wait for a person and are not part of a run
 # train the models in the evaluation's rows
 ROWS = tuple(sorted({method.notebook for method in METHODS.values() if method.trained}))
 TRAINING = tuple(sorted({*ROWS, "21_ablations"}))  # train weights of the policy
+_INDEPENDENT = (
+    "00_replication_map 01_profiles_and_data 02_simulated_user 03_rewards_and_judges "
+    "10_prompting_baselines 11_sft 20_ppo 40_paper_audit"
+).split()
 # The notebooks whose results each one reads. A notebook that is not listed waits for all before it.
 NEEDS: dict[str, tuple[str, ...]] = {
-    "00_replication_map": (),
-    "01_profiles_and_data": (),
-    "02_simulated_user": (),
-    "03_rewards_and_judges": (),
-    "10_prompting_baselines": (),
-    "11_sft": (),
+    **dict.fromkeys(_INDEPENDENT, ()),
     "12_dpo": ("11_sft",),  # dpo.start: sft
-    "20_ppo": (),
     "21_ablations": ("20_ppo",),
     "22_grpo": ("20_ppo",),  # PPO's curve stands beside GRPO's
     "30_evaluation": ROWS,  # beside 10 it plays the rows that 10 has not begun
@@ -31,7 +29,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "33_reasoning_models": ("30_evaluation",),
     "34_user_and_reward_model_evaluation": ("20_ppo",),
     "35_difficult_users": ("30_evaluation",),
-    "40_paper_audit": (),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpa_lib.runs.storage import hash_json, lock, sha256, write_bytes, write_json
-from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.config import InputError, flatten
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 REPOSITORY = PACKAGE_DIR.parent
@@ -50,12 +51,11 @@ def create(directory: Path, seed: int, settings: Mapping[str, Any], params_name:
 
 def resume(directory: Path) -> None:
     """Note that a run is resumed, and with which code."""
-    old = read(directory)
     code, diff = code_state()
-    if diff and code["diff_sha256"] != old["code"]["diff_sha256"]:
+    if diff and code["diff_sha256"] != read(directory)["code"]["diff_sha256"]:
         write_bytes(directory / f"dirty-{code['diff_sha256'][:8]}.diff", diff)
     session = {"start": now(), "code": code}
-    amend(directory, lambda now_: {"resumed": [*now_["resumed"], session], "status": "open"})
+    amend(directory, lambda old: {"resumed": [*old["resumed"], session], "status": "open"})
 
 
 def amend(directory: Path, changes: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
@@ -67,14 +67,13 @@ def amend(directory: Path, changes: Callable[[dict[str, Any]], Mapping[str, Any]
 
 def check_same(directory: Path, seed: int, settings: Mapping[str, Any]) -> None:
     """InputError: the run in `directory` has another seed or settings; names the first that differs."""
-    old = read(directory)
-    before, after = _flat(old.get("seed"), old.get("params", {})), _flat(seed, settings)
-    for key in dict.fromkeys((*after, *before)):
+    file, old = directory / "record.json", read(directory)
+    before = {"seed": old.get("seed"), **flatten(old.get("params", {}))}
+    after = {"seed": seed, **flatten(settings)}
+    for key in {**after, **before}:
         was, wanted = before.get(key, "absent"), after.get(key, "absent")
         if was != wanted:
-            raise InputError(
-                f"{directory}/record.json: {key} was {was!r}, now {wanted!r}; use another run_dir"
-            )
+            raise InputError(f"{file}: {key} was {was!r}, now {wanted!r}; use another run_dir")
 
 
 def code_state() -> tuple[dict[str, Any], bytes]:
@@ -87,14 +86,13 @@ def code_state() -> tuple[dict[str, Any], bytes]:
         return {"commit": None, "dirty": None, "diff_sha256": None, "library_sha256": library_hash()}, b""
     commit = _git("rev-parse", "--verify", "HEAD").decode().strip() or None
     diff = _git("diff", "--no-ext-diff", "HEAD") if commit else b""
-    new_files = [
-        name for name in _git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0") if name
-    ]
-    listing = [
-        name + b" " + _file_hash(REPOSITORY / os.fsdecode(name)).encode() for name in sorted(new_files)
-    ]
+    listing = b""
+    for name in sorted(filter(None, _git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0"))):
+        path = REPOSITORY / os.fsdecode(name)
+        digest = sha256(path.read_bytes()) if path.is_file() else "not a file"
+        listing += name + b" " + digest.encode() + b"\n"
     if listing:
-        diff += b"\nUntracked files (name, sha256):\n" + b"\n".join(listing) + b"\n"
+        diff += b"\nUntracked files (name, sha256):\n" + listing
     state = {"commit": commit, "dirty": bool(diff), "diff_sha256": sha256(diff) if diff else None}
     return {**state, "library_sha256": library_hash()}, diff
 
@@ -102,28 +100,36 @@ def code_state() -> tuple[dict[str, Any], bytes]:
 @cache
 def library_hash() -> str:
     """Digest of every file of the package (code, prompts, lexicon, weights), taken once per process."""
-    files = sorted(
-        path for path in PACKAGE_DIR.rglob("*") if path.is_file() and "__pycache__" not in path.parts
-    )
-    return sha256(*(part for path in files for part in (_relative(path).encode(), path.read_bytes())))
+    parts: list[bytes] = []
+    for path in sorted(PACKAGE_DIR.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            parts += [path.relative_to(PACKAGE_DIR).as_posix().encode(), path.read_bytes()]
+    return sha256(*parts)
 
 
 def packages() -> dict[str, str]:
     """Name and version of every installed distribution."""
-    found = {
-        dist.metadata["Name"]: dist.version for dist in metadata.distributions() if dist.metadata["Name"]
-    }
+    found = {dist.name: dist.version for dist in metadata.distributions() if dist.name}
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
 def hardware() -> dict[str, Any]:
     """Processor, usable cores, memory in GB and graphics cards, without importing torch."""
+    processors = _read_facts(Path("/proc/cpuinfo"), "model name")
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     return {
         "system": f"{platform.system()} {platform.release()}", "python": sys.version.split()[0],
-        "processor": _processor(), "cores": cores(),
+        "processor": processors[0] if processors else platform.processor() or platform.machine(),
+        "cores": cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpus": _gpus(),
+        "gpus": [model for card in cards for model in _read_facts(card, "Model")],
     }
+
+
+def _read_facts(file: Path, name: str) -> list[str]:
+    """What stands behind `name:` in a file of the kernel."""
+    found = re.findall(rf"^{name}\s*:(.*)", file.read_text(), re.MULTILINE) if file.is_file() else []
+    return [text.strip() for text in found]
 
 
 def cores() -> int:
@@ -137,43 +143,12 @@ def memory_mb() -> float | None:
     return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if told.is_file() else None
 
 
-def _flat(seed: Any, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {"seed": seed} | {
-        f"{name}.{key}": v for name, section in settings.items() for key, v in section.items()
-    }
-
-
-def _relative(path: Path) -> str:
-    return path.relative_to(PACKAGE_DIR).as_posix()
-
-
-def _file_hash(path: Path) -> str:
-    return sha256(path.read_bytes()) if path.is_file() else "not a file"
-
-
 def _git(*arguments: str) -> bytes:
     """Output of a git command in the repository; empty when git or the repository is missing."""
     command = ["git", "-C", str(REPOSITORY), *arguments]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(
-            command, capture_output=True, check=False, timeout=30,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, check=True, timeout=30, env=environment)
+    except (FileNotFoundError, subprocess.SubprocessError):
         return b""
-    return done.stdout if done.returncode == 0 else b""
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _gpus() -> list[str]:
-    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    names = (line for card in cards for line in card.read_text().splitlines() if line.startswith("Model:"))
-    return [line.partition(":")[2].strip() for line in names]
+    return done.stdout

@@ -94,10 +94,8 @@ class Run:
 
     def done(self, key: str, fingerprint: str | None = None) -> bool:
         """Was `key` finished with the same inputs (default: `fingerprint()`: params, seed, library files)?"""
-        file = self._done_file(key)
-        return file.exists() and json.loads(file.read_text())["fingerprint"] == (
-            fingerprint or self.fingerprint()
-        )
+        file, wanted = self._done_file(key), fingerprint or self.fingerprint()
+        return file.exists() and json.loads(file.read_text())["fingerprint"] == wanted
 
     def mark_done(self, key: str, fingerprint: str | None = None) -> None:
         """Remember that `key` is finished, for `done`."""
@@ -130,15 +128,11 @@ def open_run(params: str | Path, seed: int, run_dir: str | Path, overrides: Sequ
 
 def claim(cfg: Config, seed: int, directory: Path, params_name: str) -> Run:
     """Lock the directory and write or check record.json; child processes share the lock (RLPA_RUN_OWNER).
-
-    InputError: as in `open_run`, or a seed outside 0 to 2**32 - 1.
-    """
+    InputError: as in `open_run`, or a seed outside 0 to 2**32 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"seed: wants an integer from 0 to 2**32 - 1; got {seed!r}")
-    directory = directory.resolve()
-    run = Run(cfg, seed, directory)
+    directory, settings = directory.resolve(), config.dump_config(cfg)
     existing = (directory / "record.json").exists()
-    settings = config.dump_config(cfg)
     if existing:
         record.check_same(directory, seed, settings)
     try:
@@ -150,7 +144,7 @@ def claim(cfg: Config, seed: int, directory: Path, params_name: str) -> Run:
             record.resume(directory)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written: {error.strerror or error}") from None
-    return run
+    return Run(cfg, seed, directory)
 
 
 def _lock(directory: Path) -> bool:
@@ -167,10 +161,8 @@ def _lock(directory: Path) -> bool:
         file.close()
         if token and token in mine:
             return False
-        raise InputError(
-            f"{directory}: process {pid or '?'} is writing here; "
-            "wait, shut that kernel down, or use another run_dir"
-        ) from None
+        how = "wait, shut that kernel down, or use another run_dir"
+        raise InputError(f"{directory}: process {pid or '?'} is writing here; {how}") from None
     token = secrets.token_hex(8)
     file.truncate(0)
     file.write(f"{token} {os.getpid()}\n")

