@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rlpa_lib import figures
-from rlpa_lib.evaluation import scoring, tables
-from rlpa_lib.evaluation.tables import Scores
-from rlpa_lib.figures import credit
+from rlpa_lib.evaluation import tables
+from rlpa_lib.figures import training
 from rlpa_lib.runs import record as records
 from rlpa_lib.runs import storage
 from rlpa_lib.settings.config import InputError
@@ -43,7 +41,8 @@ def publish(run_dirs: Sequence[Path], out: Path) -> list[Path]:
     first, params = done[0][1], done[0][1]["params"]
     prefix = f"{out}/{Path(first['params_name']).stem}_"
     source = _describe_runs(done) | {"params_sha256": first["params_sha256"]}
-    by_seed = [read_scores(folder, f["params"]["evaluation"]) for folder, f in done]
+    rows = (params["evaluation"]["methods"], params["evaluation"]["benchmarks"])
+    by_seed = [training.read_scores(folder, *rows) for folder, _ in done]
     table = tables.seeds_table(by_seed, params["policy"]["model"])
     caption = ("AVG, N-IR and N-R² (eq. 8 with all turns; _running: as printed) of each row, and RLPA's AVG "
                "minus the row's; 95 % intervals over seeds and users")  # fmt: skip
@@ -69,29 +68,20 @@ def publish(run_dirs: Sequence[Path], out: Path) -> list[Path]:
 
 def _compare_credit_schemes(run_dir: Path, prefix: str) -> list[Path]:
     """<scale>_credit_schemes and _credit_held_out, if runs under another scheme lie beside this one."""
-    together = credit.comparable_runs(run_dir)
-    by_turn = credit.training_by_turn(together)
+    together = training.comparable_runs(run_dir)
+    by_turn = training.training_by_turn(together)
     if by_turn["scheme"].nunique() < 2:
         return []
     source = _describe_runs([(folder, records.read(folder)) for folder in together])
-    figure, data = credit.credit_curves(by_turn)
+    figure, data = training.credit_curves(by_turn)
     caption = "Reward in training under the credit schemes, mean over all samples of a turn"
     caption += "; bands: 95 % over seeds"
     alt = "Mean reward by cohort and by turn, one line a credit scheme; thin lines are seeds"
     written = _save(f"{prefix}credit_schemes", data, {**source, "caption": caption, "alt": alt}, figure)
     caption = "Alignment of the trained policy with held-out users by credit scheme, percent"
     caption += "; 95 % over seeds and users"
-    held_out = credit.held_out(together)
+    held_out = training.held_out(together)
     return written + _save(f"{prefix}credit_held_out", held_out, {**source, "caption": caption})
-
-
-def read_scores(run_dir: Path, settings: dict[str, Any]) -> Scores:
-    """(method, benchmark) -> scores (E, K) of every row that was judged in a run directory."""
-    scores = {}
-    for key in itertools.product(settings["methods"], settings["benchmarks"]):
-        if (file := run_dir / "judgements" / f"{'-'.join(key)}.jsonl").is_file():
-            scores[key] = scoring.score_table(storage.read_jsonl(file, appended=True))
-    return scores
 
 
 def _describe_runs(runs: Sequence[tuple[Path, dict]]) -> dict[str, Any]:
