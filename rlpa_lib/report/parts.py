@@ -61,10 +61,10 @@ def build_score_grid(run_dir: Path, name: str, columns: Mapping[str, tuple[str, 
         model = row.get("model", own)
         label = row["method"] if model == own else f"{model}, {row['method']}"
         found[label] = tuple(_score(row, c, decimals) for c, (_, decimals) in columns.items() if c in table)
-    heads = tuple(head for column, (head, _) in columns.items() if column in table)
+    heads = tuple(head for column, (head, _) in columns.items() if column in table) or ("result",)
     expected = [*LABELS.values(), *(f"{model}, {method}" for model, method in CLOSED)]
     rows = tuple((label, found.get(label, ())) for label in dict.fromkeys([*expected, *found]))
-    return Grid(name, heads or ("result",), rows)
+    return Grid(name, heads, rows)
 
 
 def _score(row: pd.Series, column: str, decimals: int) -> Cell:
@@ -108,7 +108,7 @@ def build_grid(table: pd.DataFrame, name: str) -> Grid:
 
 
 def _plain(row: Mapping[str, Any], column: str) -> Cell:
-    ends = [row.get(f"{column}_{end}", math.nan) for end in ("low", "high")]
+    ends = [row.get(f"{column}_{end}") for end in ("low", "high")]
     known = all(isinstance(x, float) and not math.isnan(x) for x in ends)
     return Cell(_text(row[column]), " to ".join(map(_text, ends)) if known else "")
 
@@ -127,12 +127,12 @@ def load_other_tables(run_dir: Path, shown: Sequence[str]) -> list[Grid]:
 
 def load_pictures(run_dir: Path) -> list[dict[str, Any]]:
     """Every figures/*.png of the run as a data URI with its facts, the paper's first, by number."""
-    return [_load_picture(file) for file in sorted((run_dir / "figures").glob("*.png"), key=_order)]
 
+    def place(file: Path) -> tuple[int, int, str]:
+        match = re.fullmatch(r"fig(\d+)(.*)", file.stem)
+        return (0, int(match[1]), match[2]) if match else (1, 0, file.stem)
 
-def _order(file: Path) -> tuple[int, int, str]:
-    match = re.fullmatch(r"fig(\d+)(.*)", file.stem)
-    return (0, int(match[1]), match[2]) if match else (1, 0, file.stem)
+    return [_load_picture(file) for file in sorted((run_dir / "figures").glob("*.png"), key=place)]
 
 
 def _load_picture(file: Path) -> dict[str, Any]:
@@ -176,16 +176,12 @@ def _load_marks(file: Path) -> dict[tuple[str, int], str]:
 
 
 def _describe_dialogue(row: Mapping[str, Any], method: str, benchmark: str, marks: Mapping) -> dict[str, Any]:
-    turns = [
-        {
-            "user": turn["user"]["text"],
-            "profile": turn["reply"]["profile"]["items"],
-            "response": turn["reply"]["response"],
-            "broken": None if turn["reply"]["format_ok"] else turn["completion"],
-            "mark": marks.get((row["persona_id"], place), ""),
-        }
-        for place, turn in enumerate(row["turns"], start=1)
-    ]
+    turns = []
+    for place, turn in enumerate(row["turns"], start=1):
+        reply, mark = turn["reply"], marks.get((row["persona_id"], place), "")
+        told = {"user": turn["user"]["text"], "profile": reply["profile"]["items"], "mark": mark}
+        broken = None if reply["format_ok"] else turn["completion"]
+        turns.append({**told, "response": reply["response"], "broken": broken})
     return {"method": LABELS[method], "benchmark": benchmark, "user": row["persona_id"], "turns": turns}
 
 
@@ -196,15 +192,11 @@ def read_times(run_dir: Path) -> list[tuple[str, str, str]]:
         name, _, state = file.name.removesuffix(".ipynb").partition(".")
         if state != "running":
             facts = json.loads(file.read_text(encoding="utf-8")).get("metadata", {}).get("papermill", {})
-            time = "–" if (seconds := facts.get("duration")) is None else format_seconds(seconds)
-            times.append((name, time, "failed" if state == "failed" or facts.get("exception") else "done"))
+            minutes, rest = divmod(round(facts.get("duration") or 0), 60)
+            time = f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+            end = "failed" if state == "failed" or facts.get("exception") else "done"
+            times.append((name, "–" if facts.get("duration") is None else time, end))
     return times
-
-
-def format_seconds(seconds: float) -> str:
-    """12 s, or 3 min 05 s."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def build_commands(record: Mapping[str, Any], run_dir: Path) -> tuple[str, str]:
