@@ -135,7 +135,7 @@ def _find_problems(row: Mapping[str, Any], repository: Path, scales: Mapping[str
         yield from (f"no such {what}: {name}" for name in row[field] if not exists(name))
     if row["planned"] in existing:
         yield f"waits for notebook {row['planned']}, which exists now: say what it holds"
-    for scale, stated in row["stated"].items() if set(row["keys"]) <= config.known_keys() else ():
+    for scale, stated in row["stated"].items() if set(row["keys"]) <= set(config.known_keys()) else ():
         if not row["keys"] or scale not in scales:
             yield f"states a value for {scale!r}, but names no key or no such scale"
         elif (live := attrgetter(row["keys"][0])(scales[scale])) != stated and not row["why"]:
