@@ -223,10 +223,10 @@ def test_gpu_rules_by_hand():
     known = gpu.shape(cfg)
     assert gpu.shape(config.load_config("mini")) is None and 3.0e9 < known.weights() < 3.2e9
     # in a Python loop at most 30 steps a second, of 16 prompts at a time
-    assert gpu.hours(cfg, Work(1, 0, 1, 30 * 16 * 3600), Work(), 1, gpu.A100) == pytest.approx(1.0)
+    assert gpu.hours(cfg, Work(1, 0, 1, 30 * 16 * 3600), Work(), 1) == pytest.approx(1.0)
     # training alone: with an adapter for the critic, (4 x 2 + 2) x weights a token at 35 % of 312 TFLOP/s
     tokens = 3600 * 0.35 * 312e12 / (10 * known.weights())
-    assert gpu.hours(cfg, Work(), Work(1, 0, 1, tokens), 1, gpu.A100) == pytest.approx(1.0)
+    assert gpu.hours(cfg, Work(), Work(1, 0, 1, tokens), 1) == pytest.approx(1.0)
     # sampling alone: weights in bf16, and 2 x 36 layers x 2 heads x 128 numbers a token for 16 prompts of 100
     # + 50 tokens
     held = 2 * known.weights() + 16 * 150 * 2 * 36 * 256 * 2

@@ -94,21 +94,21 @@ def reward_by_samples(
     return figure, data
 
 
-def _read_samples(folder: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_samples(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(cohort, sample) of each sample of a training that a judge could read, from a run's directory."""
-    for update in storage.read_jsonl(folder / "metrics" / f"{name}.jsonl", appended=True):
-        file = folder / "dialogues" / name / f"update-{update['update']:04d}.jsonl"
+    for update in storage.read_jsonl(folder / "metrics/ppo.jsonl", appended=True):
+        file = folder / "dialogues/ppo" / f"update-{update['update']:04d}.jsonl"
         samples = map(json.loads, file.read_text(encoding="utf-8").splitlines())
         yield from ((update["iteration"], sample) for sample in samples if sample["reward"])
 
 
-def cohort_rewards(folder: Path, name: str = "ppo") -> pd.DataFrame:
+def cohort_rewards(folder: Path) -> pd.DataFrame:
     """Mean over the samples of each cohort of new users, with 95 % intervals over its dialogues.
 
     Columns cohort, dialogues, reward_total (0 to 2), reward_profile, reward_response, format_rate.
     """
     cohorts: dict[int, dict[str, list]] = {}
-    for cohort, sample in _read_samples(folder, name):
+    for cohort, sample in _read_samples(folder):
         rewards = [sample["reward"][field] for field, _ in PARTS.values()]
         cohorts.setdefault(cohort, {}).setdefault(sample["dialogue"], []).append(rewards)
     rows = []
@@ -179,7 +179,7 @@ def reward_progress(rows: pd.DataFrame) -> Drawn:
     return figure, pd.concat(drawn, ignore_index=True)
 
 
-def comparable_runs(run_dir: Path, name: str = "ppo") -> list[Path]:
+def comparable_runs(run_dir: Path) -> list[Path]:
     """This run and those beside it with the same users, model, judge, rollouts and amount of training."""
 
     def hash_common_settings(folder: Path) -> str:
@@ -189,7 +189,7 @@ def comparable_runs(run_dir: Path, name: str = "ppo") -> list[Path]:
         same = [params[section] for section in ("personas", "policy", "user", "judge")]
         return storage.hash_json([*same, rollout, ppo])
 
-    folders = sorted(file.parents[1] for file in run_dir.parent.glob(f"*/metrics/{name}.jsonl"))
+    folders = sorted(file.parents[1] for file in run_dir.parent.glob("*/metrics/ppo.jsonl"))
     wanted = hash_common_settings(run_dir)
     return [f for f in folders if (f / "record.json").exists() and hash_common_settings(f) == wanted]
 
@@ -203,7 +203,7 @@ def _name_scheme(params: dict) -> str:
     return f"bandit, {continuation}{late}"
 
 
-def training_by_turn(folders: Sequence[Path], name: str = "ppo") -> pd.DataFrame:
+def training_by_turn(folders: Sequence[Path]) -> pd.DataFrame:
     """Mean reward of each cohort's turns by scheme, seed and run: reward, chosen_reward, format_rate.
 
     `reward` is over all samples of a turn, `chosen_reward` over those with which the dialogues went on.
@@ -212,7 +212,7 @@ def training_by_turn(folders: Sequence[Path], name: str = "ppo") -> pd.DataFrame
     for folder in folders:
         made_by = record.read(folder)
         run = _name_scheme(made_by["params"]), made_by["seed"], folder.name
-        for cohort, s in _read_samples(folder, name):
+        for cohort, s in _read_samples(folder):
             total = s["reward"]["total"]
             chosen = total if s["chosen"] else np.nan
             rows.append((*run, cohort, s["turn"], total, chosen, s["reward"]["format_ok"]))

@@ -13,6 +13,11 @@ from rlpa_lib.agents.world import WEIGHTS
 from rlpa_lib.settings.config import Config
 from rlpa_lib.settings.kinds import POLICIES
 
+# An accelerator, and what of its speed is reached
+GPU = "A100 80 GB"
+FLOPS, TRAINING_SHARE = 312e12, 0.35  # dense bf16 a second, and the share of it that training reaches
+BANDWIDTH, DECODING_SHARE = 2.0e12, 0.3  # bytes a second of memory, and the share that decoding reaches
+LOOP_STEPS = 30.0  # decoding steps a second that a Python loop (not vLLM) cannot exceed
 SERVED_AT_ONCE = 64  # sequences that a vLLM server decodes together
 HEAD_HIDDEN = 256  # `rlpa.networks.ValueHead`
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -33,21 +38,6 @@ class Work:
     def times(self, factor: float) -> Work:
         """The same work `factor` times."""
         return Work(*(factor * value for value in astuple(self)))
-
-
-@dataclass(frozen=True)
-class GPU:
-    """An accelerator, and what of its speed is reached."""
-
-    name: str = "A100 80 GB"
-    flops: float = 312e12  # dense bf16, a second
-    used: float = 0.35  # the share of it that training reaches
-    bandwidth: float = 2.0e12  # bytes a second of memory
-    reached: float = 0.3  # the share of it that decoding reaches
-    loop_steps: float = 30.0  # decoding steps a second that a Python loop (not vLLM) cannot exceed
-
-
-A100 = GPU()
 
 
 @dataclass(frozen=True)
@@ -128,14 +118,14 @@ def _sampled_together(cfg: Config, trained: Work) -> int:
     return cfg.rollout.micro_batch * (cfg.rollout.samples if trained.requests else 1)
 
 
-def hours(cfg: Config, own: Work, trained: Work, epochs: int, gpu: GPU) -> float | None:
+def hours(cfg: Config, own: Work, trained: Work, epochs: int) -> float | None:
     """Hours of one GPU for sampling and training; None where the shape is unknown."""
     if (known := shape(cfg)) is None:
         return None
-    size, reached = known.weights(), gpu.flops * gpu.used
-    steps = gpu.reached * gpu.bandwidth / (BYTES[cfg.policy.dtype] * size)
+    size, reached = known.weights(), FLOPS * TRAINING_SHARE
+    steps = DECODING_SHARE * BANDWIDTH / (BYTES[cfg.policy.dtype] * size)
     served = steps * SERVED_AT_ONCE * len(cfg.policy.servers)
-    local = min(steps, gpu.loop_steps) * _sampled_together(cfg, trained)
+    local = min(steps, LOOP_STEPS) * _sampled_together(cfg, trained)
     speed = served if POLICIES[cfg.policy.kind].needs_servers else local
     sampling = own.completion / speed + 2 * size * own.prompt / reached
     # forward 2, backward 2 (frozen weights) or 4 (trained); the critic's adapter again; a frozen pass first
@@ -143,14 +133,14 @@ def hours(cfg: Config, own: Work, trained: Work, epochs: int, gpu: GPU) -> float
     return (sampling + passes * size * (trained.prompt + trained.completion) / reached) / 3600
 
 
-def assumptions(cfg: Config, gpu: GPU) -> list[str]:
+def assumptions(cfg: Config) -> list[str]:
     """What the numbers rest on, for people."""
     if (known := shape(cfg)) is None:
         return ["GPU: none. The policy is behind a server, runs on a CPU, or its shape is not known here."]
     return [
-        f"GPU: {gpu.name}, {known.weights() / 1e9:.2f} billion weights; training reaches {gpu.used:.0%} of "
-        f"{gpu.flops / 1e12:.0f} TFLOP/s, decoding {gpu.reached:.0%} of the memory's speed, and at most "
-        f"{gpu.loop_steps:g} steps a second outside vLLM.",
+        f"GPU: {GPU}, {known.weights() / 1e9:.2f} billion weights; training reaches {TRAINING_SHARE:.0%} of "
+        f"{FLOPS / 1e12:.0f} TFLOP/s, decoding {DECODING_SHARE:.0%} of the memory's speed, and at most "
+        f"{LOOP_STEPS:g} steps a second outside vLLM.",
         "GPU memory: one GPU holds all, prompts and replies of average length; SFT and DPO are counted with "
         "PPO's micro-batch and critic, so high.",
     ]

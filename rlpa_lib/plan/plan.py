@@ -14,9 +14,9 @@ from pathlib import Path
 
 from rlpa_lib.client import transport
 from rlpa_lib.client.usage import Usage, read_prices
-from rlpa_lib.plan import gpu as gpus
+from rlpa_lib.plan import gpu
 from rlpa_lib.plan.counts import Asks, list_asks
-from rlpa_lib.plan.gpu import A100, GPU, Work
+from rlpa_lib.plan.gpu import Work
 from rlpa_lib.plan.pilot import Pilot, Rate, read_pilot
 from rlpa_lib.runs.notebooks import list_notebooks
 from rlpa_lib.settings.config import Config, InputError
@@ -93,9 +93,7 @@ def hours(cfg: Config, work: Work, rpm: float, tpm: float) -> float:
     return max(work.requests / rpm, (work.prompt + work.completion) / tpm, at_once) / 60
 
 
-def table(
-    cfg: Config, pilot: Pilot | None = None, *, rpm: float | None = None, tpm: float = 2e6, gpu: GPU = A100
-) -> str:
+def table(cfg: Config, pilot: Pilot | None = None, *, rpm: float | None = None, tpm: float = 2e6) -> str:
     """The plan as text: a line a notebook, the total, USD by role, and the assumptions."""
     pilot, rpm = pilot or read_pilot(), rpm or cfg.endpoint.max_rpm or 500.0
     loads, whole, spent = plan(cfg, pilot), Load("total"), 0.0
@@ -104,15 +102,15 @@ def table(
             whole.asked[party] += work
         whole.own += load.own
         whole.trained += load.trained.times(_epochs(cfg, load))
-        spent += gpus.hours(cfg, load.own, load.trained, _epochs(cfg, load), gpu) or 0.0
-    lines = [HEAD, *(_line(cfg, load, rpm, tpm, gpu) for load in loads)]
-    lines.append((*_line(cfg, whole, rpm, tpm, gpu)[:-2], "", f"{spent:.1f}" if gpus.shape(cfg) else "-"))
+        spent += gpu.hours(cfg, load.own, load.trained, _epochs(cfg, load)) or 0.0
+    lines = [HEAD, *(_line(cfg, load, rpm, tpm) for load in loads)]
+    lines.append((*_line(cfg, whole, rpm, tpm)[:-2], "", f"{spent:.1f}" if gpu.shape(cfg) else "-"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ["  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for first, *rest in lines]
     quiet = [path.stem for path in list_notebooks() if path.stem not in {load.notebook for load in loads}]
     skipped = "" if POLICIES[cfg.policy.kind].trainable else "; notebooks that train are skipped"
     told = [f"nothing counted for: {', '.join(quiet)}{skipped}", "", *_roles(cfg, whole), "", "Assumptions"]
-    return "\n".join([*rows, "", *told, *_assumptions(cfg, pilot, rpm, tpm, gpu)])
+    return "\n".join([*rows, "", *told, *_assumptions(cfg, pilot, rpm, tpm)])
 
 
 def _epochs(cfg: Config, load: Load) -> int:
@@ -120,9 +118,9 @@ def _epochs(cfg: Config, load: Load) -> int:
     return epochs.get(load.notebook, cfg.ppo.epochs)
 
 
-def _line(cfg: Config, load: Load, rpm: float, tpm: float, gpu: GPU) -> tuple[str, ...]:
+def _line(cfg: Config, load: Load, rpm: float, tpm: float) -> tuple[str, ...]:
     asked, own, trained, price = load.total(), load.own, load.trained, usd(cfg, load.asked)
-    spent = gpus.memory(cfg, own, trained), gpus.hours(cfg, own, trained, _epochs(cfg, load), gpu)
+    spent = gpu.memory(cfg, own, trained), gpu.hours(cfg, own, trained, _epochs(cfg, load))
     counts = [asked.requests, asked.prompt, asked.completion]
     policy = [own.replies, own.completion, trained.prompt + trained.completion]
     money = "no price" if price is None else f"{price:,.2f}"
@@ -143,7 +141,7 @@ def _roles(cfg: Config, whole: Load) -> list[str]:
     return found
 
 
-def _assumptions(cfg: Config, pilot: Pilot, rpm: float, tpm: float, gpu: GPU) -> list[str]:
+def _assumptions(cfg: Config, pilot: Pilot, rpm: float, tpm: float) -> list[str]:
     lengths = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in vars(pilot.texts).items())
     unknown = {ask.role for ask in list_asks(cfg) if pilot.find(ask.notebook, ask.role) is None}
     missing = f"- no pilot asked {', '.join(sorted(unknown))}: tokens are of the dialogue alone"
@@ -154,7 +152,7 @@ def _assumptions(cfg: Config, pilot: Pilot, rpm: float, tpm: float, gpu: GPU) ->
         f"- servers: {rpm:,.0f} requests and {tpm:,.0f} tokens a minute (--rpm, --tpm), "
         f"{LATENCY:g} s a request, {cfg.endpoint.concurrency} at a time (endpoint.concurrency); prices from "
         "params/prices.yaml, without the discount for cached input.",
-        *(f"- {line}" for line in gpus.assumptions(cfg, gpu)),
+        *(f"- {line}" for line in gpu.assumptions(cfg)),
     ]
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,8 +146,7 @@ def _load_picture(file: Path) -> dict[str, Any]:
         "caption": facts.get("caption") or file.stem,
         "alt": facts.get("alt") or f"Figure {file.stem}; no description was recorded",
         "src": f"data:image/png;base64,{base64.b64encode(png).decode()}",
-        "width": sizes[0],  # in pixels, 0 if unknown
-        "height": sizes[1],
+        **dict(zip(("width", "height"), sizes, strict=True)),  # in pixels, 0 if unknown
         "data": build_grid(pd.read_csv(table), file.stem) if drawn else None,
         "source": ", ".join(f"{key.replace('_', ' ')} {str(facts[key])[:40]}" for key in made_by),
     }
@@ -202,7 +201,7 @@ def read_times(run_dir: Path) -> list[tuple[str, str, str]]:
 def build_commands(record: Mapping[str, Any], run_dir: Path) -> tuple[str, str]:
     """The exact commands that repeat the run: the make target, and the same without make."""
     scale, seed, folder = _scale(record["params_name"]), str(record["seed"]), f"runs/{run_dir.name}"
-    changes = list(_list_changes(record))
+    changes = _list_changes(record)
     make = ["make", "reproduce", f"SCALE={scale}", f"SEED={seed}", f"RUN_DIR={folder}"]
     make += [f"SET={' '.join(changes)}"] if changes else []
     direct = ["python", "-m", "rlpa_lib", "reproduce", "--scale", scale, "--seed", seed, "--run-dir", folder]
@@ -215,16 +214,14 @@ def _scale(params_name: str) -> str:
     return re.sub(r"^params/(.*?)(\.yaml)?$", r"\1", params_name)
 
 
-def _list_changes(record: Mapping[str, Any]) -> Iterator[str]:
+def _list_changes(record: Mapping[str, Any]) -> list[str]:
     """`section.key=value` of every setting in which the run differs from the params file that it names."""
     try:
         usual = config.dump_config(config.load_config(_scale(record["params_name"])))
     except InputError:  # a params file of the user's own that has moved: the record still lists every setting
-        return
-    for section, values in record["params"].items():
-        for key, value in values.items():
-            if usual.get(section, {}).get(key) != value:
-                yield f"{section}.{key}={format_value(value)}"
+        return []
+    known = dict(list_settings(usual))
+    return [f"{key}={value}" for key, value in list_settings(record["params"]) if known.get(key) != value]
 
 
 def format_value(value: Any) -> str:
@@ -237,5 +234,5 @@ def format_value(value: Any) -> str:
 
 def list_settings(params: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(section.key, value) of every setting."""
-    pairs = ((section, key, value) for section, values in params.items() for key, value in values.items())
-    return [(f"{section}.{key}", format_value(value)) for section, key, value in pairs]
+    sections = params.items()
+    return [(f"{s}.{key}", format_value(value)) for s, values in sections for key, value in values.items()]

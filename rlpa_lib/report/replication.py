@@ -5,7 +5,7 @@ The rows are data (replication_map.yaml); here they meet live settings, and thei
 
 from __future__ import annotations
 
-import ast
+import symtable
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -144,26 +144,18 @@ def _find_problems(row: Mapping[str, Any], repository: Path, scales: Mapping[str
 
 
 def _symbol_exists(pointer: str, repository: Path) -> bool:
-    """Whether `package.module:Name` or `package.module:Class.member` is defined there, by its source."""
+    """Whether `package.module:Name` or `package.module:Class.member` is defined there, by its source; an
+    import defines nothing, since the map says where things live."""
     module, _, path = pointer.partition(":")
     file = repository.joinpath(*module.split(".")).with_suffix(".py")
-    scope = _parse(file, file.stat().st_mtime_ns) if file.is_file() else ()
+    scopes = [_read_symbols(file, file.stat().st_mtime_ns)] if file.is_file() else []
     for name in path.split("."):
-        found = [node for node in scope if name in _list_names(node)]
-        if not found:
+        if not any(name in scope.get_identifiers() and scope.lookup(name).is_assigned() for scope in scopes):
             return False
-        scope = getattr(found[-1], "body", ())
+        scopes = [child for scope in scopes for child in scope.get_children() if child.get_name() == name]
     return True
 
 
 @cache
-def _parse(file: Path, _modified: int) -> tuple[ast.stmt, ...]:
-    return tuple(ast.parse(file.read_text(encoding="utf-8")).body)
-
-
-def _list_names(node: ast.stmt) -> set[str]:
-    """Names that a statement defines; an import defines nothing, since the map says where things live."""
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return {node.name}
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return {target.id for target in targets if isinstance(target, ast.Name)}
+def _read_symbols(file: Path, _modified: int) -> symtable.SymbolTable:
+    return symtable.symtable(file.read_text(encoding="utf-8"), str(file), "exec")
