@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from rlpa_lib.report.claims import LABELS, read_interval, read_number, read_tabl
 from rlpa_lib.runs import record as records
 from rlpa_lib.runs import storage
 from rlpa_lib.settings import config
+from rlpa_lib.settings.base import BENCHMARKS
 from rlpa_lib.settings.config import InputError
 
 SAMPLED = ("rlpa", "rlpa_prompting", "base")
@@ -154,14 +157,15 @@ def _load_picture(file: Path) -> dict[str, Any]:
 
 def load_dialogues(run_dir: Path) -> list[dict[str, Any]]:
     """The first users of a benchmark (unselected) as RLPA and the untrained methods met them, with marks."""
-    for benchmark in ("vanilla", "extended"):
-        files = {m: run_dir / "dialogues" / f"{m}-{benchmark}.jsonl" for m in SAMPLED}
-        found = {m: storage.read_jsonl(file)[:SAMPLED_USERS] for m, file in files.items() if file.is_file()}
-        if found:
-            marks = {m: _load_marks(run_dir / "judgements" / files[m].name) for m in found}
-            pairs = [(m, i) for i in range(SAMPLED_USERS) for m in found if i < len(found[m])]
-            return [_describe_dialogue(found[m][i], m, benchmark, marks[m]) for m, i in pairs]
-    return []
+    found = []
+    for benchmark, method in itertools.product(BENCHMARKS, SAMPLED):
+        file = run_dir / "dialogues" / f"{method}-{benchmark}.jsonl"
+        if file.is_file() and (not found or found[0]["benchmark"] == benchmark):
+            marks = _load_marks(run_dir / "judgements" / file.name)
+            facts = {"method": LABELS[method], "benchmark": benchmark, "marks": marks}
+            talks = enumerate(storage.read_jsonl(file)[:SAMPLED_USERS])
+            found += [{**talk, **facts, "place": place} for place, talk in talks]
+    return sorted(found, key=itemgetter("place"))
 
 
 def _load_marks(file: Path) -> dict[tuple[str, int], str]:
@@ -172,16 +176,6 @@ def _load_marks(file: Path) -> dict[tuple[str, int], str]:
         mark = f"{row['score']}" + (f" ({failed} failed)" if failed else "")
         marks[row["user"], row["turn"]] = "not judged" if row["score"] is None else mark
     return marks
-
-
-def _describe_dialogue(row: Mapping[str, Any], method: str, benchmark: str, marks: Mapping) -> dict[str, Any]:
-    turns = []
-    for place, turn in enumerate(row["turns"], start=1):
-        reply, mark = turn["reply"], marks.get((row["persona_id"], place), "")
-        told = {"user": turn["user"]["text"], "profile": reply["profile"]["items"], "mark": mark}
-        broken = None if reply["format_ok"] else turn["completion"]
-        turns.append({**told, "response": reply["response"], "broken": broken})
-    return {"method": LABELS[method], "benchmark": benchmark, "user": row["persona_id"], "turns": turns}
 
 
 def read_times(run_dir: Path) -> list[tuple[str, str, str]]:
