@@ -81,10 +81,11 @@ def _response(cfg: Config, notebook: str, turns: int, n: float, first: float) ->
 
 
 def _policy(cfg: Config, notebook: str, by_turn: Mapping[int, float], writes_profile=True, **more) -> Asks:
-    texts = ("talk", "response", cfg.rollout.max_prompt_tokens, "base")
+    sees, writes, system = "talk", "response", "base"
     if writes_profile:
-        texts = (cfg.ppo.history_profiles, "profile", cfg.rollout.max_prompt_tokens, "policy")
-    return Asks(notebook, "policy", more.pop("party", cfg.policy), by_turn, *texts, **more)
+        sees, writes, system = cfg.ppo.history_profiles, "profile", "policy"
+    party, limit = more.pop("party", cfg.policy), cfg.rollout.max_prompt_tokens
+    return Asks(notebook, "policy", party, by_turn, sees, writes, limit, system, **more)
 
 
 def _prepare(cfg: Config) -> Iterator[Asks]:

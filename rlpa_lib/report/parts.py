@@ -63,21 +63,20 @@ def build_score_grid(run_dir: Path, name: str, columns: Mapping[str, tuple[str, 
     for _, row in table.iterrows():
         model = row.get("model", own)
         label = row["method"] if model == own else f"{model}, {row['method']}"
-        found[label] = tuple(_score(row, c, decimals) for c, (_, decimals) in columns.items() if c in table)
+        cells = (_score(row, c, f".{decimals}f") for c, (_, decimals) in columns.items() if c in table)
+        found[label] = tuple(cells)
     heads = tuple(head for column, (head, _) in columns.items() if column in table) or ("result",)
     expected = [*LABELS.values(), *(f"{model}, {method}" for model, method in CLOSED)]
     rows = tuple((label, found.get(label, ())) for label in dict.fromkeys([*expected, *found]))
     return Grid(name, heads, rows)
 
 
-def _score(row: pd.Series, column: str, decimals: int) -> Cell:
+def _score(row: pd.Series, column: str, style: str) -> Cell:
     value, low, high = read_interval(row, column)
-    if math.isnan(value):
-        return Cell("–")
-    interval = "" if math.isnan(low) else f"{low:.{decimals}f} to {high:.{decimals}f}"
+    interval = "" if math.isnan(low) else f"{low:{style}} to {high:{style}}"
     has_bar = interval and column.endswith("avg")
     bar = tuple(min(100.0, max(0.0, x)) for x in (low, value, high)) if has_bar else None
-    return Cell(f"{value:.{decimals}f}", interval, bar)
+    return Cell("–") if math.isnan(value) else Cell(f"{value:{style}}", interval, bar)
 
 
 def build_paired_grid(run_dir: Path, name: str) -> Grid | None:
@@ -85,12 +84,11 @@ def build_paired_grid(run_dir: Path, name: str) -> Grid | None:
     table = read_table(run_dir, name)
     if table is None or not {"benchmark", "method", "difference"} <= set(table):
         return None
-    rows = []
+    table, rows = table.rename(columns={"low": "difference_low", "high": "difference_high"}), []
     for _, row in table.iterrows():
-        low, high, *chances = (read_number(row, column) for column in ("low", "high", "p", "p_holm"))
-        interval = "" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}"
-        cells = Cell(str(row["benchmark"])), Cell(f"{row['difference']:+.1f}", interval)
-        rows.append((str(row["method"]), (*cells, *(Cell(_p(p)) for p in chances))))
+        chances = [Cell(_p(read_number(row, column))) for column in ("p", "p_holm")]
+        cells = Cell(str(row["benchmark"])), _score(row, "difference", "+.1f"), *chances
+        rows.append((str(row["method"]), cells))
     return Grid(name, ("benchmark", "difference, points", "p", "p, Holm"), tuple(rows), head="RLPA minus")
 
 
@@ -102,10 +100,8 @@ def build_grid(table: pd.DataFrame, name: str) -> Grid:
     """The first rows of any table; its first column heads the rows, x_low and x_high go below x."""
     columns = estimate_columns(table)
     head, *heads = (str(column).replace("_", " ") for column in columns)
-    rows = tuple(
-        (_text(row[columns[0]]), tuple(_plain(row, column) for column in columns[1:]))
-        for row in table.head(MOST_ROWS).to_dict("records")
-    )
+    shown = table.head(MOST_ROWS).to_dict("records")
+    rows = tuple((_text(row[columns[0]]), tuple(_plain(row, c) for c in columns[1:])) for row in shown)
     note = f"The first {MOST_ROWS} of {len(table)} rows; all of them are in the run directory."
     return Grid(name, tuple(heads), rows, note if len(table) > MOST_ROWS else "", head)
 

@@ -17,15 +17,14 @@ from rlpa_lib.report.parts import Grid, build_grid, build_score_grid
 from rlpa_lib.runs import record as records
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
+from rlpa_lib.settings.base import BENCHMARKS
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, USERS
 
 _PAPER_POLICY = "Qwen/Qwen2.5-3B-Instruct"
 # column: its head and decimals
 _IMPROVEMENT = {"avg": ("AVG, %", 1), "n_ir": ("N-IR", 3), "n_r2": ("N-R²", 3)}
-_TABLE_1 = {
-    f"{benchmark}_{column}": (f"{benchmark} {head}", decimals)
-    for benchmark in ("vanilla", "extended") for column, (head, decimals) in _IMPROVEMENT.items()
-}  # fmt: skip
+_TABLE_1 = {f"{benchmark}_{column}": (f"{benchmark} {head}", decimals)
+            for benchmark in BENCHMARKS for column, (head, decimals) in _IMPROVEMENT.items()}  # fmt: skip
 _TURNS = {
     **{f"k{k}": (f"k={k}", 1) for k in range(1, 71)}, **_IMPROVEMENT,
     "n_ir_running": ("N-IR, as printed in eq. 8", 3), "n_r2_running": ("N-R², as printed in eq. 8", 3),
