@@ -111,7 +111,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from rlpa_lib.plan import memory, pilot, plan
+    from rlpa_lib.plan import gpu, pilot, plan
 
     if options.record:
         print(pilot.write_pilot(options.record))
@@ -120,7 +120,7 @@ def _plan(options: argparse.Namespace) -> int:
     known = pilot.read_pilot(options.pilot).assume(options.assume)
     if options.against is None:
         told = plan.table(cfg, known, rpm=options.rpm, tpm=options.tpm)
-        print("\n\n".join(text for text in (told, memory.table(cfg)) if text))
+        print("\n\n".join(text for text in (told, gpu.table(cfg)) if text))
         return 0
     for name, (predicted, actual) in plan.compare(cfg, options.against, known).items():
         off = f"{(predicted - actual) / actual:+.1%}" if actual else "-"

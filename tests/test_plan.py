@@ -11,8 +11,8 @@ from rlpa_lib.client.usage import NOTEBOOK_VARIABLE
 from rlpa_lib.dialogue.prompt_files import load_prompt
 from rlpa_lib.evaluation import benchmarks, conflict, long_term, rows
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.plan import gpu_cost, pilot, plan
-from rlpa_lib.plan.gpu_cost import Work
+from rlpa_lib.plan import gpu, pilot, plan
+from rlpa_lib.plan.gpu import Work
 from rlpa_lib.plan.pilot import Pilot, Rate, Texts
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
@@ -109,10 +109,10 @@ def test_trained_tokens_and_memory_take_the_pilots_prompts():
     cfg = config.load_config("paper")
     mean, reply = prompts / 72, completions / 288
     predicted = sum(
-        gpu_cost.update_memory.predict(gpu_cost.shape(cfg), cfg, round(mean), round(reply)).values()
+        gpu.predict(gpu.shape(cfg), cfg, round(mean), round(reply)).values()
     )
     for load in (tree, packed):
-        assert gpu_cost.memory(cfg, Work(), load.trained) == pytest.approx(predicted / 1e9), (
+        assert gpu.memory(cfg, Work(), load.trained) == pytest.approx(predicted / 1e9), (
             "as long as prompts are, packed or not"
         )
 
@@ -220,17 +220,17 @@ def test_lengths_can_be_assumed():
 
 def test_gpu_rules_by_hand():
     cfg = config.load_config("paper")
-    known = gpu_cost.shape(cfg)
-    assert gpu_cost.shape(config.load_config("mini")) is None and 3.0e9 < known.weights() < 3.2e9
+    known = gpu.shape(cfg)
+    assert gpu.shape(config.load_config("mini")) is None and 3.0e9 < known.weights() < 3.2e9
     # in a Python loop at most 30 steps a second, of 16 prompts at a time
-    assert gpu_cost.hours(cfg, Work(1, 0, 1, 30 * 16 * 3600), Work(), 1, gpu_cost.A100) == pytest.approx(1.0)
+    assert gpu.hours(cfg, Work(1, 0, 1, 30 * 16 * 3600), Work(), 1) == pytest.approx(1.0)
     # training alone: with an adapter for the critic, (4 x 2 + 2) x weights a token at 35 % of 312 TFLOP/s
     tokens = 3600 * 0.35 * 312e12 / (10 * known.weights())
-    assert gpu_cost.hours(cfg, Work(), Work(1, 0, 1, tokens), 1, gpu_cost.A100) == pytest.approx(1.0)
+    assert gpu.hours(cfg, Work(), Work(1, 0, 1, tokens), 1) == pytest.approx(1.0)
     # sampling alone: weights in bf16, and 2 x 36 layers x 2 heads x 128 numbers a token for 16 prompts of 100
     # + 50 tokens
     held = 2 * known.weights() + 16 * 150 * 2 * 36 * 256 * 2
-    assert gpu_cost.memory(cfg, Work(2, 200, 2, 100), Work()) == pytest.approx(held / 1e9)
+    assert gpu.memory(cfg, Work(2, 200, 2, 100), Work()) == pytest.approx(held / 1e9)
 
 
 def test_the_plan_of_the_paper_tells_money_memory_and_assumptions():

@@ -11,7 +11,7 @@ from rlpa_lib.agents.endpoint_policy import EndpointCompletion
 from rlpa_lib.dialogue.dialogue import Dialogue, Turn, Utterance
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.evaluation import conflict, long_term, reasoning
-from rlpa_lib.figures import analyses as drawn
+from rlpa_lib.figures import evaluation as drawn
 from rlpa_lib.methods.prompting import Prompted
 from rlpa_lib.methods.table import Step
 from rlpa_lib.settings import config

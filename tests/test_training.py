@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from rlpa_lib import runs
 from rlpa_lib.__main__ import main
-from rlpa_lib.figures import credit
+from rlpa_lib.figures import training as drawn_as
 from rlpa_lib.rlpa import training
 from rlpa_lib.runs import storage
 from rlpa_lib.settings import config
@@ -110,14 +110,14 @@ def test_credit_curves_by_hand(tmp_path):
     written_run(tmp_path / "b", 1, 0, [[0.5, 1.0], [0.5, 1.0], [0.5, 1.0]])
     written_run(tmp_path / "c", 0, 0.9, [[0.2, 0.4], [0.4, 0.6], [0.6, 0.8]])
     written_run(tmp_path / "other", 0, 0, [[9.0, 9.0]] * 3, users=16)
-    folders = credit.comparable_runs(own)
+    folders = drawn_as.comparable_runs(own)
     assert [f.name for f in folders] == ["a", "b", "c"], "another amount of users is no fair comparison"
-    by_turn = credit.training_by_turn(folders)
+    by_turn = drawn_as.training_by_turn(folders)
     assert len(by_turn) == 3 * 3 * 2 and set(by_turn["scheme"]) == {
         "bandit, best",
         "MDP, discount 0.9, random",
     }
-    _, drawn = credit.credit_curves(by_turn)
+    _, drawn = drawn_as.credit_curves(by_turn)
     first = drawn[
         (drawn["panel"] == "cohort") & (drawn["scheme"] == "bandit, best") & (drawn["x"] == 1)
     ].iloc[0]
@@ -143,7 +143,7 @@ def test_held_out_alignment_of_the_schemes_by_hand(tmp_path):
         folder = written_run(tmp_path / name, seed, discount, [[0.5]])
         rows = [{"user": user, "turn": k, "score": s} for user in "uv" for k, s in enumerate(scores, start=1)]
         storage.write_jsonl(folder / "judgements/rlpa-vanilla.jsonl", rows)
-    table = credit.held_out([tmp_path / name for name in marks]).set_index("scheme")
+    table = drawn_as.held_out([tmp_path / name for name in marks]).set_index("scheme")
     assert table["seeds"].tolist() == [3, 3], "seed 3 has no counterpart"
     assert table["avg"].tolist() == pytest.approx([250 / 3, 100 / 3]) and table.loc[
         "MDP, discount 0.9, random", "first_minus"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from textwrap import fill
 
 import pandas as pd
@@ -10,7 +11,8 @@ import seaborn as sns
 from rlpa_lib.dialogue.profile import Profile
 from rlpa_lib.evaluation.breakdown import mean_table
 from rlpa_lib.evaluation.intervals import bootstrap_interval
-from rlpa_lib.figures.frame import GREY, PALETTE, Drawn, draw_band, error_bars, legend_below, panels
+from rlpa_lib.figures import frame
+from rlpa_lib.figures.frame import GREY, PALETTE, Drawn, draw_band, draw_bars, error_bars, panels
 
 PACES = ("talkative", "balanced", "reserved")
 
@@ -27,7 +29,7 @@ def slot_distribution(statistics: pd.DataFrame, title: str) -> Drawn:
         axes.invert_yaxis()
         axes.set(xlabel="share of personas (%)", ylabel="slot", title=title, xlim=(0, 100))
         axes.grid(axis="y", visible=False)
-        legend_below(figure, [axes], 2)
+        frame.legend_below(figure, [axes], 2)
     return figure, data
 
 
@@ -56,21 +58,25 @@ def reveal_curve(shares: pd.DataFrame, limit: float, title: str) -> Drawn:
     `shares` has columns user, pace, turn, share in [0, 1]; `limit` is the share allowed per turn. Bands span
     the 10th to the 90th percentile of users, bars the 95 % interval of the mean (share_low, share_high).
     """
-    groups = {"all": shares, **{pace: shares[shares["pace"] == pace] for pace in PACES}}
-    found = [_revealed_by_turn(part).assign(pace=name) for name, part in groups.items() if len(part)]
+    found = []
+    for name, part in {"all": shares, **{pace: shares[shares["pace"] == pace] for pace in PACES}}.items():
+        if len(part):
+            by_turn = part.groupby("turn")["share"]
+            spread = by_turn.agg(p10=lambda s: s.quantile(0.1), p90=lambda s: s.quantile(0.9), users="size")
+            mean = mean_table(part, ["turn"], ["share"])
+            found.append(mean.merge(spread.reset_index(), on="turn").assign(pace=name))
     data = pd.concat(found, ignore_index=True)
-    shown = ["share", "share_low", "share_high", "p10", "p90"]
-    percent = data.assign(**{column: 100 * data[column] for column in shown})
+    numbers = ["share", "share_low", "share_high", "p10", "p90"]
+    percent = dict(list(data.assign(**(100 * data[numbers])).groupby("pace")))
     with panels(1, 1, (7, 4.2)) as (figure, [axes]):
         for color, marker, name in zip(PALETTE, "osD", PACES, strict=False):
-            part = percent[percent["pace"] == name]
-            if len(part):
+            if name in percent:
+                part = percent[name]
                 band = part[["turn", "share"]].assign(low=part["p10"], high=part["p90"])
                 label = f"{name} (n = {part['users'].max()})"
                 draw_band(axes, band, "share", color=color, marker=marker, label=label)
-        everybody = percent[percent["pace"] == "all"]
-        turns, style = everybody["turn"], {"color": "black", "linewidth": 3, "capsize": 3}
-        bars = error_bars(everybody, "share")
+        everybody, style = percent["all"], {"color": "black", "linewidth": 3, "capsize": 3}
+        turns, bars = everybody["turn"], error_bars(everybody, "share")
         axes.errorbar(turns, everybody["share"], bars, label="all: Theoretical Max", **style)
         allowed = (100 * limit * turns).clip(upper=100)
         axes.plot(turns, allowed, color=GREY, linestyle="--", label=f"{100 * limit:.0f} % a turn")
@@ -80,43 +86,30 @@ def reveal_curve(shares: pd.DataFrame, limit: float, title: str) -> Drawn:
     return figure, data
 
 
-def _revealed_by_turn(shares: pd.DataFrame) -> pd.DataFrame:
-    by_turn = shares.groupby("turn")["share"]
-    spread = by_turn.agg(p10=lambda s: s.quantile(0.1), p90=lambda s: s.quantile(0.9), users="size")
-    return mean_table(shares, ["turn"], ["share"]).merge(spread.reset_index(), on="turn")
-
-
 def score_bars(scores: pd.DataFrame, label: str, title: str) -> Drawn:
     """Mean of each column of `scores` (a row a user, in [0, 1]) with its bootstrap interval over users."""
     means = {name: bootstrap_interval(scores[[name]].to_numpy()) for name in scores}
     rows = [(name, i.estimate, i.low, i.high, len(scores)) for name, i in means.items()]
     data = pd.DataFrame(rows, columns=["name", "mean", "low", "high", "users"])
     with panels(1, 1, (7, 1.1 + 0.5 * len(data))) as (figure, [axes]):
-        bars = {"xerr": (data["mean"] - data["low"], data["high"] - data["mean"]), "error_kw": {"capsize": 4}}
-        axes.barh(data["name"], data["mean"], height=0.6, color=PALETTE[0], **bars)
-        for row, (mean, high) in enumerate(zip(data["mean"], data["high"], strict=True)):
-            axes.text(max(mean, high), row, f"  {mean:.3f}", va="center")
+        draw_bars(axes, data, "mean", data["name"], {"capsize": 4}, ".3f")
         axes.invert_yaxis()
         axes.set(xlabel=label, title=title, xlim=(0, max(0.01, 1.15 * data["high"].max())))
-        axes.grid(axis="y", visible=False)
     return figure, data
 
 
 def judge_confusion(table: pd.DataFrame, title: str) -> Drawn:
     """Hand labels against a judge's marks: columns mark, tp, fp, fn, tn, cohens_kappa (_low, _high)."""
     columns = min(4, len(table))
-    size = (8, 0.7 + 2.3 * -(-len(table) // columns))
-    cells = {"annot": True, "fmt": "d", "cmap": "Blues", "vmin": 0, "cbar": False, "square": True}
-    names = {"xticklabels": ["1", "0"], "yticklabels": ["1", "0"]}
-    with panels(len(table), columns, size, 10) as (figure, grid):
+    style = {"annot": True, "fmt": "d", "cmap": "Blues", "cbar": False, "square": True,
+             "xticklabels": ["1", "0"], "yticklabels": ["1", "0"]}  # fmt: skip
+    with panels(len(table), columns, (8, 0.7 + 2.3 * -(-len(table) // columns)), 10) as (figure, grid):
         for axes, row in zip(grid, table.to_dict("records"), strict=True):
-            counts = [[row["tp"], row["fn"]], [row["fp"], row["tn"]]]
-            total = row["tp"] + row["fp"] + row["fn"] + row["tn"]
-            sns.heatmap(counts, vmax=total, ax=axes, **cells, **names)
+            counts = pd.DataFrame([[row["tp"], row["fn"]], [row["fp"], row["tn"]]])
+            sns.heatmap(counts, vmin=0, vmax=counts.sum(axis=None), ax=axes, **style)
             kappa, low, high = (row[f"cohens_kappa{end}"] for end in ("", "_low", "_high"))
-            text = f"{row['mark']}: kappa {kappa:.2f}\n[{low:.2f}, {high:.2f}]"
             axes.set(xlabel="judge", ylabel="hand label")
-            axes.set_title(text, fontweight="normal")
+            axes.set_title(f"{row['mark']}: kappa {kappa:.2f}\n[{low:.2f}, {high:.2f}]", fontweight="normal")
         figure.suptitle(title, fontsize=12, fontweight="bold")
     return figure, table
 
@@ -128,13 +121,13 @@ def overlap_counts(found: pd.DataFrame) -> Drawn:
     data = data.rename(columns={"size": "cases"}).astype({"predicted": int})
     sets, judges = found["set"].unique(), found["judge"].unique()
     top = int(data[["true", "predicted"]].max().max())
-    limits = {"xlim": (-0.7, top + 0.7), "ylim": (-0.7, top + 0.7)}
     n, size = len(sets) * len(judges), (2.8 * len(judges), 0.4 + 2.8 * len(sets))
     with panels(n, len(judges), size, 10, sharex=True, sharey=True) as (figure, grid):
-        for axes, (name, judge) in zip(grid, [(s, j) for s in sets for j in judges], strict=True):
+        for axes, (name, judge) in zip(grid, product(sets, judges), strict=True):
             part = data[(data["set"] == name) & (data["judge"] == judge)]
             areas = 300 * part["cases"] / data["cases"].max() + 8
             axes.plot([0, top], [0, top], color=GREY, linewidth=0.8, zorder=0)
             axes.scatter(part["true"], part["predicted"], s=areas, color=PALETTE[0], alpha=0.7)
-            axes.set(title=f"{judge}, {name}", xlabel="true overlap", ylabel="counted", **limits)
+            axes.set(title=f"{judge}, {name}", xlabel="true overlap", ylabel="counted")
+            axes.set(xlim=(-0.7, top + 0.7), ylim=(-0.7, top + 0.7))
     return figure, data

@@ -1,11 +1,11 @@
-"""What all figures share: style, colours, a frame of panels, bands, error bars and legends.
+"""What all figures share: style, colours, a frame of panels, bands, bars and legends.
 
 Sizes are inches at 150 dpi, about 7 wide. The palette is safe for colour-blind readers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,18 +44,53 @@ def panels(
             plt.close(figure)
 
 
+@contextmanager
+def turn_panels(
+    titles: Sequence[str], columns: int, size: tuple[float, float], label: str, legend_columns: int = 4,
+    title_size: int = 10,
+) -> Iterator[tuple[Figure, list[Axes]]]:  # fmt: skip
+    """Panels of percentages over turns: one scale, whole turns, labels at the edges, a legend below."""
+    with panels(len(titles), columns, size, title_size, sharex=True, sharey=True) as (figure, grid):
+        yield figure, grid
+        for axes, title in zip(grid, titles, strict=True):
+            axes.set(title=title, ylim=(-2, 102))
+            use_whole_numbers(axes)
+        for axes in grid[-columns:]:  # a label of the figure would be under the legend
+            axes.set_xlabel("turn k", fontsize=10)
+        figure.supylabel(label, fontsize=10)
+        legend_below(figure, grid, legend_columns)
+
+
 def draw_band(
     axes: Axes, table: pd.DataFrame, column: str, x: str = "turn", strength: float = 0.15, **line: Any
 ) -> None:
-    """A line over `x` with its interval as a pale band: columns low and high, or those of `column`."""
-    low, high = (table[f"{column}_{end}" if f"{column}_{end}" in table else end] for end in ("low", "high"))
-    axes.fill_between(table[x], low, high, color=line["color"], alpha=strength, linewidth=0)
+    """A line over `x`, with its interval (`_ends`) as a pale band."""
+    axes.fill_between(table[x], *_ends(table, column), color=line["color"], alpha=strength, linewidth=0)
     axes.plot(table[x], table[column], **line)
 
 
+def draw_bars(
+    axes: Axes, table: pd.DataFrame, column: str, places: Sequence[Any], error_kw: Mapping[str, float],
+    number: str = "", fontsize: int | None = None, **bar: Any,
+) -> None:  # fmt: skip
+    """Bars to the right with their intervals; behind each its value in the format `number` if given."""
+    bar = {"height": 0.6, "color": PALETTE[0], **bar}
+    axes.barh(places, table[column], xerr=error_bars(table, column), error_kw=error_kw, **bar)
+    for row, (value, high) in enumerate(zip(table[column], _ends(table, column)[1], strict=True)):
+        if number:
+            axes.text(max(value, high), row, f"  {value:{number}}", va="center", fontsize=fontsize)
+    axes.grid(axis="y", visible=False)
+
+
 def error_bars(table: pd.DataFrame, column: str) -> list[pd.Series]:
-    """How far the interval (_low, _high) of a column goes below and above it, as matplotlib takes it."""
-    return [table[column] - table[f"{column}_low"], table[f"{column}_high"] - table[column]]
+    """How far the interval of a column (`_ends`) goes below and above it, as matplotlib takes it."""
+    low, high = _ends(table, column)
+    return [table[column] - low, high - table[column]]
+
+
+def _ends(table: pd.DataFrame, column: str) -> list[pd.Series]:
+    """The columns `column`_low and `column`_high, or low and high."""
+    return [table[f"{column}_{end}" if f"{column}_{end}" in table else end] for end in ("low", "high")]
 
 
 def use_whole_numbers(axes: Axes) -> None:
@@ -68,15 +103,3 @@ def legend_below(figure: Figure, axes: list[Axes], columns: int) -> None:
     drawn = [axis.get_legend_handles_labels() for axis in axes]
     handles = {text: line for lines, texts in drawn for line, text in zip(lines, texts, strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
-
-
-def finish_turns(figure: Figure, grid: list[Axes], label: str, legend_columns: int = 4) -> None:
-    """Panels of percentages over turns: one scale, whole turns, labels at the edges, a legend below."""
-    for axes in grid:
-        use_whole_numbers(axes)
-        axes.set_ylim(-2, 102)
-    columns = grid[0].get_subplotspec().get_gridspec().ncols
-    for axes in grid[-columns:]:  # the lowest of each column: a label of the figure would be under the legend
-        axes.set_xlabel("turn k", fontsize=10)
-    figure.supylabel(label, fontsize=10)
-    legend_below(figure, grid, legend_columns)

@@ -68,26 +68,24 @@ def _turns(turns: int, n: float, first: float = 0.0) -> dict[int, float]:
 
 def _user(notebook: str, party: Section, turns: int, n: float) -> Asks:
     limit = getattr(party, "max_prompt_tokens", None)
-    return Asks(notebook, "user", party, _turns(turns, n), sees="talk", writes="utterance", limit=limit)
+    return Asks(notebook, "user", party, _turns(turns, n), "talk", "utterance", limit)
 
 
-def _reward(cfg: Config, notebook: str, turns: int, n: float) -> list[Asks]:
-    """n rewards a turn: the response judge reads the talk, the profile judge the two profiles."""
-    limit, replies = cfg.judge.max_prompt_tokens, _turns(turns, n, first=n)
-    judged = Asks(notebook, "response_judge", cfg.judge, replies, sees="talk", limit=limit)
-    return [judged, _overlap(cfg, notebook, turns, n)]
+def _overlap(cfg: Config, notebook: str, turns: int, n: float, writes: str = "pairs") -> Asks:
+    return Asks(notebook, "profile_judge", cfg.judge, _turns(turns, n), "profile", writes)
 
 
-def _overlap(cfg: Config, notebook: str, turns: int, n: float) -> Asks:
-    return Asks(notebook, "profile_judge", cfg.judge, _turns(turns, n), sees="profile", writes="pairs")
+def _response(cfg: Config, notebook: str, turns: int, n: float, first: float) -> Asks:
+    limit = cfg.judge.max_prompt_tokens
+    return Asks(notebook, "response_judge", cfg.judge, _turns(turns, n, first), "talk", limit=limit)
 
 
 def _policy(cfg: Config, notebook: str, by_turn: Mapping[int, float], writes_profile=True, **more) -> Asks:
     sees, writes, system = "talk", "response", "base"
     if writes_profile:
         sees, writes, system = cfg.ppo.history_profiles, "profile", "policy"
-    options = {"party": cfg.policy, "limit": cfg.rollout.max_prompt_tokens, **more}
-    return Asks(notebook, "policy", by_turn=by_turn, sees=sees, writes=writes, system=system, **options)
+    party, limit = more.pop("party", cfg.policy), cfg.rollout.max_prompt_tokens
+    return Asks(notebook, "policy", party, by_turn, sees, writes, limit, system, **more)
 
 
 def _prepare(cfg: Config) -> Iterator[Asks]:
@@ -133,17 +131,22 @@ def _train_ppo(cfg: Config, notebook: str, cohorts: int) -> list[Asks]:
     samples = cohorts * rollout.users * rollout.samples
     passes = 1 if cfg.ppo.packing == "tree" else samples // talks  # a tree's samples share the prompt
     policy = _policy(cfg, notebook, _turns(turns, talks, talks), samples=samples // talks, trained=passes)
-    return [_user(notebook, cfg.user, turns, talks), *_reward(cfg, notebook, turns, samples), policy]
+    return [*_rewarded(cfg, notebook, talks, samples), policy]
+
+
+def _rewarded(cfg: Config, notebook: str, talks: float, replies: float) -> list[Asks]:
+    """Talks of a training: the user, and both judges on all the replies of a turn."""
+    turns = cfg.rollout.turns
+    judged = _response(cfg, notebook, turns, replies, replies), _overlap(cfg, notebook, turns, replies)
+    return [_user(notebook, cfg.user, turns, talks), *judged]
 
 
 def _ablate(cfg: Config) -> Iterator[Asks]:
     """The variants' trainings up to the comparison, then these and 20_ppo's (both rewards) on Vanilla."""
     cohorts, given = min(cfg.ablations.iterations or cfg.ppo.iterations, cfg.ppo.iterations), cfg.evaluation
     for variant in cfg.ablations.variants:
-        changed = config.change_config(
-            cfg, ablations.list_changes(cfg, variant), f"ablations.variants: {variant}"
-        )
-        yield from _train_ppo(changed, "21_ablations", cohorts)
+        changes, where = ablations.list_changes(cfg, variant), f"ablations.variants: {variant}"
+        yield from _train_ppo(config.change_config(cfg, changes, where), "21_ablations", cohorts)
     compared = [rows.Row("rlpa")] * (1 + len(cfg.ablations.variants))
     yield from _play(cfg, "21_ablations", compared, given.users, given.turns, swap=given.swap)
 
@@ -152,8 +155,8 @@ def _train_grpo(cfg: Config) -> list[Asks]:
     """A round plays its moments with one sample, then trains on N samples of each."""
     n, turns, samples = cfg.grpo.rounds * cfg.grpo.users, cfg.rollout.turns, cfg.grpo.samples
     moments = _policy(cfg, "22_grpo", _turns(turns, n, n))
-    policies = [moments, replace(moments, samples=samples, trained=samples)]
-    return [_user("22_grpo", cfg.user, turns, n), *_reward(cfg, "22_grpo", turns, n * samples), *policies]
+    trained = replace(moments, samples=samples, trained=samples)
+    return [*_rewarded(cfg, "22_grpo", n, n * samples), moments, trained]
 
 
 def _train_baselines(cfg: Config) -> Iterator[Asks]:
@@ -177,7 +180,7 @@ def _analyse(cfg: Config) -> Iterator[Asks]:
             yield replace(ask, limit=window.get(notebook) or ask.limit) if ask.role == "policy" else ask
         if given is cfg.conflict:  # does each profile hold the old value, and the new one?
             n = 2 * users * sum(METHODS[row.method].writes_profile for row in some)
-            yield replace(_overlap(cfg, notebook, given.turns, n), writes="")  # there is but one pair to find
+            yield _overlap(cfg, notebook, given.turns, n, writes="")  # there is but one pair to find
         elif given is cfg.long_term:  # what has been told at the checkpoints
             marks = dict.fromkeys(long_term.list_checkpoints(given.turns, given.every), users * len(some))
             yield Asks(notebook, "profile_judge", cfg.judge, marks, sees="words")
@@ -195,7 +198,7 @@ def _study(cfg: Config) -> Iterator[Asks]:
     silent = users * sum(not USERS[party.kind].scripted for party in models)
     yield Asks(notebook, "user_judge", cfg.judge, {turns: silent}, sees="words", writes="claims")
     if not trainable:  # there is no training log, so replies are judged now
-        yield replace(_reward(cfg, notebook, turns, users)[0], by_turn=_turns(turns, users, 1))
+        yield _response(cfg, notebook, turns, users, 1)
     by_lexicon = SOURCES[cfg.personas.source].scripted or cfg.user.model is None
     if not by_lexicon:
         yield Asks(notebook, "rewriter", cfg.user, {1: given.profiles})

@@ -10,7 +10,8 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -119,7 +120,7 @@ def write_pilot(runs: Sequence[Path]) -> Path:
     """Make `runs` the pilot that ships; where two have a role of a notebook, the first one counts."""
     found = measure(runs)
     rates = {
-        name: {role: [round(x, 4) for x in asdict(rate).values()] for role, rate in sorted(roles.items())}
+        name: {role: [round(x, 4) for x in astuple(rate)] for role, rate in sorted(roles.items())}
         for name, roles in sorted(found.rates.items())
     }
     texts = {name: round(value, 4) for name, value in asdict(found.texts).items()}
@@ -137,33 +138,39 @@ def measure(runs: Sequence[Path]) -> Pilot:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             why = f"{type(error).__name__}: {error}".splitlines()[0]
             raise InputError(f"{folder}: no pilot: record, usage or texts are unreadable: {why}") from error
-    pilot = found[0]
-    for other in found[1:]:
-        pilot = pilot.merge(other)
-    return pilot
+    return reduce(Pilot.merge, found)
 
 
 def _measure(folder: Path) -> Pilot:
     made = record.read(folder)
-    cfg, texts = Config.model_validate(made["params"]), measure_texts(folder)
+    cfg, texts = Config.model_validate(made["params"]), _measure_texts(folder)
     counted: dict[tuple[str, str], list[Asks]] = defaultdict(list)
     for ask in list_asks(cfg):
         counted[ask.notebook, ask.role].append(ask)
-    rates: dict[str, dict[str, Rate]] = defaultdict(dict)
-    for (notebook, role), (requests, prompt, completion) in _usage(folder).items():
-        if asks := counted.get((notebook, role)):
-            rates[notebook][role] = _rate(asks, texts, cfg, requests, prompt, completion)
-    if BY_TRAINING in counted and (updates := _updates(folder)):
+    used: dict[tuple[str, str], list[float]] = {}  # requests sent, prompt and answer tokens
+    for line in _read_metrics(folder, "usage"):
+        if line.get("sent") and "notebook" in line:
+            values = (line["sent"], line.get("prompt_tokens", 0), line.get("completion_tokens", 0))
+            key = line["notebook"], line["role"]
+            used[key] = [a + b for a, b in zip(used.get(key, (0.0, 0.0, 0.0)), values, strict=True)]
+    if BY_TRAINING in counted and (updates := _read_metrics(folder, "ppo")):
         n = sum(sum(ask.by_turn.values()) for ask in counted[BY_TRAINING])
-        prompt, completion = (
-            n * fmean(row[f"{name}_tokens"] for row in updates) for name in ("prompt", "completion")
-        )
-        rates[BY_TRAINING[0]][BY_TRAINING[1]] = _rate(counted[BY_TRAINING], texts, cfg, n, prompt, completion)
+        means = (fmean(row[f"{name}_tokens"] for row in updates) for name in ("prompt", "completion"))
+        used[BY_TRAINING] = [n, *(n * mean for mean in means)]
+    rates: dict[str, dict[str, Rate]] = defaultdict(dict)
+    for (notebook, role), totals in used.items():
+        if asks := counted.get((notebook, role)):
+            rates[notebook][role] = _rate(asks, texts, cfg, *totals)
     if not rates:
         raise InputError(f"{folder}: no pilot: its usage record names no notebooks, as `reproduce` does")
     size = f"{cfg.evaluation.users} users, {cfg.evaluation.turns} turns, prompts {cfg.run.prompt_set}"
     name = f"{folder.name} ({made['params_name']}, {size}, commit {str(made['code']['commit'])[:8]})"
     return Pilot(texts, rates, (name,))
+
+
+def _read_metrics(folder: Path, name: str) -> list[dict]:
+    file = folder / "metrics" / f"{name}.jsonl"
+    return storage.read_jsonl(file, appended=True) if file.is_file() else []
 
 
 def _rate(
@@ -178,25 +185,8 @@ def _rate(
     return Rate(requests / counted, prompt / requests - seen / counted, answer)
 
 
-def _usage(folder: Path) -> dict[tuple[str, str], list[float]]:
-    """(notebook, role) -> requests sent, prompt and answer tokens."""
-    file, found = folder / "metrics/usage.jsonl", defaultdict(lambda: [0.0, 0.0, 0.0])
-    for line in storage.read_jsonl(file, appended=True) if file.is_file() else ():
-        if line.get("sent") and "notebook" in line:
-            values = (line["sent"], line.get("prompt_tokens", 0), line.get("completion_tokens", 0))
-            key = line["notebook"], line["role"]
-            found[key] = [a + b for a, b in zip(found[key], values, strict=True)]
-    return found
-
-
-def _updates(folder: Path) -> list[dict]:
-    file = folder / "metrics/ppo.jsonl"
-    return storage.read_jsonl(file, appended=True) if file.is_file() else []
-
-
-def measure_texts(folder: Path) -> Texts:
+def _measure_texts(folder: Path) -> Texts:
     """The lengths of what was said in a run's dialogues; what a run does not show is as in `Texts`."""
-    usual = Texts()
     files = {file.stem: storage.read_jsonl(file) for file in sorted((folder / "dialogues").glob("*-*.jsonl"))}
     talks = {name: [Dialogue.from_json(row) for row in rows] for name, rows in files.items()}
     turns = [turn for some in talks.values() for talk in some for turn in talk.turns[1:]]
@@ -205,15 +195,11 @@ def measure_texts(folder: Path) -> Texts:
         "response": [turn.reply.response for turn in turns if turn.reply.format_ok],
         "value": [f"- {slot}: {value}\n" for turn in turns for slot, value in turn.reply.profile.items],
     }
-    lengths = {
-        name: fmean(len(text.encode()) for text in texts) / usual.bytes_per_token
-        for name, texts in told.items()
-        if texts
-    }
+    sizes = {name: [len(text.encode()) for text in texts] for name, texts in told.items() if texts}
+    lengths = {name: fmean(some) / Texts.bytes_per_token for name, some in sizes.items()}
     own = (some for name, some in talks.items() if name.partition("-")[0] in ("study", *WRITERS))
-    writers = [talk for talk in chain(*own) if len(talk.turns) > 1]
-    if writers:
+    if writers := [talk for talk in chain(*own) if len(talk.turns) > 1]:
         last = min(4, *(len(d.turns) for d in writers))  # later on profiles are full
         first, then = (fmean(len(d.turns[k].reply.profile) for d in writers) for k in (0, last - 1))
         lengths |= {"items": first, "more": max(0.0, (then - first) / (last - 1))}
-    return replace(usual, **lengths)
+    return Texts(**lengths)

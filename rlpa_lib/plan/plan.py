@@ -14,10 +14,10 @@ from pathlib import Path
 
 from rlpa_lib.client import transport
 from rlpa_lib.client.usage import Usage, read_prices
-from rlpa_lib.plan import gpu_cost
+from rlpa_lib.plan import gpu
 from rlpa_lib.plan.counts import Asks, list_asks
-from rlpa_lib.plan.gpu_cost import A100, GPU, Work
-from rlpa_lib.plan.pilot import Pilot, Rate, Texts, read_pilot
+from rlpa_lib.plan.gpu import Work
+from rlpa_lib.plan.pilot import Pilot, Rate, read_pilot
 from rlpa_lib.runs.notebooks import list_notebooks
 from rlpa_lib.settings.base import PolicyConfig
 from rlpa_lib.settings.config import Config, InputError
@@ -52,22 +52,19 @@ def plan(cfg: Config, pilot: Pilot | None = None) -> list[Load]:
     for ask in list_asks(cfg):
         load = loads.setdefault(ask.notebook, Load(ask.notebook))
         rate = (ask.sampled and pilot.find(ask.notebook, ask.role)) or Rate(1.0, 0.0, 0.0)
-        work = _scale(cfg, ask, rate, pilot.texts)
+        work = Work()
+        for turn, n in ask.by_turn.items():
+            prompt = min(ask.limit or float("inf"), rate.prompt + pilot.texts.seen(ask, turn, cfg))
+            length = ask.times(turn) * rate.completion + pilot.texts.written(ask, turn)
+            work += Work(n, n * prompt, n * ask.samples, n * ask.samples * length)
         if isinstance(ask.party, PolicyConfig) and POLICIES[ask.party.kind].trainable:  # nothing is cached
-            load.own += work if ask.sampled else Work()
-            load.trained += work.passed(ask.trained)
+            if ask.sampled:
+                load.own += work
+            if n := ask.trained:  # passes of each prompt through the model
+                load.trained += Work(n * work.requests, n * work.prompt, work.replies, work.completion)
         else:
             load.asked[_party(ask)] += work.times(rate.requests)
     return list(loads.values())
-
-
-def _scale(cfg: Config, ask: Asks, rate: Rate, texts: Texts) -> Work:
-    total, limit = Work(), ask.limit or float("inf")
-    for turn, n in ask.by_turn.items():
-        prompt = min(limit, rate.prompt + texts.seen(ask, turn, cfg))
-        replies, length = n * ask.samples, ask.times(turn) * rate.completion + texts.written(ask, turn)
-        total += Work(n, n * prompt, replies, replies * length)
-    return total
 
 
 def _party(ask: Asks) -> Party:
@@ -96,41 +93,34 @@ def hours(cfg: Config, work: Work, rpm: float, tpm: float) -> float:
     return max(work.requests / rpm, (work.prompt + work.completion) / tpm, at_once) / 60
 
 
-def table(
-    cfg: Config, pilot: Pilot | None = None, *, rpm: float | None = None, tpm: float = 2e6, gpu: GPU = A100
-) -> str:
+def table(cfg: Config, pilot: Pilot | None = None, *, rpm: float | None = None, tpm: float = 2e6) -> str:
     """The plan as text: a line a notebook, the total, USD by role, and the assumptions."""
     pilot, rpm = pilot or read_pilot(), rpm or cfg.endpoint.max_rpm or 500.0
-    loads, whole = plan(cfg, pilot), Load("total")
+    loads, whole, spent = plan(cfg, pilot), Load("total"), 0.0
     for load in loads:
         for party, work in load.asked.items():
             whole.asked[party] += work
-        whole.own, whole.trained = (
-            whole.own + load.own,
-            whole.trained + load.trained.times(_epochs(cfg, load)),
-        )
-    lines = [HEAD, *(_line(cfg, load, rpm, tpm, gpu) for load in loads)]
-    spent = sum(gpu_cost.hours(cfg, load.own, load.trained, _epochs(cfg, load), gpu) or 0.0 for load in loads)
-    lines.append((*_line(cfg, whole, rpm, tpm, gpu)[:-2], "", f"{spent:.1f}" if gpu_cost.shape(cfg) else "-"))
+        whole.own += load.own
+        whole.trained += load.trained.times(_epochs(cfg, load))
+        spent += gpu.hours(cfg, load.own, load.trained, _epochs(cfg, load)) or 0.0
+    lines = [HEAD, *(_line(cfg, load, rpm, tpm) for load in loads)]
+    lines.append((*_line(cfg, whole, rpm, tpm)[:-2], "", f"{spent:.1f}" if gpu.shape(cfg) else "-"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ["  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for first, *rest in lines]
     quiet = [path.stem for path in list_notebooks() if path.stem not in {load.notebook for load in loads}]
     skipped = "" if POLICIES[cfg.policy.kind].trainable else "; notebooks that train are skipped"
     told = [f"nothing counted for: {', '.join(quiet)}{skipped}", "", *_roles(cfg, whole), "", "Assumptions"]
-    return "\n".join([*rows, "", *told, *_assumptions(cfg, pilot, rpm, tpm, gpu)])
+    return "\n".join([*rows, "", *told, *_assumptions(cfg, pilot, rpm, tpm)])
 
 
 def _epochs(cfg: Config, load: Load) -> int:
-    return (
-        {"11_sft": cfg.sft, "12_dpo": cfg.dpo}.get(load.notebook, cfg.ppo).epochs
-        if load.notebook != "22_grpo"
-        else 1
-    )
+    epochs = {"11_sft": cfg.sft.epochs, "12_dpo": cfg.dpo.epochs, "22_grpo": 1}
+    return epochs.get(load.notebook, cfg.ppo.epochs)
 
 
-def _line(cfg: Config, load: Load, rpm: float, tpm: float, gpu: GPU) -> tuple[str, ...]:
+def _line(cfg: Config, load: Load, rpm: float, tpm: float) -> tuple[str, ...]:
     asked, own, trained, price = load.total(), load.own, load.trained, usd(cfg, load.asked)
-    spent = gpu_cost.memory(cfg, own, trained), gpu_cost.hours(cfg, own, trained, _epochs(cfg, load), gpu)
+    spent = gpu.memory(cfg, own, trained), gpu.hours(cfg, own, trained, _epochs(cfg, load))
     counts = [asked.requests, asked.prompt, asked.completion]
     policy = [own.replies, own.completion, trained.prompt + trained.completion]
     money = "no price" if price is None else f"{price:,.2f}"
@@ -151,7 +141,7 @@ def _roles(cfg: Config, whole: Load) -> list[str]:
     return found
 
 
-def _assumptions(cfg: Config, pilot: Pilot, rpm: float, tpm: float, gpu: GPU) -> list[str]:
+def _assumptions(cfg: Config, pilot: Pilot, rpm: float, tpm: float) -> list[str]:
     lengths = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in vars(pilot.texts).items())
     unknown = {ask.role for ask in list_asks(cfg) if pilot.find(ask.notebook, ask.role) is None}
     missing = f"- no pilot asked {', '.join(sorted(unknown))}: tokens are of the dialogue alone"
@@ -162,29 +152,23 @@ def _assumptions(cfg: Config, pilot: Pilot, rpm: float, tpm: float, gpu: GPU) ->
         f"- servers: {rpm:,.0f} requests and {tpm:,.0f} tokens a minute (--rpm, --tpm), "
         f"{LATENCY:g} s a request, {cfg.endpoint.concurrency} at a time (endpoint.concurrency); prices from "
         "params/prices.yaml, without the discount for cached input.",
-        *(f"- {line}" for line in gpu_cost.assumptions(cfg, gpu)),
+        *(f"- {line}" for line in gpu.assumptions(cfg)),
     ]
 
 
 def compare(cfg: Config, run_dir: Path, pilot: Pilot | None = None) -> dict[str, tuple[float, float]]:
     """name -> (predicted, actual) requests and tokens of a run's finished notebooks, by role and in all."""
-    finished, found = (
-        {path.stem for path in (run_dir / "notebooks").glob("*.ipynb")},
-        defaultdict(lambda: (0.0, 0.0)),
-    )
-
-    def add(role: str, place: int, *amounts: float) -> None:
-        for name, amount in zip(("requests", "prompt tokens", "answer tokens"), amounts, strict=True):
-            for key in (name, f"{role}: {name}"):
-                pair = list(found[key])
-                pair[place] += amount
-                found[key] = (pair[0], pair[1])
-
-    for load in plan(cfg, pilot):
-        for (role, _, _), work in load.asked.items() if load.notebook in finished else ():
-            add(role, 0, work.requests, work.prompt, work.completion)
-    for row in Usage(run_dir / "metrics" / "usage.jsonl").rows():
-        add(row["role"], 1, row["sent"], row["prompt_tokens"], row["completion_tokens"])
-    both = zip(found["prompt tokens"], found["answer tokens"], strict=True)
-    planned, asked = map(sum, both)
-    return {**found, "tokens": (planned, asked)}
+    finished = {path.stem for path in (run_dir / "notebooks").glob("*.ipynb")}
+    loads = [load for load in plan(cfg, pilot) if load.notebook in finished]
+    parties = [party for load in loads for party in load.asked.items()]
+    planned = [(role, work.requests, work.prompt, work.completion) for (role, _, _), work in parties]
+    counts = ("role", "sent", "prompt_tokens", "completion_tokens")
+    asked = [[row[count] for count in counts] for row in Usage(run_dir / "metrics" / "usage.jsonl").rows()]
+    found: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for place, lines in enumerate((planned, asked)):
+        for role, *amounts in lines:
+            for name, amount in zip(("requests", "prompt tokens", "answer tokens"), amounts, strict=True):
+                found[name][place] += amount
+                found[f"{role}: {name}"][place] += amount
+    tokens = map(sum, zip(found["prompt tokens"], found["answer tokens"], strict=True))
+    return {name: tuple(pair) for name, pair in found.items()} | {"tokens": tuple(tokens)}

@@ -19,21 +19,15 @@ from scipy import stats
 
 from rlpa_lib.runs import record as records
 from rlpa_lib.runs import storage
+from rlpa_lib.settings.base import BENCHMARKS
 from rlpa_lib.settings.kinds import METHODS
 
 Verdict = Literal["holds", "does not hold", "not tested"]
 Judged = tuple[Verdict, str]  # with the evidence
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-RULE = (
-    "A claim holds when every 95 % interval that its rule names lies above 0, and does not hold when at "
-    "least one of them does not: an interval across 0 counts as not shown. It is not tested when anything "
-    "that the rule needs was not run. Intervals are over users (over cohorts for training reward) of this "
-    "one run; another training seed may give another result. A run with fewer than 30 users tests nothing."
-)
 LEAST_USERS = 30
 LABELS = {name: method.label for name, method in METHODS.items()}
 OURS = "our question"  # a claim that the paper does not make, and that is not counted as one of its claims
-_BOTH = ("vanilla", "extended")
 _FLAT = 1e-12
 
 
@@ -53,7 +47,10 @@ def check_claims(run_dir: Path) -> list[Claim]:
     """Verdicts on the claims of claims.yaml and two more from a run directory; what was not run is open."""
     told = yaml.safe_load((resources.files("rlpa_lib.report") / "claims.yaml").read_text(encoding="utf-8"))
     found = [_check_difference(run_dir, entry) for entry in told["differences"]]
-    found += [_check_turns(run_dir), _check_training(run_dir)]
+    compared = {"turns": _compare_turns(read_table(run_dir, "table1")),
+                "training": _compare_halves(load_rewards(run_dir))}  # fmt: skip
+    for name, (verdict, evidence) in compared.items():
+        found.append(Claim(**told[name], verdict=verdict, evidence=evidence))
     found += [Claim(**entry, rule="no rule", verdict="not tested") for entry in told["unchecked"]]
     users = records.read(run_dir)["params"]["evaluation"]["users"]
     if users >= LEAST_USERS:
@@ -113,36 +110,17 @@ def _judge(lows: Iterable[float]) -> Verdict:
     return "holds" if min(lows) > 0 else "does not hold"
 
 
-def _check_turns(run_dir: Path) -> Claim:
-    table, shown, lows = read_table(run_dir, "table1"), [], []
+def _compare_turns(table: pd.DataFrame | None) -> Judged:
+    """Verdict over N-IR of RLPA on both benchmarks, from table 1."""
+    shown, lows = [], []
     ours = [] if table is None or "method" not in table else table[table["method"] == LABELS["rlpa"]]
-    for benchmark in _BOTH if len(ours) else ():
+    for benchmark in BENCHMARKS if len(ours) else ():
         slope, low, high = read_interval(ours.iloc[0], f"{benchmark}_n_ir")
         if not math.isnan(low):
             lows.append(low)
             shown.append(f"{benchmark}: N-IR {slope:+.3f} [{low:.3f}, {high:.3f}]")
-    return Claim(
-        claim="With RLPA alignment keeps rising over the turns",
-        where="section 4.2, figure 3",
-        paper="N-IR 0.090 and 0.100",
-        rule="N-IR of RLPA (slope per turn, minimum and maximum over all turns) "
-        "lies above 0 on both benchmarks.",
-        verdict=_judge(lows) if len(lows) == len(_BOTH) else "not tested",
-        evidence="; ".join(shown) or "RLPA was not evaluated in this run",
-    )
-
-
-def _check_training(run_dir: Path) -> Claim:
-    verdict, evidence = _compare_halves(load_rewards(run_dir))
-    return Claim(
-        claim="Training raises the reward",
-        where="appendix I, figure 18",
-        paper="a rising curve, no numbers",
-        rule="Mean reward of the second half of the cohorts minus the first half lies above 0 "
-        "(Welch interval over cohorts; at least four).",
-        verdict=verdict,
-        evidence=evidence,
-    )
+    verdict = _judge(lows) if len(lows) == len(BENCHMARKS) else "not tested"
+    return verdict, "; ".join(shown) or "RLPA was not evaluated in this run"
 
 
 def load_rewards(run_dir: Path) -> list[float]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from rlpa_lib.report.claims import LABELS, read_interval, read_number, read_tabl
 from rlpa_lib.runs import record as records
 from rlpa_lib.runs import storage
 from rlpa_lib.settings import config
+from rlpa_lib.settings.base import BENCHMARKS
 from rlpa_lib.settings.config import InputError
 
 SAMPLED = ("rlpa", "rlpa_prompting", "base")
@@ -60,21 +63,20 @@ def build_score_grid(run_dir: Path, name: str, columns: Mapping[str, tuple[str, 
     for _, row in table.iterrows():
         model = row.get("model", own)
         label = row["method"] if model == own else f"{model}, {row['method']}"
-        found[label] = tuple(_score(row, c, decimals) for c, (_, decimals) in columns.items() if c in table)
-    heads = tuple(head for column, (head, _) in columns.items() if column in table)
+        cells = (_score(row, c, f".{decimals}f") for c, (_, decimals) in columns.items() if c in table)
+        found[label] = tuple(cells)
+    heads = tuple(head for column, (head, _) in columns.items() if column in table) or ("result",)
     expected = [*LABELS.values(), *(f"{model}, {method}" for model, method in CLOSED)]
     rows = tuple((label, found.get(label, ())) for label in dict.fromkeys([*expected, *found]))
-    return Grid(name, heads or ("result",), rows)
+    return Grid(name, heads, rows)
 
 
-def _score(row: pd.Series, column: str, decimals: int) -> Cell:
+def _score(row: pd.Series, column: str, style: str) -> Cell:
     value, low, high = read_interval(row, column)
-    if math.isnan(value):
-        return Cell("–")
-    interval = "" if math.isnan(low) else f"{low:.{decimals}f} to {high:.{decimals}f}"
+    interval = "" if math.isnan(low) else f"{low:{style}} to {high:{style}}"
     has_bar = interval and column.endswith("avg")
     bar = tuple(min(100.0, max(0.0, x)) for x in (low, value, high)) if has_bar else None
-    return Cell(f"{value:.{decimals}f}", interval, bar)
+    return Cell("–") if math.isnan(value) else Cell(f"{value:{style}}", interval, bar)
 
 
 def build_paired_grid(run_dir: Path, name: str) -> Grid | None:
@@ -82,12 +84,11 @@ def build_paired_grid(run_dir: Path, name: str) -> Grid | None:
     table = read_table(run_dir, name)
     if table is None or not {"benchmark", "method", "difference"} <= set(table):
         return None
-    rows = []
+    table, rows = table.rename(columns={"low": "difference_low", "high": "difference_high"}), []
     for _, row in table.iterrows():
-        low, high, *chances = (read_number(row, column) for column in ("low", "high", "p", "p_holm"))
-        interval = "" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}"
-        cells = Cell(str(row["benchmark"])), Cell(f"{row['difference']:+.1f}", interval)
-        rows.append((str(row["method"]), (*cells, *(Cell(_p(p)) for p in chances))))
+        chances = [Cell(_p(read_number(row, column))) for column in ("p", "p_holm")]
+        cells = Cell(str(row["benchmark"])), _score(row, "difference", "+.1f"), *chances
+        rows.append((str(row["method"]), cells))
     return Grid(name, ("benchmark", "difference, points", "p", "p, Holm"), tuple(rows), head="RLPA minus")
 
 
@@ -99,16 +100,14 @@ def build_grid(table: pd.DataFrame, name: str) -> Grid:
     """The first rows of any table; its first column heads the rows, x_low and x_high go below x."""
     columns = estimate_columns(table)
     head, *heads = (str(column).replace("_", " ") for column in columns)
-    rows = tuple(
-        (_text(row[columns[0]]), tuple(_plain(row, column) for column in columns[1:]))
-        for row in table.head(MOST_ROWS).to_dict("records")
-    )
+    shown = table.head(MOST_ROWS).to_dict("records")
+    rows = tuple((_text(row[columns[0]]), tuple(_plain(row, c) for c in columns[1:])) for row in shown)
     note = f"The first {MOST_ROWS} of {len(table)} rows; all of them are in the run directory."
     return Grid(name, tuple(heads), rows, note if len(table) > MOST_ROWS else "", head)
 
 
 def _plain(row: Mapping[str, Any], column: str) -> Cell:
-    ends = [row.get(f"{column}_{end}", math.nan) for end in ("low", "high")]
+    ends = [row.get(f"{column}_{end}") for end in ("low", "high")]
     known = all(isinstance(x, float) and not math.isnan(x) for x in ends)
     return Cell(_text(row[column]), " to ".join(map(_text, ends)) if known else "")
 
@@ -127,12 +126,12 @@ def load_other_tables(run_dir: Path, shown: Sequence[str]) -> list[Grid]:
 
 def load_pictures(run_dir: Path) -> list[dict[str, Any]]:
     """Every figures/*.png of the run as a data URI with its facts, the paper's first, by number."""
-    return [_load_picture(file) for file in sorted((run_dir / "figures").glob("*.png"), key=_order)]
 
+    def place(file: Path) -> tuple[int, int, str]:
+        match = re.fullmatch(r"fig(\d+)(.*)", file.stem)
+        return (0, int(match[1]), match[2]) if match else (1, 0, file.stem)
 
-def _order(file: Path) -> tuple[int, int, str]:
-    match = re.fullmatch(r"fig(\d+)(.*)", file.stem)
-    return (0, int(match[1]), match[2]) if match else (1, 0, file.stem)
+    return [_load_picture(file) for file in sorted((run_dir / "figures").glob("*.png"), key=place)]
 
 
 def _load_picture(file: Path) -> dict[str, Any]:
@@ -146,8 +145,7 @@ def _load_picture(file: Path) -> dict[str, Any]:
         "caption": facts.get("caption") or file.stem,
         "alt": facts.get("alt") or f"Figure {file.stem}; no description was recorded",
         "src": f"data:image/png;base64,{base64.b64encode(png).decode()}",
-        "width": sizes[0],  # in pixels, 0 if unknown
-        "height": sizes[1],
+        **dict(zip(("width", "height"), sizes, strict=True)),  # in pixels, 0 if unknown
         "data": build_grid(pd.read_csv(table), file.stem) if drawn else None,
         "source": ", ".join(f"{key.replace('_', ' ')} {str(facts[key])[:40]}" for key in made_by),
     }
@@ -155,14 +153,15 @@ def _load_picture(file: Path) -> dict[str, Any]:
 
 def load_dialogues(run_dir: Path) -> list[dict[str, Any]]:
     """The first users of a benchmark (unselected) as RLPA and the untrained methods met them, with marks."""
-    for benchmark in ("vanilla", "extended"):
-        files = {m: run_dir / "dialogues" / f"{m}-{benchmark}.jsonl" for m in SAMPLED}
-        found = {m: storage.read_jsonl(file)[:SAMPLED_USERS] for m, file in files.items() if file.is_file()}
-        if found:
-            marks = {m: _load_marks(run_dir / "judgements" / files[m].name) for m in found}
-            pairs = [(m, i) for i in range(SAMPLED_USERS) for m in found if i < len(found[m])]
-            return [_describe_dialogue(found[m][i], m, benchmark, marks[m]) for m, i in pairs]
-    return []
+    found = []
+    for benchmark, method in itertools.product(BENCHMARKS, SAMPLED):
+        file = run_dir / "dialogues" / f"{method}-{benchmark}.jsonl"
+        if file.is_file() and (not found or found[0]["benchmark"] == benchmark):
+            marks = _load_marks(run_dir / "judgements" / file.name)
+            facts = {"method": LABELS[method], "benchmark": benchmark, "marks": marks}
+            talks = enumerate(storage.read_jsonl(file)[:SAMPLED_USERS])
+            found += [{**talk, **facts, "place": place} for place, talk in talks]
+    return sorted(found, key=itemgetter("place"))
 
 
 def _load_marks(file: Path) -> dict[tuple[str, int], str]:
@@ -175,20 +174,6 @@ def _load_marks(file: Path) -> dict[tuple[str, int], str]:
     return marks
 
 
-def _describe_dialogue(row: Mapping[str, Any], method: str, benchmark: str, marks: Mapping) -> dict[str, Any]:
-    turns = [
-        {
-            "user": turn["user"]["text"],
-            "profile": turn["reply"]["profile"]["items"],
-            "response": turn["reply"]["response"],
-            "broken": None if turn["reply"]["format_ok"] else turn["completion"],
-            "mark": marks.get((row["persona_id"], place), ""),
-        }
-        for place, turn in enumerate(row["turns"], start=1)
-    ]
-    return {"method": LABELS[method], "benchmark": benchmark, "user": row["persona_id"], "turns": turns}
-
-
 def read_times(run_dir: Path) -> list[tuple[str, str, str]]:
     """(notebook, time, how it ended) of the executed copies, in order, without those that still run."""
     times = []
@@ -196,21 +181,17 @@ def read_times(run_dir: Path) -> list[tuple[str, str, str]]:
         name, _, state = file.name.removesuffix(".ipynb").partition(".")
         if state != "running":
             facts = json.loads(file.read_text(encoding="utf-8")).get("metadata", {}).get("papermill", {})
-            time = "–" if (seconds := facts.get("duration")) is None else format_seconds(seconds)
-            times.append((name, time, "failed" if state == "failed" or facts.get("exception") else "done"))
+            minutes, rest = divmod(round(facts.get("duration") or 0), 60)
+            time = f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+            end = "failed" if state == "failed" or facts.get("exception") else "done"
+            times.append((name, "–" if facts.get("duration") is None else time, end))
     return times
-
-
-def format_seconds(seconds: float) -> str:
-    """12 s, or 3 min 05 s."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def build_commands(record: Mapping[str, Any], run_dir: Path) -> tuple[str, str]:
     """The exact commands that repeat the run: the make target, and the same without make."""
     scale, seed, folder = _scale(record["params_name"]), str(record["seed"]), f"runs/{run_dir.name}"
-    changes = list(_list_changes(record))
+    changes = _list_changes(record)
     make = ["make", "reproduce", f"SCALE={scale}", f"SEED={seed}", f"RUN_DIR={folder}"]
     make += [f"SET={' '.join(changes)}"] if changes else []
     direct = ["python", "-m", "rlpa_lib", "reproduce", "--scale", scale, "--seed", seed, "--run-dir", folder]
@@ -223,16 +204,14 @@ def _scale(params_name: str) -> str:
     return re.sub(r"^params/(.*?)(\.yaml)?$", r"\1", params_name)
 
 
-def _list_changes(record: Mapping[str, Any]) -> Iterator[str]:
+def _list_changes(record: Mapping[str, Any]) -> list[str]:
     """`section.key=value` of every setting in which the run differs from the params file that it names."""
     try:
         usual = config.dump_config(config.load_config(_scale(record["params_name"])))
     except InputError:  # a params file of the user's own that has moved: the record still lists every setting
-        return
-    for section, values in record["params"].items():
-        for key, value in values.items():
-            if usual.get(section, {}).get(key) != value:
-                yield f"{section}.{key}={format_value(value)}"
+        return []
+    known = dict(list_settings(usual))
+    return [f"{key}={value}" for key, value in list_settings(record["params"]) if known.get(key) != value]
 
 
 def format_value(value: Any) -> str:
@@ -245,5 +224,5 @@ def format_value(value: Any) -> str:
 
 def list_settings(params: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(section.key, value) of every setting."""
-    pairs = ((section, key, value) for section, values in params.items() for key, value in values.items())
-    return [(f"{section}.{key}", format_value(value)) for section, key, value in pairs]
+    sections = params.items()
+    return [(f"{s}.{key}", format_value(value)) for s, values in sections for key, value in values.items()]

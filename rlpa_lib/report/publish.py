@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
 
 from rlpa_lib import figures
 from rlpa_lib.evaluation import tables
-from rlpa_lib.evaluation.tables import Scores
-from rlpa_lib.figures import credit
+from rlpa_lib.figures import training
 from rlpa_lib.runs import record as records
 from rlpa_lib.runs import storage
 from rlpa_lib.settings.config import InputError
@@ -41,57 +41,29 @@ def publish(run_dirs: Sequence[Path], out: Path) -> list[Path]:
     if len(done) < 3:
         raise InputError(f"{out}: {len(done)} finished runs, at least three seeds are needed")
     first, params = done[0][1], done[0][1]["params"]
-    prefix = f"{out}/{Path(first['params_name']).stem}_"
+    prefix, evaluated = f"{out}/{Path(first['params_name']).stem}_", params["evaluation"]
     source = _describe_runs(done) | {"params_sha256": first["params_sha256"]}
-    by_seed = [read_scores(folder, f["params"]["evaluation"]) for folder, f in done]
-    table = tables.seeds_table(by_seed, params["policy"]["model"])
-    caption = ("AVG, N-IR and N-R² (eq. 8 with all turns; _running: as printed) of each row, and RLPA's AVG "
-               "minus the row's; 95 % intervals over seeds and users")  # fmt: skip
-    written = _save(f"{prefix}seeds", table, {**source, "caption": caption})
-    figure, data = figures.alignment_over_seeds(by_seed)
-    caption = "Turn-wise alignment over all seeds; bands: 95 % over seeds and users"
-    alt = "Share of users with an aligned response at each turn, one line a method, for the two benchmarks"
-    written += _save(f"{prefix}alignment", data, {**source, "caption": caption, "alt": alt}, figure)
+    names = evaluated["methods"], evaluated["benchmarks"]
+    by_seed = [training.read_scores(folder, *names) for folder, _ in done]
     rewards = {f"seed {f['seed']}": figures.cohort_rewards(folder) for folder, f in done}
-    figure, data = figures.training_curve(rewards, params["rollout"]["turns"])
-    caption = "Training reward of each seed, cohort by cohort; bands: 95 % over the cohort's dialogues"
-    alt = "Total, profile and response reward and format rate over the cohorts, one line a seed"
-    written += _save(f"{prefix}reward", data, {**source, "caption": caption, "alt": alt}, figure)
+    table = tables.seeds_table(by_seed, params["policy"]["model"])
+    written = _save(prefix, "seeds", source, None, table)
+    written += _save(prefix, "alignment", source, *figures.alignment_over_seeds(by_seed))
+    curve = figures.training_curve(rewards, params["rollout"]["turns"])
+    written += _save(prefix, "reward", source, *curve)
     last = max(done, key=lambda pair: pair[1]["end"] or "")[0]
-    written += _compare_credit_schemes(last, prefix)
+    together = training.comparable_runs(last)
+    by_turn = training.training_by_turn(together)
+    if by_turn["scheme"].nunique() > 1:
+        source = _describe_runs([(folder, records.read(folder)) for folder in together])
+        written += _save(prefix, "credit_schemes", source, *training.credit_curves(by_turn))
+        written += _save(prefix, "credit_held_out", source, None, training.held_out(together))
     stems = [last / name for name in POOLED_BY_NOTEBOOKS]
     stems += [done[0][0] / "figures" / name for name in SHOWN_OF_ONE_RUN]
     for file in (stem.with_suffix(ending) for stem in stems for ending in (".csv", ".json", ".png")):
         if file.is_file():
             written.append(storage.write_bytes(Path(f"{prefix}{file.name}"), file.read_bytes()))
     return [*written, out / RUNS]
-
-
-def _compare_credit_schemes(run_dir: Path, prefix: str) -> list[Path]:
-    """<scale>_credit_schemes and _credit_held_out, if runs under another scheme lie beside this one."""
-    together = credit.comparable_runs(run_dir)
-    by_turn = credit.training_by_turn(together)
-    if by_turn["scheme"].nunique() < 2:
-        return []
-    source = _describe_runs([(folder, records.read(folder)) for folder in together])
-    figure, data = credit.credit_curves(by_turn)
-    caption = "Reward in training under the credit schemes, mean over all samples of a turn"
-    caption += "; bands: 95 % over seeds"
-    alt = "Mean reward by cohort and by turn, one line a credit scheme; thin lines are seeds"
-    written = _save(f"{prefix}credit_schemes", data, {**source, "caption": caption, "alt": alt}, figure)
-    caption = "Alignment of the trained policy with held-out users by credit scheme, percent"
-    caption += "; 95 % over seeds and users"
-    held_out = credit.held_out(together)
-    return written + _save(f"{prefix}credit_held_out", held_out, {**source, "caption": caption})
-
-
-def read_scores(run_dir: Path, settings: dict[str, Any]) -> Scores:
-    """(method, benchmark) -> scores (E, K) of every row that was judged in a run directory."""
-    scores = {}
-    for key in itertools.product(settings["methods"], settings["benchmarks"]):
-        if (file := run_dir / "judgements" / f"{'-'.join(key)}.jsonl").is_file():
-            scores[key] = tables.score_table(storage.read_jsonl(file, appended=True))
-    return scores
 
 
 def _describe_runs(runs: Sequence[tuple[Path, dict]]) -> dict[str, Any]:
@@ -123,10 +95,14 @@ def _remember(read: Sequence[tuple[Path, dict]], file: Path) -> None:
             storage.append_jsonl(file, row)
 
 
-def _save(stem: str, data: pd.DataFrame, facts: dict[str, Any], figure: Figure | None = None) -> list[Path]:
+def _save(
+    prefix: str, name: str, source: dict[str, Any], figure: Figure | None, data: pd.DataFrame
+) -> list[Path]:
     """A table, or a figure with the data that it draws, and where they come from."""
-    csv = data.to_csv(index=False).encode()
-    facts = {"name": Path(stem).name, "data_sha256": storage.sha256(csv), **facts}
+    captions = (resources.files("rlpa_lib.report") / "captions.yaml").read_text(encoding="utf-8")
+    csv, stem = data.to_csv(index=False).encode(), f"{prefix}{name}"
+    facts = {"name": Path(stem).name, "data_sha256": storage.sha256(csv), **source}
+    facts |= yaml.safe_load(captions)[name]
     written = [storage.write_bytes(Path(f"{stem}.csv"), csv), storage.write_json(Path(f"{stem}.json"), facts)]
     if figure is not None:
         picture = io.BytesIO()

@@ -5,7 +5,7 @@ The rows are data (replication_map.yaml); here they meet live settings, and thei
 
 from __future__ import annotations
 
-import ast
+import symtable
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -28,28 +28,6 @@ _TEXTS = ("item", "title", "paper", "released", "here", "status", "planned", "wh
 _LISTS = ("code", "keys", "notebooks", "files")
 _FIELDS = (*_TEXTS, *_LISTS, "stated")
 
-# What paper and released code hold, listed apart from the map so that a row cannot vanish unseen.
-REQUIRED = (
-    *(f"equation {n}" for n in range(1, 9)), *(f"table {n}" for n in range(1, 11)),
-    *(f"figure {n}" for n in ("1", "2", "3", "4a", "4b", *range(5, 19))),
-    # appendix E.2
-    *(f"{method} {name}" for method in ("SFT", "DPO") for name in ("epochs", "batch size", "learning rate")),
-    "DPO beta", "maximum number of rounds", "samples per prompt", "micro training batch size",
-    "training batch size", "micro rollout batch size", "rollout batch size", "round batch size",
-    "maximum epochs per round", "number of episodes", "actor learning rate", "critic learning rate",
-    "number of GPUs",
-    # what the released code decides
-    "policy tuning", "user model", "profile judge", "response judge", "evaluation judge", "profile format",
-    "trait count", "reply format", "broken format", "history that the policy sees", "continuation",
-    "credit over turns", "gamma", "lambda", "clip range", "value clip", "KL penalty", "sampling",
-    "optimiser and schedule", "advantage normalisation", "schedule of cohorts", "the simulator's view",
-    "languages", "training users", "test users", "SFT and DPO data", "data, evaluation and resume",
-    # prompts
-    "slot conversion (C.2)", "Base (D.2)", "Reminder (D.2)", "Self-Critic critique request (D.2)",
-    "Self-Critic revision request (D.2)", "CoT (D.2)", "RAG (D.2)",
-)  # fmt: skip
-
-
 def load_map(path: Path | None = None) -> list[dict[str, Any]]:
     """Rows of the map in the paper's order, each with `kind` and every field. InputError names a bad row."""
     source = path or resources.files("rlpa_lib.report") / "replication_map.yaml"
@@ -57,6 +35,12 @@ def load_map(path: Path | None = None) -> list[dict[str, Any]]:
     if not isinstance(tree, dict) or set(tree) != set(KINDS):
         raise InputError(f"{source}: wants the sections {', '.join(KINDS)}")
     return [_row(KINDS[section], entry, str(source)) for section in KINDS for entry in tree[section] or ()]
+
+
+def load_required() -> list[str]:
+    """What paper and released code hold; listed apart from the map so that a row cannot vanish unseen."""
+    text = (resources.files("rlpa_lib.report") / "required_items.yaml").read_text(encoding="utf-8")
+    return [item for some in yaml.safe_load(text).values() for item in some]
 
 
 def build_table(cfgs: Mapping[str, Config], rows: Sequence[Mapping[str, Any]] | None = None) -> pd.DataFrame:
@@ -71,7 +55,7 @@ def check_map(path: Path | None = None, repository: Path = record.REPOSITORY) ->
     """What is wrong with the map, one sentence each; [] if it is whole and all its pointers exist."""
     rows = load_map(path)
     items = [row["item"] for row in rows]
-    problems = [f"{item}: has no row" for item in REQUIRED if item not in items]
+    problems = [f"{item}: has no row" for item in load_required() if item not in items]
     problems += [f"{item}: has {n} rows" for item, n in Counter(items).items() if n > 1]
     scales = {name: config.load_config(name) for name in ("paper", "released")}
     for row in rows:
@@ -82,10 +66,9 @@ def check_map(path: Path | None = None, repository: Path = record.REPOSITORY) ->
 def to_html(table: pd.DataFrame, kind: str) -> str:
     """The rows of one kind as an HTML table for a notebook, escaped, settings of all configs together."""
     part = table[table["kind"] == kind].drop(columns="kind")
-    scales = [name for name in part if name.endswith(" settings")]
-    cells = part[scales].rename(columns=lambda name: name.removesuffix(" settings")).to_dict("records")
-    settings = [_merge_settings(row) for row in cells]
-    part = part.drop(columns=scales)
+    scales = part.filter(like=" settings").rename(columns=lambda name: name.removesuffix(" settings"))
+    part = part.drop(columns=part.filter(like=" settings"))
+    settings = list(map(_merge_settings, scales.to_dict("records")))
     part.insert(part.columns.get_loc("why"), "settings", settings)
     part = part.loc[:, [name for name in part if part[name].astype(bool).any()]]
     with pd.option_context("display.max_colwidth", None):
@@ -119,25 +102,21 @@ def _row(kind: str, entry: Any, source: str) -> dict[str, Any]:
 
 def _line(row: Mapping[str, Any], cfgs: Mapping[str, Config]) -> dict[str, str]:
     places = [*row["code"], *row["files"], *(f"notebook {name}" for name in row["notebooks"])]
-    later = [f"not yet: {row['planned']}"] if row["planned"] else []
-    return {
-        "kind": row["kind"], "item": row["item"] + (f"\n{row['title']}" if row["title"] else ""),
-        "status": row["status"], "paper": row["paper"], "released": row["released"], "here": row["here"],
-        "where": "\n".join([*places, *later]),
-        **{f"{name} settings": _show_settings(cfg, row["keys"]) for name, cfg in cfgs.items()},
-        "why": row["why"],
-    }
+    places += [f"not yet: {row['planned']}"] if row["planned"] else []
+    line = {name: row[name] for name in ("kind", "item", "status", "paper", "released", "here")}
+    line |= {"item": "\n".join(filter(None, (row["item"], row["title"]))), "where": "\n".join(places)}
+    line |= {f"{name} settings": _show_settings(cfg, row["keys"]) for name, cfg in cfgs.items()}
+    return line | {"why": row["why"]}
 
 
 def _show_settings(cfg: Config, keys: Sequence[str]) -> str:
-    lines = []
-    for key in keys:  # an unknown key is a problem that `check_map` reports
-        if key not in config.known_keys():
-            lines.append(f"{key}: no such key")
-            continue
+    def show(key: str) -> str:
+        if key not in config.known_keys():  # a problem that `check_map` reports
+            return f"{key}: no such key"
         value = attrgetter(key)(cfg)
-        lines.append(f"{key} = {', '.join(map(str, value)) if isinstance(value, tuple) else value}")
-    return "\n".join(lines)
+        return f"{key} = {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
+
+    return "\n".join(map(show, keys))
 
 
 def _find_problems(row: Mapping[str, Any], repository: Path, scales: Mapping[str, Config]) -> Iterator[str]:
@@ -147,52 +126,36 @@ def _find_problems(row: Mapping[str, Any], repository: Path, scales: Mapping[str
         yield "does not say what the paper says"
     if row["status"] == "built" and not (row["code"] or row["notebooks"]):
         yield "is called built but points to nothing"
-    yield from (f"no such symbol: {name}" for name in row["code"] if not _symbol_exists(name, repository))
-    unknown = [key for key in row["keys"] if key not in config.known_keys()]
-    yield from (f"no such params key: {key}" for key in unknown)
     existing = {file.stem for file in (repository / "notebooks").glob("*.ipynb")}
-    yield from (f"no such notebook: {name}" for name in row["notebooks"] if name not in existing)
-    yield from (f"no such file: {name}" for name in row["files"] if not (repository / name).is_file())
+    pointers = {"code": ("symbol", lambda name: _symbol_exists(name, repository)),
+                "keys": ("params key", config.known_keys().__contains__),
+                "notebooks": ("notebook", existing.__contains__),
+                "files": ("file", lambda name: (repository / name).is_file())}  # fmt: skip
+    for field, (what, exists) in pointers.items():
+        yield from (f"no such {what}: {name}" for name in row[field] if not exists(name))
     if row["planned"] in existing:
         yield f"waits for notebook {row['planned']}, which exists now: say what it holds"
-    if not unknown:
-        yield from _find_deviations(row, scales)
-
-
-def _find_deviations(row: Mapping[str, Any], scales: Mapping[str, Config]) -> Iterator[str]:
-    """A printed value that the params of its own scale do not keep, without a reason."""
-    for scale, stated in row["stated"].items():
+    for scale, stated in row["stated"].items() if set(row["keys"]) <= set(config.known_keys()) else ():
         if not row["keys"] or scale not in scales:
             yield f"states a value for {scale!r}, but names no key or no such scale"
-            continue
-        key = row["keys"][0]
-        live = attrgetter(key)(scales[scale])
-        if live != stated and not row["why"]:
-            kept = f"params/{scale}.yaml has {key} = {live!r}"
+        elif (live := attrgetter(row["keys"][0])(scales[scale])) != stated and not row["why"]:
+            kept = f"params/{scale}.yaml has {row['keys'][0]} = {live!r}"
             yield f"{kept}, the source says {stated!r}, and no reason is given"
 
 
 def _symbol_exists(pointer: str, repository: Path) -> bool:
-    """Whether `package.module:Name` or `package.module:Class.member` is defined there, by its source."""
+    """Whether `package.module:Name` or `package.module:Class.member` is defined there, by its source; an
+    import defines nothing, since the map says where things live."""
     module, _, path = pointer.partition(":")
     file = repository.joinpath(*module.split(".")).with_suffix(".py")
-    scope = _parse(file, file.stat().st_mtime_ns) if file.is_file() else ()
+    scopes = [_read_symbols(file, file.stat().st_mtime_ns)] if file.is_file() else []
     for name in path.split("."):
-        found = [node for node in scope if name in _list_names(node)]
-        if not found:
+        if not any(name in scope.get_identifiers() and scope.lookup(name).is_assigned() for scope in scopes):
             return False
-        scope = getattr(found[-1], "body", ())
+        scopes = [child for scope in scopes for child in scope.get_children() if child.get_name() == name]
     return True
 
 
 @cache
-def _parse(file: Path, _modified: int) -> tuple[ast.stmt, ...]:
-    return tuple(ast.parse(file.read_text(encoding="utf-8")).body)
-
-
-def _list_names(node: ast.stmt) -> set[str]:
-    """Names that a statement defines; an import defines nothing, since the map says where things live."""
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return {node.name}
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return {target.id for target in targets if isinstance(target, ast.Name)}
+def _read_symbols(file: Path, _modified: int) -> symtable.SymbolTable:
+    return symtable.symtable(file.read_text(encoding="utf-8"), str(file), "exec")

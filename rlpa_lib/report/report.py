@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined
 
 from rlpa_lib.report import claims, parts, replication
 from rlpa_lib.report.claims import read_table
@@ -17,15 +17,14 @@ from rlpa_lib.report.parts import Grid, build_grid, build_score_grid
 from rlpa_lib.runs import record as records
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
+from rlpa_lib.settings.base import BENCHMARKS
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, USERS
 
 _PAPER_POLICY = "Qwen/Qwen2.5-3B-Instruct"
 # column: its head and decimals
 _IMPROVEMENT = {"avg": ("AVG, %", 1), "n_ir": ("N-IR", 3), "n_r2": ("N-R²", 3)}
-_TABLE_1 = {
-    f"{benchmark}_{column}": (f"{benchmark} {head}", decimals)
-    for benchmark in ("vanilla", "extended") for column, (head, decimals) in _IMPROVEMENT.items()
-}  # fmt: skip
+_TABLE_1 = {f"{benchmark}_{column}": (f"{benchmark} {head}", decimals)
+            for benchmark in BENCHMARKS for column, (head, decimals) in _IMPROVEMENT.items()}  # fmt: skip
 _TURNS = {
     **{f"k{k}": (f"k={k}", 1) for k in range(1, 71)}, **_IMPROVEMENT,
     "n_ir_running": ("N-IR, as printed in eq. 8", 3), "n_r2_running": ("N-R², as printed in eq. 8", 3),
@@ -37,7 +36,10 @@ _RECORD = {"params_name", "params", "params_sha256", "seed", "code", "hardware",
 
 def build_report(run: Run) -> Path:
     """Write report.html into the run directory and return its path; what was not run is shown as such."""
-    html = _load_template().render(**gather_context(run))
+    source = (resources.files("rlpa_lib.report") / "report.html.j2").read_text(encoding="utf-8")
+    # Everything is escaped: model output, params and file names are texts that somebody else wrote.
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    html = page.from_string(source).render(**_gather_context(run))
     return storage.write_bytes(run.path("report.html"), html.encode())
 
 
@@ -46,42 +48,24 @@ def tabulate_claims(run: Run) -> pd.DataFrame:
     return pd.DataFrame(claims.check_claims(run.dir))
 
 
-def gather_context(run: Run) -> dict[str, Any]:
+def _gather_context(run: Run) -> dict[str, Any]:
     """Everything that the template shows."""
-    facts = records.read(run.dir)
-    found = claims.check_claims(run.dir)
+    facts, found = records.read(run.dir), claims.check_claims(run.dir)
     counts = Counter(claim.verdict for claim in found if not claim.where.startswith(claims.OURS))
     make, command = parts.build_commands(facts, run.dir)
-    grids = _build_grids(run.dir)
-    library = facts["code"]["library_sha256"]
+    grids, library = _build_grids(run.dir), facts["code"]["library_sha256"]
     return {
-        "scale": Path(facts["params_name"]).stem,
-        "run_name": run.dir.name,
-        "record": facts,
+        "scale": Path(facts["params_name"]).stem, "run_name": run.dir.name, "record": facts,
         "notice": _warn(facts),
         "code_changed": any(session["code"]["library_sha256"] != library for session in facts["resumed"]),
-        "claims": found,
-        "rule": claims.RULE,
-        "counts": [(verdict, counts[verdict]) for verdict in claims.VERDICTS],
-        "times": parts.read_times(run.dir),
-        "settings": parts.list_settings(facts["params"]),
+        "claims": found, "counts": [(verdict, counts[verdict]) for verdict in claims.VERDICTS],
+        "times": parts.read_times(run.dir), "settings": parts.list_settings(facts["params"]),
         # facts that notebooks added to the record, such as hashes of splits
         "notes": [(key.replace("_", " "), str(value)) for key, value in facts.items() if key not in _RECORD],
-        "grids": grids,
-        "others": parts.load_other_tables(run.dir, (*grids, "replication_map")),
-        "pictures": parts.load_pictures(run.dir),
-        "dialogues": parts.load_dialogues(run.dir),
-        "make": make,
-        "command": command,
-        **_list_paper_items(run),
-    }
-
-
-def _load_template() -> Template:
-    source = (resources.files("rlpa_lib.report") / "report.html.j2").read_text(encoding="utf-8")
-    # Everything is escaped: model output, params and file names are texts that somebody else wrote.
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return page.from_string(source)
+        "grids": grids, "others": parts.load_other_tables(run.dir, (*grids, "replication_map")),
+        "pictures": parts.load_pictures(run.dir), "dialogues": parts.load_dialogues(run.dir),
+        "make": make, "command": command, **_list_paper_items(run),
+    }  # fmt: skip
 
 
 def _warn(facts: Mapping[str, Any]) -> str:
