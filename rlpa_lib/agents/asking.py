@@ -17,8 +17,8 @@ from rlpa_lib.dialogue.judging import FailureTally
 from rlpa_lib.dialogue.profile import Profile
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
+from rlpa_lib.settings.base import Role
 from rlpa_lib.settings.config import Config, InputError
-from rlpa_lib.settings.schema import Role
 
 if TYPE_CHECKING:
     from rlpa_lib.client.endpoint import ChatEndpoint

@@ -17,8 +17,8 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import InformedUser, Message, News
 from rlpa_lib.dialogue.reveal import OPENING, reveal_budget, said_before
 from rlpa_lib.runs.seeds import derive_seed
+from rlpa_lib.settings.base import Role
 from rlpa_lib.settings.config import Config
-from rlpa_lib.settings.schema import Role
 
 if TYPE_CHECKING:
     from rlpa_lib.client.endpoint import ChatEndpoint

@@ -24,6 +24,7 @@ OneOrMore = Annotated[tuple[T, ...], Field(strict=False, min_length=1)]
 Method = Literal[tuple(kinds.METHODS)]
 Prompting = Literal[kinds.PROMPTING]  # rows that need no training
 Benchmark = Literal["vanilla", "extended"]
+BENCHMARKS: tuple[str, ...] = get_args(Benchmark)
 Variant = Literal["fixed", "aloe_scripts"]  # of SFT and DPO: rlpa_lib/methods/training_data.py
 # Ways in which a simulated user does not cooperate (beyond the paper).
 Manner = Literal["reluctant", "impatient", "contradictory", "off_topic", "terse"]
