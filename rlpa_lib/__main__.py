@@ -1,7 +1,5 @@
 """Commands: reproduce, train, plan, audit, publish. Exit codes: 0 done, 1 failed, 2 bad input or params."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence

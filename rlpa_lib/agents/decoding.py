@@ -1,8 +1,6 @@
 """Batched sampling: a prompt is run once, from where the last call's prompts end, and its N samples share one
 copy of its keys and values."""
 
-from __future__ import annotations
-
 import bisect
 import math
 import os

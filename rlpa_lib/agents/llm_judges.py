@@ -4,8 +4,6 @@ evaluation score (C.3), and what a user has revealed (section 5.3).
 They see what policy and user wrote as quoted data only. A case without a readable answer is None, not 0 or 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache

@@ -1,7 +1,5 @@
 """The policy as a transformers model in this process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 

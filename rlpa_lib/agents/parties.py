@@ -3,8 +3,6 @@
 Those behind a server need the run (or its directory) for response cache, budget and usage record.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

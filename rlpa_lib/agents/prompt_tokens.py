@@ -1,7 +1,5 @@
 """What policies share around the sampling: message lists as token ids that fit, and ids as text."""
 
-from __future__ import annotations
-
 import bisect
 import itertools
 from collections import defaultdict

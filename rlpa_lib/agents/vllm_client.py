@@ -1,7 +1,5 @@
 """What the policy asks of one vLLM server: sample, load or drop an adapter."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import warnings

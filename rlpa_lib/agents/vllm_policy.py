@@ -1,7 +1,5 @@
 """`VLLMPolicy`: rollouts from vLLM servers with the trainer's adapter, as token ids and log-probabilities."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace

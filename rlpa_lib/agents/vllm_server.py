@@ -8,8 +8,6 @@
 vLLM pins its own torch, so it lives in an environment apart and never enters the project's.
 """
 
-from __future__ import annotations
-
 import argparse
 import http.client
 import json

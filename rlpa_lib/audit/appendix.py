@@ -1,7 +1,5 @@
 """Arithmetic of tables 6-10 (appendices G and H) and the ranges that every printed number must respect."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Checks of tables 1, 2, 4 and 5 stand here, those of tables 6-10 in `appendix`, of sentences in `claims`.
 """
 
-from __future__ import annotations
-
 import itertools
 import sys
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ A verdict is about the printed numbers alone, never about what was done. Average
 printed turns, so that slips in printed averages do not decide a claim.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator

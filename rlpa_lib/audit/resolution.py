@@ -5,8 +5,6 @@ AVG gets two standard errors, for independent turns (correlation 0, the least) a
 fail together (1, the most).
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 

@@ -1,8 +1,6 @@
 """What is asked of a chat model, how its answer is read from a server's JSON, and every way in which that can
 fail."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Paid answers, kept in SQLite so that neither a crash nor a second process loses or repeats one."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import threading

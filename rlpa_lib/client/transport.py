@@ -1,7 +1,5 @@
 """One HTTP request to a chat server: what is sent, what it may cost, and what each failure means."""
 
-from __future__ import annotations
-
 import asyncio
 import ipaddress
 import json

@@ -1,6 +1,4 @@
 """What a judge gives: the overlap of two profiles, five binary criteria with reasons (sections 3.2, 3.3)."""
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol

@@ -1,7 +1,5 @@
 """A persona: who a simulated user is."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rlpa_lib.dialogue.profile import Profile

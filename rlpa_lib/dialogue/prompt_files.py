@@ -1,6 +1,4 @@
 """Prompt texts: one file per prompt and set (en, zh, mini), all ours, each naming the paper's section."""
-from __future__ import annotations
-
 from functools import cache
 from importlib import resources
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a policy and a simulated user are (section 3.1); judges: `judging`, methods: `rlpa_lib.methods`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol

@@ -4,8 +4,6 @@ A policy that is trained against a judge finds the judge's holes. So texts lose 
 models' control tokens are broken up, overlong texts are cut, and all goes into JSON that cannot end early.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """How much a simulated user may tell, what it has told, and repeated responses (sections 3.1, 5.3)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Protocol

@@ -1,7 +1,5 @@
 """The only turn loop: the user speaks, the policy answers, a judge may judge (section 3.1)."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ training as with both rewards.
 The training with both rewards is 20_ppo's own: it keeps its adapter of the moment at which all are compared
 (`ablations.iterations`)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

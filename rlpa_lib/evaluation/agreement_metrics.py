@@ -1,7 +1,5 @@
 """Agreement of raters and judges (appendices G and H). Ratings: items x raters, NaN where not rated."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from itertools import combinations

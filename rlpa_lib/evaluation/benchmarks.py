@@ -2,8 +2,6 @@
 nobody with training or with each other. The paper announces 74 users for both, its table 5 fits 73:
 `evaluation.extended_users` chooses."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path

@@ -2,8 +2,6 @@
 
 All functions take the judgement rows of one method and benchmark (`scoring.Judgement.to_json`)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

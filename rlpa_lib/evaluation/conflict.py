@@ -2,8 +2,6 @@
 
 Axes: E users, K turns; the persona changes at turn `at` (from 1). Recovery time and stale values are ours."""
 
-from __future__ import annotations
-
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

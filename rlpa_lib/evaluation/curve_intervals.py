@@ -9,8 +9,6 @@ tests/benchmarks/bench_coverage.py measures it), "running" 98 to 100 % (a protot
 lowest of all 92 %): often longer than need be, seldom shorter. Where turns may all be equal, N-IR reaches far
 to both sides of 0 and N-R² from 0 to nearly 1."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass

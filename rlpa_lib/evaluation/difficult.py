@@ -1,7 +1,5 @@
 """Users who do not cooperate (beyond the paper): alignment with them and with the paper's willing ones."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -2,8 +2,6 @@
 
 Axes: S seeds, E users, K turns, B resamples. Scores are in [0, 1]; NaN is a judge failure and is left out."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,8 +1,6 @@
 """Long dialogues with a fixed profile (section 5.3): profile score and Theoretical Max at checkpoints, what
 fell out of the context, time and memory a turn. Axes: E users, K turns."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 

@@ -1,8 +1,6 @@
 """Alignment level and normalised improvement (appendix C.3, eq. 8). Axes: E users, K turns. Levels are
 fractions; the paper prints percent."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

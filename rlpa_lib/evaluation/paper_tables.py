@@ -1,7 +1,5 @@
 """The paper's tables, read from a folder of CSVs, and an audit's findings about their cells."""
 
-from __future__ import annotations
-
 import csv
 import math
 import re

@@ -1,8 +1,6 @@
 """Reasoning as tokens before the answer (section 5.4, figure 5): RLPA's profile block, CoT's thought, drafts
 and critiques, and the hidden thinking of reasoning models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np

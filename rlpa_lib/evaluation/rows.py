@@ -1,8 +1,6 @@
 """The rows of tables 1, 4 and 5: what each needs, the method that plays it, and what a run has played. One
 model in memory serves all local rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

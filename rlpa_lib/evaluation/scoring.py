@@ -1,7 +1,5 @@
 """A method meets the users of a benchmark for K turns, and every response is judged (appendix C.3)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial

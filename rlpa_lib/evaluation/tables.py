@@ -3,8 +3,6 @@
 A row's key is its method, or "method@model" for a model of evaluation.comparators (`rows.Row.name`). At the
 paper's scale the printed values stand under ours; a miniature's numbers never stand beside them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 

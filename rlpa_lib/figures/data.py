@@ -1,7 +1,5 @@
 """Figures of data and judges: slots (6), profile (7), revelation, scores, confusion and overlap counts."""
 
-from __future__ import annotations
-
 from itertools import product
 from textwrap import fill
 

@@ -1,8 +1,6 @@
 """Figures 3, 4a, 4b, 5, 14 and 15, and what the paper does not draw: the swap test, prices, several seeds,
 profiles through a change, time and memory, users who do not cooperate."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle

@@ -3,8 +3,6 @@
 Sizes are inches at 150 dpi, about 7 wide. The palette is safe for colour-blind readers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any

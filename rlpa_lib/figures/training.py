@@ -1,8 +1,6 @@
 """Learning curves: PPO's and its ablations' (figure 18), SFT's and DPO's, GRPO beside PPO, and the credit
 schemes of several runs beside each other, in training and with held-out users."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product

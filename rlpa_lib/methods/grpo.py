@@ -10,8 +10,6 @@ What differs from `rlpa.training.Trainer`:
 - the learning rate is constant within a round; moments of the optimiser go on from round to round.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace

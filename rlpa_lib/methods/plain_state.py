@@ -5,8 +5,6 @@ with pickle. `PlainState` replaces those hooks, and only those: where to go on i
 own business. For one process; several would each need their own random state.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable

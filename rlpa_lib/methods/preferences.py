@@ -1,8 +1,6 @@
 """Preference conversations in ALOE's format, which SFT and DPO learn from (appendix D.2): a reader for the
 real file, and an offline generator in which the agenda user meets a personalised and a generic assistant."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ kept in `Answer.hidden`, and its tokens are counted. The functions at the end ma
 `settings.kinds.METHODS` lists.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

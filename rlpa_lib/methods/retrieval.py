@@ -3,8 +3,6 @@
 Axes: N texts, D dimensions of a vector. Vectors have length one, so that their product is the cosine.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ without warm-up (the trainers' default), AdamW without weight decay, LoRA where 
 weights (and LoRA too where `policy.tuning: full` makes PPO tune all), and where DPO starts from.
 """
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Callable

@@ -12,8 +12,6 @@ DPO  6. the rejected answer is a random choice from the stored text: one charact
      7. beta 0.9 and a learning rate of 1e-5 instead of the paper's 0.01 and 5e-6, 48 pairs a step.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Replies that try to earn marks without deserving them, each with the criterion on which it must fail."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 

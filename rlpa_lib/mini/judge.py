@@ -4,8 +4,6 @@ RuleJudge gives training rewards (eq. 2-4), RuleEvaluationJudge scores against t
 RuleRevealJudge says what a user has told (section 5.3).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """The grammar that users and assistants of the miniature speak: generation, and parsing into facts."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """The values of the miniature world, and whether two phrasings mean the same (the overlap of eq. 2)."""
 
-from __future__ import annotations
-
 import random
 import re
 from dataclasses import dataclass, field

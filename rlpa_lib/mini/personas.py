@@ -1,7 +1,5 @@
 """Personas of the offline world: correlated slot values, and the prose of grammar/persona.txt about them."""
 
-from __future__ import annotations
-
 import random
 import re
 

@@ -1,7 +1,5 @@
 """Dialogues of agenda users with the careful assistant (a yardstick) and the mixed crowd (to learn from)."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Callable, Sequence

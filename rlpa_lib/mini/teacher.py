@@ -1,7 +1,5 @@
 """Scripted assistants: the mixed crowd that the tiny model imitates, and the oracle (the ceiling)."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """A user who reveals its profile by an agenda and reacts (section 3.1; Schatzmann & Young 2009)."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Makes the miniature's personas, users and judges (see settings.kinds); agents.world reaches the rest."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rlpa_lib.dialogue.persona import Persona

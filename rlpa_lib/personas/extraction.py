@@ -5,8 +5,6 @@ A rule gives its slot's value, or None if the text says nothing. Values hold no 
 frame: "I am / have / enjoy / live in ___". Word lists and tables of patterns are in this folder's .tsv files.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import re

@@ -1,7 +1,5 @@
 """What a person likes to do according to a description, as phrases for "I enjoy ___" (slot Interests)."""
 
-from __future__ import annotations
-
 import re
 from itertools import pairwise
 from operator import itemgetter

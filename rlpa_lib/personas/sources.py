@@ -1,7 +1,5 @@
 """Where the users come from: ALOE's and PersonaChat's files in disjoint splits (appendices C.1, C.2)."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Small tools on English text that the slot rules share: sentences, clauses, gerunds, pronouns, stems."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence

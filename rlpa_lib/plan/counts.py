@@ -3,8 +3,6 @@
 E users, K turns, N samples. Nobody is asked for the first word, "Hello"; at turn 1 there is no profile.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 

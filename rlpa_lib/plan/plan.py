@@ -4,8 +4,6 @@ Requests are counted from the settings (`counts`), their lengths scaled from a p
 assumptions, which the plan prints; `compare` holds a plan against what a finished run really asked.
 """
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Mapping

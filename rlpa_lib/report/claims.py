@@ -1,7 +1,5 @@
 """Which claims of the paper hold in one run: holds, does not hold or not tested, by the rule beside each."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Pieces of the report page, read from a run directory: tables, figures, dialogues, times, commands."""
 
-from __future__ import annotations
-
 import base64
 import itertools
 import json

@@ -1,7 +1,5 @@
 """What is committed under figures/: results of several seeds together, from their run directories alone."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from importlib import resources

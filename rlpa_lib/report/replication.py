@@ -3,8 +3,6 @@
 The rows are data (replication_map.yaml); here they meet live settings, and their pointers are checked.
 """
 
-from __future__ import annotations
-
 import symtable
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

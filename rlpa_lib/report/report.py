@@ -1,7 +1,5 @@
 """One page that tells a whole run: report.html, from the run directory alone, readable without a network."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from importlib import resources

@@ -1,7 +1,5 @@
 """Runs the numbered notebooks with papermill, each after those that it needs, skipping what is finished."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

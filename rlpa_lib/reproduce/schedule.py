@@ -1,7 +1,5 @@
 """Which notebook waits for which, and several of them side by side, each in a kernel of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any

@@ -3,8 +3,6 @@
 On disk there are no pickles: weights and optimiser moments are safetensors, the rest is JSON.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil

@@ -3,8 +3,6 @@
 Axes: S samples, T tokens of the longest completion, F features; B packed rows, L tokens of a packed row.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Iterator, Sequence

@@ -4,8 +4,6 @@ Axes: S samples or B completions, T places: the tokens of a completion and, with
 state after its last one. `keep` is true on tokens.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

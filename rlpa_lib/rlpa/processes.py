@@ -1,7 +1,5 @@
 """Several processes that are one run (accelerate): how they start, who does what, how all get to know it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Turn rewards: profile reward (eq. 2-3), response reward (eq. 4) and what of them counts (eq. 5)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Lockstep rollouts: a cohort of dialogues advances one turn at a time, with N scored samples per prompt."""
 
-from __future__ import annotations
-
 import itertools
 import random
 import shutil

@@ -3,8 +3,6 @@
 The adapter is where PPO begins, and PPO's reference.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The numbered notebooks: where they are, and which one waits for which."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rlpa_lib.runs.record import REPOSITORY

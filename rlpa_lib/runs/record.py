@@ -1,7 +1,5 @@
 """record.json of a run directory: settings, seed, code, packages and hardware, to repeat the run."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """A run directory: who may write in it, what was run there, and all that a notebook saves."""
 
-from __future__ import annotations
-
 import fcntl
 import io
 import json

@@ -1,7 +1,5 @@
 """Seeds and threads: one seed per purpose, the same on every machine."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import random

@@ -1,7 +1,5 @@
 """Files that are complete or absent: atomic writes, JSON and JSONL, and library data as plain JSON."""
 
-from __future__ import annotations
-
 import dataclasses
 import fcntl
 import hashlib

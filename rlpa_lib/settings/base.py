@@ -1,8 +1,6 @@
 """What the sections of a params file are made of: ranges, names of methods and benchmarks, the base of all
 sections, and the sections that name a model."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field

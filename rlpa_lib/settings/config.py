@@ -1,8 +1,6 @@
 """Typed settings read from params/*.yaml: unknown keys, wrong types, impossible values and combinations are
 errors with an address."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -2,8 +2,6 @@
 kind, and no other room asks for its name. `make` names the function that makes the thing, as
 "room.module:function"; `resolve` imports it when a run needs it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

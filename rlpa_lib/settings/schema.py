@@ -1,8 +1,6 @@
 """The typed sections of a params file, with their defaults and ranges; what spans sections is checked in
 `config`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field

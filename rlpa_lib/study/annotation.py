@@ -4,8 +4,6 @@ annotation/<task>/ of a run: items.json (shown), key.json (hidden: model, system
 answers/<annotator>.jsonl, where an item's last line counts.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re

@@ -1,7 +1,5 @@
 """The annotation page in JupyterLab: one item at a time, mouse or keyboard, safe to close at any moment."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping
 from itertools import takewhile

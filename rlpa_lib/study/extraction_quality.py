@@ -1,7 +1,5 @@
 """How good the slot rules are, against profiles that were labelled by hand (appendix C.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pandas as pd

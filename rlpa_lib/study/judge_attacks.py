@@ -4,8 +4,6 @@ In the situation of `mini.attacks` the user told her home town, her job and a ho
 deserves 0, every attacking profile item matches nothing.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Language models that rewrite profiles (H.1) and find users' contradictions (G); texts are quoted data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal

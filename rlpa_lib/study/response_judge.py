@@ -1,7 +1,5 @@
 """Is the response judge right (appendix H.2)? Points of the training log to label, and labelled turns."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The test set of the profile judge (appendix H.1): of each profile a items paraphrased, b others altered."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Tables 6, 7, 9 and 10 (appendices G and H) from what annotators answered, each number with its interval."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Simulated users under test (appendix G): short dialogues, and what is measured in them without people."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

@@ -2,8 +2,6 @@
 assistants, in the modes that the baselines need, and a warm-up of copying stated facts. Training personas and
 phrasings only."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

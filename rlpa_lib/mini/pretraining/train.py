@@ -1,8 +1,6 @@
 """The tiny policy, a Qwen2 model of about four million parameters with its own tokenizer, and its training:
 `python -m rlpa_lib.mini.pretraining.train` (make tiny-model)."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
