@@ -148,3 +148,39 @@ def test_a_vanishing_discount_is_the_bandit():
     linked = ppo.assign_credit(rewards, values, keep, places, settings(turn_discount=1e-300, lam=0.9))
     single = ppo.assign_credit(rewards, values * keep, keep, places, settings(turn_discount=0.0, lam=0.9))
     assert torch.equal(linked.advantages_ST, single.advantages_ST)
+
+
+def test_a_baseline_of_samples_by_hand():
+    # one dialogue of two turns and two samples each, the first of each goes on; discount .5, no KL
+    places = [Place("d", 1, True), Place("d", 1, False)]
+    places += [Place("d", 2, True, True), Place("d", 2, False, True)]
+    rewards, keep = torch.tensor([[1.0, 0], [3, 0], [2, 0], [4, 0]]), torch.tensor([[True, False]] * 4)
+    values = ppo.baseline_values(rewards, keep, places, 0.5)
+    # V(2) = 3; tokens of turn 1 have the sibling's reward + .5 * 3, the state after it 3; behind turn 2: 0
+    assert values.tolist() == [[4.5, 3.0], [2.5, 3.0], [4.0, 0.0], [2.0, 0.0]]
+    advantages, returns, _ = ppo.assign_credit(
+        rewards, values, keep, places, settings(turn_lam=1.0, turn_limit="end")
+    )
+    # the sample that went on met 2 where turn 2 brings 3 on average: 1 + .5 * 2 - 4.5
+    # its sibling: 3 + .5 * 3 - 2.5
+    assert advantages[:, 0].tolist() == [-2.5, 2.0, -2.0, 2.0]
+    assert returns[:, 0].tolist() == [2.0, 4.5, 2.0, 4.0]
+
+
+def test_a_baseline_of_samples_under_the_bandit_is_leave_one_out():
+    places = [Place("a", 1, True), Place("a", 1, False), Place("a", 1, False), Place("b", 1, True)]
+    rewards = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 6.0], [0.0, 5.0]])
+    keep = torch.ones(4, 2, dtype=torch.bool)
+    values = ppo.baseline_values(rewards, keep, places, 0.0)
+    assert values[:, 0].tolist() == [4.0, 3.5, 1.5, 3.0]  # "b" is alone: the mean of the turn's others
+    advantages, *_ = ppo.assign_credit(rewards, values, keep, places, settings(turn_discount=0.0))
+    assert advantages[:, 0].tolist() == [-3.0, -1.5, 4.5, 2.0]
+
+
+def test_what_explains_the_advantages():
+    places = [Place("a", 1, True), Place("a", 1, False), Place("b", 1, True), Place("b", 1, False)]
+    keep, rewards = torch.ones(4, 1, dtype=torch.bool), torch.tensor([0.0, 1.0, 1.0, 0.0])
+    coin = ppo.explain_advantages(torch.tensor([[2.0], [-2], [2], [-2]]), keep, places, rewards)
+    own = ppo.explain_advantages(rewards[:, None] * 3, keep, places, rewards)
+    assert coin == near({"advantage_by_reward": 0.0, "advantage_by_coin": 1.0})
+    assert own == near({"advantage_by_reward": 1.0, "advantage_by_coin": 0.0})

@@ -225,6 +225,15 @@ def test_sampling_that_cannot_train_is_refused(tmp_path):
 MDP = {"turn_discount": 0.9, "update_every": "dialogue", "value_clip": None}
 
 
+def test_a_baseline_of_samples_trains_no_critic(tmp_path):
+    made = trainer(tmp_path, config(ppo={"baseline": "samples"}))
+    before, rows = weights(made), made.train(say=quiet)
+    moved = {name for name, weight in weights(made).items() if not torch.equal(weight, before[name])}
+    assert moved and all(".policy." in name for name in moved)
+    assert all({"advantage_by_reward", "advantage_by_coin"} <= row.keys() for row in rows)
+    assert "value_loss" not in rows[0]
+
+
 @pytest.mark.parametrize("continuation", ["random", "independent"])
 def test_turns_are_linked_within_a_dialogue(tmp_path, continuation):
     cfg = config(
@@ -262,8 +271,9 @@ def test_turns_are_linked_within_a_dialogue(tmp_path, continuation):
         {"rollout": {"continuation": "random"}, "ppo": {**MDP, "critic": "lora", "iterations": 4}},
         {"ppo": {"kl_target": 0.01, "kl_horizon": 100.0}},
         {"policy": {"tuning": "full", "lora_dropout": 0.0}, "ppo": {"lr": 1e-4}},
+        {"rollout": {"continuation": "random"}, "ppo": {**MDP, "baseline": "samples", "iterations": 4}},
     ],
-    ids=["discounted", "adaptive", "full"],
+    ids=["discounted", "adaptive", "full", "samples"],
 )
 def test_every_mode_resumes_exactly(tmp_path, changes):
     whole = trainer(tmp_path / "whole", config(**changes))

@@ -38,6 +38,7 @@ class Experience:
     features: Tensor | None
     weights: Tensor | None = None
     gap: dict[str, float] | None = None
+    shares: dict[str, float] | None = None
 
     def cut(self, samples: list[int], longest: int, device: torch.device) -> Experience:
         """The tensors of these samples, up to the longest completion among them, on a device."""
@@ -72,16 +73,20 @@ def gather_experience(
     totals_S = torch.tensor([s.reward.total for s in samples])
     rewards = ppo.token_rewards(totals_S, kl, keep, settings.kl_coef if kl_coef is None else kl_coef)
     places = [ppo.Place(g.dialogue_id, g.turn, i == g.chosen, g.turn >= last_turn) for g, i, _ in rewarded]
-    advantages, returns, taught = ppo.assign_credit(rewards, seen["values"], keep, places, settings)
+    values = seen["values"]
+    if settings.baseline == "samples":
+        values = ppo.baseline_values(rewards, keep, places, settings.turn_discount)
+    advantages, returns, taught = ppo.assign_credit(rewards, values, keep, places, settings)
+    shares = ppo.explain_advantages(advantages, keep, places, totals_S)
     if settings.advantage_norm != "none":
         blocks = torch.tensor([p.turn if settings.advantage_norm == "rollout" else 0 for p in places])
         advantages = ppo.normalise_advantages(advantages, keep, blocks)
     cap = settings.importance_cap if elsewhere else None
     return Experience(
         groups=groups, keep=keep, taught=taught, old_logprobs=old, reference=seen["reference"],
-        values=seen["values"], advantages=advantages, returns=returns, features=seen.get("features"),
+        values=values, advantages=advantages, returns=returns, features=seen.get("features"),
         weights=ppo.truncated_importance(old, sampled, cap) if cap else None,
-        gap=ppo.sampler_gap(old, sampled, keep) if elsewhere else None,
+        gap=ppo.sampler_gap(old, sampled, keep) if elsewhere else None, shares=shares,
     )
 
 
@@ -110,7 +115,9 @@ def _run_frozen(learner: Learner, groups: list[Group], shape: torch.Size, policy
         seen["features"] = torch.zeros(*shape, learner.network.head.width)
     for samples, packed, idle in learner.passes(groups, range(len(groups))):
         run = learner.network(packed, REFERENCE, features=with_features)
-        found = {"reference": run.logprobs_ST, "values": learner.network(packed, CRITIC, run.features_STF)}
+        found = {"reference": run.logprobs_ST}
+        if learner.cfg.ppo.baseline == "critic":
+            found["values"] = learner.network(packed, CRITIC, run.features_STF)
         if with_features:
             found["features"] = run.features_STF.float()
         if policy:
@@ -167,9 +174,12 @@ def _accumulate(
         now.logprobs_ST, old, part.advantages, keep, settings.clip, n_tokens, part.weights
     )
     loss.backward()
-    values = learner.network(packed, CRITIC, part.features)
-    error = ppo.value_loss(values, part.values, part.returns, part.taught, settings.value_clip, n_values)
-    error.backward()
+    losses = {"policy_loss": float(loss.detach())}
+    if settings.baseline == "critic":
+        values = learner.network(packed, CRITIC, part.features)
+        error = ppo.value_loss(values, part.values, part.returns, part.taught, settings.value_clip, n_values)
+        error.backward()
+        losses["value_loss"] = float(error.detach())
     with torch.no_grad():
         means = {
             "entropy": now.entropy_ST,
@@ -177,7 +187,6 @@ def _accumulate(
             "sampler_gap": (now.logprobs_ST - old).abs(),
         }
         logged = {name: float(ppo.masked_mean(x, keep, n_tokens)) for name, x in means.items()}
-    losses = {"policy_loss": float(loss.detach()), "value_loss": float(error.detach())}
     return {**losses, "clip_fraction": float(clipped), **logged}
 
 
@@ -189,5 +198,6 @@ def _measure(data: Experience) -> dict[str, float]:
         "kl_reply": float((apart * data.keep).sum() / len(data.keep)),
         "kl_k3": float(ppo.masked_mean(k3, data.keep)),
         "return": float(ppo.masked_mean(data.returns, data.keep)),
+        **(data.shares or {}),
         "explained_variance": ppo.explained_variance(data.values, data.returns, data.keep),
     }

@@ -77,14 +77,16 @@ class Learner:
 
     def step(self, scale: float) -> dict[str, float]:
         """Clip each role's gradient to `ppo.grad_norm`, step at `scale` times the rates; return the norms."""
+        roles = ROLES if self.cfg.ppo.baseline == "critic" else (POLICY,)
         if not self.processes.sharded and self.processes.world > 1:  # FSDP adds up in the backward pass
-            weights = [p for role in ROLES for p in self.parameters(role).values()]
+            weights = [p for role in roles for p in self.parameters(role).values()]
             for weight in weights:
                 if weight.grad is None:  # this process had no part in the minibatch
                     weight.grad = torch.zeros_like(weight)
             self.processes.add_up(weight.grad for weight in weights)
         norms = {}
-        for role, optimizer in self.optimizers.items():
+        for role in roles:
+            optimizer = self.optimizers[role]
             norm = nn.utils.clip_grad_norm_(list(self.parameters(role).values()), self.cfg.ppo.grad_norm)
             norms[f"grad_norm_{role}"] = float(gather_tensor(norm))
             for group in optimizer.param_groups:

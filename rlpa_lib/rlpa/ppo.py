@@ -103,6 +103,49 @@ def assign_credit(
     return Credit(advantages, returns, taught)
 
 
+def baseline_values(
+    rewards_ST: Tensor, keep_ST: Tensor, places: Sequence[Place], turn_discount: float
+) -> Tensor:
+    """Values [S, T] made of rewards alone, in place of a critic's (leave-one-out; Kool et al. 2019).
+
+    V(k) is the mean over all samples of turn k of R + G V(k+1), with G the turn's discount and nothing behind
+    the last turn. A sample's tokens have G V(k+1) plus the mean R of its siblings (alone: of the turn's other
+    samples), the state after it has V(k+1). So a reward is compared with what the same prompt brought
+    otherwise, and what follows a turn with what follows it in other dialogues.
+    """
+    totals_S, turns_S = (rewards_ST * keep_ST).sum(1).double(), torch.tensor([p.turn for p in places])
+    worth = {}
+    for turn in sorted(set(turns_S.tolist()), reverse=True):
+        worth[turn] = float(totals_S[turns_S == turn].mean()) + turn_discount * worth.get(turn + 1, 0.0)
+    values_ST = torch.zeros_like(rewards_ST)
+    for place in dict.fromkeys((p.dialogue, p.turn) for p in places):
+        rows = [row for row, p in enumerate(places) if (p.dialogue, p.turn) == place]
+        peers = totals_S[rows if len(rows) > 1 else turns_S == place[1]]
+        after = worth.get(place[1] + 1, 0.0)
+        others_S = (peers.sum() - totals_S[rows]) / max(len(peers) - 1, 1)
+        before_S = others_S + turn_discount * after
+        values_ST[rows] = torch.where(keep_ST[rows], before_S[:, None], after).to(values_ST.dtype)
+    return values_ST
+
+
+def explain_advantages(
+    advantages_ST: Tensor, keep_ST: Tensor, places: Sequence[Place], rewards_S: Tensor
+) -> dict[str, float]:
+    """Shares of the variance of the samples' mean advantages that are explained by their own rewards, and by
+    their turn and whether the dialogue went on with them, which is a coin's doing."""
+    means_S, rewards = (advantages_ST * keep_ST).sum(1).double() / keep_ST.sum(1), rewards_S.double()
+    spread = float(means_S.var(correction=0))
+    if not spread:
+        return {}
+    varied = len(rewards) > 1 and float(rewards.var()) > 0
+    slope = float(torch.corrcoef(torch.stack([means_S, rewards]))[0, 1]) if varied else 0.0
+    cells: dict[tuple[int, bool], list[int]] = {}
+    for row, place in enumerate(places):
+        cells.setdefault((place.turn, place.continued), []).append(row)
+    between = sum(len(rows) * float(means_S[rows].mean() - means_S.mean()) ** 2 for rows in cells.values())
+    return {"advantage_by_reward": slope**2, "advantage_by_coin": between / len(places) / spread}
+
+
 def look_ahead(
     places: Sequence[Place], *, rewards_S: Sequence[float], spans_S: Sequence[float],
     before_S: Sequence[float], after_S: Sequence[float], settings: PPO,

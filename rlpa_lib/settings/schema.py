@@ -60,6 +60,9 @@ class PPO(Section):
     turn_lam: Fraction = 0.95  # turn level, only with turn_discount > 0
     # only with turn_discount > 0: the last turn is followed by the critic's value, or by nothing
     turn_limit: Literal["cut", "end"] = "cut"
+    # what rewards are compared with: the critic's values, or other samples and dialogues (then no critic
+    # is trained; `rlpa.ppo.baseline_values`)
+    baseline: Literal["critic", "samples"] = "critic"
     # update after each turn of the cohort, or once at its end
     update_every: Literal["turn", "dialogue"] = "turn"
     epochs: Count = 1
