@@ -24,7 +24,7 @@ from rlpa_lib.agents import models
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import Judge, JudgeFailed
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.profile import parse_reply
+from rlpa_lib.dialogue.profile import Strictness, parse_reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.dialogue.turns import play_turns
 from rlpa_lib.methods import trainers
@@ -79,7 +79,8 @@ def make_sampler(assistant: Prompted, samples: int, seed: int) -> Callable:
 
 
 def make_reward_function(
-    judge: Judge, moments: Sequence[Moment], parts: str, samples: int, max_failures: float
+    judge: Judge, moments: Sequence[Moment], parts: str, samples: int, max_failures: float,
+    strictness: Strictness = "strict",
 ) -> Callable:
     """The reward as GRPOTrainer asks for it: column `moment` says which moment a completion answers.
 
@@ -88,7 +89,7 @@ def make_reward_function(
     """
 
     def turn_reward(completions, moment, log_metric, **_) -> list[float]:
-        replies = [parse_reply(c[0]["content"]) for c in completions]
+        replies = [parse_reply(c[0]["content"], strictness) for c in completions]
         personas, dialogues = zip(*(moments[i] for i in moment), strict=True)
         rewards = score_replies(judge, personas, dialogues, replies, parts)
         judged = [reward for reward in rewards if reward is not None]
@@ -176,7 +177,7 @@ def _make_trainer(
     views = [assistant.messages(dialogue) for _, dialogue in moments]
     prompts = [fit_messages(tokenizer, view, rollout.max_prompt_tokens) for view in views]
     rows = [{"prompt": prompt, "moment": i} for i, prompt in enumerate(prompts)]
-    scoring = (cfg.ppo.reward_parts, settings.samples, cfg.run.max_judge_failure_rate)
+    scoring = (cfg.ppo.reward_parts, settings.samples, cfg.run.max_judge_failure_rate, cfg.profile.strictness)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
         trainer = trainers.make_quiet_trainer(

@@ -70,7 +70,8 @@ def read_training_points(
             spoken = user.reply([*who.values()], now)
             heard = {d.id: d.hear(utterance) for d, utterance in zip(now, spoken, strict=True)}
             for row in group:
-                dialogue, reply = heard[row["dialogue"]], parse_reply(row["completion"])
+                dialogue = heard[row["dialogue"]]
+                reply = parse_reply(row["completion"], run.cfg.profile.strictness)
                 if row["reward"] and row["reward"]["format_ok"]:
                     marks = {c: int(row["reward"]["criteria"][c]) for c in REWARD_CRITERIA}
                     label = f"{prefix}-{dialogue.id}-{turn}-{row['sample']}"
