@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +26,7 @@ _TRAIT = re.compile(r"Trait \d+")  # the slot of a trait that has none
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 Strictness = Literal["strict", "released"]  # setting profile.strictness
+_Reader = Callable[[Sequence[str]], Iterator[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -87,15 +88,34 @@ class Reply:
     format_ok: bool
 
 
-def parse_reply(text: str, strictness: Strictness = "strict") -> Reply:
+def parse_reply(text: str) -> Reply:
     """Read a `<profile>` block followed by a `<response>` block; never raises (appendix E.1).
 
     The text must be just those two blocks, thinking before them aside: one "- Slot: value" a line, each slot
-    once, and a response. Bullet and colon may be those of either language, with or without blanks. With
-    "released" any line behind a bullet is a trait, as in the released code; one without a slot of its own
-    gets "Trait n", n its line. Anything else gives an empty profile, as much of the response as can be read,
-    and format_ok=False. Takes linear time.
+    once, and a response. Bullet and colon may be those of either language, with or without blanks. Anything
+    else gives an empty profile, as much of the response as can be read, and format_ok=False. Takes linear
+    time.
     """
+    return _read(text, _read_pairs)
+
+
+def parse_released_reply(text: str) -> Reply:
+    """`parse_reply` as lenient as the released code (`profile.strictness: released`): any line behind a
+    bullet is a trait, and one without a new slot of its own gets "Trait n", n its line."""
+    return _read(text, _read_traits)
+
+
+def render_reply(profile: Profile, response: str, strictness: Strictness = "strict") -> str:
+    """The text that `parse_reply` (or `parse_released_reply`) reads back: profile block, blank line, response
+    block."""
+    lines = profile.lines()
+    if strictness == "released":
+        lines = "\n".join(f"- {v}" if _TRAIT.fullmatch(s) else f"- {s}: {v}" for s, v in profile.items)
+    block = f"{lines}\n" if profile.items else ""
+    return f"<profile>\n{block}</profile>\n\n<response>\n{response}\n</response>"
+
+
+def _read(text: str, read: _Reader) -> Reply:
     text = str(text)
     if not text.lstrip().startswith(_TAGS_IN_ORDER[0]):
         text = split_thinking(text)[1]
@@ -103,20 +123,11 @@ def parse_reply(text: str, strictness: Strictness = "strict") -> Reply:
     if [tag.group() for tag in tags] == _TAGS_IN_ORDER:
         start, end, said, done = tags
         outside = text[: start.start()], text[end.end() : said.start()], text[done.end() :]
-        profile = _read_items(text[start.end() : end.start()], strictness)
+        profile = _read_items(text[start.end() : end.start()], read)
         response = text[said.end() : done.start()].strip()
         if profile is not None and response and not "".join(outside).strip():
             return Reply(profile, response, True)
     return Reply(Profile(), _salvage_response(text), False)
-
-
-def render_reply(profile: Profile, response: str, strictness: Strictness = "strict") -> str:
-    """The text that `parse_reply` reads back: profile block, blank line, response block."""
-    lines = profile.lines()
-    if strictness == "released":
-        lines = "\n".join(f"- {v}" if _TRAIT.fullmatch(s) else f"- {s}: {v}" for s, v in profile.items)
-    block = f"{lines}\n" if profile.items else ""
-    return f"<profile>\n{block}</profile>\n\n<response>\n{response}\n</response>"
 
 
 def _check_item(slot: str, value: str) -> None:
@@ -128,13 +139,12 @@ def _check_item(slot: str, value: str) -> None:
         raise ValueError(f"line end or reply tag in {slot!r}: {value!r}")
 
 
-def _read_items(block: str, strictness: Strictness) -> Profile | None:
+def _read_items(block: str, read: _Reader) -> Profile | None:
     """The profile in a block, or None when a line is no item or a slot comes twice."""
     # Without blank lines, or a final line end would count as one more item (the released code's defect).
     lines = [line.strip() for line in _LINE_END.split(block) if line.strip()]
     if not all(line.startswith(_BULLETS) and line[1:].strip() for line in lines):
         return None
-    read = _read_traits if strictness == "released" else _read_pairs
     try:
         return Profile(tuple(read([line[1:].strip() for line in lines])))
     except ValueError:

@@ -24,7 +24,7 @@ from rlpa_lib.agents import models
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import Judge, JudgeFailed
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.profile import Strictness, parse_reply
+from rlpa_lib.dialogue.profile import Strictness, parse_released_reply, parse_reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.dialogue.turns import play_turns
 from rlpa_lib.methods import trainers
@@ -89,7 +89,8 @@ def make_reward_function(
     """
 
     def turn_reward(completions, moment, log_metric, **_) -> list[float]:
-        replies = [parse_reply(c[0]["content"], strictness) for c in completions]
+        read = parse_reply if strictness == "strict" else parse_released_reply
+        replies = [read(c[0]["content"]) for c in completions]
         personas, dialogues = zip(*(moments[i] for i in moment), strict=True)
         rewards = score_replies(judge, personas, dialogues, replies, parts)
         judged = [reward for reward in rewards if reward is not None]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from rlpa_lib.dialogue.dialogue import Dialogue, Turn, policy_view
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.profile import Profile, Reply, Strictness, parse_reply
+from rlpa_lib.dialogue.profile import Profile, Reply, Strictness, parse_released_reply, parse_reply
 from rlpa_lib.dialogue.protocols import Completion, Message, Policy
 from rlpa_lib.methods.retrieval import SentenceEncoder, top_k
 from rlpa_lib.methods.table import Answer, Parts, Step
@@ -70,7 +70,7 @@ class Prompted:
         if completion.reasoning or completion.n_reasoning:
             hidden = (Step("reasoning", completion.reasoning, completion.n_reasoning),)
         if self.writes_profile:
-            reply = parse_reply(text, self.strictness)
+            reply = (parse_reply if self.strictness == "strict" else parse_released_reply)(text)
         else:
             thought, visible = split_thought(text) if self.thinks else ("", text.strip())
             hidden += (Step("thought", thought),) if thought else ()

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from rlpa_lib.dialogue.dialogue import Dialogue, policy_view
 from rlpa_lib.dialogue.judging import DIMENSIONS, Judge
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.profile import Reply, Strictness, parse_reply
+from rlpa_lib.dialogue.profile import Reply, Strictness, parse_released_reply, parse_reply
 from rlpa_lib.dialogue.protocols import Completion, Policy, SimulatedUser
 from rlpa_lib.dialogue.turns import play_turn
 from rlpa_lib.rlpa.rewards import Reward, score_replies
@@ -140,7 +140,8 @@ def advance(
 
     def score_and_choose(personas, dialogues, completions) -> list[TurnGroup]:
         flat = [(i, completion) for i, group in enumerate(completions) for completion in group]
-        replies = [parse_reply(completion.text, sampling.strictness) for _, completion in flat]
+        read = parse_reply if sampling.strictness == "strict" else parse_released_reply
+        replies = [read(completion.text) for _, completion in flat]
         rewards = score_replies(
             judge, [personas[i] for i, _ in flat], [dialogues[i] for i, _ in flat], replies, sampling.parts
         )
