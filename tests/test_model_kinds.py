@@ -14,7 +14,7 @@ from test_trainer import config as settings_of
 from transformers import AutoModelForCausalLM
 
 from rlpa_lib import runs
-from rlpa_lib.agents import models, templates, world
+from rlpa_lib.agents import architecture, models, templates, world
 from rlpa_lib.agents.decoding import decode
 from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.agents.prompt_tokens import decode_reply, find_end_ids, prompt_ids
@@ -161,7 +161,9 @@ REFUSED = {
     "scaled logits": ("Cohere", {"logit_scale": 0.1}, "logit_scale"),
     "divided logits": ("Granite", {"logits_scaling": 8.0}, "logits_scaling"),
     "own attention": ("Bloom", {"n_layer": 2, "n_head": 4}, "bloom"),
-    "no attention": ("Mamba", {}, "mamba"),
+    "no attention": ("Mamba", {}, "mamba"), "sinks": ("GptOss", {"head_dim": 8}, "attention sinks"),
+    "other body": ("Nemotron", {}, "nemotron: cannot be sampled"),
+    "twofold attention": ("DiffLlama", {}, "diffllama: .*own forward pass"),
 }  # fmt: skip
 
 
@@ -249,6 +251,9 @@ def test_the_first_batch_is_held_against_the_models_own_forward_pass(tiny_random
     model, tokenizer = tiny_random_model
     head = model.get_output_embeddings()
     monkeypatch.setattr(model, "get_output_embeddings", lambda: lambda hidden: 1.1 * head(hidden))
+    with pytest.raises(InputError, match="own forward pass"):
+        decode(model, [(3, 4, 5)], 2, torch.rand(2, 4), temperature=1.0, end_ids=[2])
+    architecture.PROBED.add(model)
     policy = LocalPolicy(model, tokenizer)
     with pytest.raises(InputError, match="policy.model: qwen2: .*own forward pass by 0.*allowed: 0.001"):
         policy.generate([TALK], 2, seed=1, temperature=1.0, max_new_tokens=8)

@@ -3,7 +3,8 @@ themselves, and what they do not compute is refused by name."""
 
 import inspect
 import re
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -15,20 +16,44 @@ PLAIN_LAYERS = {"full_attention", "sliding_attention", "attention"}
 COMPARED = 64  # tokens of a completion
 # Mean difference allowed between the sampler's log-probabilities and the model's own, nats a token.
 MAX_GAP = {torch.float32: 1e-3}
-MAX_GAP_HALF = 0.1  # bfloat16, float16: two orders of the same sums
+MAX_GAP_HALF = 0.2  # bfloat16, float16: two orders of the same sums
+PROBE, PROBED = 8, weakref.WeakSet()  # tokens of a trial; models that have passed it
+TROUBLE = (
+    AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def check(model, tokens: int) -> None:
     """InputError: the model computes what sampling and training here do not, or its attention does not see
     all of `tokens` tokens, the longest prompt and reply."""
     config = model.config.get_text_config(decoder=True)
-    for problem in _find_problems(model, config):
+    for problem in () if model in PROBED else _find_problems(model, config):
         raise InputError(f"policy.model: {config.model_type}: {problem}, which is not computed here")
     window = _find_window(config)
     if window is not None and tokens > window:
         remedy = "lower rollout.max_prompt_tokens and rollout.max_new_tokens"
         told = f"its attention sees {window} tokens, but prompt and reply may take {tokens}"
         raise InputError(f"policy.model: {config.model_type}: {told}; {remedy}")
+
+
+def probe(model, sample: Callable) -> None:
+    """Once for each model: two completions of a few tokens, by `sample(prompts, n, draws)`, against the
+    model's own forward pass. InputError: it cannot be sampled here, or comes out otherwise."""
+    if model in PROBED:
+        return
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    prompt = tuple(7 * i % vocabulary for i in range(1, PROBE + 1))
+    draws = torch.linspace(0.05, 0.95, 2 * PROBE).view(2, PROBE)
+    try:
+        for token_ids, logprobs, _ in sample([prompt], 2, draws):
+            compare_with_model(model, prompt, token_ids, logprobs, 1.0)
+    except InputError:
+        raise
+    except TROUBLE as error:
+        kind = model.config.get_text_config(decoder=True).model_type
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise InputError(f"policy.model: {kind}: cannot be sampled in process ({why})") from error
+    PROBED.add(model)
 
 
 def compare_with_model(model, prompt, token_ids, logprobs, temperature: float) -> None:

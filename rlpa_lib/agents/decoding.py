@@ -232,7 +232,6 @@ def choose(
     return tokens, logprobs.gather(-1, tokens)
 
 
-@torch.inference_mode()
 def decode(
     model: PreTrainedModel, prompts: Sequence[Prompt], n: int, draws_RT: torch.Tensor, *, temperature: float,
     end_ids: Collection[int], portion: int | None = None, memory: PromptMemory | None = None,
@@ -240,8 +239,18 @@ def decode(
     """Sample n completions for each prompt: R = len(prompts) * n rows, a prompt's side by side, cut after
     their end tokens. `draws_RT` holds a number in [0, 1) per row and step (T at most). Rows that ended leave
     the batch once they are half of it. Equal prompts are run once, as `run_prompts` says. InputError: the
-    model is none of those that `architecture.check` accepts."""
+    model computes something that is not computed here (`architecture.check` and `probe`)."""
     architecture.check(model, max(map(len, prompts)) + draws_RT.shape[1])
+    architecture.probe(model, lambda *trial: _decode(model, *trial, temperature=1.0, end_ids=end_ids))
+    options = {"portion": portion, "memory": memory}
+    return _decode(model, prompts, n, draws_RT, temperature=temperature, end_ids=end_ids, **options)
+
+
+@torch.inference_mode()
+def _decode(
+    model: PreTrainedModel, prompts: Sequence[Prompt], n: int, draws_RT: torch.Tensor, *, temperature: float,
+    end_ids: Collection[int], portion: int | None = None, memory: PromptMemory | None = None,
+) -> list[Sampled]:
     places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
     last, layers = run_prompts(model, list(places), portion, memory)
     device, (total, longest) = last.device, draws_RT.shape
@@ -252,7 +261,7 @@ def decode(
     hidden, lengths_R = last[owners_P].repeat_interleave(n, dim=0)[:, None], lengths_P.repeat_interleave(n)
     head, body, draws_RT = model.get_output_embeddings(), model.get_decoder(), draws_RT.to(device)
     ends = torch.tensor(sorted(end_ids), device=device)
-    tokens_RT = torch.full((total, longest), int(ends[0]), device=device)
+    tokens_RT = torch.full((total, longest), min(end_ids), device=device)
     logprobs_RT = torch.zeros(total, longest, device=device)
     rows, running = torch.arange(total, device=device), torch.ones(total, dtype=torch.bool, device=device)
     with decoding_kernel(model):
