@@ -7,16 +7,13 @@ class SilentTraining(RuntimeError):
     """No reply keeps the format; the message says what to look at."""
 
 
-def check_format(name: str, rows: Sequence[dict], patience: int | None) -> None:
+def check_format(name: str, rows: Sequence[dict], patience: int | None, read: str) -> None:
     """SilentTraining: the last `patience` updates saw no well-formed reply (null: never). `rows` are the
-    metrics of all updates so far, with `update`, `format_rate` and `finished_share`."""
+    metrics of all updates so far, with `format_rate` and `finished_share`; `read` says where replies are."""
     last = rows[-patience:] if patience else []
-    if last and len(last) == patience and not any(row["format_rate"] for row in last):
-        raise SilentTraining(_explain(name, last))
-
-
-def _explain(name: str, rows: Sequence[dict]) -> str:
-    ended, file = rows[-1]["finished_share"], f"dialogues/{name}/update-{rows[-1]['update']:04d}.jsonl"
+    if not last or len(last) < patience or any(row["format_rate"] for row in last):
+        return
+    ended = last[-1]["finished_share"]
     remedy = (
         "a reply that ends is rare: compare the end tokens and chat template of policy.model with what it "
         "writes, or raise rollout.max_new_tokens"
@@ -24,8 +21,8 @@ def _explain(name: str, rows: Sequence[dict]) -> str:
         else "they end, but are no profile and response block: give policy.adapter an SFT adapter that knows "
         "the format, set policy.warm_up, or check run.prompt_set and profile.strictness"
     )
-    return (
-        f"training {name}: no reply of the last {len(rows)} updates kept the format (format 0.00), so every "
-        f"reward is 0. Read the completions in {file}: {ended:.0%} of them end; {remedy}. "
+    raise SilentTraining(
+        f"training {name}: no reply of the last {patience} updates kept the format (format 0.00), so every "
+        f"reward is 0. {read}: {ended:.0%} of them end; {remedy}. "
         "ppo.format_patience says after how many such updates training stops"
     )

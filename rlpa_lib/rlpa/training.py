@@ -268,7 +268,8 @@ class Trainer:
 
     def _check_format(self) -> None:
         rows = self.processes.on_main(lambda: self.run.read_metrics(self.name))
-        silence.check_format(self.name, rows, self.cfg.ppo.format_patience)
+        read = f"Read the completions in dialogues/{self.name}/update-{self.progress.updates:04d}.jsonl"
+        silence.check_format(self.name, rows, self.cfg.ppo.format_patience, read)
 
     def _count_cuts(self) -> int:
         """Prompts that lost turns so far, as the main process counts them."""
