@@ -1,6 +1,6 @@
 """A dress rehearsal: the notebooks of a scale, to the report, before a GPU or a server is paid for.
 
-`make rehearse SCALE=paper`, or `python tests/rehearse.py --scale paper [--case NAME]`
+`make rehearse SCALE=paper`, or `python tests/rehearse.py --scale paper [--case NAME] [--set KEY=VALUE]`
 
 Nothing of the params is replaced but the model folder (`qwen_folder.py`: Qwen2.5's form, two layers), the
 data's paths, the servers' addresses (`chinese_parties.py`, `sampling_vllm.py`), the sentence encoder's
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,12 +149,13 @@ def settings(case: Case, world: Path, url: str) -> list[str]:
     return [*paths, *COUNTS, *(change.format(url=url) for change in case.changes)]
 
 
-def rehearse(scale: str, name: str, world: Path, run_dir: Path, say=print) -> list[dict]:
-    """Rows of notebook, minutes and requests a role. Failed: a notebook stopped, or left something out."""
+def rehearse(scale: str, name: str, world: Path, run_dir: Path, more: Sequence[str] = ()) -> list[dict]:
+    """Rows of notebook, minutes and requests a role, under `more` overrides. Failed: a notebook stopped, or
+    left something out."""
     case, steps = CASES[scale][name], []
     with ExitStack() as servers:
         parties = servers.enter_context(ScriptedServer(chinese_parties.answer))
-        keys = settings(case, world, parties.url)
+        keys = [*settings(case, world, parties.url), *more]
         policy, sampler = config.load_config(scale, keys).policy, None
         if policy.kind == "vllm":
             sampler = SamplingVLLM(policy.model, full=policy.tuning == "full")
@@ -162,15 +164,15 @@ def rehearse(scale: str, name: str, world: Path, run_dir: Path, say=print) -> li
         command = [sys.executable, "-m", "rlpa_lib", "reproduce", "--scale", scale, "--run-dir", str(run_dir)]
         command += [word for key in keys for word in ("--set", key)]
         command += [word for number in case.only for word in ("--only", number)]
-        say(f"--- {scale}, {name}")
+        print(f"--- {scale}, {name}")
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, env=_environment(parties.url, world), **pipes) as process:
             for line in process.stdout:
-                say(line.rstrip())
+                print(line.rstrip(), flush=True)
                 steps.append((*_read_progress(line), time.monotonic(), sampler.count if sampler else 0))
             said = process.stderr.read().strip()
     rows = _count(steps, run_dir)
-    say(table(rows))
+    print(table(rows))
     if process.returncode:
         raise Failed(f"{scale}, {name}: exit code {process.returncode}: {(said.splitlines() or ['-'])[-1]}")
     check(run_dir, case)
@@ -246,6 +248,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape)
     parser.add_argument("--scale", choices=[*CASES], default="paper")
     parser.add_argument("--case", action="append", help="default: all of the scale")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one more setting")
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "runs" / "rehearsal")
     options = parser.parse_args()
     if reason := find_missing():
@@ -256,7 +259,7 @@ def main() -> int:
     make_world(folder / "world")
     for name in options.case or CASES[options.scale]:
         try:
-            rehearse(options.scale, name, folder / "world", folder / name)
+            rehearse(options.scale, name, folder / "world", folder / name, options.set)
         except Failed as error:
             print(f"rehearsal stopped: {error}", file=sys.stderr)
             return 1
