@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlpa_lib.agents import models
+from rlpa_lib.settings import config
+
 GPU = Path(__file__).parent / "gpu"
 
 
@@ -42,6 +45,23 @@ def test_groups_have_the_lengths_that_are_asked_for():
     first, _ = load("work").make_groups(2, 3, 50, 20, 100)
     lengths = [len(sample.completion.token_ids) for sample in first.samples]
     assert len(first.prompt_ids) == 50 and lengths[0] == 20 and all(10 <= n <= 20 for n in lengths)
+
+
+def test_the_tolerances_tell_exact_from_rounded_and_allow_rounding(monkeypatch):
+    """A device that multiplied in bf16 where fp32 is meant would be found; bf16 on both passes."""
+    monkeypatch.setenv("RLPA_GPU_DEVICE", "cpu")
+    monkeypatch.setitem(sys.modules, "conftest", load("conftest"))
+    monkeypatch.setitem(sys.modules, "work", load("work"))
+    checks, work, outcomes = load("test_first_minutes"), sys.modules["work"], []
+    torch.set_num_threads(1)
+    for dtype in checks.TOLERANCES:
+        cfg = config.load_config("smoke", [*checks.TINY, f"policy.dtype={dtype}"])
+        model, tokenizer = models.load_model(cfg)
+        groups = work.make_groups(2, 4, 60, 30, len(tokenizer))
+        outcomes.append(work.run_update(work.make_learner(model, cfg, "cpu", noise=0.02), groups))
+    apart = work.compare(*outcomes)
+    for name in ("logprobs", "reference", "values", "gradient"):
+        assert checks.TOLERANCES["float32"][name] < apart[name] < checks.TOLERANCES["bfloat16"][name]
 
 
 @pytest.mark.slow

@@ -21,16 +21,16 @@ from rlpa_lib.rlpa.rewards import Reward
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.settings import config
 
-# Between a card and the CPU. In fp32 sums are added up in another order; in bf16 each product is rounded to
-# eight bits as well, and a card adds up in other blocks.
+# Between a card and the CPU. In fp32 sums are added up in another order. In bf16 it is twice what lies between
+# bf16 and fp32 on one CPU (tests/test_gpu_checks.py): each of two devices is that far from the truth.
 TOLERANCES = {
     "float32": {
         "logprobs": 1e-3, "reference": 1e-3, "values": 1e-3, "policy_loss": 1e-4, "value_loss": 1e-4,
         "gradient": 1e-3,
     },
     "bfloat16": {
-        "logprobs": 0.3, "reference": 0.3, "values": 0.1, "policy_loss": 0.02, "value_loss": 0.02,
-        "gradient": 0.1,
+        "logprobs": 0.3, "reference": 0.3, "values": 0.02, "policy_loss": 1e-3, "value_loss": 1e-3,
+        "gradient": 0.05,
     },
 }
 MAX_GAP = 0.05  # nats a token, mean, between vLLM and the trainer, both in the configured precision
@@ -61,9 +61,8 @@ def test_the_device_computes_what_the_cpu_computes(tell, exact_matmul, dtype, tu
         for device in (DEVICE, "cpu")
     ]
     apart, allowed = work.compare(*outcomes), TOLERANCES[dtype]
-    told = ", ".join(f"{name} {value:.1e}" for name, value in apart.items())
-    what, against = f"{DEVICE.type} - CPU, {dtype}, {tuning}, {packing}", map("{:g}".format, allowed.values())
-    tell(what, told, ", ".join(against))
+    told = ", ".join(f"{name} {apart[name]:.0e} <= {most:g}" for name, most in allowed.items())
+    tell(f"{DEVICE.type} - CPU, {dtype}, {tuning}, {packing}", told)
     assert all(apart[name] <= allowed[name] for name in allowed), apart
 
 
@@ -76,7 +75,7 @@ def test_the_device_samples_what_the_cpu_samples(tell, exact_matmul):
     groups = [models.make_local_policy(own, tokenizer, cfg).generate(talks, 4, **options) for own in copies]
     pairs = [(a, b) for one, other in zip(*groups, strict=True) for a, b in zip(one, other, strict=True)]
     same = sum(a.token_ids == b.token_ids for a, b in pairs) / len(pairs)
-    tell(f"{DEVICE.type} - CPU, same samples from the same seed", f"{same:.0%}", "90%")
+    tell(f"{DEVICE.type} - CPU, same samples from the same seed", f"{same:.0%} >= 90%")
     assert same >= 0.9, "a rounding may tip a draw now and then, no more"
 
 
@@ -94,7 +93,7 @@ def test_one_step_at_the_longest_reply(tell, cfg):
     outcome = work.run_update(learner, groups)
     seconds = _stop(started)
     what = f"one step, {samples} samples of {prompt:,} + {reply:,} tokens"
-    tell(what, f"{seconds:.1f} s, {tokens / seconds:,.0f} tokens a second", "")
+    tell(what, f"{seconds:.1f} s, {tokens / seconds:,.0f} tokens a second")
     assert all(outcome.metrics[f"grad_norm_{role}"] > 0 for role in ("policy", "critic"))
     if DEVICE.type == "cuda":
         found, known = torch.cuda.max_memory_allocated() / 2**30, gpu.shape_of(cfg.policy.model)
@@ -144,7 +143,7 @@ def test_vllm_samples_from_the_trainers_distribution(tell, cfg, tmp_path):
     gap = experience.gather_experience(learner, groups, elsewhere=True).gap
     tell("sampling by vLLM", f"{tokens / seconds:,.0f} tokens a second", f"{len(talks)} prompts at once")
     told = f"{gap['sampler_gap']:.4f} nats a token, ratio at most {gap['sampler_max_ratio']:.2f}"
-    tell("vLLM - trainer", told, f"{MAX_GAP:g}")
+    tell("vLLM - trainer", told, f"{MAX_GAP:g} nats")
     assert gap["sampler_gap"] <= MAX_GAP
 
 
