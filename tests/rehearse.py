@@ -1,6 +1,6 @@
 """A dress rehearsal: the notebooks of a scale, to the report, before a GPU or a server is paid for.
 
-`make rehearse SCALE=paper`, or `python tests/rehearse.py --scale paper [--case NAME] [--set KEY=VALUE]`
+`make rehearse SCALE=paper`, or `python tests/rehearse.py --scale paper [--case NAME] [--only 30]`
 
 Nothing of the params is replaced but the model folder (`qwen_folder.py`: Qwen2.5's form, two layers), the
 data's paths, the servers' addresses (`chinese_parties.py`, `sampling_vllm.py`), the sentence encoder's
@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import chinese_parties
@@ -149,10 +149,10 @@ def settings(case: Case, world: Path, url: str) -> list[str]:
     return [*paths, *COUNTS, *(change.format(url=url) for change in case.changes)]
 
 
-def rehearse(scale: str, name: str, world: Path, run_dir: Path, more: Sequence[str] = ()) -> list[dict]:
+def rehearse(scale: str, case: Case, world: Path, run_dir: Path, more: Sequence[str] = ()) -> list[dict]:
     """Rows of notebook, minutes and requests a role, under `more` overrides. Failed: a notebook stopped, or
     left something out."""
-    case, steps = CASES[scale][name], []
+    steps = []
     with ExitStack() as servers:
         parties = servers.enter_context(ScriptedServer(chinese_parties.answer))
         keys = [*settings(case, world, parties.url), *more]
@@ -164,7 +164,7 @@ def rehearse(scale: str, name: str, world: Path, run_dir: Path, more: Sequence[s
         command = [sys.executable, "-m", "rlpa_lib", "reproduce", "--scale", scale, "--run-dir", str(run_dir)]
         command += [word for key in keys for word in ("--set", key)]
         command += [word for number in case.only for word in ("--only", number)]
-        print(f"--- {scale}, {name}")
+        print(f"--- {run_dir}")
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, env=_environment(parties.url, world), **pipes) as process:
             for line in process.stdout:
@@ -174,7 +174,7 @@ def rehearse(scale: str, name: str, world: Path, run_dir: Path, more: Sequence[s
     rows = _count(steps, run_dir)
     print(table(rows))
     if process.returncode:
-        raise Failed(f"{scale}, {name}: exit code {process.returncode}: {(said.splitlines() or ['-'])[-1]}")
+        raise Failed(f"{run_dir}: exit code {process.returncode}: {(said.splitlines() or ['-'])[-1]}")
     check(run_dir, case)
     return rows
 
@@ -248,6 +248,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape)
     parser.add_argument("--scale", choices=[*CASES], default="paper")
     parser.add_argument("--case", action="append", help="default: all of the scale")
+    told = "of a case's notebooks these alone"
+    parser.add_argument("--only", action="append", metavar="NUMBER", help=told)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one more setting")
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "runs" / "rehearsal")
     options = parser.parse_args()
@@ -258,8 +260,10 @@ def main() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     make_world(folder / "world")
     for name in options.case or CASES[options.scale]:
+        case = CASES[options.scale][name]
+        case = replace(case, only=tuple(options.only or case.only))
         try:
-            rehearse(options.scale, name, folder / "world", folder / name, options.set)
+            rehearse(options.scale, case, folder / "world", folder / name, options.set)
         except Failed as error:
             print(f"rehearsal stopped: {error}", file=sys.stderr)
             return 1

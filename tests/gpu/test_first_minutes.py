@@ -21,8 +21,8 @@ from rlpa_lib.rlpa.rewards import Reward
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.settings import config
 
-# Between a card and the CPU. In fp32 sums are added up in another order. In bf16 it is twice what lies between
-# bf16 and fp32 on one CPU (tests/test_gpu_checks.py): each of two devices is that far from the truth.
+# Between a card and the CPU. In fp32 sums are added up in another order. In bf16 it is twice what lies
+# between bf16 and fp32 on one CPU (tests/test_gpu_checks.py): each of two devices is that far from the truth.
 TOLERANCES = {
     "float32": {
         "logprobs": 1e-3, "reference": 1e-3, "values": 1e-3, "policy_loss": 1e-4, "value_loss": 1e-4,
