@@ -1,7 +1,9 @@
 # make reproduce   run the notebooks in order     SCALE=smoke|mini|smol|paper|released  SEED=0  SET="a.b=v c.d=w"  ARGS="--only 20_ppo"
 # make test        lint, unit tests, notebooks    make test-fast leaves the notebooks and slow tests out
 # make test-vllm   the tests that need real vLLM servers; sets vLLM up in .venv-vllm first
-# Both set everything up by themselves in .venv. PYTHON=/path/to/python3.11 chooses the interpreter,
+# make rehearse     all notebooks of SCALE=paper|released in small, on a CPU, with scripted servers; data: RLPA_ALOE, RLPA_PERSONACHAT
+# make test-gpu     the first five minutes on a card: one table of checks     SCALE=paper  SET="a.b=v c.d=w"
+# They set everything up by themselves in .venv. PYTHON=/path/to/python3.11 chooses the interpreter,
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu spares a machine without a GPU the download of CUDA.
 
 SHELL := /bin/bash
@@ -24,7 +26,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=f
 # otherwise compile torch and transformers anew, about ten seconds of its time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install reproduce test test-fast test-vllm lint lab tiny-model lock clean help
+.PHONY: install reproduce rehearse test test-fast test-vllm test-gpu lint lab tiny-model lock clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -68,6 +70,15 @@ test-fast: lint
 test-vllm: install
 	$(PY) -m rlpa_lib.agents.vllm_server setup $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 	$(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests/real_vllm -s
+
+# SCALE here is paper unless it is given
+GPU_SCALE = $(if $(filter command environment,$(firstword $(origin SCALE))),$(SCALE),paper)
+
+rehearse: install
+	$(OFFLINE) $(ONE_THREAD) $(PY) tests/rehearse.py --scale $(GPU_SCALE) $(foreach s,$(SET),--set '$(s)') $(ARGS)
+
+test-gpu: install
+	$(OFFLINE) RLPA_GPU_SCALE=$(GPU_SCALE) RLPA_GPU_SET="$(SET)" $(PY) -m pytest tests/gpu -rs $(ARGS)
 
 lab: install
 	$(PY) -m jupyter lab notebooks

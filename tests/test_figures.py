@@ -1,10 +1,13 @@
 """What a figure draws is in the table that it returns."""
 
+import warnings
+
 import pandas as pd
 import pytest
 
 from rlpa_lib import figures
 from rlpa_lib.dialogue.profile import Profile
+from rlpa_lib.figures import frame
 
 
 def test_slot_distribution_divides_found_and_filled():
@@ -22,6 +25,21 @@ def test_profile_card_marks_filled_values():
     figure, data = figures.profile_card(profile, "t")
     assert data["filled"].tolist() == [False, True]
     assert "(filled)" in figure.axes[0].tables[0][2, 1].get_text().get_text()
+
+
+def test_chinese_values_are_written_in_a_font_that_has_them_or_a_warning_says_which_is_missing(monkeypatch):
+    profile = Profile((("Occupation", "儿科护士"),))
+
+    def family(*installed):
+        monkeypatch.setattr(frame.font_manager, "get_font_names", lambda: ["DejaVu Sans", *installed])
+        figure, _ = figures.profile_card(profile, "t")
+        return figure.axes[0].tables[0][1, 1].get_text().get_fontfamily()
+
+    with pytest.warns(UserWarning, match="fonts-noto-cjk"):
+        assert family() == ["DejaVu Sans"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert family("Noto Sans CJK SC", "Other") == ["DejaVu Sans", "Noto Sans CJK SC"]
 
 
 def test_reveal_curve_by_hand():

@@ -84,7 +84,7 @@ def test_seeds_widen_what_users_alone_cannot_show():
 def test_figures_draw_what_was_run_and_say_what_was_not():
     scores = {**SCORES, ("oracle", "vanilla"): np.ones((4, 3))}
     table = tables.turnwise_table(scores, "vanilla", "tiny")
-    figure, data = drawn_as.turnwise_panels(table, "vanilla", drawn_as.FIGURE_14, 4)
+    figure, data = drawn_as.turnwise_panels(table, "vanilla", drawn_as.FIGURE_14, 4, "tiny")
     assert [axes.get_title() for axes in figure.axes] == [
         model or method for model, method in drawn_as.FIGURE_14
     ]
@@ -95,8 +95,17 @@ def test_figures_draw_what_was_run_and_say_what_was_not():
     assert by_title["GPT-4o"].lines[-1].get_ydata().tolist() == [75, 100, 75]
     assert by_title["SFT"].lines[0].get_ydata().tolist() == [100] * 3  # the ceiling is in every panel
     assert set(data["source"]) == {"ours"}
-    _, data = drawn_as.turnwise_panels(table, "vanilla", drawn_as.FIGURE_3, 2, "Qwen2.5-3B-Instruct")
+    _, data = drawn_as.turnwise_panels(table, "vanilla", drawn_as.FIGURE_3, 2, "tiny", "Qwen2.5-3B-Instruct")
     assert data.query("source == 'paper' and method == 'RLPA' and turn == 1")["al"].tolist() == [62.16]
+
+
+def test_another_models_row_is_not_drawn_into_our_own_panel():
+    """Its method may be ours too: figure 3 showed both Self-Critics as one line that ran forth and back."""
+    scores = {("self_critic", "vanilla"): np.ones((4, 3)), ("self_critic@Other", "vanilla"): np.zeros((4, 3))}
+    table = tables.turnwise_table(scores, "vanilla", "models/own")
+    figure, _ = drawn_as.turnwise_panels(table, "vanilla", drawn_as.FIGURE_3, 2, "models/own")
+    [panel] = [axes for axes in figure.axes if axes.get_title() == "Self-Critic"]
+    assert [line.get_ydata().tolist() for line in panel.lines] == [[100, 100, 100]]
 
 
 def judged(user, turn, score, swapped, **changes):

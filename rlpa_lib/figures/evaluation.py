@@ -38,13 +38,14 @@ _LINES = {
 
 
 def turnwise_panels(
-    table: pd.DataFrame, benchmark: str, wanted: Wanted, columns: int, paper_model: str = ""
+    table: pd.DataFrame, benchmark: str, wanted: Wanted, columns: int, model: str, paper_model: str = ""
 ) -> Drawn:
     """Figures 3, 14, 15 from table 4 or 5: AL(k) in percent, one panel a row, floor and ceiling in each.
 
-    A panel without a row says so. `paper_model` (only at the paper's scale) adds the printed curve.
+    `model` is the run's own, as in `policy.model`; other models' rows stand in panels of their name alone. A
+    panel without a row says so. `paper_model` (only at the paper's scale) adds the printed curve.
     """
-    data = _read_curves(table, benchmark, wanted, paper_model)
+    data = _read_curves(table, benchmark, wanted, model, paper_model)
     controls = [(data[data["method"] == name], name, style) for name, style in CONTROLS.items()]
     size = (2.5 * columns + 0.4, 2.2 * -(-len(wanted) // columns) + 0.6)
     titles = [model or method for model, method in wanted]
@@ -67,12 +68,14 @@ def turnwise_panels(
     return figure, data
 
 
-def _read_curves(table: pd.DataFrame, benchmark: str, wanted: Wanted, paper_model: str) -> pd.DataFrame:
+def _read_curves(
+    table: pd.DataFrame, benchmark: str, wanted: Wanted, model: str, paper_model: str
+) -> pd.DataFrame:
     """Long form: panel_model, model, method, source (ours or paper), turn, al, low, high."""
     turns = sorted(int(c[1:]) for c in table.columns if re.fullmatch(r"k\d+", c))
-    lines = []
+    lines, (own, _) = [], tables.label_row("base", model)
     for row in table.to_dict("records"):
-        panel = row["model"] if row["model"] in dict(wanted) else ""
+        panel = "" if row["model"] == own else row["model"]
         if (panel, row["method"]) in wanted or row["method"] in CONTROLS:
             key = panel, row["model"], row["method"], "ours"
             lines += [(*key, k, *(row[f"k{k}{end}"] for end in ("", "_low", "_high"))) for k in turns]

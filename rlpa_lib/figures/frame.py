@@ -3,13 +3,16 @@
 Sizes are inches at 150 dpi, about 7 wide. The palette is safe for colour-blind readers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,7 +20,28 @@ from matplotlib.ticker import MaxNLocator
 Drawn = tuple[Figure, pd.DataFrame]
 PALETTE = sns.color_palette("colorblind")
 GREY = "0.35"
+CHINESE = re.compile(r"[\u3400-\u9fff]")
+# Fonts with Chinese characters, any of which serves where matplotlib's own has none
+CHINESE_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "Source Han Sans CN", "Noto Sans SC",
+    "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei",
+    "SimHei", "Arial Unicode MS", "Droid Sans Fallback",
+)
 STYLE = {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_scale=0.9)}
+
+
+def find_fonts() -> list[str]:
+    """Families for text, each for what the one before lacks: matplotlib's own, then those of CHINESE_FONTS
+    that are installed here."""
+    there = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(name for name in CHINESE_FONTS if name in there)]
+
+
+def check_signs(texts: Iterable[str]) -> None:
+    """Warn where texts of a figure are Chinese and no font here can write them."""
+    if CHINESE.search("".join(texts)) and len(find_fonts()) == 1:
+        how = "install one (Debian and Ubuntu: apt install fonts-noto-cjk) and run this notebook again"
+        warnings.warn(f"no font here has Chinese characters, which are drawn as boxes; {how}", stacklevel=3)
 
 
 @contextmanager
@@ -30,7 +54,8 @@ def panels(
     it once and its memory is freed. `options` go to `plt.subplots`.
     """
     options |= {"figsize": size, "squeeze": False, "layout": "constrained"}
-    with plt.rc_context({**STYLE, "axes.titlesize": title_size, "axes.titleweight": "bold"}):
+    look = {"axes.titlesize": title_size, "axes.titleweight": "bold", "font.family": find_fonts()}
+    with plt.rc_context({**STYLE, **look}):
         figure, grid = plt.subplots(-(-n // columns), columns, **options)
         try:
             for axes in grid.flat[n:]:
