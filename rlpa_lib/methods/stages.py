@@ -6,6 +6,7 @@ stages train are adapters. Each process has its share of every batch; the main o
 and checkpoints. On several machines the run directory must be shared, because all read checkpoints.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 
 from rlpa_lib.agents import models, parties, placement
@@ -45,14 +46,13 @@ def train_here(
         )
         user = parties.make_user(cfg, "train", run.seed, run) if processes.main else None
         judge = parties.make_reward_judge(cfg, run) if processes.main else None
-        model, tokenizer = models.load_model(cfg)
-        rows = grpo.train_grpo(run, model, tokenizer, user, judge, people, say, processes)
+        rows = grpo.train_grpo(run, *models.load_model(cfg), user, judge, people, say, processes)
         return {grpo.NAME: rows}
     talks, found = processes.on_main(lambda: load_talks(run, stage)), {}
     fit = {"sft": trainers.train_sft, "dpo": trainers.train_dpo}[stage]
     for name, variant in list_trainings(cfg, stage):
-        model, tokenizer = models.load_model(cfg)
-        found[name] = fit(run, model, tokenizer, talks, variant, say, processes)
+        found[name] = fit(run, *models.load_model(cfg), talks, variant, say, processes)
+        gc.collect()  # a trainer refers to itself, and its model would be in the next one's way
     return found
 
 
