@@ -7,13 +7,10 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from rlpa_lib import runs
-from rlpa_lib.agents import models, parties
+from rlpa_lib.agents import models, parties, placement
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import Judge
@@ -25,14 +22,14 @@ from rlpa_lib.rlpa.learner import Learner
 from rlpa_lib.rlpa.networks import ROLES
 from rlpa_lib.rlpa.processes import MainOnly, Processes, SharedPolicy, launch
 from rlpa_lib.rlpa.rollout import KeptTurn, Sampling, TurnGroup
-from rlpa_lib.runs import record, storage
+from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import POLICIES
 
-COMPARED = "ablation-PRR"  # the adapter with both rewards that 21_ablations takes from 20_ppo
+COMPARED = "ablation-PRR"  # the weights with both rewards that 21_ablations takes from 20_ppo
 
 
 def train(
@@ -50,22 +47,11 @@ def train(
 
 
 def work(
-    scale: str, seed: int, run_dir: Path, overrides: Sequence[str], name: str, changes: Sequence[str] = (),
-    until: int | None = None,
-) -> int:
-    """What each process under `accelerate launch` does; 0 at the end. Only the main one opens the run."""
-    cfg = config.load_config(scale, overrides)
-    processes, say = Processes(), partial(print, flush=True)  # a notebook reads it through a pipe
-    with processes.watched():
-        run = processes.on_main(lambda: runs.open_run(scale, seed, run_dir, overrides))
-        if not processes.main:  # on another machine the folder may be another, and nothing is written there
-            run = Run(cfg, seed, (record.REPOSITORY / run_dir.expanduser()).resolve())
-            runs.set_threads(cfg.run.threads)
-            runs.set_seed(seed)
-        prepare(run, name=name, changes=changes, processes=processes, say=say).train(until=until, say=say)
-        processes.accelerator.wait_for_everyone()
-    processes.accelerator.end_training()
-    return 0
+    run: Run, name: str, changes: Sequence[str] = (), until: int | None = None, *, processes: Processes,
+    say: Callable[[str], None],
+) -> None:
+    """What each process under `accelerate launch` trains."""
+    prepare(run, name=name, changes=changes, processes=processes, say=say).train(until=until, say=say)
 
 
 def prepare(
@@ -78,10 +64,12 @@ def prepare(
     cfg, processes = run.cfg, processes or Processes()
     users = cfg.personas.train_users
     people = processes.on_main(lambda: parties.load_people(cfg, "train", users, run.seed, run))
+    placed = placement.place(cfg, placement.PPO, sharded=processes.sharded, name=name)
+    processes.on_main(lambda: placed.note(run))
     if cfg.policy.warm_up and cfg.policy.adapter is None:
         warm = str(warmup.make_adapter(run, people, processes, say))
         cfg = cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"adapter": warm})})
-    model, tokenizer = models.load_model(cfg)
+    model, tokenizer = models.load_model(cfg)  # on the learner's device
     learner = Learner(model, cfg, seed=run.seed, processes=processes)
     weights = {role: sum(p.numel() for p in learner.parameters(role).values()) for role in ROLES}
     facts = {
@@ -122,11 +110,12 @@ class Trainer:
 
     `ppo.update_every: turn` updates after each turn, so weights change within a dialogue (released code);
     `dialogue` once at the cohort's end. A policy on servers has `refresh` or `load_adapter` (folder,
-    version): it gets the adapter before the first rollout and after each update, and the trainer computes the
-    old log-probabilities itself. Leaves metrics/<name>.jsonl, dialogues/<name>/, checkpoints/<name>/ and
-    adapters/<name>/ (models/<name>/ after full tuning), of `ppo` also the adapter at which ablations are
-    compared, and goes on from its checkpoint; every random choice follows from (seed, update). Of several
-    processes only the main one needs user, judge and servers.
+    version): it gets the adapter before the first rollout and after each update. The trainer computes the old
+    log-probabilities itself where servers sample, or this process in another precision than it trains.
+    Leaves metrics/<name>.jsonl, dialogues/<name>/, checkpoints/<name>/ and adapters/<name>/ (models/<name>/
+    after full tuning), of `ppo` also the weights at which ablations are compared, and goes on from its
+    checkpoint; every random choice follows from (seed, update). Of several processes only the main one needs
+    user, judge and servers.
     """
 
     def __init__(
@@ -217,7 +206,8 @@ class Trainer:
         groups, cohort, prompts_cut = self._rollout(iteration, seed)
         clock.append(time.perf_counter())
         coef = settings.kl_coef if before.kl_coef is None else before.kl_coef
-        data = experience.gather_experience(self.learner, groups, coef, elsewhere=self.served)
+        elsewhere = self.served or self.learner.network.mixed
+        data = experience.gather_experience(self.learner, groups, coef, elsewhere=elsewhere)
         clock.append(time.perf_counter())
         update_seed = derive_seed(seed, "update", before.updates)
         learned = experience.update(self.learner, data, seed=update_seed, scales=self._scales())
