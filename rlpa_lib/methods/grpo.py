@@ -193,6 +193,8 @@ def _make_trainer(
     cfg, settings, rollout = run.cfg, run.cfg.grpo, run.cfg.rollout
     seed, size = derive_seed(run.seed, NAME, number), settings.batch * settings.samples
     policy = models.make_local_policy(model, tokenizer, cfg)
+    stop = {"strictness": cfg.profile.strictness, "patience": cfg.ppo.format_patience}
+    stop["end_ids"] = policy.end_ids
     if processes.world > 1:
         policy, user = SharedPolicy(policy, processes), MainOnly(user, processes)
     parts = Parts(NAME, cfg, policy)
@@ -212,8 +214,6 @@ def _make_trainer(
     prompts = [fit_messages(tokenizer, view, rollout.max_prompt_tokens) for view in views]
     rows = [{"prompt": prompt, "moment": i} for i, prompt in enumerate(prompts)]
     scoring = (cfg.ppo.reward_parts, settings.samples, cfg.run.max_judge_failure_rate, processes)
-    stop = {"end_ids": parts.policy.end_ids, "patience": cfg.ppo.format_patience}
-    stop["strictness"] = cfg.profile.strictness
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
         trainer = trainers.make_quiet_trainer(
