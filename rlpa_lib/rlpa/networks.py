@@ -27,19 +27,21 @@ Group = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]  # token ids of a pr
 
 @dataclass(frozen=True)
 class Packed:
-    """Model input, and where completion tokens are predicted: state (row, place) predicts `targets_ST`.
+    """Model input, and where the N completion tokens are predicted: state (row, place) predicts the target,
+    number `kept_N` of the [S, T] table of samples and places, whose real tokens `keep_ST` marks.
 
-    `mask_B1LL` is additive (0 or -inf), or None where plain causal attention is right. `keep_ST` marks real
-    tokens.
+    Places are integers made from the lists: finding them in a mask would have the CPU wait for the device.
+    `mask_B1LL` is additive (0 or -inf), or None where plain causal attention is right.
     """
 
     input_ids_BL: Tensor
     position_ids_BL: Tensor
     mask_B1LL: Tensor | None
-    rows_ST: Tensor
-    places_ST: Tensor
-    targets_ST: Tensor
     keep_ST: Tensor
+    kept_N: Tensor
+    rows_N: Tensor
+    places_N: Tensor
+    targets_N: Tensor
 
 
 def pack_groups(
@@ -64,12 +66,18 @@ def pack_groups(
             positions[row] += range(len(prompt), len(prompt) + len(fed))
             segments[row] += [segment] * len(fed)
     targets = [completion for _, completions in groups for completion in completions]
+    longest = max(map(len, targets))
+    flat = [
+        (sample * longest + t, in_rows[sample], place, token)
+        for sample, completion in enumerate(targets)
+        for t, (place, token) in enumerate(zip(places[sample], completion, strict=True))
+    ]
+    kept, rows, at, tokens = torch.tensor(flat).T.contiguous()
     tensors = {
         "input_ids_BL": pad_rows(ids), "position_ids_BL": pad_rows(positions),
         "mask_B1LL": tree_mask(pad_rows(segments, -1), dtype) if packing == "tree" else None,
-        "rows_ST": torch.tensor(in_rows)[:, None].expand(-1, max(map(len, targets))),
-        "places_ST": pad_rows(places), "targets_ST": pad_rows(targets),
         "keep_ST": pad_rows([[1] * len(c) for c in targets]).bool(),
+        "kept_N": kept, "rows_N": rows, "places_N": at, "targets_N": tokens,
     }
     return Packed(**{name: x if x is None else x.to(device) for name, x in tensors.items()})
 
@@ -179,7 +187,7 @@ class Backbone(nn.Module):
         keep = packed.keep_ST
         if role == CRITIC and not self.own_critic:
             return self.head(features) * keep
-        where = packed.rows_ST[keep], packed.places_ST[keep]
+        where = packed.rows_N, packed.places_N
         mixed = self.full and role == POLICY and self.dtype != torch.float32
         precision = torch.autocast(keep.device.type, dtype=self.dtype) if mixed else nullcontext()
         with self._activate(role) as network, precision:
@@ -192,11 +200,11 @@ class Backbone(nn.Module):
             middle = out.hidden_states[len(out.hidden_states) // 2][where] if features is True else None
             del out  # the other layers' states are in the way of the logits
             if role == CRITIC:
-                return spread(self.head(last), keep)
-            output, targets = network.get_output_embeddings(), packed.targets_ST[keep]
-            logprobs, entropy = _score_tokens(output, last, targets, self.temperature)
-        seen = spread(torch.cat([last, middle], -1), keep) if features is True else None
-        return Pass(spread(logprobs, keep), spread(entropy, keep), seen)
+                return spread(self.head(last), packed)
+            output = network.get_output_embeddings()
+            logprobs, entropy = _score_tokens(output, last, packed.targets_N, self.temperature)
+        seen = spread(torch.cat([last, middle], -1), packed) if features is True else None
+        return Pass(spread(logprobs, packed), spread(entropy, packed), seen)
 
     @contextmanager
     def _activate(self, role: str) -> Iterator[nn.Module]:
@@ -246,10 +254,11 @@ def _score_tokens(output, hidden_ND: Tensor, targets_N: Tensor, temperature: flo
     return torch.cat(chosen), torch.cat(entropies)
 
 
-def spread(flat: Tensor, keep_ST: Tensor) -> Tensor:
-    """Kept tokens back in their places [S, T, ...], zero elsewhere."""
-    made = flat.new_zeros(*keep_ST.shape, *flat.shape[1:])
-    return made.masked_scatter(keep_ST.view(*keep_ST.shape, *[1] * (flat.ndim - 1)), flat)
+def spread(flat: Tensor, packed: Packed) -> Tensor:
+    """Kept tokens [N, ...] in their places [S, T, ...], zero elsewhere."""
+    shape = packed.keep_ST.shape
+    made = flat.new_zeros(shape.numel(), *flat.shape[1:])
+    return made.index_copy(0, packed.kept_N, flat).unflatten(0, shape)
 
 
 def _check_adapter(cfg: Config) -> str:
