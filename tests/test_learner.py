@@ -16,7 +16,8 @@ from rlpa_lib.dialogue.protocols import Completion
 from rlpa_lib.rlpa import ppo
 from rlpa_lib.rlpa.experience import accumulate_minibatch, gather_experience, update
 from rlpa_lib.rlpa.learner import Learner, sample_indices
-from rlpa_lib.rlpa.networks import CRITIC, POLICY, pack_groups, spread, tree_mask
+from rlpa_lib.rlpa.networks import CRITIC, POLICY
+from rlpa_lib.rlpa.packing import pack_groups, spread, tree_mask
 from rlpa_lib.rlpa.rewards import Reward
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.settings.config import Config, InputError
