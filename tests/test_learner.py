@@ -16,7 +16,8 @@ from rlpa_lib.dialogue.protocols import Completion
 from rlpa_lib.rlpa import ppo
 from rlpa_lib.rlpa.experience import accumulate_minibatch, gather_experience, update
 from rlpa_lib.rlpa.learner import Learner, sample_indices
-from rlpa_lib.rlpa.networks import CRITIC, POLICY, pack_groups, tree_mask
+from rlpa_lib.rlpa.networks import CRITIC, POLICY
+from rlpa_lib.rlpa.packing import pack_groups, spread, tree_mask
 from rlpa_lib.rlpa.rewards import Reward
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.settings.config import Config, InputError
@@ -63,8 +64,8 @@ def test_tree_packing_by_hand():
     # the last token of a completion is only predicted
     assert packed.input_ids_BL.tolist() == [[5, 6, 7, 8, 9]]
     assert packed.position_ids_BL.tolist() == [[0, 1, 2, 3, 2]]
-    assert packed.places_ST.tolist() == [[1, 2, 3], [1, 4, 0]]
-    assert packed.targets_ST.tolist() == [[7, 8, 2], [9, 2, 0]]
+    assert packed.rows_N.tolist() == [0] * 5 and packed.places_N.tolist() == [1, 2, 3, 1, 4]
+    assert packed.targets_N.tolist() == [7, 8, 2, 9, 2] and packed.kept_N.tolist() == [0, 1, 2, 3, 4]
     assert packed.keep_ST.tolist() == [[True, True, True], [True, True, False]]
     seen = (packed.mask_B1LL[0, 0] == 0).int().tolist()
     assert seen == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
@@ -78,8 +79,13 @@ def test_padding_sees_itself_alone():
 def test_row_packing_by_hand():
     packed = pack_groups([((5, 6), ((7, 8, 2), (9, 2)))], "rows", torch.float32)
     assert packed.input_ids_BL.tolist() == [[5, 6, 7, 8], [5, 6, 9, 0]] and packed.mask_B1LL is None
-    assert packed.rows_ST.tolist() == [[0, 0, 0], [1, 1, 1]]
-    assert packed.places_ST.tolist() == [[1, 2, 3], [1, 2, 0]]
+    assert packed.rows_N.tolist() == [0, 0, 0, 1, 1] and packed.places_N.tolist() == [1, 2, 3, 1, 2]
+
+
+def test_a_short_sample_before_a_long_one_is_put_in_its_places():
+    packed = pack_groups([((5, 6), ((9, 2), (7, 8, 2)))], "rows", torch.float32)
+    assert packed.kept_N.tolist() == [0, 1, 3, 4, 5]
+    assert spread(torch.arange(1.0, 6.0), packed).tolist() == [[1, 2, 0], [3, 4, 5]]
 
 
 def test_policy_logprobs_are_those_of_a_plain_forward_pass(tiny_random_model):

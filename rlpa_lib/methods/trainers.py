@@ -203,7 +203,9 @@ def make_arguments(
         "num_train_epochs": getattr(settings, "epochs", 1),
         "per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro,
         "train_sampling_strategy": "sequential",  # our rows come in their order
-        "seed": seed, "weight_decay": 0.0, "gradient_checkpointing": False,
+        "seed": seed, "weight_decay": 0.0,
+        "gradient_checkpointing": run.cfg.policy.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "bf16": run.cfg.policy.dtype == "bfloat16", "use_cpu": not cuda, "dataloader_pin_memory": cuda,
         "save_strategy": "steps", "save_steps": settings.checkpoint_every, "save_total_limit": 1,
         "logging_steps": 1, "report_to": "none", "push_to_hub": False, "disable_tqdm": True,

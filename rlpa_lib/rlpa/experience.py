@@ -12,7 +12,8 @@ from torch import Tensor
 from rlpa_lib.dialogue.judging import JudgeFailed
 from rlpa_lib.rlpa import ppo
 from rlpa_lib.rlpa.learner import Learner, sample_indices
-from rlpa_lib.rlpa.networks import CRITIC, POLICY, REFERENCE, Group, Packed, pad_rows
+from rlpa_lib.rlpa.networks import CRITIC, POLICY, REFERENCE
+from rlpa_lib.rlpa.packing import Group, Packed, pad_rows
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
@@ -175,12 +176,12 @@ def _accumulate(
     loss, clipped = ppo.policy_loss(
         now.logprobs_ST, old, part.advantages, keep, settings.clip, n_tokens, part.weights
     )
-    loss.backward()
+    learner.network.backward(loss, POLICY)
     losses = {"policy_loss": float(loss.detach())}
     if settings.baseline == "critic":
         values = learner.network(packed, CRITIC, part.features)
         error = ppo.value_loss(values, part.values, part.returns, part.taught, settings.value_clip, n_values)
-        error.backward()
+        learner.network.backward(error, CRITIC)
         losses["value_loss"] = float(error.detach())
     with torch.no_grad():
         means = {

@@ -19,7 +19,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlpa_lib.rlpa import ppo
-from rlpa_lib.rlpa.networks import CRITIC, POLICY, ROLES, Backbone, Group, Packed, pack_groups
+from rlpa_lib.rlpa.networks import CRITIC, POLICY, ROLES, Backbone
+from rlpa_lib.rlpa.packing import Group, Packed, pack_groups
 from rlpa_lib.rlpa.processes import Processes
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.seeds import derive_seed

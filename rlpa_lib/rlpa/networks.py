@@ -1,92 +1,28 @@
-"""Policy, reference and critic on one backbone, and the batches that go through them.
+"""Policy, reference and critic on one backbone.
 
-Axes: S samples, T tokens of the longest completion, F features; B packed rows, L tokens of a packed row.
+Axes: S samples, T tokens of the longest completion, N completion tokens, F features.
 """
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
+from rlpa_lib.rlpa.packing import Packed, spread
 from rlpa_lib.settings.config import Config, InputError
 
 POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 ROLES = (POLICY, CRITIC)  # those that are trained
 ADAPTER_FILE = "adapter_config.json"
 ROWS = 64  # tokens that go through the output layer at once
-Group = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]  # token ids of a prompt and of its completions
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Model input, and where completion tokens are predicted: state (row, place) predicts `targets_ST`.
-
-    `mask_B1LL` is additive (0 or -inf), or None where plain causal attention is right. `keep_ST` marks real
-    tokens.
-    """
-
-    input_ids_BL: Tensor
-    position_ids_BL: Tensor
-    mask_B1LL: Tensor | None
-    rows_ST: Tensor
-    places_ST: Tensor
-    targets_ST: Tensor
-    keep_ST: Tensor
-
-
-def pack_groups(
-    groups: Sequence[Group], packing: str, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> Packed:
-    """All samples of a prompt behind one copy of it ("tree"), or one copy each ("rows"), in the given order.
-
-    The last token of a sample is only a target.
-    """
-    if packing == "rows":
-        groups = [(prompt, (completion,)) for prompt, completions in groups for completion in completions]
-    ids, positions, segments, places, in_rows = [], [], [], [], []
-    for row, (prompt, completions) in enumerate(groups):
-        ids.append(list(prompt))
-        positions.append(list(range(len(prompt))))
-        segments.append([0] * len(prompt))
-        for segment, completion in enumerate(completions, start=1):
-            fed, start = completion[:-1], len(ids[row])
-            in_rows.append(row)
-            places.append([len(prompt) - 1, *range(start, start + len(fed))])
-            ids[row] += fed
-            positions[row] += range(len(prompt), len(prompt) + len(fed))
-            segments[row] += [segment] * len(fed)
-    targets = [completion for _, completions in groups for completion in completions]
-    tensors = {
-        "input_ids_BL": pad_rows(ids), "position_ids_BL": pad_rows(positions),
-        "mask_B1LL": tree_mask(pad_rows(segments, -1), dtype) if packing == "tree" else None,
-        "rows_ST": torch.tensor(in_rows)[:, None].expand(-1, max(map(len, targets))),
-        "places_ST": pad_rows(places), "targets_ST": pad_rows(targets),
-        "keep_ST": pad_rows([[1] * len(c) for c in targets]).bool(),
-    }
-    return Packed(**{name: x if x is None else x.to(device) for name, x in tensors.items()})
-
-
-def tree_mask(segments_BL: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask [B, 1, L, L]: a token sees the prompt (0) and its sample so far; padding (-1) itself."""
-    length = segments_BL.shape[1]
-    query, key = segments_BL[:, :, None], segments_BL[:, None, :]
-    earlier = torch.ones(length, length, dtype=torch.bool).tril()
-    allowed = earlier & ((key == 0) | (key == query)) & (query >= 0)
-    allowed |= torch.eye(length, dtype=torch.bool)
-    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, -torch.inf)[:, None]
-
-
-def pad_rows(rows: Sequence[Sequence[float]], value: int = 0) -> Tensor:
-    """Rows of numbers as one tensor, filled up on the right."""
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 def lora_config(cfg: Config) -> LoraConfig:
@@ -156,6 +92,22 @@ class Backbone(nn.Module):
         width = model.config.hidden_size
         self.head = ValueHead(width if self.own_critic else 2 * width)
         self.make_trainable()
+        self._running = POLICY
+        if cfg.policy.gradient_checkpointing:
+            self._checkpoint_layers()
+
+    def _checkpoint_layers(self) -> None:
+        """Keep only each layer's input for the backward pass, which then runs the layer once more: with the
+        adapter of the forward pass, whichever is active by then."""
+
+        def contexts():
+            role = self._running
+            return nullcontext(), self.activate(role)
+
+        for host in {self.model, self.frozen}:
+            network = host.get_base_model() if isinstance(host, PeftModel) else host
+            network.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+            network.disable_input_require_grads()  # only the reentrant kind needs inputs with gradients
 
     @property
     def frozen(self):
@@ -172,6 +124,12 @@ class Backbone(nn.Module):
             named |= {f"head.{name}": p for name, p in self.head.named_parameters()}
         return named
 
+    def backward(self, loss: Tensor, role: str) -> None:
+        """Add a loss's gradients. Checkpointed layers find the role's adapter active, instead of switching to
+        it one by one."""
+        with nullcontext() if role == CRITIC and not self.own_critic else self.activate(role):
+            loss.backward()
+
     def forward(self, packed: Packed, role: str, features: bool | Tensor | None = False) -> Pass | Tensor:
         """POLICY and REFERENCE give a `Pass`, CRITIC values [S, T]; FSDP hooks in here.
 
@@ -181,10 +139,11 @@ class Backbone(nn.Module):
         keep = packed.keep_ST
         if role == CRITIC and not self.own_critic:
             return self.head(features) * keep
-        where = packed.rows_ST[keep], packed.places_ST[keep]
+        where = packed.rows_N, packed.places_N
         mixed = self.mixed and role == POLICY
         precision = torch.autocast(keep.device.type, dtype=self.dtype) if mixed else nullcontext()
-        with self._activate(role) as network, precision:
+        with self.activate(role) as network, precision:
+            self._running = role
             out = network.get_decoder()(
                 input_ids=packed.input_ids_BL,
                 position_ids=None if packed.mask_B1LL is None else packed.position_ids_BL,
@@ -194,30 +153,30 @@ class Backbone(nn.Module):
             middle = out.hidden_states[len(out.hidden_states) // 2][where] if features is True else None
             del out  # the other layers' states are in the way of the logits
             if role == CRITIC:
-                return spread(self.head(last), keep)
-            output, targets = network.get_output_embeddings(), packed.targets_ST[keep]
-            logprobs, entropy = _score_tokens(output, last, targets, self.temperature)
-        seen = spread(torch.cat([last, middle], -1), keep) if features is True else None
-        return Pass(spread(logprobs, keep), spread(entropy, keep), seen)
+                return spread(self.head(last), packed)
+            output = network.get_output_embeddings()
+            logprobs, entropy = _score_tokens(output, last, packed.targets_N, self.temperature)
+        seen = spread(torch.cat([last, middle], -1), packed) if features is True else None
+        return Pass(spread(logprobs, packed), spread(entropy, packed), seen)
 
     @contextmanager
-    def _activate(self, role: str) -> Iterator[nn.Module]:
-        """The causal language model of a role, with that role's adapter active."""
+    def activate(self, role: str) -> Iterator[nn.Module]:
+        """The causal language model of a role, with that role's adapter active within the context."""
         host = self.model if role == POLICY else self.frozen
         if not isinstance(host, PeftModel):
             yield host
             return
-        off = role == REFERENCE and not self.warm
-        if not off and host.active_adapter != role:
+        off, before = role == REFERENCE and not self.warm, host.active_adapter
+        if not off and before != role:
             host.set_adapter(role)
             self.make_trainable()
         try:
             with host.disable_adapter() if off else nullcontext():
                 yield host.get_base_model()
         finally:
-            if host.active_adapter != POLICY and not self.full:
-                host.set_adapter(POLICY)
-            if role != POLICY:
+            if host.active_adapter != before:
+                host.set_adapter(before)
+            if off or before != role:
                 self.make_trainable()
 
     def make_trainable(self) -> None:
@@ -235,23 +194,22 @@ class Backbone(nn.Module):
 def _score_tokens(output, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and the entropy of what it was drawn from, [N].
 
-    The vocabulary is by far the largest dimension, so a few tokens at a time go through it: a CPU then finds
-    them in its cache, and the backward pass needs no second tensor of that size.
+    The vocabulary is by far the largest dimension, so a few tokens at a time go through it, forward and once
+    more backward: nothing of that size is ever held for all tokens.
     """
-    chosen, entropies = [], []
-    for hidden, targets in zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True):
+
+    def score(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = output(hidden).float()
         logprobs = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
-        chosen.append(logprobs.gather(-1, targets[:, None])[:, 0])
         with torch.no_grad():
-            entropies.append(-(logprobs.exp() * logprobs).sum(-1))
+            entropy = -(logprobs.exp() * logprobs).sum(-1)
+        return logprobs.gather(-1, targets[:, None])[:, 0], entropy
+
+    parts = zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True)
+    twice = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
+    scored = [(twice if torch.is_grad_enabled() else score)(*part) for part in parts]
+    chosen, entropies = zip(*scored, strict=True)
     return torch.cat(chosen), torch.cat(entropies)
-
-
-def spread(flat: Tensor, keep_ST: Tensor) -> Tensor:
-    """Kept tokens back in their places [S, T, ...], zero elsewhere."""
-    made = flat.new_zeros(*keep_ST.shape, *flat.shape[1:])
-    return made.masked_scatter(keep_ST.view(*keep_ST.shape, *[1] * (flat.ndim - 1)), flat)
 
 
 def _check_adapter(cfg: Config) -> str:

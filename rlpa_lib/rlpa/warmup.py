@@ -15,7 +15,8 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import render_reply
 from rlpa_lib.rlpa import ppo
 from rlpa_lib.rlpa.learner import Learner
-from rlpa_lib.rlpa.networks import POLICY, Group
+from rlpa_lib.rlpa.networks import POLICY
+from rlpa_lib.rlpa.packing import Group
 from rlpa_lib.rlpa.processes import Processes
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
