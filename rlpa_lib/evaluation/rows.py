@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlpa_lib.agents import models, parties
+from rlpa_lib.agents import models, own_servers, parties
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
 from rlpa_lib.dialogue.persona import Persona
@@ -97,7 +97,9 @@ class Stage:
         needs_encoder = any(row.entry.needs_encoder for row in self.rows)
         self.encoder = load_encoder(run.cfg.evaluation.encoder) if needs_encoder else None
         self._model = self._tokenizer = self._adapted = None
-        if not POLICIES[run.cfg.policy.kind].in_process:
+        if own_servers.are_needed(run.cfg):  # started when a row is played, not when it is read back
+            own_servers.check(run.cfg)
+        elif not POLICIES[run.cfg.policy.kind].in_process:
             parties.make_policy(run.cfg, run)  # says what is missing
 
     def schedule(self, benchmarks: Iterable[str]) -> Iterator[tuple[Row, str]]:

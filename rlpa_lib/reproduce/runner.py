@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from rlpa_lib import runs
+from rlpa_lib.agents import own_servers
 from rlpa_lib.client.usage import NOTEBOOK_VARIABLE
 from rlpa_lib.reproduce import schedule
 from rlpa_lib.runs import record
@@ -42,6 +43,10 @@ def reproduce(
     everything = list_notebooks(notebooks)
     chosen = select_notebooks(everything, only)
     jobs, skipped = jobs or default_jobs(cfg), find_untrainable(cfg, chosen, only)
+    if own_servers.are_needed(cfg):
+        if jobs > 1:
+            raise InputError(f"--jobs: {jobs} notebooks cannot share the servers that one of them starts")
+        own_servers.check(cfg)
     check_needs(cfg, seed, {path.stem for path in chosen}.difference(skipped), run_dir)
     run = runs.claim(cfg, seed, run_dir, label)
     if skipped:

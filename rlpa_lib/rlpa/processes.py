@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import distributed
 
+from rlpa_lib.agents.own_servers import trainer_environment
 from rlpa_lib.dialogue.protocols import Completion, Message, Policy
 from rlpa_lib.runs import record
 from rlpa_lib.runs.run import Run
@@ -193,6 +194,7 @@ def launch(
     command += [part for text in changes for part in ("--change", text)]
     lines: list[str] = []
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    pipes["env"] = os.environ | trainer_environment(run.cfg)
     with subprocess.Popen(list(map(str, command)), cwd=record.REPOSITORY, **pipes) as process:
         for line in process.stdout:
             lines.append(line.rstrip())

@@ -219,6 +219,9 @@ class RunConfig(Section):
     tensorboard: bool = True
     # 20_ppo trains under this file of params/accelerate (or a path); null = in the notebook's own process
     accelerate: Name | None = None
+    # this machine's cards, such as 8xA100-80: layout.py says which train and which sample, and sets
+    # run.accelerate; null = one card, which trainer and vLLM share
+    gpus: Annotated[str, Field(pattern=r"^\d+x[A-Za-z]\w*-\d+$")] | None = None
 
 
 class Config(Section):
