@@ -13,7 +13,7 @@ from test_trainer import any_text_is_well_formed, config, quiet, trainer  # noqa
 from rlpa_lib import runs
 from rlpa_lib.dialogue.judging import Verdict
 from rlpa_lib.dialogue.profile import Profile, Reply
-from rlpa_lib.evaluation import ablations
+from rlpa_lib.evaluation import ablations, rows
 from rlpa_lib.evaluation.paper_tables import PAPER_TABLES
 from rlpa_lib.figures import training as drawn_as
 from rlpa_lib.rlpa.rewards import ABLATED, score
@@ -104,6 +104,17 @@ def test_ppo_keeps_the_adapter_at_which_ablations_are_compared(tmp_path):
     assert ablations.read_scores({"PRR": found}) == {}
 
 
+def test_after_full_tuning_both_rewards_are_found_and_not_trained_again(tmp_path):
+    cfg = config(policy={"tuning": "full"}, ppo={"iterations": 2, "lr": 1e-4}, ablations={"iterations": 1})
+    made = trainer(tmp_path, cfg)
+    made.train(say=quiet)
+    found = ablations.find_training(made.run, "PRR")
+    assert [row["update"] for row in found.history] == [1, 2]
+    assert ablations.train_variant(made.run, "test", [], "PRR") == found
+    one, last = (rows.find_weights(made.run, rows.Row("rlpa", weights=w)) for w in ("ablation-PRR", "ppo"))
+    assert one.whole and last.whole and one.hash() != last.hash()
+
+
 def test_an_ablation_starts_as_both_rewards_do_and_then_parts(tmp_path):
     """Same seeds: the first rollout is the same, whatever of it is rewarded."""
     both, alone = trainer(tmp_path / "both"), trainer(tmp_path / "alone", config(ppo={"reward_parts": "PR"}))
@@ -128,11 +139,11 @@ def test_sum_adds_what_each_is_rewarded_for():
         "PR": history([0.5] * 4, [0.5] * 4, [0.1] * 4),
         "RR": history([0.2, 0.4, 0.6, 0.8], [0.3] * 4, [0.2, 0.4, 0.6, 0.8]),
     }
-    rows = drawn_as.reward_rows({0: one, 1: one, 2: {"PRR": one["PRR"]}})
-    total = rows[(rows["run"] == "Sum") & (rows["seed"] == 0)]
+    table = drawn_as.reward_rows({0: one, 1: one, 2: {"PRR": one["PRR"]}})
+    total = table[(table["run"] == "Sum") & (table["seed"] == 0)]
     assert total["reward"].tolist() == pytest.approx([0.7, 0.9, 1.1, 1.3]) and total["profile"].isna().all()
-    assert set(rows.loc[rows["run"] == "Sum", "seed"]) == {0, 1}
-    figure, drawn = drawn_as.reward_progress(rows)
+    assert set(table.loc[table["run"] == "Sum", "seed"]) == {0, 1}
+    figure, drawn = drawn_as.reward_progress(table)
     point = drawn[(drawn["panel"] == "reward") & (drawn["run"] == "PRR")].set_index("step")
     assert (
         point["mean"].to_dict() == pytest.approx({2: 1.1, 4: 1.5})

@@ -113,7 +113,7 @@ def test_a_row_depends_on_its_adapter_and_a_borrower_on_what_it_borrows(open_run
 MISSING = [
     (
         "evaluation.methods=[base, rlpa]",
-        "adapters/ppo: no adapter here, and evaluation.methods names rlpa; "
+        "neither adapters/ppo nor models/ppo is there, and evaluation.methods names rlpa; "
         "run 20_ppo with this run directory",
     ),
     ("evaluation.methods=[base, sft]", "run 11_sft with this run directory first"),

@@ -66,12 +66,12 @@ def any_text_is_well_formed(monkeypatch):
     assert not parse_reply("x").format_ok
 
 
-def trainer(folder, cfg=None):
+def trainer(folder, cfg=None, model=None):
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     cfg = cfg or config()
     run = runs.claim(cfg, 5, folder, "test")
-    learner = Learner(random_model(), cfg, seed=5)
+    learner = Learner(model or random_model(), cfg, seed=5)
     return Trainer(
         run, learner, byte_tokenizer(), EchoUser(), VowelJudge(), PERSONAS, system_prompt="Be kind."
     )
@@ -289,6 +289,26 @@ def test_a_fully_tuned_policy_is_saved_whole(tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "models/ppo")
     assert all(torch.equal(p, made.learner.model.state_dict()[n]) for n, p in loaded.state_dict().items())
     assert not (tmp_path / "adapters").exists()
+
+
+@pytest.mark.parametrize(
+    ("tuning", "dtype"), [("full", "bfloat16"), ("full", "float32"), ("lora", "float32")]
+)
+def test_old_logprobs_are_of_the_precision_that_is_trained_in(tmp_path, tuning, dtype):
+    """Full tuning of a bf16 model samples in fp32 and trains in bf16: what the sampler says is not where the
+    policy stands when the first step begins."""
+    cfg = config(
+        policy={"tuning": tuning, "dtype": dtype, "lora_dropout": 0.0},
+        ppo={"iterations": 1, "lr": 1e-4, "minibatch": 12, "epochs": 1},
+    )
+    made = trainer(tmp_path, cfg, model=random_model().to(getattr(torch, dtype)))
+    rows = made.train(until=2, say=quiet)
+    assert [row["kl_old"] for row in rows] == pytest.approx([0, 0], abs=1e-9), "one step: old is now"
+    assert rows[0]["clip_fraction"] == 0
+    if dtype == "bfloat16":
+        assert all(1e-4 < row["sampler_gap"] < 0.1 and row["sampler_max_ratio"] > 1.001 for row in rows)
+    else:
+        assert all(row["sampler_gap"] < 1e-5 and "sampler_max_ratio" not in row for row in rows)
 
 
 class ServedPolicy:

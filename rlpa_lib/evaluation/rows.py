@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlpa_lib.agents import models, own_servers, parties
+from rlpa_lib.agents import devices, models, own_servers, parties, placement
+from rlpa_lib.agents.trained import Trained, find_trained, load_trained
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
 from rlpa_lib.dialogue.persona import Persona
@@ -29,7 +30,7 @@ PORTION = 4096
 @dataclass(frozen=True)
 class Row:
     """One row: a method, on the run's policy or on a model behind an endpoint of its own (`comparator`, named
-    as in the settings). `weights` names another adapter than the method's own, an ablation's for example."""
+    as in the settings). `weights` names others than the method's own, an ablation's for example."""
 
     method: str
     comparator: str = ""
@@ -47,7 +48,7 @@ class Row:
 
     @property
     def adapter(self) -> str:
-        """The folder below adapters/ with the row's weights; "" for the base model."""
+        """The folder below adapters/ or models/ with the row's weights; "" for the base model."""
         return self.weights or self.entry.adapter
 
 
@@ -69,34 +70,43 @@ def select_rows(cfg: Config, methods: Sequence[str]) -> list[Row]:
 
 
 def version(run: Run, row: Row) -> str:
-    """What a row's results depend on besides settings and code: its adapter, and for a borrower the dialogues
-    that it borrows from."""
-    parts = [models.hash_adapter(run.path(f"adapters/{row.adapter}"))] if row.adapter else []
+    """What a row's results depend on besides settings and code: its trained weights, and for a borrower the
+    dialogues that it borrows from. InputError: the weights are not there."""
+    parts = [trained.hash()] if (trained := find_weights(run, row)) else []
     if row.entry.borrows:
         files = [run.path(f"dialogues/{row.entry.borrows}-{b}.jsonl") for b in run.cfg.evaluation.benchmarks]
         parts += [storage.sha256(file.read_bytes()) for file in files if file.is_file()]
     return " ".join(parts)
 
 
+def find_weights(run: Run, row: Row) -> Trained | None:
+    """The trained weights of a row; None where it plays the base model. InputError: they are not there."""
+    if not row.adapter:
+        return None
+    book = "21_ablations" if row.weights else row.entry.notebook
+    wanted = f"evaluation.methods names {row.method}; run {book} with this run directory first"
+    return load_trained(run.dir, row.adapter, wanted)
+
+
 class Stage:
     """Makes the methods of a run one after another. Everything that a row needs is looked for when the stage
-    is set up. InputError: an adapter, encoder, prompt, endpoint or key that a row needs is not there."""
+    is set up, and its device noted in the record. InputError: weights, an encoder, prompt, endpoint or key
+    that a row needs are not there, or the model does not fit (`placement.place`)."""
 
     def __init__(self, run: Run, rows: Sequence[Row] | None = None):
         self.run, self.cfg = run, run.cfg
         self.rows = list_rows(run.cfg) if rows is None else list(rows)
         for row in self.rows:
-            folder = run.dir / "adapters" / row.adapter
-            if row.adapter and not (folder / "adapter_config.json").is_file():
-                book = "21_ablations" if row.weights else row.entry.notebook
-                wants = f"evaluation.methods names {row.method}; run {book} with this run directory first"
-                raise InputError(f"{folder}: no adapter here, and {wants}")
+            find_weights(run, row)
             check_prompts(row.method, run.cfg)
         names = [row.comparator for row in self.rows if row.comparator]
         self.remote = {name: _make_remote_policy(run, name) for name in names}
         needs_encoder = any(row.entry.needs_encoder for row in self.rows)
-        self.encoder = load_encoder(run.cfg.evaluation.encoder) if needs_encoder else None
-        self._model = self._tokenizer = self._adapted = None
+        if needs_encoder or any(not (r.comparator or is_scripted(r.method, run.cfg)) for r in self.rows):
+            placement.place(run.cfg, placement.PLAY, encoder=needs_encoder).note(run)
+        device = devices.choose_device()
+        self.encoder = load_encoder(run.cfg.evaluation.encoder, device) if needs_encoder else None
+        self._model = self._tokenizer = self._adapted = self._whole = None
         if own_servers.are_needed(run.cfg):  # started when a row is played, not when it is read back
             own_servers.check(run.cfg)
         elif not POLICIES[run.cfg.policy.kind].in_process:
@@ -150,17 +160,20 @@ class Stage:
         return replace(method, name=row.name), policy
 
     def _policy(self, row: Row) -> Policy:
-        folder = self.run.path(f"adapters/{row.adapter}") if row.adapter else None
         if row.comparator:
             return self.remote[row.comparator]
+        trained = find_weights(self.run, row)
         if not POLICIES[self.cfg.policy.kind].in_process:
-            return parties.make_policy(self.cfg, self.run, adapter=folder)
-        if self._model is None:
-            self._model, self._tokenizer = models.load_model(self.cfg)
+            return parties.make_policy(self.cfg, self.run, adapter=trained and trained.folder)
+        whole = trained if trained and trained.whole else None
         if self._adapted is not None:
             self._model, self._adapted = self._adapted.unload(), None
-        if folder is not None:
-            self._adapted = models.attach_adapter(self._model, folder)
+        if self._model is None or whole != self._whole:  # whole models take each other's place
+            self._model = None
+            self._model, self._tokenizer = models.load_model(self.cfg, whole)
+            self._whole = whole
+        if trained and not trained.whole:
+            self._adapted = models.attach_adapter(self._model, trained.folder)
         on_cpu = self._model.device.type == "cpu"
         model, portion = self._adapted or self._model, PORTION if on_cpu else None
         return models.make_local_policy(model, self._tokenizer, self.cfg, portion=portion, reuse=on_cpu)
@@ -263,7 +276,7 @@ def load_scores(run: Run) -> tables.Scores:
     """Scores (E, K) of every row that this run has finished with the code and weights that are there now."""
     scores = {}
     for row in list_rows(run.cfg):
-        if row.adapter and not (run.dir / "adapters" / row.adapter / "adapter_model.safetensors").is_file():
+        if row.adapter and find_trained(run.dir, row.adapter) is None:
             continue
         for benchmark in run.cfg.evaluation.benchmarks:
             judged = read_finished(run, row.name, benchmark, version(run, row))

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,15 +79,16 @@ def top_k(query_D: NDArray[np.float32], vectors_ND: NDArray[np.float32], k: int)
     return [(i, float(cosines[i])) for i in order[:k]]
 
 
-def load_encoder(name: str) -> SentenceEncoder:
-    """The encoder of `evaluation.encoder`. InputError: it is not installed, or cannot be loaded."""
+def load_encoder(name: str, device: Any = "cpu") -> SentenceEncoder:
+    """The encoder of `evaluation.encoder`, on a device of torch. InputError: it is not installed, or cannot
+    be loaded."""
     # transformers alone: pooling is a few lines, sentence-transformers would be a second way to load models
     from transformers import AutoModel, AutoTokenizer
 
     spec, source = ENCODERS[name], source_of(name)
     try:
         model, tokenizer = AutoModel.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-        return SentenceEncoder(model, tokenizer, spec.pooling)
+        return SentenceEncoder(model.to(device), tokenizer, spec.pooling)
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise InputError(f"evaluation.encoder: {name} ({spec.about}) could not be loaded: {why}") from error

@@ -18,8 +18,8 @@ from peft import PeftModel
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from rlpa_lib.agents import models
 from rlpa_lib.agents.prompt_tokens import prompt_ids
+from rlpa_lib.agents.trained import load_trained
 from rlpa_lib.methods import training_data
 from rlpa_lib.methods.plain_state import MetricsLog, PlainState, find_newest
 from rlpa_lib.methods.preferences import Talks
@@ -29,7 +29,6 @@ from rlpa_lib.rlpa.networks import lora_config
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
-from rlpa_lib.settings.config import InputError
 
 Say = Callable[[str], None]
 Facts = dict[str, Any]
@@ -106,12 +105,10 @@ def make_dpo_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> 
     beta = ALOE_DPO_BETA if aloe else settings.beta
     made_from, start = digest, {"peft_config": lora_config(cfg)}
     if settings.start == "sft":
-        folder, start = run.path(f"adapters/{name_row('sft', variant)}"), {}
-        if not (folder / "adapter_config.json").is_file():
-            what_to_do = "run 11_sft with this run directory first"
-            raise InputError(f"{folder}: no adapter here, and dpo.start is sft; {what_to_do}")
-        model = PeftModel.from_pretrained(model, folder, is_trainable=True)
-        made_from += models.hash_adapter(folder)
+        wanted, start = "dpo.start is sft; run 11_sft with this run directory first", {}
+        trained = load_trained(run.dir, name_row("sft", variant), wanted)
+        model = PeftModel.from_pretrained(model, trained.as_adapter(), is_trainable=True)
+        made_from += trained.hash()
     micro = math.gcd(batch, settings.micro_batch or batch)
     args = DPOConfig(
         **make_arguments(run, name_row("dpo", variant), settings, batch, micro, seed, made_from),

@@ -23,8 +23,9 @@ class Experience:
     """What an update learns from: groups of token ids, and the rest per sample and place [S, T] or [S, T, F].
 
     Places are a sample's tokens, marked by `keep`; with `ppo.turn_discount` > 0 one place follows them, the
-    state after the turn. `taught` marks the values that have a target. `weights` and `gap` are there for a
-    sampler of its own only: importance weights, and how far its log-probabilities were from the trainer's.
+    state after the turn. `taught` marks the values that have a target. `weights` and `gap` are there only
+    where the sampler is not the trainer itself: importance weights, and how far apart the log-probabilities
+    of the two were.
     """
 
     groups: list[Group]
@@ -50,9 +51,10 @@ def gather_experience(
 ) -> Experience:
     """Run reference and critic once over all samples that have a reward and give credit (appendix B).
 
-    The sampler's log-probabilities are the old ones, unless it samples `elsewhere` (a server): then the
-    trainer computes them anew. `kl_coef` defaults to the settings'. JudgeFailed: no sample has a reward.
-    InputError: a sample has no token ids.
+    The sampler's log-probabilities are the old ones, unless it samples `elsewhere` (a server, or in process
+    in another precision than training's): then the trainer computes them anew, as the release always does.
+    `kl_coef` defaults to the settings'. JudgeFailed: no sample has a reward. InputError: a sample has no
+    token ids.
     """
     settings, last_turn = learner.cfg.ppo, learner.cfg.rollout.turns
     rewarded = [(g, i, s) for g in turn_groups for i, s in enumerate(g.samples) if s.reward is not None]

@@ -135,6 +135,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.full, self.own_critic = cfg.policy.tuning == "full", cfg.ppo.critic == "lora"
         self.temperature, self.dtype = cfg.rollout.temperature or 1.0, model.dtype
+        # fp32 weights that training passes in the model's own precision, and a sampler in process in fp32
+        self.mixed = self.full and self.dtype != torch.float32
         adapter = _check_adapter(cfg) if cfg.policy.adapter else None
         self.warm = adapter is not None and not self.full
         model.requires_grad_(False)
@@ -180,7 +182,7 @@ class Backbone(nn.Module):
         if role == CRITIC and not self.own_critic:
             return self.head(features) * keep
         where = packed.rows_ST[keep], packed.places_ST[keep]
-        mixed = self.full and role == POLICY and self.dtype != torch.float32
+        mixed = self.mixed and role == POLICY
         precision = torch.autocast(keep.device.type, dtype=self.dtype) if mixed else nullcontext()
         with self._activate(role) as network, precision:
             out = network.get_decoder()(

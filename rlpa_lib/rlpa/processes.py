@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import distributed
 
-from rlpa_lib.agents.own_servers import trainer_environment
+from rlpa_lib.agents import devices, own_servers
 from rlpa_lib.dialogue.protocols import Completion, Message, Policy
 from rlpa_lib.runs import record
 from rlpa_lib.runs.run import Run
@@ -46,7 +46,7 @@ class Processes:
     """
 
     def __init__(self, accelerator: Accelerator | None = None):
-        patience, cpu = InitProcessGroupKwargs(timeout=PATIENCE), not torch.cuda.is_available()
+        patience, cpu = InitProcessGroupKwargs(timeout=PATIENCE), devices.choose_device().type == "cpu"
         self.accelerator = accelerator or Accelerator(cpu=cpu, kwargs_handlers=[patience])
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main, self.device = self.rank == 0, self.accelerator.device
@@ -194,7 +194,7 @@ def launch(
     command += [part for text in changes for part in ("--change", text)]
     lines: list[str] = []
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    pipes["env"] = os.environ | trainer_environment(run.cfg)
+    pipes["env"] = os.environ | own_servers.trainer_environment(run.cfg)
     with subprocess.Popen(list(map(str, command)), cwd=record.REPOSITORY, **pipes) as process:
         for line in process.stdout:
             lines.append(line.rstrip())

@@ -14,7 +14,7 @@ import torch
 from pydantic import TypeAdapter
 
 from rlpa_lib import runs
-from rlpa_lib.agents import models, own_servers, parties
+from rlpa_lib.agents import models, own_servers, parties, placement
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import Judge
@@ -33,7 +33,7 @@ from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import POLICIES
 
-COMPARED = "ablation-PRR"  # the adapter with both rewards that 21_ablations takes from 20_ppo
+COMPARED = "ablation-PRR"  # the weights with both rewards that 21_ablations takes from 20_ppo
 
 
 def train(
@@ -80,10 +80,12 @@ def prepare(
     cfg, processes = run.cfg, processes or Processes()
     users = cfg.personas.train_users
     people = processes.on_main(lambda: parties.load_people(cfg, "train", users, run.seed, run))
+    placed = placement.place(cfg, placement.PPO, sharded=processes.sharded, name=name)
+    processes.on_main(lambda: placed.note(run))
     if cfg.policy.warm_up and cfg.policy.adapter is None:
         warm = str(warmup.make_adapter(run, people, processes, say))
         cfg = cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"adapter": warm})})
-    model, tokenizer = models.load_model(cfg)
+    model, tokenizer = models.load_model(cfg)  # on the learner's device
     learner = Learner(model, cfg, seed=run.seed, processes=processes)
     weights = {role: sum(p.numel() for p in learner.parameters(role).values()) for role in ROLES}
     facts = {
@@ -124,12 +126,12 @@ class Trainer:
 
     `ppo.update_every: turn` updates after each turn, so weights change within a dialogue (released code);
     `dialogue` once at the cohort's end. A policy on servers has `refresh` or `load_weights` (folder,
-    version): it gets adapter or model before the first rollout and after each update, and the trainer
-    computes the old log-probabilities itself; it may `rest` while the trainer works. Leaves
-    metrics/<name>.jsonl, dialogues/<name>/, checkpoints/<name>/ and adapters/<name>/ (models/<name>/ after
-    full tuning), of `ppo` also what it is when ablations are compared, and goes on from its checkpoint;
-    every random choice follows from (seed, update). Of several processes only the main one needs user, judge
-    and servers.
+    version): it gets adapter or model before the first rollout and after each update, and may `rest` while
+    the trainer works. The trainer computes the old log-probabilities itself where servers sample, or this
+    process in another precision than it trains. Leaves metrics/<name>.jsonl, dialogues/<name>/,
+    checkpoints/<name>/ and adapters/<name>/ (models/<name>/ after full tuning), of `ppo` also the weights at
+    which ablations are compared, and goes on from its checkpoint; every random choice follows from (seed,
+    update). Of several processes only the main one needs user, judge and servers.
     """
 
     def __init__(
@@ -218,7 +220,8 @@ class Trainer:
             self.processes.on_main(getattr(self.sampler, "rest", lambda: None))
         clock.append(time.perf_counter())
         coef = settings.kl_coef if before.kl_coef is None else before.kl_coef
-        data = experience.gather_experience(self.learner, groups, coef, elsewhere=self.served)
+        elsewhere = self.served or self.learner.network.mixed
+        data = experience.gather_experience(self.learner, groups, coef, elsewhere=elsewhere)
         clock.append(time.perf_counter())
         update_seed = derive_seed(seed, "update", before.updates)
         learned = experience.update(self.learner, data, seed=update_seed, scales=self._scales())

@@ -21,8 +21,8 @@ class Method:
     label: str  # what the tables call it
     make: str
     in_paper: bool = False  # whether the paper has this row for its own backbone
-    adapter: str = ""  # folder below adapters/ with the row's weights; "" = untrained
-    notebook: str = ""  # which trains that adapter
+    adapter: str = ""  # folder below adapters/ or models/ with the row's weights; "" = untrained
+    notebook: str = ""  # which trains those weights
     writes_profile: bool = False
     control: bool = False  # a floor, a ceiling or a borrower, no rival
     scripted: str = ""  # makes the row without any model, where the evaluator reads a scripted world
@@ -148,7 +148,7 @@ class PolicyKind:
 
 
 POLICIES: dict[str, PolicyKind] = {
-    "local": PolicyKind("agents.models:make_policy", in_process=True),
+    "local": PolicyKind("agents.placement:make_policy", in_process=True),
     "endpoint": PolicyKind("agents.endpoint_policy:make_policy", trainable=False),
     "vllm": PolicyKind("agents.vllm_policy:make_policy", needs_servers=True),
 }
