@@ -12,6 +12,7 @@ import argparse
 import http.client
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -103,8 +104,8 @@ def start(
     if not (venv / PYTHON).exists():
         command = "python -m rlpa_lib.agents.vllm_server setup"
         raise InputError(f"{venv}: vLLM is not installed there; run {command} first")
-    port, folder, state = _free_port(host, port), model_folder(model), venv / SERVERS
-    state.mkdir(exist_ok=True)
+    port, folder, state = _free_port(host, port), model_folder(model), _state(venv)
+    state.mkdir(parents=True, exist_ok=True)
     name, log = name or Path(model).name, state / f"{port}.log"
     arguments = ["--model", folder, "--served-model-name", name, "--dtype", dtype]
     arguments += ["--host", host, "--port", str(port), *_tokenizer(Path(folder), state)]
@@ -126,6 +127,11 @@ def start(
         stop(server, venv)
         raise
     return server
+
+
+def _state(venv: Path) -> Path:
+    """Records and logs of this machine's servers; the environment may be shared by several."""
+    return venv / SERVERS / platform.node()
 
 
 def _settings(lora_rank: int, cpu: bool) -> list[str]:
@@ -211,7 +217,7 @@ def healthy(host: str, port: int) -> bool:
 
 def running(venv: Path = DEFAULT_VENV) -> list[Server]:
     """Servers started from this environment and not stopped since."""
-    return [Server(**json.loads(path.read_text())) for path in sorted((venv / SERVERS).glob("*.json"))]
+    return [Server(**json.loads(path.read_text())) for path in sorted((_state(venv)).glob("*.json"))]
 
 
 def stop(server: Server, venv: Path = DEFAULT_VENV, patience: float = 20.0) -> None:
@@ -223,7 +229,7 @@ def stop(server: Server, venv: Path = DEFAULT_VENV, patience: float = 20.0) -> N
                 with suppress(ProcessLookupError, psutil.TimeoutExpired):
                     os.killpg(server.pid, which)  # workers may outlive their parent
                     process.wait(seconds)
-    (venv / SERVERS / f"{server.port}.json").unlink(missing_ok=True)
+    (_state(venv) / f"{server.port}.json").unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
