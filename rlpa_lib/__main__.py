@@ -3,11 +3,14 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
+
+STAGES = ("ppo", "sft", "dpo", "grpo")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,10 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     told = "notebooks side by side (default: 2 for the tiny model on two cores, else 1)"
     add("--jobs", type=int, metavar="N", help=told)
 
-    add = begin(_train, "train by PPO alone, as 20_ppo does; also under accelerate launch", seeded=True)
-    add("--name", default="ppo", help="of the adapter and the metrics")
-    add("--change", **several, metavar=setting, help="a setting of this training alone")
-    add("--until", type=int, metavar="UPDATES", help="stop after so many updates")
+    told = "train one stage alone, as its notebook does; also under accelerate launch"
+    add = begin(_train, told, seeded=True)
+    add("--stage", choices=STAGES, default="ppo", help="what is trained (default: ppo)")
+    add("--name", help="ppo only: of the weights and the metrics (default: ppo)")
+    add("--change", **several, metavar=setting, help="ppo only: a setting of this training alone")
+    add("--until", type=int, metavar="UPDATES", help="ppo only: stop after so many updates")
 
     add = begin(_plan, "what a run will cost: requests, tokens, USD, hours, GPU memory")
     add("--rpm", type=float, help="requests a minute that servers allow (default: endpoint.max_rpm, or 500)")
@@ -97,14 +102,20 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from rlpa_lib.methods import stages
     from rlpa_lib.rlpa import training
-    from rlpa_lib.rlpa.processes import MainFailed, ProcessLost
+    from rlpa_lib.rlpa.processes import MainFailed, ProcessLost, work
 
+    if options.stage == "ppo":
+        asked = {"name": options.name or "ppo", "changes": options.change, "until": options.until}
+        act = partial(training.work, **asked)
+    elif options.name or options.change or options.until is not None:
+        raise InputError(f"--stage {options.stage}: takes no --name, --change or --until, which are PPO's")
+    else:
+        act = partial(stages.train_here, stage=options.stage)
+    where = options.scale, options.seed, _run_dir(options), options.set
     try:
-        return training.work(
-            scale=options.scale, seed=options.seed, run_dir=_run_dir(options), overrides=options.set,
-            name=options.name, changes=options.change, until=options.until,
-        )  # fmt: skip
+        return work(*where, act, shards=options.stage == "ppo")
     except (MainFailed, ProcessLost) as error:
         print(f"rlpa_lib: {error}", file=sys.stderr, flush=True)
         return 1

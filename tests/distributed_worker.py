@@ -30,6 +30,8 @@ MODES = {
         "ppo": {"turn_discount": 0.9, "update_every": "dialogue", "critic": "lora", "kl_target": 0.01},
     },
     "full": {"policy": {"tuning": "full"}, "ppo": {"lr": 1e-4}},
+    "bf16": {"policy": {"dtype": "bfloat16"}, "ppo": {"critic": "lora"}},
+    "bf16-full": {"policy": {"tuning": "full", "dtype": "bfloat16"}, "ppo": {"lr": 1e-4}},
 }
 
 
@@ -55,14 +57,15 @@ class Counted:
         return getattr(self.party, name)
 
 
-def trained(folder, mode, accelerator=None, kill_at=None):
-    """Train in this process, alone or as one of several; the trainer."""
+def trained(folder, mode, accelerator=None, kill_at=None, trains=True):
+    """Train in this process, alone or as one of several; the trainer. `trains` false: as it begins."""
     torch.set_num_threads(1)
     cfg = settings(mode)
     accelerator = accelerator or Accelerator(cpu=True)
     main = accelerator.is_main_process
     run = runs.claim(cfg, 5, folder, "test") if main else Run(cfg, 5, folder)
-    learner = Learner(random_model(), cfg, seed=5, processes=Processes(accelerator))
+    model = random_model().to(getattr(torch, cfg.policy.dtype))
+    learner = Learner(model, cfg, seed=5, processes=Processes(accelerator))
     parties = [Counted(party, folder, accelerator.process_index) for party in (EchoUser(), VowelJudge())]
     trainer = Trainer(run, learner, byte_tokenizer(), *parties, PERSONAS, system_prompt="Be kind.")
     if kill_at is not None and accelerator.process_index == 1:
@@ -75,7 +78,8 @@ def trained(folder, mode, accelerator=None, kill_at=None):
             return step(scale)
 
         learner.step = stop
-    trainer.train(say=lambda line: print(line, flush=True))
+    if trains:
+        trainer.train(say=lambda line: print(line, flush=True))
     return trainer
 
 

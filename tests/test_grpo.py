@@ -12,6 +12,7 @@ from rlpa_lib.dialogue.judging import JudgeFailed
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.methods import grpo
 from rlpa_lib.methods.prompting import Prompted
+from rlpa_lib.rlpa.processes import Processes
 from rlpa_lib.rlpa.rewards import Reward
 
 
@@ -45,7 +46,7 @@ def test_the_reward_is_ppos_reward():
 
     moments = [(PERSONAS[0], Dialogue("d", "p0").hear(Utterance("Hello")))]
     logged = {}
-    reward = grpo.make_reward_function(Matches(), moments, "PRR", 2, 0.0)
+    reward = grpo.make_reward_function(Matches(), moments, "PRR", 2, 0.0, Processes())
     good = "<profile>\n- Age: 20\n</profile>\n\n<response>\nHey\n</response>"
     totals = reward(
         [[{"content": good}], [{"content": "Hi"}]], moment=[0, 0], log_metric=logged.__setitem__, prompts=None
@@ -71,12 +72,12 @@ def test_a_judge_failure_is_neither_0_nor_1():
     moments = [(PERSONAS[0], Dialogue("d", "p0").hear(Utterance("Hello")))]
     good = "<profile>\n</profile>\n\n<response>\nHi\n</response>"
     with pytest.raises(RuntimeError, match="2 of 2"):
-        grpo.make_reward_function(Silent(), moments, "PRR", 2, 0.1)(
+        grpo.make_reward_function(Silent(), moments, "PRR", 2, 0.1, Processes())(
             [[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None
         )
     # all failures allowed: still nothing to learn from
     with pytest.raises(JudgeFailed, match="any of the 2 samples"):
-        grpo.make_reward_function(Silent(), moments, "PRR", 2, 1.0)(
+        grpo.make_reward_function(Silent(), moments, "PRR", 2, 1.0, Processes())(
             [[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None
         )
 

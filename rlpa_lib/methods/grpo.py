@@ -33,6 +33,7 @@ from rlpa_lib.methods.prompting import Prompted, make_rlpa
 from rlpa_lib.methods.table import Answer, Parts
 from rlpa_lib.methods.training_data import fit_messages
 from rlpa_lib.rlpa.networks import lora_config
+from rlpa_lib.rlpa.processes import MainOnly, Processes, SharedPolicy
 from rlpa_lib.rlpa.rewards import Reward, score_replies
 from rlpa_lib.rlpa.rollout import draw_cohort
 from rlpa_lib.runs.run import Run
@@ -61,14 +62,20 @@ def collect_moments(
     return [moment for turn in played for moment in zip(personas, turn.heard, strict=True)]
 
 
-def make_sampler(assistant: Prompted, samples: int, seed: int) -> Callable:
+def make_sampler(assistant: Prompted, samples: int, seed: int, processes: Processes) -> Callable:
     """PPO's sampler in the place of `model.generate` (TRL's `rollout_func`).
 
-    It is faster, and samples the same at a step whatever came before it.
+    It is faster, and samples the same at a step whatever came before it. Of several processes each is given
+    its part of the prompts, which may end within the `samples` of one, and gets back that part of what all
+    sample together.
     """
 
     def sample(given: list, trainer: GRPOTrainer) -> dict[str, list]:
-        drawn = assistant.ask(given[::samples], derive_seed(seed, "step", trainer.state.global_step), samples)
+        prompts = [prompt for part in processes.gather(given) for prompt in part]
+        drawn = assistant.ask(
+            prompts[::samples], derive_seed(seed, "step", trainer.state.global_step), samples
+        )
+        drawn = _own_part(drawn, len(given), processes)
         return {
             "prompt_ids": [list(c.prompt_ids) for c in drawn],
             "completion_ids": [list(c.token_ids) for c in drawn],
@@ -78,19 +85,28 @@ def make_sampler(assistant: Prompted, samples: int, seed: int) -> Callable:
     return sample
 
 
+def _own_part(rows: list, size: int, processes: Processes) -> list:
+    """What belongs to this process of something that all made together, `size` rows each."""
+    return rows[processes.rank * size : (processes.rank + 1) * size]
+
+
 def make_reward_function(
-    judge: Judge, moments: Sequence[Moment], parts: str, samples: int, max_failures: float
+    judge: Judge, moments: Sequence[Moment], parts: str, samples: int, max_failures: float,
+    processes: Processes,
 ) -> Callable:
     """The reward as GRPOTrainer asks for it: column `moment` says which moment a completion answers.
 
     A completion that the judge could not read gets the mean of its group, and so no advantage; RuntimeError
-    when more than the share `max_failures` of a batch is such, JudgeFailed when all are.
+    when more than the share `max_failures` of a batch is such, JudgeFailed when all are. Only the main
+    process asks the judge, about the completions of all.
     """
 
     def turn_reward(completions, moment, log_metric, **_) -> list[float]:
-        replies = [parse_reply(c[0]["content"]) for c in completions]
-        personas, dialogues = zip(*(moments[i] for i in moment), strict=True)
-        rewards = score_replies(judge, personas, dialogues, replies, parts)
+        own = [(c[0]["content"], i) for c, i in zip(completions, moment, strict=True)]
+        texts, places = zip(*(row for part in processes.gather(own) for row in part), strict=True)
+        personas, dialogues = zip(*(moments[i] for i in places), strict=True)
+        replies = [parse_reply(text) for text in texts]
+        rewards = processes.on_main(lambda: score_replies(judge, personas, dialogues, replies, parts))
         judged = [reward for reward in rewards if reward is not None]
         failed, n = len(rewards) - len(judged), len(rewards)
         if failed > max_failures * n:
@@ -101,7 +117,7 @@ def make_reward_function(
             raise JudgeFailed(f"{none}; look at judgements/")
         for name in ("profile", "response", "format_ok", "n_inferred"):
             log_metric(f"turn_{name}", fmean(float(getattr(reward, name)) for reward in judged))
-        return fill_rewards(rewards, samples)
+        return _own_part(fill_rewards(rewards, samples), len(own), processes)
 
     return turn_reward
 
@@ -117,16 +133,17 @@ def fill_rewards(rewards: Sequence[Reward | None], samples: int) -> list[float]:
 
 
 def train_grpo(
-    run: Run, model, tokenizer, user: SimulatedUser, judge: Judge, personas: Sequence[Persona],
-    say: Callable[[str], None] = print,
+    run: Run, model, tokenizer, user: SimulatedUser | None, judge: Judge | None, personas: Sequence[Persona],
+    say: Callable[[str], None] = print, processes: Processes | None = None,
 ) -> list[dict]:
     """`grpo.rounds` rounds (0: nothing is done); adapters/grpo and the metrics of every step.
 
     A killed run goes on from its checkpoint and ends with the same adapter: a round starts from the files of
-    the one before it, whether or not the run was killed in between. The model is changed in place.
+    the one before it, whether or not the run was killed in between. The model is changed in place. Of several
+    processes only the main one needs user and judge.
     InputError: `rollout.top_p` is not 1, or there is no training user.
     """
-    settings = run.cfg.grpo
+    settings, processes = run.cfg.grpo, processes or Processes()
     if not personas:
         raise InputError("personas: there is no training user")
     if run.cfg.rollout.top_p < 1:
@@ -143,29 +160,36 @@ def train_grpo(
     rows: list[dict] = []
     for number in range(settings.rounds):
         folder, before = (home / f"round-{n:03d}" for n in (number, number - 1))
-        if number < settings.rounds - 1 and find_newest(folder) == folder / f"checkpoint-{steps}":
+        newest, earlier = processes.on_main(
+            lambda folder=folder, before=before: (find_newest(folder), find_newest(before))
+        )
+        if number < settings.rounds - 1 and newest == folder / f"checkpoint-{steps}":
             continue  # finished by an earlier process
         if number:
-            load_weights(model, find_newest(before))
-        trainer = _make_trainer(run, model, tokenizer, user, judge, personas, number, folder)
+            load_weights(model, earlier)
+        trainer = _make_trainer(run, model, tokenizer, user, judge, personas, number, folder, processes)
         if number:
-            load_optimizer(trainer.create_optimizer(), find_newest(before))
-        rows = trainers.fit(trainer, run, NAME, facts, say, offset=number * steps)
+            load_optimizer(trainer.create_optimizer(), earlier)
+        rows = trainers.fit(trainer, run, NAME, facts, say, offset=number * steps, processes=processes)
     return rows
 
 
 def _make_trainer(
-    run: Run, model, tokenizer, user, judge, personas: Sequence[Persona], number: int, folder: Path
+    run: Run, model, tokenizer, user, judge, personas: Sequence[Persona], number: int, folder: Path,
+    processes: Processes,
 ) -> PlainGRPO:
     """The trainer of one round, its moments collected with the model as it stands."""
     cfg, settings, rollout = run.cfg, run.cfg.grpo, run.cfg.rollout
     seed, size = derive_seed(run.seed, NAME, number), settings.batch * settings.samples
-    parts = Parts(NAME, cfg, models.make_local_policy(model, tokenizer, cfg))
+    policy = models.make_local_policy(model, tokenizer, cfg)
+    if processes.world > 1:
+        policy, user = SharedPolicy(policy, processes), MainOnly(user, processes)
+    parts = Parts(NAME, cfg, policy)
     assistant = replace(make_rlpa(parts), temperature=rollout.temperature)
     cohort = draw_cohort(personas, settings.users, number, run.seed)
     moments = collect_moments(assistant, user, cohort, rollout.turns, seed, rollout.fallback)
     micro = settings.micro_batch or size
-    common = trainers.make_arguments(run, NAME, settings, size, micro, seed % 2**32, made_from="")
+    common = trainers.make_arguments(run, NAME, settings, size, micro, seed % 2**32, "", processes.world)
     args = GRPOConfig(
         **{**common, "output_dir": str(folder)},
         learning_rate=settings.lr, lr_scheduler_type="constant", beta=settings.beta, epsilon=settings.clip,
@@ -181,8 +205,8 @@ def _make_trainer(
         warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
         trainer = trainers.make_quiet_trainer(
             PlainGRPO, model, args, tokenizer, rows,
-            reward_funcs=make_reward_function(judge, moments, *scoring),
-            rollout_func=make_sampler(assistant, settings.samples, seed),
+            reward_funcs=make_reward_function(judge, moments, *scoring, processes),
+            rollout_func=make_sampler(assistant, settings.samples, seed, processes),
         )
     if "ref" in model.peft_config:
         model.delete_adapter("ref")  # TRL's copy of the adapter; the reference is always the base model

@@ -2,7 +2,7 @@
 
 transformers' Trainer (and accelerate's save_state) write optimiser, scheduler, random state and arguments
 with pickle. `PlainState` replaces those hooks, and only those: where to go on in the data is the Trainer's
-own business. For one process; several would each need their own random state.
+own business. Of several processes the main one writes, also the random states of the others; all read.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
@@ -20,7 +21,7 @@ from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings.config import InputError
 
-STATE, PROGRESS = "state.safetensors", "progress.json"
+STATE, RANDOM, PROGRESS = "state.safetensors", "random.safetensors", "progress.json"
 TRAINER_STATE = "trainer_state.json"  # the Trainer writes it last, so it marks a whole checkpoint
 
 
@@ -31,7 +32,7 @@ class PlainState:
         """`trainers.fit` writes a card of our own, `_save` all of the state, and a run talks to no server
         that its settings do not name."""
 
-    create_model_card = _send_telemetry = _save_optimizer_and_scheduler = _save_rng_state = _do_nothing
+    create_model_card = _send_telemetry = _save_optimizer_and_scheduler = _do_nothing
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -40,14 +41,21 @@ class PlainState:
         tensors = {f"weight|{name}": p for name, p in _list_trained(self.model).items()}
         for index, moments in optimizer["state"].items():
             tensors |= {f"optimizer|{index}|{key}": x for key, x in moments.items()}
-        # Neither these trainers nor our data draw from Python's or numpy's global generators.
-        tensors["random|cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors |= {f"random|{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
         save_file({key: x.detach().cpu().contiguous() for key, x in tensors.items()}, folder / STATE)
         progress = {"param_groups": optimizer["param_groups"], "scheduler": self.lr_scheduler.state_dict()}
         # a counter that TRL logs and does not keep
         storage.write_json(folder / PROGRESS, {**progress, "tokens": getattr(self, "_total_train_tokens", 0)})
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """By every process, after `_save`. Neither these trainers nor our data draw from Python's or numpy's
+        global generators."""
+        own = {"cpu": torch.get_rng_state()}
+        if self.args.device.type == "cuda":
+            own["cuda"] = torch.cuda.get_rng_state(self.args.device)
+        everyone = gather_object([own])
+        if self.args.should_save:
+            states = {f"{rank}|{kind}": x for rank, some in enumerate(everyone) for kind, x in some.items()}
+            save_file(states, Path(output_dir) / RANDOM)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         load_weights(model or self.model, Path(resume_from_checkpoint))
@@ -61,11 +69,10 @@ class PlainState:
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            for device, state in _load(Path(checkpoint), "random").items():
-                if device == "cpu":
-                    torch.set_rng_state(state)
-                else:
-                    torch.cuda.set_rng_state(state, int(device))
+            states, rank = load_file(Path(checkpoint) / RANDOM), self.args.process_index
+            torch.set_rng_state(states[f"{rank}|cpu"])
+            if self.args.device.type == "cuda":
+                torch.cuda.set_rng_state(states[f"{rank}|cuda"], self.args.device)
 
 
 def load_weights(model, checkpoint: Path) -> None:
@@ -143,7 +150,7 @@ def _list_trained(model) -> dict[str, torch.nn.Parameter]:
 
 
 def _load(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:
-    """The tensors of a kind (weight, optimizer, random), by the rest of their names."""
+    """The tensors of a kind (weight, optimizer), by the rest of their names."""
     tensors = load_file(checkpoint / STATE)
     return {key.removeprefix(f"{kind}|"): x for key, x in tensors.items() if key.startswith(f"{kind}|")}
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from peft import PeftModel
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from rlpa_lib.agents import devices
 from rlpa_lib.agents.prompt_tokens import prompt_ids
 from rlpa_lib.agents.trained import load_trained
 from rlpa_lib.methods import training_data
@@ -26,9 +26,11 @@ from rlpa_lib.methods.preferences import Talks
 from rlpa_lib.methods.table import Parts
 from rlpa_lib.methods.training_data import ALOE_BATCH, ALOE_DPO_BETA, ALOE_DPO_LR, PAPER_BATCH, PAPER_DPO_LR
 from rlpa_lib.rlpa.networks import lora_config
+from rlpa_lib.rlpa.processes import Processes
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
+from rlpa_lib.settings.config import Config, InputError
 
 Say = Callable[[str], None]
 Facts = dict[str, Any]
@@ -47,33 +49,44 @@ def name_row(method: str, variant: str) -> str:
     return f"{method}_aloe" if variant == "aloe_scripts" else method
 
 
-def train_sft(run: Run, model, tokenizer, talks: Talks, variant="fixed", say: Say = print) -> list[dict]:
+def train_sft(
+    run: Run, model, tokenizer, talks: Talks, variant: str = "fixed", say: Say = print,
+    processes: Processes | None = None,
+) -> list[dict]:
     """Supervised fine-tuning on the preferred responses; adapters/sft (or sft_aloe), and every step's
     metrics.
 
     One sample is a trunk or a branch of a conversation (`training_data.list_branches`), and the loss is a
     mean over the tokens of a batch. The model is changed in place: load a new one for the next training. A
-    killed run goes on from its checkpoint and ends with the same adapter.
+    killed run goes on from its checkpoint and ends with the same adapter. Several processes share each batch;
+    where rows do not fill the last one, accelerate fills it up with the first rows.
     """
-    trainer, facts = make_sft_trainer(run, model, tokenizer, talks, variant)
-    return fit(trainer, run, name_row("sft", variant), facts, say)
+    processes = processes or Processes()
+    trainer, facts = make_sft_trainer(run, model, tokenizer, talks, variant, processes.world)
+    return fit(trainer, run, name_row("sft", variant), facts, say, processes=processes)
 
 
-def train_dpo(run: Run, model, tokenizer, talks: Talks, variant="fixed", say: Say = print) -> list[dict]:
+def train_dpo(
+    run: Run, model, tokenizer, talks: Talks, variant: str = "fixed", say: Say = print,
+    processes: Processes | None = None,
+) -> list[dict]:
     """Direct preference optimisation on the two responses of a turn; adapters/dpo (or dpo_aloe), and metrics.
 
     `dpo.start: base` trains a new adapter with the base model as reference, `sft` goes on with the run's SFT
     adapter and has that adapter, frozen, as reference. The paper does not say which; ALOE's own script starts
-    from the base model. Resume as in `train_sft`. InputError: the SFT adapter is not there.
+    from the base model. Resume and processes as in `train_sft`. InputError: the SFT adapter is not there.
     """
-    trainer, facts = make_dpo_trainer(run, model, tokenizer, talks, variant)
-    return fit(trainer, run, name_row("dpo", variant), facts, say)
+    processes = processes or Processes()
+    trainer, facts = make_dpo_trainer(run, model, tokenizer, talks, variant, processes.world)
+    return fit(trainer, run, name_row("dpo", variant), facts, say, processes=processes)
 
 
-def make_sft_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> tuple[PlainSFT, Facts]:
-    """The trainer ready to go, and what its model card says."""
+def make_sft_trainer(
+    run: Run, model, tokenizer, talks: Talks, variant: str, world: int = 1
+) -> tuple[PlainSFT, Facts]:
+    """The trainer ready to go as one of `world`, and what its model card says."""
     cfg, rollout, settings, aloe = run.cfg, run.cfg.rollout, run.cfg.sft, variant == "aloe_scripts"
-    longest, batch = rollout.max_prompt_tokens + rollout.max_new_tokens, _choose_batch(settings.batch, aloe)
+    longest, batch = rollout.max_prompt_tokens + rollout.max_new_tokens, choose_batch(cfg, "sft", variant)
     seed, digest = derive_seed(run.seed, "sft") % 2**32, _hash(talks)
     system = Parts("sft", cfg).prompt("base")
     rows = training_data.make_sft_rows(talks, tokenizer, system, longest, variant, seed)
@@ -81,7 +94,7 @@ def make_sft_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> 
         rows = training_data.sort_by_length(rows, [len(row["input_ids"]) for row in rows], batch)
     micro = 1 if aloe else settings.micro_batch or batch
     args = SFTConfig(
-        **make_arguments(run, name_row("sft", variant), settings, batch, micro, seed, digest),
+        **make_arguments(run, name_row("sft", variant), settings, batch, micro, seed, digest, world),
         learning_rate=settings.lr,  # ALOE's script and the paper agree on 1e-5
         max_length=longest, packing=aloe, packing_strategy="wrapped",
         dataset_kwargs=None if aloe else {"skip_prepare_dataset": True},
@@ -93,11 +106,13 @@ def make_sft_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> 
     }
 
 
-def make_dpo_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> tuple[PlainDPO, Facts]:
-    """The trainer ready to go, and what its model card says."""
+def make_dpo_trainer(
+    run: Run, model, tokenizer, talks: Talks, variant: str, world: int = 1
+) -> tuple[PlainDPO, Facts]:
+    """The trainer ready to go as one of `world`, and what its model card says."""
     cfg, settings, aloe = run.cfg, run.cfg.dpo, variant == "aloe_scripts"
     seed, digest = derive_seed(run.seed, "dpo") % 2**32, _hash(talks)
-    longest, batch = cfg.rollout.max_prompt_tokens, _choose_batch(settings.batch, aloe)
+    longest, batch = cfg.rollout.max_prompt_tokens, choose_batch(cfg, "dpo", variant)
     system = Parts("dpo", cfg).prompt("base")
     rows = training_data.make_dpo_rows(talks, tokenizer, system, longest, variant, seed)
     rows = training_data.sort_by_length(rows, [len(prompt_ids(tokenizer, r["prompt"])) for r in rows], batch)
@@ -111,7 +126,7 @@ def make_dpo_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> 
         made_from += trained.hash()
     micro = math.gcd(batch, settings.micro_batch or batch)
     args = DPOConfig(
-        **make_arguments(run, name_row("dpo", variant), settings, batch, micro, seed, made_from),
+        **make_arguments(run, name_row("dpo", variant), settings, batch, micro, seed, made_from, world),
         learning_rate=rate, beta=beta, max_length=None,  # prompts are cut already
     )
     trainer = make_quiet_trainer(PlainDPO, model, args, tokenizer, rows, **start)
@@ -121,21 +136,29 @@ def make_dpo_trainer(run: Run, model, tokenizer, talks: Talks, variant: str) -> 
     }
 
 
-def fit(trainer, run: Run, name: str, facts: Facts, say: Say, offset: int = 0) -> list[dict]:
+def fit(
+    trainer, run: Run, name: str, facts: Facts, say: Say, offset: int = 0, processes: Processes | None = None
+) -> list[dict]:
     """Train from the newest whole checkpoint, or from the start; save the adapter in PEFT format with its
-    card, in one step; all metrics."""
+    card, in one step; all metrics. Of several processes the main one writes."""
+    processes = processes or Processes()
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(MetricsLog(run, name, say, offset))
-    checkpoint = find_newest(Path(trainer.args.output_dir))
+    if processes.main:
+        trainer.add_callback(MetricsLog(run, name, say, offset))
+    checkpoint = processes.on_main(lambda: find_newest(Path(trainer.args.output_dir)))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    folder = run.path(f"adapters/{name}")
-    staged = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    trainer.model.save_pretrained(staged, selected_adapters=["default"], save_embedding_layers=False)
-    storage.write_bytes(staged / "README.md", render_card(name, run, facts).encode())
-    shutil.rmtree(folder, ignore_errors=True)
-    staged.rename(folder)
-    return run.read_metrics(name)
+
+    def save() -> list[dict]:
+        folder = run.path(f"adapters/{name}")
+        staged = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(staged, ignore_errors=True)
+        trainer.model.save_pretrained(staged, selected_adapters=["default"], save_embedding_layers=False)
+        storage.write_bytes(staged / "README.md", render_card(name, run, facts).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        staged.rename(folder)
+        return run.read_metrics(name)
+
+    return processes.on_main(save)
 
 
 def render_card(name: str, run: Run, facts: Facts) -> str:
@@ -162,16 +185,23 @@ What the paper's authors trained, and with which of ALOE's scripts, is not publi
 """
 
 
-def make_arguments(run: Run, name: str, settings, batch: int, micro: int, seed: int, made_from: str) -> Facts:
-    """What SFT, DPO and GRPO have in common.
+def make_arguments(
+    run: Run, name: str, settings, batch: int, micro: int, seed: int, made_from: str, world: int = 1
+) -> Facts:
+    """What SFT, DPO and GRPO have in common. Each of `world` processes has its share of the `batch` rows of a
+    step, at most `micro` of them at once.
 
     Checkpoints of other settings, data or code lie in other folders, so none is taken up by mistake.
     """
-    fingerprint, cuda = run.fingerprint(name, made_from)[:12], torch.cuda.is_available()
+    if batch % world:
+        raise InputError(f"{name}: {batch} samples a step cannot be shared evenly by {world} processes")
+    fingerprint, cuda = run.fingerprint(name, made_from)[:12], devices.choose_device().type == "cuda"
+    share = batch // world
+    micro = math.gcd(share, micro)
     return {
         "output_dir": str(run.path(f"checkpoints/{name}/{fingerprint}")),
         "num_train_epochs": getattr(settings, "epochs", 1),
-        "per_device_train_batch_size": micro, "gradient_accumulation_steps": batch // micro,
+        "per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro,
         "train_sampling_strategy": "sequential",  # our rows come in their order
         "seed": seed, "weight_decay": 0.0, "gradient_checkpointing": False,
         "bf16": run.cfg.policy.dtype == "bfloat16", "use_cpu": not cuda, "dataloader_pin_memory": cuda,
@@ -181,7 +211,9 @@ def make_arguments(run: Run, name: str, settings, batch: int, micro: int, seed: 
 
 
 def make_quiet_trainer(make: Callable, model, args, tokenizer, rows: list[dict], **options):
-    """A TRL trainer made without the progress bars of its data preparation."""
+    """A TRL trainer made without the progress bars of its data preparation, on the one device of this
+    process: of several GPUs in sight the Trainer would take all by DataParallel, which TRL refuses."""
+    args._n_gpu = min(args.n_gpu, 1)
     enabled = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
@@ -192,9 +224,13 @@ def make_quiet_trainer(make: Callable, model, args, tokenizer, rows: list[dict],
             datasets.enable_progress_bars()
 
 
-def _choose_batch(batch: int, aloe: bool) -> int:
-    """ALOE's 48 for the paper's 32, and in that proportion at other scales."""
-    return max(1, batch * ALOE_BATCH // PAPER_BATCH) if aloe else batch
+def choose_batch(cfg: Config, stage: str, variant: str = "fixed") -> int:
+    """Samples of one optimiser step of "sft", "dpo" or "grpo": for ALOE's scripts their 48 for the paper's
+    32, and in that proportion at other scales."""
+    if stage == "grpo":
+        return cfg.grpo.batch * cfg.grpo.samples
+    batch = getattr(cfg, stage).batch
+    return max(1, batch * ALOE_BATCH // PAPER_BATCH) if variant == "aloe_scripts" else batch
 
 
 def _hash(talks: Talks) -> str:

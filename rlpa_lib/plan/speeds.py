@@ -38,10 +38,9 @@ SOURCES = [
     "(https://github.com/QwenLM/Qwen, README, Profiling of Memory and Speed).",
     "decoding 30 % of the memory's speed: Llama-3.1-8B under vLLM 0.23 on an A100-40 reaches 75 tokens/s "
     "alone and 6.6 times that at 8 at once, 64 % "
-    "(https://johnmusgrave.com/p/vllm-throughput-latency-sweep-on); Qwen2.5-7B on an A40 "
-    "1,095 tokens/s at 50 at once, 48 % (https://www.databasemart.com/blog/vllm-gpu-benchmark-a40). A 3B model "
-    "has half the bytes and as many "
-    "launches a step, and adapters cost: 30 % is ours.",
+    "(https://johnmusgrave.com/p/vllm-throughput-latency-sweep-on); Qwen2.5-7B on an A40 1,095 tokens/s at "
+    "50 at once, 48 % (https://www.databasemart.com/blog/vllm-gpu-benchmark-a40). A 3B model has half the "
+    "bytes and as many launches a step, and adapters cost: 30 % is ours.",
     "tails: a turn lasts until its longest reply is there, 4 mean replies (ours). On that A40 50 requests "
     "begun together gave 1,017 tokens/s where the median step of 36 ms would give 1,390 (Llama-3.1-8B).",
     "cards: 2.0 USD an hour for an A100-80, 3.25 for an H100 "

@@ -17,7 +17,7 @@ from rlpa_lib.agents import own_servers
 from rlpa_lib.client.usage import NOTEBOOK_VARIABLE
 from rlpa_lib.reproduce import schedule
 from rlpa_lib.runs import record
-from rlpa_lib.runs.notebooks import NOTEBOOKS, TRAINING, list_notebooks
+from rlpa_lib.runs.notebooks import NOTEBOOKS, STAGES, TRAINING, list_notebooks
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
@@ -105,6 +105,10 @@ def check_needs(cfg: Config, seed: int, notebooks: set[str], run_dir: Path) -> N
         sources.load_personas(cfg.personas, "train", cfg.rollout.users, seed)
         for split in cfg.evaluation.benchmarks:
             sources.load_personas(cfg.personas, split, cfg.evaluation.users, seed)
+    if trained := [stage for name, stage in STAGES.items() if name in notebooks]:
+        from rlpa_lib.methods import stages
+
+        stages.check_shares(cfg, trained)
     if notebooks & {"11_sft", "12_dpo"}:
         from rlpa_lib.methods import preferences
 

@@ -7,14 +7,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import distributed
 
+from rlpa_lib import runs
 from rlpa_lib.agents import devices, own_servers
 from rlpa_lib.dialogue.protocols import Completion, Message, Policy
 from rlpa_lib.runs import record
@@ -181,14 +184,48 @@ def find_configuration(name: str) -> Path:
     raise InputError(f"run.accelerate: no such file, and none of {known}: {name}")
 
 
+def count_processes(name: str) -> int:
+    """Processes of a configuration of accelerate. InputError: it is not there, or does not say."""
+    file = find_configuration(name)
+    told = yaml.safe_load(file.read_text(encoding="utf-8"))
+    count = told.get("num_processes") if isinstance(told, dict) else None
+    if not isinstance(count, int) or count < 1:
+        raise InputError(f"run.accelerate: {file}: num_processes: wants a number, got {count!r}")
+    return count
+
+
+def work(
+    scale: str, seed: int, run_dir: Path, overrides: Sequence[str], act: Callable[..., Any], *,
+    shards: bool = True,
+) -> int:
+    """What each process under `accelerate launch` does: open the run, which only the main one does, and
+    `act(run, processes=..., say=...)`; 0 at the end. `shards`: whether an FSDP configuration spreads
+    weights."""
+    if not shards:
+        os.environ["ACCELERATE_USE_FSDP"] = "false"
+    cfg = config.load_config(scale, overrides)
+    processes, say = Processes(), partial(print, flush=True)  # a notebook reads it through a pipe
+    with processes.watched():
+        run = processes.on_main(lambda: runs.open_run(scale, seed, run_dir, overrides))
+        if not processes.main:  # on another machine the folder may be another, and nothing is written there
+            run = Run(cfg, seed, (record.REPOSITORY / run_dir.expanduser()).resolve())
+            runs.set_threads(cfg.run.threads)
+            runs.set_seed(seed)
+        act(run, processes=processes, say=say)
+        processes.accelerator.wait_for_everyone()
+    processes.accelerator.end_training()
+    return 0
+
+
 def launch(
-    run: Run, params: str, overrides: Sequence[str], *, name: str, changes: Sequence[str] = (),
-    until: int | None = None, say: Callable[[str], None],
+    run: Run, params: str, overrides: Sequence[str], *, stage: str = "ppo", name: str | None = None,
+    changes: Sequence[str] = (), until: int | None = None, say: Callable[[str], None],
 ) -> None:
     """Run `python -m rlpa_lib train` under `accelerate launch`, pass its lines on. RuntimeError: failed."""
     file = find_configuration(run.cfg.run.accelerate)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "-m", "rlpa_lib"]
-    command += ["train", "--scale", params, "--seed", run.seed, "--run-dir", run.dir, "--name", name]
+    command += ["train", "--scale", params, "--seed", run.seed, "--run-dir", run.dir, "--stage", stage]
+    command += [] if name is None else ["--name", name]
     command += [] if until is None else ["--until", until]
     command += [part for text in config.anchor_paths(overrides) for part in ("--set", text)]
     command += [part for text in changes for part in ("--change", text)]

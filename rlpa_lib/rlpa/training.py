@@ -7,13 +7,10 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
 
-from rlpa_lib import runs
 from rlpa_lib.agents import models, own_servers, parties, placement
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import Dialogue
@@ -26,7 +23,7 @@ from rlpa_lib.rlpa.learner import Learner
 from rlpa_lib.rlpa.networks import ROLES
 from rlpa_lib.rlpa.processes import MainOnly, Processes, SharedPolicy, launch
 from rlpa_lib.rlpa.rollout import KeptTurn, Sampling, TurnGroup
-from rlpa_lib.runs import record, storage
+from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings import config
@@ -52,22 +49,11 @@ def train(
 
 
 def work(
-    scale: str, seed: int, run_dir: Path, overrides: Sequence[str], name: str, changes: Sequence[str] = (),
-    until: int | None = None,
-) -> int:
-    """What each process under `accelerate launch` does; 0 at the end. Only the main one opens the run."""
-    cfg = config.load_config(scale, overrides)
-    processes, say = Processes(), partial(print, flush=True)  # a notebook reads it through a pipe
-    with processes.watched():
-        run = processes.on_main(lambda: runs.open_run(scale, seed, run_dir, overrides))
-        if not processes.main:  # on another machine the folder may be another, and nothing is written there
-            run = Run(cfg, seed, (record.REPOSITORY / run_dir.expanduser()).resolve())
-            runs.set_threads(cfg.run.threads)
-            runs.set_seed(seed)
-        prepare(run, name=name, changes=changes, processes=processes, say=say).train(until=until, say=say)
-        processes.accelerator.wait_for_everyone()
-    processes.accelerator.end_training()
-    return 0
+    run: Run, name: str, changes: Sequence[str] = (), until: int | None = None, *, processes: Processes,
+    say: Callable[[str], None],
+) -> None:
+    """What each process under `accelerate launch` trains."""
+    prepare(run, name=name, changes=changes, processes=processes, say=say).train(until=until, say=say)
 
 
 def prepare(

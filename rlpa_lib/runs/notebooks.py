@@ -11,6 +11,8 @@ LIVE = "9"  # notebooks 90-99 wait for a person and are not part of a run
 # train the models in the evaluation's rows
 ROWS = tuple(sorted({method.notebook for method in METHODS.values() if method.trained}))
 TRAINING = tuple(sorted({*ROWS, "21_ablations"}))  # train weights of the policy
+# what each of these trains beside PPO: `python -m rlpa_lib train --stage`
+STAGES = {"11_sft": "sft", "12_dpo": "dpo", "22_grpo": "grpo"}
 _INDEPENDENT = (
     "00_replication_map 01_profiles_and_data 02_simulated_user 03_rewards_and_judges "
     "10_prompting_baselines 11_sft 20_ppo 40_paper_audit"

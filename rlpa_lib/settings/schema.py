@@ -217,7 +217,8 @@ class RunConfig(Section):
     prompt_dir: Name | None = None  # swaps in prompts of your own
     max_judge_failure_rate: Fraction = 0.02
     tensorboard: bool = True
-    # 20_ppo trains under this file of params/accelerate (or a path); null = in the notebook's own process
+    # trainings (11, 12, 20, 21, 22) run under this file of params/accelerate (or a path); null = in the
+    # notebook's own process, on one device
     accelerate: Name | None = None
     # this machine's cards, such as 8xA100-80: layout.py says which train and which sample, and sets
     # run.accelerate; null = one card, which trainer and vLLM share
