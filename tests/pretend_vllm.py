@@ -64,6 +64,7 @@ class PretendVLLM:
             self.whole = self.whole if query["level"] == ["1"] else None
         elif asked.path == "/wake_up":
             self.awake |= set(query.get("tags", ["weights", "kv_cache"]))
+            self.paused = self.paused and len(self.awake) < 2
         elif asked.path == "/update_weight_version":
             self.word = body["new_version"]
         elif asked.path == "/collective_rpc":
@@ -112,6 +113,8 @@ class PretendVLLM:
                     self.close_connection = True
                 elif self.path == "/weight_info" and server.updates:
                     self.reply(200, {"weight_version": server.word})
+                elif self.path == "/is_sleeping" and server.updates:
+                    self.reply(200, {"is_sleeping": server.paused or len(server.awake) < 2})
                 elif self.path == "/v1/models":
                     self.reply(200, server.models())
                 else:

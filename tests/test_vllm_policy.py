@@ -517,6 +517,21 @@ def test_servers_sleep_while_the_trainer_works(servers, policy_of, model, adapte
     assert {c.version for g in sample(policy) for c in g} == {2}
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_another_client_wakes_what_an_ended_one_has_left_asleep(servers, policy_of, model, adapter, whole):
+    """A training that failed within an update, and then a row of the evaluation."""
+    server, folder = servers(updates=True), (model if whole else adapter)("x")
+    ended = policy_of(server, sleeps=True)
+    ended.load_weights(folder, 1)
+    want = ids(sample(ended))
+    ended.rest()
+    row = policy_of(server, sleeps=True)
+    row.load_weights(folder, 1)
+    assert ids(sample(row)) == want
+    server.paused, server.word, server.whole = True, "none", None  # killed while it read a model
+    assert {c.version for g in sample(policy_of(server)) for c in g} == {0}
+
+
 def test_servers_elsewhere_do_not_sleep(servers, policy_of):
     server = servers(updates=True)
     policy_of(server).rest()

@@ -164,8 +164,10 @@ class VLLMClient:
         if now is None and word != STARTED:
             how = "python -m rlpa_lib.agents.vllm_server serve --updates"
             raise WeightsRefused(f"it was not started for whole models ({how})")
-        if self.asleep:
+        self.asleep = now is not None and await self._get("/is_sleeping", "is_sleeping")
+        if self.asleep:  # or it only waits, because another client ended half way: then this is all it needs
             await self._call("/wake_up?tags=weights")
+            self.asleep = await self._get("/is_sleeping", "is_sleeping")
         if now not in (None, word):
             source = folder or await self._find_source()
             if not self.asleep:  # requests end first, and no key-value block of the old weights stays
@@ -194,14 +196,18 @@ class VLLMClient:
 
     async def _find_word(self) -> str | None:
         """Our word for the whole model that the server holds; None where it cannot change it."""
-        options = {"timeout": PROBE_SECONDS}
+        return await self._get("/weight_info", "weight_version")
+
+    async def _get(self, path: str, key: str) -> Any:
+        """What an endpoint beside /v1 says; None where the server has none such. Raises ServerLost."""
+        options: Any = {"timeout": PROBE_SECONDS}
         try:
-            told: Any = await self.client.get(f"{self.root}/weight_info", cast_to=object, options=options)
+            told: Any = await self.client.get(f"{self.root}{path}", cast_to=object, options=options)
         except openai.NotFoundError:
             return None
         except openai.APIError as error:
             raise ServerLost(_reason(error)) from error
-        return told["weight_version"]
+        return told[key]
 
     async def _find_source(self) -> str:
         """The folder or hub name that the server was started from."""
