@@ -87,7 +87,8 @@ def test_the_page_shows_the_commands_that_the_plan_prints(plan, run, capsys):
     told = planned(plan, capsys)
     assert f"\n  {run}\n" in told
     assert re.search(r"^trainer: cards? \d.* GB for 4,096 \+ 4,096 tokens", told, re.M)
-    assert re.search(r"^hours: [\d.]+ = sampling [\d.]+, training [\d.]+, users and judges", told, re.M)
+    hours = r"^hours: [\d.]+ = sampling [\d.]+ \(.* longest replies\), training [\d.]+, users"
+    assert re.search(hours, told, re.M) and re.search(r"^GPU hours: \d+ held .* = \d+%$", told, re.M)
     assert re.search(r"^USD: [\d,]+ for cards at 2 an hour; users and judges [\d,]+ USD", told, re.M)
     assert told.count("https://") >= 5, "sources of the rates"
 
@@ -102,7 +103,7 @@ def test_the_commands_on_the_page_are_accepted(plan, run):
 def test_more_cards_take_less_time(capsys):
     def hours(gpus):
         told = planned(f"plan --scale paper --gpus {gpus}", capsys)
-        found = re.search(r"sampling ([\d.]+), training ([\d.]+)", told)
+        found = re.search(r"sampling ([\d.]+) .*, training ([\d.]+)", told)
         return sum(map(float, found.groups()))
 
     assert hours("8xH100-80") < hours("8xA100-80") < hours("2xA100-80") <= hours("1xA100-80")
@@ -135,7 +136,7 @@ def test_fsdp_spreads_what_a_trainer_holds():
 STUBS = {
     "scontrol": 'printf "node1\\nnode2\\nnode3\\n"',
     "curl": "exit 0",
-    "srun": 'while [[ $1 == --* ]]; do told+="$1 "; shift; done; echo "srun $told" >> $LOG; exec "$@"',
+    "srun": 'while [[ $1 == --* ]]; do t+="$1 "; shift; done; echo "srun $t$RLPA_SERVERS" >> $LOG; exec "$@"',
     "sleep": "exit 0",
 }
 
@@ -173,10 +174,11 @@ def test_the_slurm_script_serves_on_all_machines_but_the_first(tmp_path, scale, 
     assert sorted(re.findall(r"--nodelist=(\S+)", "\n".join(log))) == ["node1", "node2", "node3"]
     [run] = [line for line in log if " reproduce " in line]
     keys = re.findall(r"--set (\S+)", run)
-    assert keys[:3] == ["personas.path=/data/aloe", "ppo.iterations=2", "run.gpus=8xA100-80"]
-    cfg = config.load_config(scale, keys)
-    assert len(cfg.policy.servers) == 16 and cfg.policy.servers[0] == "http://node2:8000/v1"
-    assert cfg.run.accelerate == ("fsdp2-8" if updates else "ddp-8")
+    assert keys == ["personas.path=/data/aloe", "ppo.iterations=2", "run.gpus=3x8xA100-80"]
+    assert config.load_config(scale, keys).run.accelerate == ("fsdp2-8" if updates else "ddp-8")
+    [told] = [line for line in log if "node1" in line]
+    lent = told.split()[-1].split(",")
+    assert len(lent) == 16 and (lent[0], lent[-1]) == ("http://node2:8000/v1", "http://node3:8007/v1")
 
 
 def test_the_slurm_script_refuses_one_machine(tmp_path, monkeypatch):

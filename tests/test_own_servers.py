@@ -106,6 +106,7 @@ def test_without_a_gpu_a_small_model_is_served_by_the_cpu(machine):
         (2, ["run.gpus=8xA100-80"], "run.gpus: 8xA100-80 names 8 cards, and 2 can be seen here"),
         (0, ["policy.model=Qwen/Qwen2.5-3B-Instruct"], "policy.servers: no GPU can be seen here"),
         (1, ["policy.tuning=full"], "run.gpus: .*use two cards"),
+        (8, ["run.gpus=2x8xA100-80"], "2x8xA100-80 is for params/slurm/reproduce.sbatch"),
     ],
 )
 def test_what_the_machine_cannot_do_is_refused_before_anything_is_written(
@@ -115,6 +116,14 @@ def test_what_the_machine_cannot_do_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=why):
         runner.reproduce("smoke", 0, tmp_path / "run", overrides=[*TINY, *settings], jobs=1)
     assert not (tmp_path / "run").exists()
+
+
+def test_servers_of_other_machines_are_taken_from_the_job_and_not_ended(machine, monkeypatch):
+    venv, cfg = machine(8), smoke("run.gpus=2x8xA100-80")
+    monkeypatch.setenv("RLPA_SERVERS", "http://node2:8000/v1,http://node2:8001/v1")
+    assert open_servers(cfg) == ("http://node2:8000/v1", "http://node2:8001/v1")
+    assert not vllm_server.running(venv) and cfg.policy.servers == () and cfg.run.accelerate == "ddp-8"
+    assert trainer_environment(cfg) == {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
 
 
 def test_vllm_that_is_not_set_up_is_named_with_the_remedy(tmp_path, monkeypatch):

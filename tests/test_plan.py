@@ -253,6 +253,7 @@ def test_served_sampling_waits_for_the_longest_reply_of_each_turn():
     found = speeds.hours(cfg, "30_evaluation", own, Work(), 1)
     passes = 740 * 100 / (steps * 64 * 2) + 10 * 3 * 100 / steps
     assert found.sampling == pytest.approx(passes / 3600) and found.busy == pytest.approx(2 * passes / 3600)
+    assert found.waiting == pytest.approx(10 * 3 * 100 / steps / 3600)
 
 
 def test_the_plan_of_the_paper_tells_money_memory_and_assumptions():

@@ -218,7 +218,7 @@ def make_policy(cfg: Config, run: Run | Path | None, trained: Path | None = None
     return they hold the adapter or model of `trained` if one is given."""
     limits = {"max_prompt_tokens": cfg.rollout.max_prompt_tokens, "max_policy_lag": cfg.policy.max_policy_lag}
     urls = cfg.policy.servers or own_servers.open_servers(cfg)
-    policy = VLLMPolicy(load_tokenizer(cfg), urls, sleeps=own_servers.sleep(cfg), **limits)
+    policy = VLLMPolicy(load_tokenizer(cfg), urls, sleeps=own_servers.can_sleep(cfg), **limits)
     if trained is not None:
         policy.load_weights(trained, 1)
     return policy

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rlpa_lib.plan import gpu, plan, speeds
 from rlpa_lib.plan.gpu import Shape
 from rlpa_lib.plan.pilot import Pilot
+from rlpa_lib.plan.speeds import Hours
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import POLICIES
 from rlpa_lib.settings.layout import Layout, layout_of
@@ -76,20 +77,22 @@ def _trainer_memory(cfg: Config, layout: Layout, known: Shape, prompt: int, comp
 
 def _costs(cfg: Config, layout: Layout, pilot: Pilot, rpm: float, tpm: float) -> list[str]:
     """Hours as they pass, of cards, and USD."""
-    sampling = training = busy = answers = 0.0
-    price: float | None = 0.0
+    spent, answers, price = Hours(), 0.0, 0.0
     for load in plan.plan(cfg, pilot):
-        spent = speeds.hours(cfg, load.notebook, load.own, load.trained, plan.count_epochs(cfg, load), layout)
-        sampling, training, busy = sampling + spent.sampling, training + spent.training, busy + spent.busy
+        epochs = plan.count_epochs(cfg, load)
+        spent += speeds.hours(cfg, load.notebook, load.own, load.trained, epochs, layout)
         answers += plan.hours(cfg, load.total(), rpm, tpm)
         asked = plan.usd(cfg, load.asked)
         price = None if price is None or asked is None else price + asked
-    wall = sampling + training + answers
+    wall = spent.sampling + spent.training + answers
     held, card = wall * layout.n_cards, speeds.find_card(layout.card)
-    parts = f"sampling {sampling:.1f}, training {training:.1f}, users and judges {answers:.1f}"
+    tail = f"({spent.waiting:.1f} of it for the longest replies)"
+    parts = f"sampling {spent.sampling:.1f} {tail}, training {spent.training:.1f}"
+    parts += f", users and judges {answers:.1f}"
     asked = "no price known" if price is None else f"{price:,.0f} USD"
     return [
         f"hours: {wall:.1f} = {parts} (one after the other)",
-        f"GPU hours: {held:.0f} held by the cards ({layout.n_cards}), {busy:.0f} of them busy",
+        f"GPU hours: {held:.0f} held by the cards ({layout.n_cards}), busy in {spent.busy:.0f} of them = "
+        f"{spent.busy / held:.0%}",
         f"USD: {held * card.usd:,.0f} for cards at {card.usd:g} an hour; users and judges {asked}",
     ]

@@ -5,7 +5,7 @@ Rates are published ones of models of that size, or read off them; no run of thi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from rlpa_lib.plan import gpu
 from rlpa_lib.plan.gpu import BYTES, Work
@@ -53,11 +53,16 @@ SOURCES = [
 
 @dataclass(frozen=True)
 class Hours:
-    """Hours of one notebook: `sampling` and `training` as they pass, `busy` of one card at a time."""
+    """Hours of one notebook: `sampling` and `training` as they pass, `waiting` the part of sampling in which
+    only the longest replies are still written, `busy` of one card at a time."""
 
     sampling: float = 0.0
     training: float = 0.0
+    waiting: float = 0.0
     busy: float = 0.0
+
+    def __add__(self, other: Hours) -> Hours:
+        return Hours(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def find_card(name: str) -> Card:
@@ -81,16 +86,18 @@ def hours(
     if POLICIES[cfg.policy.kind].needs_servers:
         n = max(1, layout.n_servers if layout and layout.servers else len(cfg.policy.servers))
         turns = own.requests / (cfg.rollout.users if trained.requests else cfg.evaluation.users)
-        decoding = own.completion / (steps * SERVED_AT_ONCE * n) + turns * (LONGEST - 1) * mean / steps
+        bulk, waiting = own.completion / (steps * SERVED_AT_ONCE * n), turns * (LONGEST - 1) * mean / steps
     else:
         n = len(layout.trainers) if layout and trained.requests else 1
         together = gpu.sampled_together(cfg, trained) * n
-        decoding = LONGEST * own.completion / (min(steps, LOOP_STEPS) * together)
-    sampling = decoding + prefill / n
+        bulk = own.completion / (min(steps, LOOP_STEPS) * together)
+        waiting = (LONGEST - 1) * bulk
+    sampling = bulk + waiting + prefill / n
     passes = operations(cfg, notebook, epochs) * size * (trained.prompt + trained.completion) / reached
     ranks = len(layout.trainers) if layout else 1
     together = 1 if ranks == 1 else RANKS_SHARE * ranks
-    return Hours(sampling / 3600, passes / together / 3600, (n * sampling + passes) / 3600)
+    found = sampling, passes / together, waiting, n * sampling + passes
+    return Hours(*(seconds / 3600 for seconds in found))
 
 
 def operations(cfg: Config, notebook: str, epochs: int) -> float:

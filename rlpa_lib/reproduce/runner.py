@@ -191,6 +191,8 @@ def _run_all(
         tell("running")
         start = time.monotonic()
         failure = execute(run, paths[stem], parameters, verbose)
+        if own_servers.are_needed(run.cfg):
+            own_servers.end_orphans()  # of a kernel that was killed; the next notebook needs their cards
         if failure is None:
             run.mark_done(key, inputs)
             tell(_clock(start))
