@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rlpa_lib.agents import vllm_server
 from rlpa_lib.agents.prompt_tokens import prompt_ids
+from rlpa_lib.agents.vllm_place import Place
 from rlpa_lib.agents.vllm_policy import NoServerLeft, VLLMPolicy
 from rlpa_lib.mini.world import WEIGHTS
 from rlpa_lib.rlpa import ppo
@@ -295,3 +296,22 @@ def test_a_dead_server_is_dropped_and_none_left_is_an_error(
     gone = VLLMPolicy(tokenizer, [second.base_url])
     with pytest.warns(UserWarning, match="dropped"), pytest.raises(NoServerLeft, match="none is left"):
         sample(gone, prompts)
+
+
+def test_whole_models_are_read_in_place_and_take_turns_with_adapters(
+    vllm_launch, tokenizer, model, adapters, tmp_path
+):
+    """What `policy.tuning: full` asks of a server, and then the rows of its evaluation. Sleep needs CUDA."""
+    policy = VLLMPolicy(tokenizer, [vllm_launch(place=Place(updates=True)).base_url])
+    assert gap(model, sample(policy)) < 1e-3
+    for version in (1, 2):
+        torch.manual_seed(version)
+        other = AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
+        for weight in other.parameters():
+            weight.data += 0.02 * torch.randn_like(weight)
+        other.save_pretrained(tmp_path / f"v{version}")
+        policy.load_weights(tmp_path / f"v{version}", version)
+        assert gap(other, groups := sample(policy)) < 1e-3 < gap(model, groups), "prompts seen before"
+    folder, with_adapter = adapters[0]
+    policy.load_weights(folder, 3)
+    assert gap(with_adapter, sample(policy)) < 1e-3, "an adapter is put on the base, not on the last model"
