@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_vllm_server import HEALTHY
 
+from rlpa_lib import runs
 from rlpa_lib.agents import own_servers, vllm_policy, vllm_server
 from rlpa_lib.agents.own_servers import VENV, close_servers, open_servers, trainer_environment
 from rlpa_lib.agents.vllm_server import ServerFailed
@@ -161,7 +162,7 @@ def test_servers_of_a_killed_process_are_ended_and_others_stay(machine):
 
 def test_launched_processes_sample_on_the_servers_of_who_launched_them(machine, tmp_path, monkeypatch):
     machine(8)
-    run = training.runs.claim(smoke("run.gpus=8xA100-80"), 0, tmp_path / "run", "test")
+    run = runs.claim(smoke("run.gpus=8xA100-80"), 0, tmp_path / "run", "test")
     seen = []
     monkeypatch.setattr(training, "launch", lambda *_, changes, **__: seen.extend(changes))
     training.train(run, "smoke", [*TINY, "run.gpus=8xA100-80"])
