@@ -71,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--tpm", type=float, default=2e6, help="tokens a minute that servers allow")
     add("--assume", **several, metavar="NAME=VALUE", help="put another length in place of the pilot's")
     add("--pilot", type=Path, nargs="+", default=[], metavar="RUN_DIR", help="scale runs of your own")
+    told = "cards, such as 8xA100-80 or 2x8xA100-80: the layout, its command, memory, hours and USD"
+    add("--gpus", metavar="CARDS", help=told)
     told = "hold the plan against a finished run of the same settings"
     add("--against", type=Path, metavar="RUN_DIR", help=told)
     add("--record", type=Path, nargs="+", metavar="RUN_DIR", help="make these runs the pilot that ships")
@@ -120,13 +122,18 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from rlpa_lib.plan import gpu, pilot, plan
+    from rlpa_lib.plan import gpu, layouts, pilot, plan
 
     if options.record:
         print(pilot.write_pilot(options.record))
         return 0
     cfg = config.load_config(options.scale, options.set)
     known = pilot.read_pilot(options.pilot).assume(options.assume)
+    if options.gpus:
+        rpm = options.rpm or cfg.endpoint.max_rpm or plan.RPM
+        scale = (options.scale, options.set)
+        print(layouts.describe(cfg, options.gpus, *scale, known, rpm, options.tpm))
+        return 0
     if options.against is None:
         told = plan.table(cfg, known, rpm=options.rpm, tpm=options.tpm)
         print("\n\n".join(text for text in (told, gpu.table(cfg)) if text))

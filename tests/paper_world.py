@@ -1,8 +1,8 @@
 """What `params/paper.yaml` needs around it, at the size of a test: a tiny Qwen2.5 model, ALOE files, and a
 server that answers by the schema.
 
-As a command it trains one cohort under unchanged params (only the model and the data's paths are set):
-`python tests/paper_world.py FOLDER`.
+As a command it trains one cohort under unchanged params (only the model, the data's paths and a sampler in
+process are set): `python tests/paper_world.py FOLDER`.
 """
 
 import hashlib
@@ -102,8 +102,8 @@ def _fitting(schema, root, draw):
 
 
 def run_of(folder, scale, model, aloe, *more):
-    """A run under a params file with nothing set but the model, the data, and `more`."""
-    keys = [f"policy.model={model}", f"personas.path={aloe}", *more]
+    """A run under a params file with nothing set but the model, the data, who samples, and `more`."""
+    keys = [f"policy.model={model}", "policy.kind=local", f"personas.path={aloe}", *more]
     return runs.claim(config.load_config(scale, keys), 0, folder, f"params/{scale}.yaml")
 
 

@@ -6,6 +6,7 @@ Its "samples" follow from weights, prompt and seed.
 import json
 import threading
 import time
+import urllib.parse
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -16,16 +17,29 @@ class PretendVLLM:
     """`adapters`: name -> folder of those it holds. `fail(path, body, count)` may return (status, message),
     "hang up" or None for each POST; `dead` hangs up on everybody. `requests` are the bodies of the
     completions that were answered, `changes` the adapter requests, `busiest` the most requests at once.
+
+    With `updates` it is as under VLLM_SERVER_DEV_MODE: `whole` is the folder whose model it holds (None: half
+    read, or given up in sleep), `word` what it is called, `awake` which of its memory is there; `calls` are
+    the paths beside /v1, in order. It answers nothing while it sleeps or pauses, as vLLM's queue does.
     """
 
-    def __init__(self, fail=lambda path, body, count: None, seconds=0.0):
-        self.fail, self.seconds, self.dead = fail, seconds, False
-        self.adapters, self.requests, self.changes = {}, [], []
+    STARTED = "/models/tiny"
+
+    def __init__(self, fail=lambda path, body, count: None, seconds=0.0, updates=False):
+        self.fail, self.seconds, self.dead, self.updates = fail, seconds, False, updates
+        self.calls, self.prefixes = [], set()
+        self.restart()
+        self.requests, self.changes = [], []
         self.count = self.busy = self.busiest = 0
         self.lock = threading.Lock()
         self.http = ManyAtOnce(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
+
+    def restart(self):
+        """Forget all that it was given."""
+        self.adapters, self.whole, self.word = {}, self.STARTED, "default"
+        self.awake, self.paused = {"weights", "kv_cache"}, False
 
     def close(self):
         self.http.shutdown()
@@ -33,7 +47,33 @@ class PretendVLLM:
 
     def models(self):
         held = [{"id": name, "parent": "tiny"} for name in self.adapters]
-        return {"data": [{"id": "tiny", "parent": None}, *held]}
+        return {"data": [{"id": "tiny", "parent": None, "root": self.STARTED}, *held]}
+
+    def change(self, url, body):
+        """(status, JSON) of a POST beside /v1, in the words of vLLM 0.32."""
+        asked = urllib.parse.urlsplit(url)
+        query = urllib.parse.parse_qs(asked.query)
+        self.calls.append(url)
+        if asked.path == "/pause":
+            self.paused, self.prefixes = True, set()
+        elif asked.path == "/resume":
+            self.paused = False
+        elif asked.path == "/sleep":
+            assert query["mode"] == ["wait"], "the default breaks requests off"
+            self.awake, self.prefixes = set(), set()
+            self.whole = self.whole if query["level"] == ["1"] else None
+        elif asked.path == "/wake_up":
+            self.awake |= set(query.get("tags", ["weights", "kv_cache"]))
+            self.paused = self.paused and len(self.awake) < 2
+        elif asked.path == "/update_weight_version":
+            self.word = body["new_version"]
+        elif asked.path == "/collective_rpc":
+            assert body["method"] == "reload_weights" and "weights" in self.awake
+            assert self.paused or "kv_cache" not in self.awake, "requests may be under way"
+            self.whole = body["kwargs"]["weights_path"]
+        else:
+            return 404, "Not Found"
+        return 200, {}
 
     def answer(self, path, body):
         """(status, JSON or text) of a POST."""
@@ -52,12 +92,14 @@ class PretendVLLM:
             )
         if body["model"] != "tiny" and body["model"] not in self.adapters:
             return 404, f"The model `{body['model']}` does not exist."
+        assert len(self.awake) == 2 and not self.paused and self.whole, "this request would wait for ever"
         self.requests.append(body)
-        weights = (
-            (self.adapters[body["model"]] / "adapter_model.safetensors").read_bytes()
-            if body["model"] != "tiny"
-            else b""
-        )
+        if body["model"] != "tiny":
+            weights = (self.adapters[body["model"]] / "adapter_model.safetensors").read_bytes()
+        elif self.whole != self.STARTED:
+            weights = (Path(self.whole) / "model.safetensors").read_bytes()
+        else:
+            weights = b""
         return 200, {"model": body["model"], "choices": [_choice(body, weights, i) for i in range(body["n"])]}
 
     def _handler(self):
@@ -69,8 +111,14 @@ class PretendVLLM:
             def do_GET(self):
                 if server.dead:
                     self.close_connection = True
-                else:
+                elif self.path == "/weight_info" and server.updates:
+                    self.reply(200, {"weight_version": server.word})
+                elif self.path == "/is_sleeping" and server.updates:
+                    self.reply(200, {"is_sleeping": server.paused or len(server.awake) < 2})
+                elif self.path == "/v1/models":
                     self.reply(200, server.models())
+                else:
+                    self.reply(404, "Not Found")
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -82,8 +130,9 @@ class PretendVLLM:
                 time.sleep(server.seconds)
                 with server.lock:
                     server.busy -= 1
+                    answers = server.answer if self.path.startswith("/v1/") else server.change
                     status, answer = (
-                        server.answer(self.path, body)
+                        answers(self.path, body)
                         if fault is None
                         else (0, "")
                         if fault == "hang up"

@@ -111,7 +111,8 @@ def make_learner(cfg, layers=36):
     """A learner on the pretended device."""
     processes = Processes()
     processes.device = DEVICE
-    return learners.Learner(make_model(layers, getattr(torch, cfg.policy.dtype)), cfg, seed=0, processes=processes)
+    model = make_model(layers, getattr(torch, cfg.policy.dtype))
+    return learners.Learner(model, cfg, seed=0, processes=processes)
 
 
 def _fake(model, cfg):

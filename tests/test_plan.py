@@ -11,7 +11,7 @@ from rlpa_lib.client.usage import NOTEBOOK_VARIABLE
 from rlpa_lib.dialogue.prompt_files import load_prompt
 from rlpa_lib.evaluation import benchmarks, conflict, long_term, rows
 from rlpa_lib.mini.personas import builtin_personas
-from rlpa_lib.plan import gpu, pilot, plan
+from rlpa_lib.plan import gpu, pilot, plan, speeds
 from rlpa_lib.plan.gpu import Work
 from rlpa_lib.plan.pilot import Pilot, Rate, Texts
 from rlpa_lib.settings import config
@@ -218,19 +218,42 @@ def test_lengths_can_be_assumed():
             NOBODY.assume([bad])
 
 
+def busy(cfg, own, trained, notebook="20_ppo", epochs=1):
+    return speeds.hours(cfg, notebook, own, trained, epochs).busy
+
+
 def test_gpu_rules_by_hand():
-    cfg = config.load_config("paper")
+    cfg = config.load_config("paper", ["policy.kind=local"])
     known = gpu.shape(cfg)
     assert gpu.shape(config.load_config("mini")) is None and 3.0e9 < known.weights() < 3.2e9
-    # in a Python loop at most 30 steps a second, of 16 prompts at a time
-    assert gpu.hours(cfg, Work(1, 0, 1, 30 * 16 * 3600), Work(), 1) == pytest.approx(1.0)
-    # training alone: with an adapter for the critic, (4 x 2 + 2) x weights a token at 35 % of 312 TFLOP/s
-    tokens = 3600 * 0.35 * 312e12 / (10 * known.weights())
-    assert gpu.hours(cfg, Work(), Work(1, 0, 1, tokens), 1) == pytest.approx(1.0)
+    # in a Python loop at most 30 steps a second, of 16 prompts at a time, and the longest reply has 4 means
+    assert busy(cfg, Work(1, 0, 1, 30 * 16 * 3600), Work()) == pytest.approx(4.0)
+    # training alone, at 20 % of 312 TFLOP/s: reference and critic look (2 + 2), both take a step (4 + 4)
+    reached = 3600 * 0.20 * 312e12 / known.weights()
+    assert busy(cfg, Work(), Work(1, 0, 1, reached / 12)) == pytest.approx(1.0)
+    # where servers sample, the trainer computes the old log-probabilities itself
+    served = config.load_config("paper")
+    assert busy(served, Work(), Work(1, 0, 1, reached / 14)) == pytest.approx(1.0)
+    # all weights: a backward pass of 4
+    full = config.load_config("released")
+    assert busy(full, Work(), Work(1, 0, 1, reached / 16)) == pytest.approx(1.0)
+    # SFT has neither reference nor critic, DPO the reference
+    assert busy(cfg, Work(), Work(1, 0, 1, reached / 4), "11_sft") == pytest.approx(1.0)
+    assert busy(cfg, Work(), Work(1, 0, 1, reached / 6), "12_dpo") == pytest.approx(1.0)
     # sampling alone: weights in bf16, and 2 x 36 layers x 2 heads x 128 numbers a token for 16 prompts of 100
     # + 50 tokens
     held = 2 * known.weights() + 16 * 150 * 2 * 36 * 256 * 2
     assert gpu.memory(cfg, Work(2, 200, 2, 100), Work()) == pytest.approx(held / 1e9)
+
+
+def test_served_sampling_waits_for_the_longest_reply_of_each_turn():
+    cfg = config.load_config("paper", ["evaluation.users=74", "policy.servers=[http://a/v1, http://b/v1]"])
+    steps = 0.30 * 2.0e12 / (2 * gpu.shape(cfg).weights())
+    own = Work(740, 0, 740, 740 * 100)  # 74 users, ten turns, replies of 100 tokens
+    found = speeds.hours(cfg, "30_evaluation", own, Work(), 1)
+    passes = 740 * 100 / (steps * 64 * 2) + 10 * 3 * 100 / steps
+    assert found.sampling == pytest.approx(passes / 3600) and found.busy == pytest.approx(2 * passes / 3600)
+    assert found.waiting == pytest.approx(10 * 3 * 100 / steps / 3600)
 
 
 def test_the_plan_of_the_paper_tells_money_memory_and_assumptions():

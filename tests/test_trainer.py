@@ -379,11 +379,6 @@ def test_a_resumed_trainer_gives_the_servers_what_it_holds(tmp_path):
     assert [version for version, _ in policy.seen] == [2, 3]
 
 
-def test_servers_cannot_swap_whole_models(tmp_path):
-    with pytest.raises(InputError, match="policy.tuning"):
-        served(tmp_path, ServedPolicy(), config(policy={"tuning": "full"}))
-
-
 def test_cuts_are_counted_for_each_update(tmp_path):
     rows = trainer(
         tmp_path, config(rollout={"turns": 3, "max_prompt_tokens": 120}, ppo={"iterations": 1})

@@ -5,6 +5,7 @@ import asyncio
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from conftest import byte_tokenizer
 from pretend_vllm import PretendVLLM
 from test_trainer import config, quiet, same, served
 
-from rlpa_lib.agents.vllm_client import Adapter, ServerLost, read_adapter
+from rlpa_lib.agents.vllm_client import ServerLost, Weights, read_weights
 from rlpa_lib.agents.vllm_policy import NoServerLeft, StaleSamples, VLLMPolicy, read_completions, too_old
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.rlpa import ppo
@@ -81,15 +82,15 @@ def test_too_old_counts_updates_behind_the_newest():
 
 
 def test_adapter_names_tell_weights_and_version_apart(adapter, tmp_path):
-    one = read_adapter(adapter("x"), 1)
+    one = read_weights(adapter("x"), 1)
     assert one.version == 1 and one.name.startswith(one.owner + "v1-")
-    assert read_adapter(adapter("y"), 1).name != one.name
-    assert read_adapter(adapter("x"), 2).name != one.name
-    assert read_adapter(adapter("x", "beside"), 1).name == one.name
+    assert read_weights(adapter("y"), 1).name != one.name
+    assert read_weights(adapter("x"), 2).name != one.name
+    assert read_weights(adapter("x", "beside"), 1).name == one.name
     (tmp_path / "run").mkdir()
-    assert read_adapter(adapter("x", "run/v1"), 1).owner != one.owner
+    assert read_weights(adapter("x", "run/v1"), 1).owner != one.owner
     with pytest.raises(InputError, match="no adapter here"):
-        read_adapter(tmp_path / "nothing", 1)
+        read_weights(tmp_path / "nothing", 1)
 
 
 def answer_with(**changes):
@@ -102,12 +103,12 @@ def answer_with(**changes):
 
 
 def test_an_answer_becomes_a_completion():
-    [made] = read_completions(answer_with(), [5, 6], Adapter("a", version=4), TOKENIZER)
+    [made] = read_completions(answer_with(), [5, 6], Weights("a", version=4), TOKENIZER)
     assert (
         made.prompt_ids == (5, 6) and made.token_ids == (70, 71, END) and made.logprobs == (-1.0, -2.0, -0.5)
     )
     assert made.finished and made.version == 4 and made.text == TOKENIZER.decode([70, 71])
-    [cut] = read_completions(answer_with(finish_reason="length"), [5, 6], Adapter("a"), TOKENIZER)
+    [cut] = read_completions(answer_with(finish_reason="length"), [5, 6], Weights("a"), TOKENIZER)
     assert not cut.finished and cut.text == TOKENIZER.decode([70, 71, END])
 
 
@@ -116,12 +117,12 @@ def test_an_answer_becomes_a_completion():
 )
 def test_an_answer_that_does_not_fit_is_refused(changes):
     with pytest.raises(ServerLost, match="is it vLLM"):
-        read_completions(answer_with(**changes), [5, 6], Adapter("a"), TOKENIZER)
+        read_completions(answer_with(**changes), [5, 6], Weights("a"), TOKENIZER)
 
 
 def test_an_answer_by_other_weights_is_refused():
     with pytest.raises(ServerLost, match="asked for b"):
-        read_completions(answer_with(), [5, 6], Adapter("b"), TOKENIZER)
+        read_completions(answer_with(), [5, 6], Weights("b"), TOKENIZER)
 
 
 def test_sampler_gap_by_hand():
@@ -283,13 +284,13 @@ def test_swapping_loads_once_everywhere_and_gives_back_the_old(servers, policy_o
     policy = policy_of(one, two)
     assert {c.version for g in sample(policy) for c in g} == {0}
     for version, weights in ((1, "x"), (2, "yy")):
-        policy.load_adapter(adapter(weights), version)
+        policy.load_weights(adapter(weights), version)
         assert {c.version for g in sample(policy) for c in g} == {version} == {policy.version}
     assert list(one.adapters) == ["someone-elses", policy.newest.name] and list(two.adapters) == [
         policy.newest.name
     ]
     assert Counter(kind for kind, _ in one.changes + two.changes) == {"load": 4, "unload": 2}
-    policy_of(one, two).load_adapter(adapter("yy"), 2)
+    policy_of(one, two).load_weights(adapter("yy"), 2)
     assert len(one.changes) == 3, "another process of the run finds it loaded"
 
 
@@ -297,14 +298,14 @@ def test_two_processes_may_load_at_the_same_moment(servers, policy_of, adapter):
     server, folder = servers(seconds=0.1), adapter("x")
     policies = [policy_of(server) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda p: p.load_adapter(folder, 1), policies))
+        list(pool.map(lambda p: p.load_weights(folder, 1), policies))
     assert list(server.adapters) == [policies[0].newest.name]
 
 
 def test_a_server_that_was_started_anew_gets_the_adapter_again(servers, policy_of, adapter):
     server = servers()
     policy = policy_of(server)
-    policy.load_adapter(adapter("x"), 1)
+    policy.load_weights(adapter("x"), 1)
     server.adapters.clear()
     groups = sample(policy)
     assert {c.version for g in groups for c in g} == {1} and len(groups) == 6
@@ -323,12 +324,12 @@ def test_a_server_that_keeps_the_old_adapter_is_used_within_the_allowed_lag(
 ):
     one, two = servers(), servers(refuses("made-y"))
     policy = policy_of(one, two, max_policy_lag=lag)
-    policy.load_adapter(adapter("x"), 1)
+    policy.load_weights(adapter("x"), 1)
     if kept:
-        policy.load_adapter(adapter("y"), 2)
+        policy.load_weights(adapter("y"), 2)
     else:
         with pytest.warns(UserWarning, match="rank too high"):
-            policy.load_adapter(adapter("y"), 2)
+            policy.load_weights(adapter("y"), 2)
     versions = [g[0].version for g in sample(policy)]
     assert versions == ([2, 1] * 3 if kept else [2] * 6)
 
@@ -336,7 +337,7 @@ def test_a_server_that_keeps_the_old_adapter_is_used_within_the_allowed_lag(
 def test_an_adapter_that_nobody_takes_is_an_error(servers, policy_of, adapter):
     policy = policy_of(servers(refuses("made-y")))
     with pytest.warns(UserWarning, match="dropped"), pytest.raises(NoServerLeft, match="rank too high"):
-        policy.load_adapter(adapter("y"), 1)
+        policy.load_weights(adapter("y"), 1)
 
 
 @pytest.mark.parametrize(("lag", "versions"), [(0, [2] * 6), (1, [1] + [2] * 5)])
@@ -344,14 +345,14 @@ def test_samples_that_became_too_old_are_drawn_again(servers, policy_of, adapter
     """The adapter is swapped while the first answer is under way."""
     server = servers()
     policy = policy_of(server, max_policy_lag=lag, concurrency=1)
-    policy.load_adapter(adapter("x"), 1)
+    policy.load_weights(adapter("x"), 1)
     whole, swapped = server.answer, []
 
     def answer(path, body):
         made = whole(path, body)
         if path.endswith("completions") and not swapped:
             swapped.append(True)
-            newest = read_adapter(adapter("y"), 2)
+            newest = read_weights(adapter("y"), 2)
             server.adapters = {newest.name: newest.folder}
             policy.newest = newest
         return made
@@ -368,7 +369,7 @@ def test_samples_that_stay_too_old_are_an_error(servers, policy_of, adapter):
     def answer(path, body):
         made = whole(path, body)
         if path.endswith("completions"):
-            policy.newest = read_adapter(adapter("y"), next(versions))
+            policy.newest = read_weights(adapter("y"), next(versions))
         return made
 
     server.answer = answer
@@ -400,3 +401,153 @@ def test_training_stops_clearly_without_servers_and_goes_on_exactly(
         train("stopped")
     server.fail, server.dead = lambda *_: None, False
     assert same(train("stopped")) == same(whole) and len(server.requests) > answered + 8
+
+
+# ---- whole models (policy.tuning: full), and servers that sleep
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Makes a folder that holds a whole model."""
+
+    def make(content):
+        folder = tmp_path / f"model-{content}"
+        if folder.exists():
+            return folder
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(content.encode())
+        return folder
+
+    return make
+
+
+def path(url):
+    return url.partition("?")[0]
+
+
+def test_a_whole_model_is_read_in_place_while_no_request_runs(servers, policy_of, model):
+    one, two = servers(updates=True), servers(updates=True)
+    policy = policy_of(one, two)
+    before = ids(sample(policy))
+    for version, weights in ((1, "x"), (2, "yy")):
+        policy.load_weights(model(weights), version)
+        assert {c.version for g in sample(policy) for c in g} == {version}
+        assert one.whole == two.whole == str(model(weights)) and one.word == policy.newest.name
+    assert ids(sample(policy)) != before
+    swap = ["/pause", "/update_weight_version", "/collective_rpc", "/update_weight_version", "/resume"]
+    assert [path(url) for url in one.calls] == 2 * swap and "clear_cache=true" in one.calls[0], (
+        "key-value blocks of the old weights must not be found again"
+    )
+    policy_of(one, two).load_weights(model("yy"), 2)
+    assert len(one.calls) == 10, "another process of the run finds it loaded"
+
+
+def test_rows_with_adapters_and_with_the_base_follow_a_whole_model(servers, policy_of, model, adapter):
+    """Rows of one run at `policy.tuning: full`: PPO's model, SFT's adapter on the base, the base itself."""
+    server = servers(updates=True)
+    policy_of(server).load_weights(model("x"), 1)
+    with_adapter = policy_of(server)
+    with_adapter.load_weights(adapter("z"), 1)
+    assert server.whole == server.STARTED and {c.version for g in sample(with_adapter) for c in g} == {1}
+    policy_of(server).load_weights(model("x"), 1)
+    assert {c.version for g in sample(policy_of(server)) for c in g} == {0} and server.word == "default"
+
+
+def test_a_restarted_server_gets_the_whole_model_again_and_its_base_samples_are_not_taken(
+    servers, policy_of, model
+):
+    server = servers(updates=True)
+    policy = policy_of(server)
+    policy.load_weights(model("x"), 1)
+    want = ids(sample(policy))
+    server.restart()
+    assert ids(sample(policy)) == want
+    answer, restarted = server.answer, []
+
+    def restart_within(url, body):
+        made = answer(url, body)
+        if not restarted:
+            restarted.append(server.restart())
+        return made
+
+    server.answer = restart_within
+    assert ids(sample(policy)) == want and policy.n_redone > 0
+
+
+def test_a_server_without_updates_refuses_a_whole_model_with_the_remedy(servers, policy_of, model):
+    policy = policy_of(servers())
+    with pytest.warns(UserWarning, match="dropped"), pytest.raises(NoServerLeft, match="serve --updates"):
+        policy.load_weights(model("x"), 1)
+
+
+def test_a_model_that_cannot_be_read_is_not_sampled(servers, policy_of, model):
+    """The old weights are gone by then, so no lag makes them good enough."""
+    fail = lambda url, *_: (500, "no such file") if url == "/collective_rpc" else None  # noqa: E731
+    server = servers(fail, updates=True)
+    policy = policy_of(server, max_policy_lag=5)
+    sample(policy)
+    with pytest.warns(UserWarning, match="dropped"), pytest.raises(NoServerLeft, match="no such file"):
+        policy.load_weights(model("x"), 1)
+    assert server.word == "none"
+
+
+def test_a_folder_that_holds_neither_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=rf"{tmp_path}: no adapter here and no model"):
+        read_weights(tmp_path, 1)
+
+
+@pytest.mark.parametrize(("whole", "level"), [(False, 1), (True, 2)])
+def test_servers_sleep_while_the_trainer_works(servers, policy_of, model, adapter, whole, level):
+    make, server = (model if whole else adapter), servers(updates=True)
+    policy = policy_of(server, sleeps=True)
+    policy.load_weights(make("x"), 1)
+    want = ids(sample(policy))
+    policy.rest()
+    policy.rest()
+    assert not server.awake and [url for url in server.calls if path(url) == "/sleep"] == [
+        f"/sleep?level={level}&mode=wait"
+    ]
+    assert ids(sample(policy)) == want, "asked again, they wake up with what they held"
+    policy.rest()
+    policy.load_weights(make("yy"), 2)
+    woken = server.calls[-5:] if whole else server.calls[-2:]
+    assert woken[0] == "/wake_up?tags=weights" and woken[-1] == "/wake_up?tags=kv_cache"
+    assert {c.version for g in sample(policy) for c in g} == {2}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_another_client_wakes_what_an_ended_one_has_left_asleep(servers, policy_of, model, adapter, whole):
+    """A training that failed within an update, and then a row of the evaluation."""
+    server, folder = servers(updates=True), (model if whole else adapter)("x")
+    ended = policy_of(server, sleeps=True)
+    ended.load_weights(folder, 1)
+    want = ids(sample(ended))
+    ended.rest()
+    row = policy_of(server, sleeps=True)
+    row.load_weights(folder, 1)
+    assert ids(sample(row)) == want
+    server.paused, server.word, server.whole = True, "none", None  # killed while it read a model
+    assert {c.version for g in sample(policy_of(server)) for c in g} == {0}
+
+
+def test_servers_elsewhere_do_not_sleep(servers, policy_of):
+    server = servers(updates=True)
+    policy_of(server).rest()
+    assert not server.calls
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_training_serves_what_it_trains_and_lets_the_servers_rest(
+    servers, policy_of, tmp_path, monkeypatch, tuning
+):
+    monkeypatch.setattr("rlpa_lib.rlpa.rollout.parse_reply", lambda text: Reply(Profile(), text, True))
+    server, cfg = servers(updates=True), config(policy={"lora_dropout": 0.0, "tuning": tuning})
+    rows = served(tmp_path, policy_of(server, sleeps=True), cfg).train(say=quiet)
+    assert {row["policy_lag"] for row in rows} == {0} and server.requests
+    assert len([url for url in server.calls if path(url) == "/sleep"]) == len(rows)
+    kept = [folder.name for folder in tmp_path.glob("*/ppo-served/*")]
+    assert kept == [f"v{len(rows):06d}"], "what is of no more use is deleted"
+    if tuning == "full":
+        assert Path(server.whole) == tmp_path / f"models/ppo-served/v{len(rows):06d}"

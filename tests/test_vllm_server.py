@@ -3,6 +3,7 @@
 
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -82,8 +83,9 @@ def test_a_server_that_never_answers_is_ended(environment):
 def test_a_record_whose_process_is_another_program_ends_nothing(tmp_path):
     other = subprocess.Popen(["sleep", "60"], start_new_session=True)
     server = vllm_server.Server(1, other.pid, "tiny", "http://127.0.0.1:1/v1", "")
-    (tmp_path / "servers").mkdir()
-    (tmp_path / "servers" / "1.json").write_text(json.dumps(vars(server)))
+    state = tmp_path / "servers" / platform.node()
+    state.mkdir(parents=True)
+    (state / "1.json").write_text(json.dumps(vars(server)))
     vllm_server.stop(server, tmp_path)
     assert other.poll() is None and vllm_server.running(tmp_path) == []
     other.kill()

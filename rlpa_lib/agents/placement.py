@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlpa_lib.agents import devices, models
+from rlpa_lib.agents import devices, models, own_servers
 from rlpa_lib.agents.trained import Trained
 from rlpa_lib.runs import record
 from rlpa_lib.runs.run import Run
@@ -64,7 +64,8 @@ def place(
     roles = dict.fromkeys(("policy", "reference") if work != PLAY else (), str(device))
     roles |= {"critic": str(device)} if work == PPO else {}
     if work not in SUPERVISED:
-        elsewhere = ", ".join(cfg.policy.servers) or "behind an endpoint"
+        started = "vLLM servers that this process starts" if own_servers.are_needed(cfg) else ""
+        elsewhere = ", ".join(cfg.policy.servers) or started or "behind an endpoint"
         roles["sampler"] = str(device) if in_process else elsewhere
     roles |= {"encoder": str(device)} if encoder else {}
     loads = in_process or work != PLAY

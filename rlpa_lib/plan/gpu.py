@@ -1,4 +1,4 @@
-"""GPU memory and (by rules of thumb) hours of sampling and training a policy, from its shape and tokens.
+"""GPU memory of sampling and training a policy, from its shape and tokens; hours are in `speeds`.
 
 `predict` counts the bytes of one update tensor by tensor (transformers' Qwen2 family).
 """
@@ -13,12 +13,6 @@ from rlpa_lib.agents.world import WEIGHTS
 from rlpa_lib.settings.config import Config
 from rlpa_lib.settings.kinds import POLICIES
 
-# An accelerator, and what of its speed is reached
-GPU = "A100 80 GB"
-FLOPS, TRAINING_SHARE = 312e12, 0.35  # dense bf16 a second, and the share of it that training reaches
-BANDWIDTH, DECODING_SHARE = 2.0e12, 0.3  # bytes a second of memory, and the share that decoding reaches
-LOOP_STEPS = 30.0  # decoding steps a second that a Python loop (not vLLM) cannot exceed
-SERVED_AT_ONCE = 64  # sequences that a vLLM server decodes together
 HEAD_HIDDEN = 256  # `rlpa.networks.ValueHead`
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -107,43 +101,16 @@ def memory(cfg: Config, own: Work, trained: Work) -> float | None:
     if known and own.requests:
         length = own.prompt / own.requests + own.completion / own.replies
         kept = 2 * known.layers * known.kv_width * each
-        peaks.append(each * known.weights() + _sampled_together(cfg, trained) * length * kept)
+        peaks.append(each * known.weights() + sampled_together(cfg, trained) * length * kept)
     if known and trained.requests:
         prompt, reply = trained.prompt / trained.requests, trained.completion / trained.replies
         peaks.append(sum(predict(known, cfg, round(prompt), max(1, round(reply))).values()))
     return max(peaks) / 1e9 if peaks else None
 
 
-def _sampled_together(cfg: Config, trained: Work) -> int:
+def sampled_together(cfg: Config, trained: Work) -> int:
+    """Sequences that this process decodes at once."""
     return cfg.rollout.micro_batch * (cfg.rollout.samples if trained.requests else 1)
-
-
-def hours(cfg: Config, own: Work, trained: Work, epochs: int) -> float | None:
-    """Hours of one GPU for sampling and training; None where the shape is unknown."""
-    if (known := shape(cfg)) is None:
-        return None
-    size, reached = known.weights(), FLOPS * TRAINING_SHARE
-    steps = DECODING_SHARE * BANDWIDTH / (BYTES[cfg.policy.dtype] * size)
-    served = steps * SERVED_AT_ONCE * len(cfg.policy.servers)
-    local = min(steps, LOOP_STEPS) * _sampled_together(cfg, trained)
-    speed = served if POLICIES[cfg.policy.kind].needs_servers else local
-    sampling = own.completion / speed + 2 * size * own.prompt / reached
-    # forward 2, backward 2 (frozen weights) or 4 (trained); the critic's adapter again; a frozen pass first
-    passes = epochs * (4 if cfg.policy.tuning == "lora" else 6) * (2 if cfg.ppo.critic == "lora" else 1) + 2
-    return (sampling + passes * size * (trained.prompt + trained.completion) / reached) / 3600
-
-
-def assumptions(cfg: Config) -> list[str]:
-    """What the numbers rest on, for people."""
-    if (known := shape(cfg)) is None:
-        return ["GPU: none. The policy is behind a server, runs on a CPU, or its shape is not known here."]
-    return [
-        f"GPU: {GPU}, {known.weights() / 1e9:.2f} billion weights; training reaches {TRAINING_SHARE:.0%} of "
-        f"{FLOPS / 1e12:.0f} TFLOP/s, decoding {DECODING_SHARE:.0%} of the memory's speed, and at most "
-        f"{LOOP_STEPS:g} steps a second outside vLLM.",
-        "GPU memory: one GPU holds all, prompts and replies of average length; SFT and DPO are counted with "
-        "PPO's micro-batch and critic, so high.",
-    ]
 
 
 def predict(shape: Shape, cfg: Config, prompt: int, completion: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rlpa_lib.client import transport
 from rlpa_lib.client.usage import Usage, read_prices
-from rlpa_lib.plan import gpu
+from rlpa_lib.plan import gpu, speeds
 from rlpa_lib.plan.counts import Asks, list_asks
 from rlpa_lib.plan.gpu import Work
 from rlpa_lib.plan.pilot import Pilot, Rate, read_pilot
@@ -21,6 +21,7 @@ from rlpa_lib.settings.base import PolicyConfig
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import POLICIES
 
+RPM = 500.0  # requests a minute that a new account of OpenAI's may send
 LATENCY = 2.0  # seconds that a server takes for one request
 OPENAI = "https://api.openai.com/v1"
 Party = tuple[str, str, str]  # role, model, server
@@ -93,14 +94,14 @@ def hours(cfg: Config, work: Work, rpm: float, tpm: float) -> float:
 
 def table(cfg: Config, pilot: Pilot | None = None, *, rpm: float | None = None, tpm: float = 2e6) -> str:
     """The plan as text: a line a notebook, the total, USD by role, and the assumptions."""
-    pilot, rpm = pilot or read_pilot(), rpm or cfg.endpoint.max_rpm or 500.0
+    pilot, rpm = pilot or read_pilot(), rpm or cfg.endpoint.max_rpm or RPM
     loads, whole, spent = plan(cfg, pilot), Load("total"), 0.0
     for load in loads:
         for party, work in load.asked.items():
             whole.asked[party] += work
         whole.own += load.own
-        whole.trained += load.trained.times(_epochs(cfg, load))
-        spent += gpu.hours(cfg, load.own, load.trained, _epochs(cfg, load)) or 0.0
+        whole.trained += load.trained.times(count_epochs(cfg, load))
+        spent += _count_busy(cfg, load) or 0.0
     lines = [HEAD, *(_line(cfg, load, rpm, tpm) for load in loads)]
     lines.append((*_line(cfg, whole, rpm, tpm)[:-2], "", f"{spent:.1f}" if gpu.shape(cfg) else "-"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -111,14 +112,20 @@ def table(cfg: Config, pilot: Pilot | None = None, *, rpm: float | None = None, 
     return "\n".join([*rows, "", *told, *_assumptions(cfg, pilot, rpm, tpm)])
 
 
-def _epochs(cfg: Config, load: Load) -> int:
+def _count_busy(cfg: Config, load: Load) -> float | None:
+    work = (load.notebook, load.own, load.trained, count_epochs(cfg, load))
+    return None if (found := speeds.hours(cfg, *work)) is None else found.busy
+
+
+def count_epochs(cfg: Config, load: Load) -> int:
+    """How often a notebook trains on its data."""
     epochs = {"11_sft": cfg.sft.epochs, "12_dpo": cfg.dpo.epochs, "22_grpo": 1}
     return epochs.get(load.notebook, cfg.ppo.epochs)
 
 
 def _line(cfg: Config, load: Load, rpm: float, tpm: float) -> tuple[str, ...]:
     asked, own, trained, price = load.total(), load.own, load.trained, usd(cfg, load.asked)
-    spent = gpu.memory(cfg, own, trained), gpu.hours(cfg, own, trained, _epochs(cfg, load))
+    spent = gpu.memory(cfg, own, trained), _count_busy(cfg, load)
     counts = [asked.requests, asked.prompt, asked.completion]
     policy = [own.replies, own.completion, trained.prompt + trained.completion]
     money = "no price" if price is None else f"{price:,.2f}"
@@ -150,7 +157,7 @@ def _assumptions(cfg: Config, pilot: Pilot, rpm: float, tpm: float) -> list[str]
         f"- servers: {rpm:,.0f} requests and {tpm:,.0f} tokens a minute (--rpm, --tpm), "
         f"{LATENCY:g} s a request, {cfg.endpoint.concurrency} at a time (endpoint.concurrency); prices from "
         "params/prices.yaml, without the discount for cached input.",
-        *(f"- {line}" for line in gpu.assumptions(cfg)),
+        *(f"- {line}" for line in speeds.assumptions(cfg)),
     ]
 
 

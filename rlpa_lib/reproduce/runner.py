@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from rlpa_lib import runs
+from rlpa_lib.agents import own_servers
 from rlpa_lib.client.usage import NOTEBOOK_VARIABLE
 from rlpa_lib.reproduce import schedule
 from rlpa_lib.runs import record
@@ -42,6 +43,10 @@ def reproduce(
     everything = list_notebooks(notebooks)
     chosen = select_notebooks(everything, only)
     jobs, skipped = jobs or default_jobs(cfg), find_untrainable(cfg, chosen, only)
+    if own_servers.are_needed(cfg):
+        if jobs > 1:
+            raise InputError(f"--jobs: {jobs} notebooks cannot share the servers that one of them starts")
+        own_servers.check(cfg)
     check_needs(cfg, seed, {path.stem for path in chosen}.difference(skipped), run_dir)
     run = runs.claim(cfg, seed, run_dir, label)
     if skipped:
@@ -186,6 +191,8 @@ def _run_all(
         tell("running")
         start = time.monotonic()
         failure = execute(run, paths[stem], parameters, verbose)
+        if own_servers.are_needed(run.cfg):
+            own_servers.end_orphans()  # of a kernel that was killed; the next notebook needs their cards
         if failure is None:
             run.mark_done(key, inputs)
             tell(_clock(start))

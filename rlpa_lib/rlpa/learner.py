@@ -110,11 +110,13 @@ class Learner:
                 module.reshard()
                 module.set_reshard_after_forward(module is not self.network, recurse=False)
 
-    def save_policy(self, folder: Path, tokenizer=None) -> Path:
+    def save_policy(self, folder: Path, tokenizer=None, dtype: torch.dtype | None = None) -> Path:
         """Write the adapter in PEFT format, or after full tuning the model with its tokenizer for
-        `policy.model`, replacing `folder` in one step."""
+        `policy.model` (in `dtype`, by default as trained), replacing `folder` in one step."""
         full, named = self.network.full, self.model.named_parameters()
         weights = {name: gather_tensor(p) for name, p in named if full or f".{POLICY}." in name}
+        if full and dtype:
+            weights = {name: weight.to(dtype) for name, weight in weights.items()}
         if self.processes.main:
             # the backbone's embeddings are never trained; "auto" would ask the hub about them
             alone = {} if full else {"selected_adapters": [POLICY], "save_embedding_layers": False}

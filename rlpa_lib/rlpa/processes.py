@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_
 from torch import distributed
 
 from rlpa_lib import runs
-from rlpa_lib.agents import devices
+from rlpa_lib.agents import devices, own_servers
 from rlpa_lib.dialogue.protocols import Completion, Message, Policy
 from rlpa_lib.runs import record
 from rlpa_lib.runs.run import Run
@@ -231,6 +231,7 @@ def launch(
     command += [part for text in changes for part in ("--change", text)]
     lines: list[str] = []
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    pipes["env"] = os.environ | own_servers.trainer_environment(run.cfg)
     with subprocess.Popen(list(map(str, command)), cwd=record.REPOSITORY, **pipes) as process:
         for line in process.stdout:
             lines.append(line.rstrip())

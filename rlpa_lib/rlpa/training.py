@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from pydantic import TypeAdapter
 
-from rlpa_lib.agents import models, parties, placement
+from rlpa_lib.agents import models, own_servers, parties, placement
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import Judge
@@ -42,6 +43,7 @@ def train(
     """
     if run.cfg.run.accelerate is None:
         return prepare(run, name=name, changes=changes, say=say).train(until=until, say=say)
+    changes = [*changes, *own_servers.lend(run.cfg)]
     launch(run, params, overrides, name=name, changes=changes, until=until, say=say)
     return run.read_metrics(name)
 
@@ -109,13 +111,13 @@ class Trainer:
     """PPO on simulated dialogues (section 3.4, appendix B): each iteration takes `rollout.users` new users.
 
     `ppo.update_every: turn` updates after each turn, so weights change within a dialogue (released code);
-    `dialogue` once at the cohort's end. A policy on servers has `refresh` or `load_adapter` (folder,
-    version): it gets the adapter before the first rollout and after each update. The trainer computes the old
-    log-probabilities itself where servers sample, or this process in another precision than it trains.
-    Leaves metrics/<name>.jsonl, dialogues/<name>/, checkpoints/<name>/ and adapters/<name>/ (models/<name>/
-    after full tuning), of `ppo` also the weights at which ablations are compared, and goes on from its
-    checkpoint; every random choice follows from (seed, update). Of several processes only the main one needs
-    user, judge and servers.
+    `dialogue` once at the cohort's end. A policy on servers has `refresh` or `load_weights` (folder,
+    version): it gets adapter or model before the first rollout and after each update, and may `rest` while
+    the trainer works. The trainer computes the old log-probabilities itself where servers sample, or this
+    process in another precision than it trains. Leaves metrics/<name>.jsonl, dialogues/<name>/,
+    checkpoints/<name>/ and adapters/<name>/ (models/<name>/ after full tuning), of `ppo` also the weights at
+    which ablations are compared, and goes on from its checkpoint; every random choice follows from (seed,
+    update). Of several processes only the main one needs user, judge and servers.
     """
 
     def __init__(
@@ -130,11 +132,9 @@ class Trainer:
         if not personas:
             raise InputError("personas: there is no training user")
         self.policy = self.sampler = policy or models.make_local_policy(learner.model, tokenizer, cfg)
-        self.serve = getattr(self.sampler, "refresh", None) or getattr(self.sampler, "load_adapter", None)
+        self.serve = getattr(self.sampler, "refresh", None) or getattr(self.sampler, "load_weights", None)
         self.served = processes.on_main(lambda: self.serve is not None)
-        if self.served and cfg.policy.tuning != "lora":
-            why = "full tuning has no adapter that a server could swap in"
-            raise InputError(f"policy.tuning: {why}; sample in process")
+        self.kept_in = "adapters" if cfg.policy.tuning == "lora" else "models"
         if processes.world > 1:
             self.user, self.judge = MainOnly(user, processes), MainOnly(judge, processes)
             self.policy = (MainOnly if self.served else SharedPolicy)(self.policy, processes)
@@ -156,7 +156,7 @@ class Trainer:
         self.progress = TypeAdapter(Progress).validate_python(self.learner.load(checkpoint) or {})
         self.processes.on_main(self._forget_later_metrics)
         self._check_format()
-        self._serve_adapter()
+        self._serve_weights()
         if self.cfg.run.tensorboard and self.processes.main:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and a run may do without
 
@@ -171,7 +171,7 @@ class Trainer:
                 self.learner.save(checkpoint, self.progress)
             if self.processes.main:
                 shutil.rmtree(self.waiting, ignore_errors=True)
-            self._serve_adapter()
+            self._serve_weights()
             if self.processes.main:
                 self.run.log_metrics(self.name, metrics)
                 for key, value in metrics.items() if board else ():
@@ -184,15 +184,17 @@ class Trainer:
         return self.processes.on_main(lambda: self.run.read_metrics(self.name))
 
     def _save_policy(self, name: str) -> None:
-        kind = "adapters" if self.cfg.policy.tuning == "lora" else "models"
-        self.learner.save_policy(self.run.path(f"{kind}/{name}"), self.tokenizer)
+        self.learner.save_policy(self.run.path(f"{self.kept_in}/{name}"), self.tokenizer)
 
-    def _serve_adapter(self) -> None:
-        """Write the adapter, have every server sample with it from now on, delete those of no more use."""
+    def _serve_weights(self) -> None:
+        """Write adapter or model, have every server sample with it from now on, delete what is of no more
+        use."""
         if not self.served:
             return
-        version, folder = self.progress.updates, self.run.path(f"adapters/{self.name}-served")
-        written = self.learner.save_policy(folder / f"v{version:06d}")
+        version, folder = self.progress.updates, self.run.path(f"{self.kept_in}/{self.name}-served")
+        dtype = getattr(torch, self.cfg.policy.dtype)  # servers compute in it; full tuning trains in fp32
+        written = self.learner.save_policy(folder / f"v{version:06d}", self.tokenizer, dtype)
+        torch.cuda.empty_cache()  # a server on the same card needs it to wake up; does nothing without a GPU
         self.processes.on_main(lambda: self.serve(written, version))
         oldest = version - getattr(self.sampler, "max_policy_lag", 0)
         for old in folder.glob("v*") if self.processes.main else ():
@@ -204,6 +206,8 @@ class Trainer:
         iteration = before.updates * self.turns_per_update // self.cfg.rollout.turns
         seed = derive_seed(self.run.seed, "iteration", iteration)
         groups, cohort, prompts_cut = self._rollout(iteration, seed)
+        if self.served:
+            self.processes.on_main(getattr(self.sampler, "rest", lambda: None))
         clock.append(time.perf_counter())
         coef = settings.kl_coef if before.kl_coef is None else before.kl_coef
         elsewhere = self.served or self.learner.network.mixed

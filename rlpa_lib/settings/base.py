@@ -86,8 +86,9 @@ class PolicyConfig(Served):
     then are base_url, api_key_env, mode and reasoning_tokens read."""
 
     kind: Literal[tuple(kinds.POLICIES)] = "local"  # in process; chat endpoint; sampled by vLLM, trained here
-    servers: ZeroOrMore[Name] = ()  # vllm only: base URLs, such as http://127.0.0.1:8000/v1
-    max_policy_lag: CountOrZero = 0  # vllm only: updates that a sample's adapter may lie behind the newest
+    # vllm only: base URLs, such as http://127.0.0.1:8000/v1; empty = started and ended here (run.gpus)
+    servers: ZeroOrMore[Name] = ()
+    max_policy_lag: CountOrZero = 0  # vllm only: updates that a sample's weights may lie behind the newest
     reasoning_tokens: CountOrZero = 0  # room for thinking, on top of rollout.max_new_tokens
     model: Name = "tiny"
     revision: Name | None = None

@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, METHODS, POLICIES, SOURCES, USERS
+from rlpa_lib.settings.layout import layout_of
 from rlpa_lib.settings.schema import Config
 
 # The package is installed editable: params/ lies beside the package, in the repository.
@@ -181,7 +182,10 @@ def _validate(values: Mapping[str, Any], origin: Mapping[str, str], label: str) 
         # of several settings that cannot work together, an override is to blame
         blamed = next((name for name in re.findall(r"\w+\.\w+", text) if name in origin), key)
         raise InputError(f"{origin.get(blamed, label)}: {text}")
-    return cfg
+    if cfg.run.gpus is None:
+        return cfg
+    chosen = layout_of(cfg, served=POLICIES[cfg.policy.kind].needs_servers).accelerate
+    return cfg.model_copy(update={"run": cfg.run.model_copy(update={"accelerate": chosen})})
 
 
 def _complain(problem: Any, key: str) -> str:
@@ -216,6 +220,23 @@ def _training_problems(cfg: Config) -> Iterator[tuple[str, str]]:
         yield f"ppo.{'micro_batch' if ppo.micro_batch else 'minibatch'}", why
 
 
+def _layout_problems(cfg: Config) -> Iterator[tuple[str, str]]:
+    """The same of cards and servers."""
+    served = POLICIES[cfg.policy.kind].needs_servers
+    if cfg.policy.servers and not served:
+        yield "policy.servers", f"are read only when policy.kind is vllm; policy.kind is {cfg.policy.kind}"
+    if cfg.run.gpus is None:
+        return
+    try:
+        asked = layout_of(cfg, served=served).accelerate
+    except ValueError as error:
+        yield "run.gpus", str(error)
+        return
+    if cfg.run.accelerate not in (None, asked):
+        why = f"{cfg.run.accelerate}, where run.gpus = {cfg.run.gpus} sets {asked}; leave one of them out"
+        yield "run.accelerate", why
+
+
 def _other_problems(cfg: Config) -> Iterator[tuple[str, str]]:
     """The same of data, of who plays which part, and of lists."""
     personas, methods, policy = cfg.personas, cfg.evaluation.methods, cfg.policy
@@ -238,12 +259,7 @@ def _other_problems(cfg: Config) -> Iterator[tuple[str, str]]:
     if not POLICIES[policy.kind].trainable and all(METHODS[name].trained for name in methods):
         why = "all of these rows need weights that are trained here"
         yield "evaluation.methods", f"{why}, which a policy.kind={policy.kind} has not; name base, say"
-    if POLICIES[policy.kind].needs_servers and not policy.servers:
-        how = "python -m rlpa_lib.agents.vllm_server serve starts one"
-        yield "policy.servers", f"is needed when policy.kind is {policy.kind} ({how})"
-    if POLICIES[policy.kind].needs_servers and policy.tuning == "full":
-        why = "full weights cannot be swapped into a running server"
-        yield "policy.tuning", f"{why}; use lora with policy.kind={policy.kind}"
+    yield from _layout_problems(cfg)
     if cfg.run.prompt_set not in (user := USERS[cfg.user.kind]).prompt_sets:
         why = f"{cfg.run.prompt_set} needs user.kind=llm (the {user.label} speaks English)"
         yield "run.prompt_set", why

@@ -144,7 +144,7 @@ class PolicyKind:
     make: str
     trainable: bool = True
     in_process: bool = False
-    needs_servers: bool = False  # `policy.servers`, which swap LoRA adapters and nothing else
+    needs_servers: bool = False  # vLLM: `policy.servers`, or servers that the run starts itself
 
 
 POLICIES: dict[str, PolicyKind] = {

@@ -233,6 +233,9 @@ class RunConfig(Section):
     # trainings (11, 12, 20, 21, 22) run under this file of params/accelerate (or a path); null = in the
     # notebook's own process, on one device
     accelerate: Name | None = None
+    # cards, such as 8xA100-80 or 2x8xA100-80 (machines first, under Slurm): layout.py says which train and
+    # which sample, and sets run.accelerate; null = one card, which trainer and vLLM share
+    gpus: Name | None = None
 
 
 class Config(Section):

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rlpa_lib.agents import vllm_server
 from rlpa_lib.agents.prompt_tokens import prompt_ids
+from rlpa_lib.agents.vllm_place import Place
 from rlpa_lib.agents.vllm_policy import NoServerLeft, VLLMPolicy
 from rlpa_lib.mini.world import WEIGHTS
 from rlpa_lib.rlpa import ppo
@@ -221,7 +222,7 @@ def test_an_adapter_is_swapped_in_and_tells_its_version(policy, model, adapters,
     assert {c.version for g in base for c in g} == {0}
     for version, (folder, adapted) in enumerate(adapters, start=1):
         started = time.perf_counter()
-        policy.load_adapter(folder, version)
+        policy.load_weights(folder, version)
         print(f"\nswap: {time.perf_counter() - started:.2f} s")
         groups = sample(policy)
         assert {c.version for g in groups for c in g} == {version} and ids(groups) != ids(base)
@@ -235,13 +236,13 @@ def test_prefixes_of_old_weights_are_not_reused(policy, adapters):
     the log-probabilities."""
     long = [talk("I like old maps and long walks by the sea. " * 20)]
     for version, (folder, adapted) in enumerate([*adapters, adapters[0]], start=1):
-        policy.load_adapter(folder, version)
+        policy.load_weights(folder, version)
         assert gap(adapted, sample(policy, long)) < 1e-3
 
 
 def test_a_server_that_lost_its_adapter_gets_it_again(policy, adapters, client):
     folder, adapted = adapters[0]
-    policy.load_adapter(folder, 1)
+    policy.load_weights(folder, 1)
     client.post("/unload_lora_adapter", cast_to=str, body={"lora_name": policy.newest.name})
     groups = sample(policy)
     assert {c.version for g in groups for c in g} == {1} and gap(adapted, groups) < 1e-3
@@ -253,8 +254,8 @@ def test_samples_that_became_too_old_are_drawn_again(policy, adapters, vllm_serv
     """The adapter changes while the first samples are drawn."""
     (old, _), (new, adapted) = adapters
     policy.max_policy_lag, policy.concurrency = lag, 8
-    policy.load_adapter(old, 1)
-    swap = once_busy(vllm_server_tiny, lambda: policy.load_adapter(new, 2))
+    policy.load_weights(old, 1)
+    swap = once_busy(vllm_server_tiny, lambda: policy.load_weights(new, 2))
     groups = sample(policy, PROMPTS * 6, length=40)
     swap.join()
     assert {c.version for g in groups for c in g} == versions
@@ -267,7 +268,7 @@ def test_an_adapter_that_no_server_takes_is_an_error_with_the_reason(policy, tmp
     big = get_peft_model(base, LoraConfig(r=64, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     big.save_pretrained(tmp_path / "big", save_embedding_layers=False)
     with pytest.warns(UserWarning, match="rank"), pytest.raises(NoServerLeft, match="rank"):
-        policy.load_adapter(tmp_path / "big", 1)
+        policy.load_weights(tmp_path / "big", 1)
 
 
 def test_impossible_requests_are_the_users_fault(policy):
@@ -281,11 +282,11 @@ def test_a_dead_server_is_dropped_and_none_left_is_an_error(
 ):
     folder, adapted = adapters[0]
     prompts = [talk("Hello", "Hi!", f"I have {i} cats.") for i in range(24)]
-    policy.load_adapter(folder, 1)
+    policy.load_weights(folder, 1)
     alone = sample(policy, prompts, n=4, length=60)
     second = vllm_launch()
     both = VLLMPolicy(tokenizer, [vllm_server_tiny.base_url, second.base_url])
-    both.load_adapter(folder, 1)
+    both.load_weights(folder, 1)
     kill = once_busy(second, lambda: vllm_server.stop(second, vllm_venv, 0.0))
     with pytest.warns(UserWarning, match="dropped"):
         groups = sample(both, prompts, n=4, length=60)
@@ -295,3 +296,22 @@ def test_a_dead_server_is_dropped_and_none_left_is_an_error(
     gone = VLLMPolicy(tokenizer, [second.base_url])
     with pytest.warns(UserWarning, match="dropped"), pytest.raises(NoServerLeft, match="none is left"):
         sample(gone, prompts)
+
+
+def test_whole_models_are_read_in_place_and_take_turns_with_adapters(
+    vllm_launch, tokenizer, model, adapters, tmp_path
+):
+    """What `policy.tuning: full` asks of a server, and then the rows of its evaluation. Sleep needs CUDA."""
+    policy = VLLMPolicy(tokenizer, [vllm_launch(place=Place(updates=True)).base_url])
+    assert gap(model, sample(policy)) < 1e-3
+    for version in (1, 2):
+        torch.manual_seed(version)
+        other = AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
+        for weight in other.parameters():
+            weight.data += 0.02 * torch.randn_like(weight)
+        other.save_pretrained(tmp_path / f"v{version}")
+        policy.load_weights(tmp_path / f"v{version}", version)
+        assert gap(other, groups := sample(policy)) < 1e-3 < gap(model, groups), "prompts seen before"
+    folder, with_adapter = adapters[0]
+    policy.load_weights(folder, 3)
+    assert gap(with_adapter, sample(policy)) < 1e-3, "an adapter is put on the base, not on the last model"
