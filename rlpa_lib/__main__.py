@@ -68,16 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--change", **several, metavar=setting, help="ppo only: a setting of this training alone")
     add("--until", type=int, metavar="UPDATES", help="ppo only: stop after so many updates")
 
-    add = begin(_plan, "what a run will cost: requests, tokens, USD, hours, GPU memory")
-    add("--rpm", type=float, help="requests a minute that servers allow (default: endpoint.max_rpm, or 500)")
-    add("--tpm", type=float, default=2e6, help="tokens a minute that servers allow")
-    add("--assume", **several, metavar="NAME=VALUE", help="put another length in place of the pilot's")
-    add("--pilot", type=Path, nargs="+", default=[], metavar="RUN_DIR", help="scale runs of your own")
-    told = "cards, such as 8xA100-80 or 2x8xA100-80: the layout, its command, memory, hours and USD"
-    add("--gpus", metavar="CARDS", help=told)
-    told = "hold the plan against a finished run of the same settings"
-    add("--against", type=Path, metavar="RUN_DIR", help=told)
-    add("--record", type=Path, nargs="+", metavar="RUN_DIR", help="make these runs the pilot that ships")
+    _add_plan_options(begin(_plan, "what a run will cost: requests, tokens, USD, hours, GPU memory"))
 
     add = begin(_audit, "check a folder of tables shaped like the paper's against each other", scaled=False)
     add("--tables", type=Path, metavar="DIR", help="default: the paper's own tables")
@@ -87,6 +78,18 @@ def _parser() -> argparse.ArgumentParser:
     add("runs", type=Path, nargs="+", metavar="RUN_DIR")
     add("--out", type=Path, default=Path("figures"))
     return parser
+
+
+def _add_plan_options(add: Callable[..., argparse.Action]) -> None:
+    add("--rpm", type=float, help="requests a minute that servers allow (default: endpoint.max_rpm, or 500)")
+    add("--tpm", type=float, default=2e6, help="tokens a minute that servers allow")
+    add("--assume", action="append", default=[], metavar="NAME=VALUE", help="put another length in place of the pilot's")
+    add("--pilot", type=Path, nargs="+", default=[], metavar="RUN_DIR", help="scale runs of your own")
+    told = "cards, such as 8xA100-80 or 2x8xA100-80: the layout, its command, memory, hours and USD"
+    add("--gpus", metavar="CARDS", help=told)
+    told = "hold the plan against a finished run of the same settings"
+    add("--against", type=Path, metavar="RUN_DIR", help=told)
+    add("--record", type=Path, nargs="+", metavar="RUN_DIR", help="make these runs the pilot that ships")
 
 
 def _run_dir(options: argparse.Namespace) -> Path:
