@@ -39,7 +39,7 @@ def test_published_hyper_parameters():
         assert (cfg.ppo.minibatch, cfg.ppo.micro_batch, cfg.ppo.epochs) == (128, 4, 1)
         assert (cfg.sft.epochs, cfg.sft.batch, cfg.sft.lr) == (1, 32, 1e-5)
         assert (cfg.dpo.epochs, cfg.dpo.batch, cfg.dpo.lr, cfg.dpo.beta) == (1, 32, 5e-6, 0.01)
-        assert cfg.personas.train_users == 3821
+        assert (cfg.personas.train_users, cfg.ppo.iterations, cfg.ppo.episodes) == (None, 14, 1)
         assert (cfg.evaluation.users, cfg.evaluation.turns) == (74, 10)
     released = config.load_config("released")
     assert (released.ppo.lr, released.ppo.critic_lr, released.policy.tuning) == (5e-7, 9e-6, "full")

@@ -245,7 +245,10 @@ def test_endpoints_of_a_run_share_cache_budget_and_record(server, tmp_path):
     ]
     cfg = config.load_config(
         "smoke",
-        [*settings, "judge.profile_model=other", "endpoint.max_requests=4", "user.api_key_env=NO_SUCH_KEY"],
+        [
+            *settings, "profile_judge.model=other", f"profile_judge.base_url={server.url}",
+            "endpoint.max_requests=4", "user.api_key_env=NO_SUCH_KEY",
+        ],
     )
     made = [
         endpoint.endpoint_for(cfg, role, tmp_path)
@@ -267,11 +270,11 @@ def test_endpoints_of_a_run_share_cache_budget_and_record(server, tmp_path):
 
 def test_settings_of_the_profile_judge_are_named_by_their_own_key(server, tmp_path):
     settings = [
-        "judge.kind=llm", "judge.model=m", f"judge.base_url={server.url}", "judge.profile_model=other",
-        "endpoint.cache=off",
+        "judge.kind=llm", "judge.model=m", f"judge.base_url={server.url}", "profile_judge.model=other",
+        f"profile_judge.base_url={server.url}", "endpoint.cache=off",
     ]
     judge = endpoint.endpoint_for(config.load_config("smoke", settings), "profile_judge", tmp_path)
-    with pytest.raises(RequestError, match="judge.profile_model"):
+    with pytest.raises(RequestError, match="profile_judge.model"):
         judge.complete([ask("q", "404")])
     assert not (tmp_path / "cache").exists()
 

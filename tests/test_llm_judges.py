@@ -224,7 +224,11 @@ def test_holistic_mode_and_a_profile_judge_of_its_own(tmp_path):
         lambda body: pairs() if body["model"] == "small" else '{"reason": "fine", "mark": 1}'
     ) as server:
         judge = parties.make_reward_judge(
-            settings(server.url, "judge.verdict=holistic", "judge.profile_model=small"), tmp_path
+            settings(
+                server.url, "judge.verdict=holistic", "profile_judge.model=small",
+                f"profile_judge.base_url={server.url}",
+            ),
+            tmp_path
         )
         [reward] = score_replies(judge, [PERSONA], [situation()], [REPLY])
     assert (reward.response, reward.profile, reward.total) == (1.0, 0.0, 1.0)

@@ -22,6 +22,7 @@ from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.reveal import words
 from rlpa_lib.settings.config import Config
 from rlpa_lib.settings.kinds import EVALUATION_CRITERIA, REWARD_CRITERIA, Criterion
+from rlpa_lib.settings.roles import find_section
 
 Pairs = tuple[tuple[int, int], ...]
 _WORDS = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
@@ -214,7 +215,8 @@ def make_reward_judge(cfg: Config, run: RunFolder, **options: Any) -> LLMJudge:
     """The judge behind training rewards; options as in `make_questions`."""
     schema = HolisticAnswer if cfg.judge.verdict == "holistic" else CriteriaAnswer
     prompt = f"judge_{cfg.judge.verdict}"
-    overlap = make_questions(cfg, cfg.judge, "profile_judge", "judge_overlap", run, **options)
+    _, section = find_section(cfg, "profile_judge")
+    overlap = make_questions(cfg, section, "profile_judge", "judge_overlap", run, **options)
     replies = make_questions(cfg, cfg.judge, "response_judge", prompt, run, **options)
     return LLMJudge(overlap, replies, schema)
 
@@ -227,4 +229,5 @@ def make_evaluation_judge(cfg: Config, run: RunFolder, **options: Any) -> LLMEva
 
 def make_reveal_judge(cfg: Config, run: RunFolder) -> LLMRevealJudge:
     """The model that judges profiles, asked what a user's words have revealed."""
-    return LLMRevealJudge(make_questions(cfg, cfg.judge, "profile_judge", "judge_revealed", run))
+    _, section = find_section(cfg, "profile_judge")
+    return LLMRevealJudge(make_questions(cfg, section, "profile_judge", "judge_revealed", run))

@@ -22,13 +22,10 @@ from rlpa_lib.client.chat import Answer, EndpointError, Request
 from rlpa_lib.client.response_cache import ResponseCache, base_key, row_key
 from rlpa_lib.client.usage import Budget, Cost, Usage, read_prices
 from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.settings.roles import find_section
 from rlpa_lib.settings.schema import Endpoint
 
 Row = dict[str, Any]
-SECTIONS = {  # role of the usage record -> section of the settings
-    "user": "user", "converter": "user", "rewriter": "user", "judge": "judge", "response_judge": "judge",
-    "profile_judge": "judge", "user_judge": "judge", "evaluator": "evaluator", "policy": "policy",
-}  # fmt: skip
 _DEFAULT_SERVER = "https://api.openai.com/v1"
 _LONGEST_DELAY = 30.0  # seconds between two tries, unless the server asks for more
 _REFUSALS = 8  # things that one server can refuse to be told, one after the other
@@ -37,20 +34,18 @@ _BUDGET_POLL = 0.05  # seconds between two looks at a budget that requests under
 
 
 def endpoint_for(cfg: Config, role: str, run: Any, comparator: str | None = None) -> ChatEndpoint:
-    """The endpoint of a role in SECTIONS for a run (Run or directory); `comparator`: that row of
+    """The endpoint of a role in `settings.roles` for a run (Run or directory); `comparator`: that row of
     evaluation.comparators. All share the run's cache, budget and usage record (metrics/usage.jsonl), which
     later sessions continue. InputError: as for Server and ChatEndpoint, or no model is named."""
-    section = SECTIONS[role]
-    party = getattr(cfg, section)
+    section, party = find_section(cfg, role)
     if comparator is not None:
         section, party = f"evaluation.comparators.{comparator}", cfg.evaluation.comparators[comparator]
-    key = "profile_model" if role == "profile_judge" and party.profile_model is not None else "model"
-    model = getattr(party, key)
+    model = party.model
     if model is None:
-        raise InputError(f"{section}.{key}: is needed to ask a server")
+        raise InputError(f"{section}.model: is needed to ask a server")
     base_url = party.base_url or os.environ.get("OPENAI_BASE_URL") or _DEFAULT_SERVER
     shared = _open_shared(Path(getattr(run, "dir", run)).resolve(), cfg.endpoint)
-    server = transport.Server(section, base_url.rstrip("/"), model, party.api_key_env, key)
+    server = transport.Server(section, base_url.rstrip("/"), model, party.api_key_env)
     return ChatEndpoint(server, role, *shared, limits=cfg.endpoint, mode=party.mode)
 
 
@@ -90,7 +85,7 @@ class ChatEndpoint:
         self.model = self.server.model
         self.dialect = transport.Dialect("text" if self.mode == "text" else "schema")
         self.pace = transport.Pace(self.limits.max_rpm)
-        setting = f"{self.server.section}.{self.server.model_key}"
+        setting = f"{self.server.section}.model"
         local = transport.is_local(self.server.base_url)
         self.price = self.budget.price(self.model, local=local, setting=setting)
         if not self.limits.cache_only:

@@ -53,14 +53,13 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Server:
-    """A model on a server, and where the settings name it: their section, and the key of its model there. The
-    API key is read from the environment and kept nowhere. InputError: bad address or variable name."""
+    """A model on a server, and the section of the settings that names it. The API key is read from the
+    environment and kept nowhere. InputError: bad address or variable name."""
 
     section: str
     base_url: str
     model: str
     api_key_env: str
-    model_key: str = "model"
 
     def __post_init__(self) -> None:
         address = urlsplit(self.base_url)
@@ -77,7 +76,7 @@ class Server:
 
     def name(self, key: str) -> str:
         """A setting with its value, for messages: `judge.model ('gpt-4o')`."""
-        value = {self.model_key: self.model, "base_url": self.base_url, "api_key_env": self.api_key_env}[key]
+        value = {"model": self.model, "base_url": self.base_url, "api_key_env": self.api_key_env}[key]
         return f"{self.section}.{key} ({value!r})"
 
     def read_key(self) -> str:
@@ -213,7 +212,7 @@ def _read_refusal(error: openai.APIStatusError, server: Server, api_key: str) ->
     status, detail = error.status_code, error.body if isinstance(error.body, dict) else {}
     told = redact(" ".join(str(detail.get("message") or error.response.text).split()), api_key)[:500]
     code, param = str(detail.get("code") or ""), str(detail.get("param") or "")
-    model, place, variable = (server.name(key) for key in (server.model_key, "base_url", "api_key_env"))
+    model, place, variable = (server.name(key) for key in ("model", "base_url", "api_key_env"))
     if status == 400 and "content_filter" in (code, param):
         return _FILTERED
     refused, limits = "the key is refused or lacks the rights for", "endpoint.concurrency, endpoint.max_rpm"

@@ -64,11 +64,17 @@ class UserConfig(Role):
 
 
 class JudgeConfig(Role):
-    """The reward model (section 3.3). `holistic` is the released code's single 0/1 verdict."""
+    """The reward model (section 3.3): who judges, and the model that judges responses; it judges profiles as
+    well where section `profile_judge` names no model. `holistic` is the released code's single 0/1 verdict.
+    """
 
     kind: Literal[tuple(kinds.JUDGES)] = "rule"
-    profile_model: Name | None = None  # judge of profile overlap; null = `model`
     verdict: Literal["criteria", "holistic"] = "criteria"
+
+
+class ProfileJudgeConfig(Role):
+    """The model that judges profile overlap (section 3.2), with a server and key of its own; only read when
+    `judge.kind` is llm. Without a model, section `judge` judges profiles too."""
 
 
 class EvaluatorConfig(Role):

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from rlpa_lib.settings.base import ProfileJudgeConfig
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, METHODS, POLICIES, SOURCES, USERS
 from rlpa_lib.settings.schema import Config
 
@@ -18,6 +19,8 @@ from rlpa_lib.settings.schema import Config
 PARAMS_DIR = Path(__file__).resolve().parents[2] / "params"
 
 _PATH_KEYS = ("personas.path", "personas.personachat_path", "policy.adapter", "run.prompt_dir")
+# Keys that were there once -> where their values belong now.
+_MOVED = {"judge.profile_model": "profile_judge.model"}
 _NUMBER_AS_TEXT = re.compile(r"([+-]?\d+)[eE]([+-]?\d+)")
 
 
@@ -98,6 +101,9 @@ def known_keys() -> list[str]:
     return list(flatten({name: field.annotation.model_fields for name, field in Config.model_fields.items()}))
 
 
+_BARE = ProfileJudgeConfig().model_dump()
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, where YAML would silently keep the last one."""
 
@@ -157,6 +163,8 @@ def _suggest(key: str) -> str:
     """What is wrong with an unknown section or key; "" for a section that there is."""
     if key in Config.model_fields:
         return ""
+    if key in _MOVED:
+        return f"has gone: write {_MOVED[key]}, with base_url and api_key_env of its own"
     near = difflib.get_close_matches(key, known_keys() if "." in key else sorted(Config.model_fields), n=1)
     return "unknown key" + (f"; did you mean {near[0]}?" if near else "")
 
@@ -187,7 +195,8 @@ def _validate(values: Mapping[str, Any], origin: Mapping[str, str], label: str) 
 def _complain(problem: Any, key: str) -> str:
     value = problem["input"]
     if problem["type"] == "extra_forbidden":
-        return _suggest(key) or "unknown key"
+        inner = ".".join(map(str, problem["loc"][2:]))  # of an entry, such as a judge of study.profile_judges
+        return f"{inner}: unknown key" if inner else _suggest(key) or "unknown key"
     if isinstance(value, str) and (match := _NUMBER_AS_TEXT.fullmatch(value.strip())):
         return f"{value!r} is text in YAML; write {match[1]}.0e{match[2]}"
     return f"{problem['msg'][:1].lower()}{problem['msg'][1:]}; got {value!r}"
@@ -233,6 +242,10 @@ def _other_problems(cfg: Config) -> Iterator[tuple[str, str]]:
         party = getattr(cfg, role)
         if not table[party.kind].scripted and party.model is None:
             yield f"{role}.model", f"is needed when {role}.kind is {party.kind}"
+    own = cfg.profile_judge.model_dump(exclude_unset=True)
+    if cfg.profile_judge.model is None and (given := [k for k in own if own[k] != _BARE[k]]):
+        why = "is only read beside profile_judge.model; without one, section judge judges profiles too"
+        yield f"profile_judge.{given[0]}", why
     if personas.conversion == "llm" and cfg.user.model is None:
         yield "user.model", "is needed when personas.conversion is llm"
     if not POLICIES[policy.kind].trainable and all(METHODS[name].trained for name in methods):

@@ -20,7 +20,7 @@ class Personas(Section):
     train_users: Count | None = None  # null = all
     test_users: Count = 74
     language: Literal["en", "zh"] = "en"
-    # who fills ALOE's ten slots (C.2); llm asks the server and model of section `user`
+    # who fills ALOE's ten slots and names PersonaChat's (C.2); llm asks the model of section `user`
     conversion: Literal["rules", "llm"] = "rules"
 
 
@@ -43,7 +43,10 @@ class Rollout(Section):
 class PPO(Section):
     """PPO (appendix B). One iteration takes one cohort of `rollout.users` dialogues through all its turns."""
 
-    iterations: Count = 3
+    iterations: Count = 3  # cohorts, at most
+    # passes over the training users, at most, of whole cohorts: fewer users then mean fewer cohorts; null =
+    # all iterations, however often a user comes back
+    episodes: Count | None = None
     lr: Positive = 3.0e-4
     critic_lr: Positive = 1.0e-3
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -228,6 +231,7 @@ class Config(Section):
     policy: base.PolicyConfig = base.PolicyConfig()
     user: base.UserConfig = base.UserConfig()
     judge: base.JudgeConfig = base.JudgeConfig()
+    profile_judge: base.ProfileJudgeConfig = base.ProfileJudgeConfig()
     evaluator: base.EvaluatorConfig = base.EvaluatorConfig()
     rollout: Rollout = Rollout()
     ppo: PPO = PPO()

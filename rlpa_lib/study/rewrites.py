@@ -15,8 +15,10 @@ from rlpa_lib.evaluation import intervals
 from rlpa_lib.evaluation.agreement_metrics import overlap_metrics
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
+from rlpa_lib.settings.base import ProfileJudgeConfig
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import JUDGES, SOURCES
+from rlpa_lib.settings.roles import find_section
 from rlpa_lib.study import models
 from rlpa_lib.study.annotation import Item
 
@@ -125,10 +127,13 @@ def make_sets(run: Run, references: Sequence[Persona]) -> dict[str, list[Rewrite
 def make_judges(run: Run) -> dict[str, Counter]:
     """Name -> how it counts: the run's profile judge, those of study.profile_judges, and the two floors."""
     cfg = run.cfg
-    own = JUDGES[cfg.judge.kind].label or str(cfg.judge.profile_model or cfg.judge.model)
+    own = JUDGES[cfg.judge.kind].label or str(find_section(cfg, "profile_judge")[1].model)
+    others = {
+        name: cfg.model_copy(update={"judge": section, "profile_judge": ProfileJudgeConfig()})
+        for name, section in cfg.study.profile_judges.items()
+    }
     counters: dict[str, Counter] = {
-        name: count_with(parties.make_reward_judge(cfg.model_copy(update={"judge": section}), run))
-        for name, section in {own: cfg.judge, **cfg.study.profile_judges}.items()
+        name: count_with(parties.make_reward_judge(one, run)) for name, one in {own: cfg, **others}.items()
     }
     return {**counters, "same text": count_same_text, "shared slots": count_shared_slots}
 
