@@ -54,6 +54,8 @@ def answer_structured(name, body, own):
             key: {"value": f"{value}, {own}", "stated": True}
             for key, value in zip(keys, CONVERTED, strict=True)
         }
+    if name.startswith("FreeSlots"):
+        return {f"fact_{i}": {"slot": SLOTS[i % 10], "value": say(5, own)} for i in range(1, sizes[0] + 1)}
     marks = {field: {"reason": say(18, own), "mark": 1} for field in FIELDS}
     return {**marks, **dict.fromkeys(DIMENSIONS, 0)}
 

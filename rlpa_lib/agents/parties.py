@@ -20,20 +20,40 @@ from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, POLICIES, SOURCES, USERS, resolve
 from rlpa_lib.settings.schema import Conflict, Difficult, LongTerm
 
+TEN_SLOTS, FREE_SLOTS = "convert", "convert_free"  # prompts
+
 
 def load_people(cfg: Config, split: str, n: int | None, seed: int, run: RunFolder = None) -> list[Persona]:
     """`sources.load_personas`, slots filled by a language model if `personas.conversion` says so (C.2)."""
-    loaded = sources.load_personas(cfg.personas, split, n, seed)
-    fills = SOURCES[cfg.personas.source].fills_ten_slots and split != "extended"
-    if cfg.personas.conversion == "rules" or not fills:
+    loaded, prompt = sources.load_personas(cfg.personas, split, n, seed), pick_conversion(cfg, split)
+    if prompt is None:
         return loaded
-    from rlpa_lib.agents.conversion import convert
+    from rlpa_lib.agents import conversion
 
-    language, texts = cfg.personas.language, [(p.description, p.personality) for p in loaded]
-    prompt = JudgePrompt.read(prompt_files.load_prompt("convert", language, cfg.run.prompt_dir))
+    language = cfg.personas.language
+    words = JudgePrompt.read(prompt_files.load_prompt(prompt, language, cfg.run.prompt_dir))
     options = {"language": language, "max_tokens": max(1024, cfg.user.max_tokens)}
-    profiles = convert(texts, open_endpoint(cfg, "converter", run), prompt, **options)
+    asked = open_endpoint(cfg, "converter", run), words
+    if prompt == TEN_SLOTS:
+        texts = [(p.description, p.personality) for p in loaded]
+        profiles = conversion.convert(texts, *asked, **options)
+    else:  # rules have counted the facts: one a sentence
+        counted = [(p.description, len(p.profile)) for p in loaded]
+        profiles = conversion.convert_freely(counted, *asked, **options)
     return [replace(persona, profile=profile) for persona, profile in zip(loaded, profiles, strict=True)]
+
+
+def pick_conversion(cfg: Config, split: str) -> str | None:
+    """The prompt by which a model fills the slots of a split; None where rules or the persona's own do."""
+    given, source = cfg.personas, SOURCES[cfg.personas.source]
+    if given.conversion == "rules" or source.scripted:
+        return None
+    if not source.fills_ten_slots:
+        return FREE_SLOTS
+    if split != "extended":
+        return TEN_SLOTS
+    # without a PersonaChat file these are the built-in personas, which come with slots, in English
+    return FREE_SLOTS if given.personachat_path or given.language != "en" else None
 
 
 def load_analysis_people(
