@@ -22,9 +22,9 @@ from rlpa_lib.agents import models
 from rlpa_lib.agents.prompt_tokens import prompt_ids
 from rlpa_lib.methods import training_data
 from rlpa_lib.methods.plain_state import MetricsLog, PlainState, find_newest
-from rlpa_lib.methods.preferences import Talks
 from rlpa_lib.methods.table import Parts
 from rlpa_lib.methods.training_data import ALOE_BATCH, ALOE_DPO_BETA, ALOE_DPO_LR, PAPER_BATCH, PAPER_DPO_LR
+from rlpa_lib.personas.conversations import Talks
 from rlpa_lib.rlpa.networks import lora_config
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run

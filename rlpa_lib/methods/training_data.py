@@ -16,7 +16,8 @@ import random
 from collections.abc import Sequence
 
 from rlpa_lib.agents.prompt_tokens import fit_prompt, harmless, prompt_ids
-from rlpa_lib.methods.preferences import Conversation, Talks, build_history, pick_first
+from rlpa_lib.methods.preferences import build_history
+from rlpa_lib.personas.conversations import Conversation, Talks, pick_first
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
 

@@ -7,6 +7,7 @@ from rlpa_lib.mini import lexicon as lex
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge, RuleRevealJudge
 from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.mini.user import MANNERS, AgendaUser
+from rlpa_lib.settings.kinds import Supply
 
 WEIGHTS = Path(__file__).parent / "weights"  # the tiny model that ships with the package
 # The generator has no end, so "all" means as many as the paper has (appendices C.1 and C.2).
@@ -16,6 +17,12 @@ ALL_USERS = {"train": 3821, "vanilla": 74, "extended": 74}
 def load_personas(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
     """`personas.sources.load_personas` for the built-in source; `cfg` is not used."""
     return builtin_personas(split, ALL_USERS[split] if n is None else n, seed)
+
+
+def count_personas(cfg, split: str) -> Supply:
+    """How many users "all" of a split are, and that the generator makes others as well; `cfg` is not used."""
+    n = ALL_USERS[split]
+    return Supply(n, f"the built-in generator makes {n:,} where none are asked for by number", more=True)
 
 
 def list_values(slot: str, years: int) -> list[str]:

@@ -9,6 +9,7 @@ import hashlib
 import random
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import count
 from operator import itemgetter
 
@@ -42,7 +43,13 @@ def extract_profile(description: str, personality: str, seed: int = 0) -> Profil
 def find_evidence(description: str, personality: str) -> dict[str, str]:
     """Slot -> value for the slots with evidence, in the order of `profile.SLOTS`."""
     texts = {slot: personality if slot == "Personality Traits" else description for slot in SLOTS}
-    return {slot: value for slot, text in texts.items() if (value := _RULES[slot](text))}
+    return {slot: value for slot, text in texts.items() if (value := _find(slot, text))}
+
+
+@cache
+def _find(slot: str, text: str) -> str | None:
+    """By the slot's rule; kept, since ALOE meets a profile with many personalities."""
+    return _RULES[slot](text)
 
 
 def extract_free_profile(lines: Sequence[str]) -> Profile:

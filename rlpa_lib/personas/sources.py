@@ -6,20 +6,24 @@ import io
 import json
 import random
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.personas.extraction import extract_free_profile, extract_profile, hash_text
-from rlpa_lib.personas.text import adjust_pronouns, find_stems
+from rlpa_lib.personas.text import NEAR_DUPLICATE as NEAR_DUPLICATE
+from rlpa_lib.personas.text import adjust_pronouns, are_near, find_stems
 from rlpa_lib.settings.config import InputError
-from rlpa_lib.settings.kinds import SOURCES, resolve
+from rlpa_lib.settings.kinds import SOURCES, Supply, resolve
 
-SPLITS = ("train", "vanilla", "extended")
+T = TypeVar("T")
+# Split -> the setting that says how many users of it there are.
+SIZES = {"train": "personas.train_users", "vanilla": "personas.test_users", "extended": "personas.test_users"}
+PAPER_USERS = 3821  # training samples of the paper (appendix C.1)
 TEST_USERS = 74  # size of each of the paper's two test sets (appendix C.2)
-NEAR_DUPLICATE = 0.6  # share of common words above which two descriptions count as one person
 PERSONACHAT_COLUMNS = ("user 1 personas", "user 2 personas")
 
 
@@ -29,52 +33,63 @@ def load_personas(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
     Only the texts decide who is in a split. A test split is taken from its start, `train` shuffled by `seed`.
     InputError: an unknown split, a missing file, or more personas asked for than there are.
     """
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+    if split not in SIZES:
+        raise InputError(f"unknown split {split!r}: one of {', '.join(SIZES)}")
     return resolve(SOURCES[cfg.source].make)(cfg, split, n, seed)
-
-
-def load_aloe(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
-    """`load_personas` for ALOE: `vanilla` is 74 of its profiles (at most a quarter), `extended` comes from
-    `cfg.personachat_path` or else from the built-in personas."""
-    if split == "extended" and not cfg.personachat_path:
-        return resolve(SOURCES["builtin"].make)(cfg, split, n, seed)
-    folder = _get_path(cfg)
-    if split == "extended":
-        return _take(_read_different(cfg.personachat_path)[:TEST_USERS], cfg, split, n, seed)
-    if not folder.is_dir():
-        raise InputError(f"personas.path: {folder} is not a folder with profile.jsonl and personality.jsonl")
-    everybody = _sort_by_text(read_aloe(folder / "profile.jsonl", folder / "personality.jsonl"))
-    n_train = len(everybody) - min(TEST_USERS, len(everybody) // 4)
-    train, test = everybody[:n_train], everybody[n_train:]
-    if split == "vanilla":
-        return _take(test, cfg, split, n, seed)
-    # A training user who is nearly a test user would give the test away.
-    leaked = {persona.id for persona, _ in find_near_duplicates(train, test)}
-    return _take([persona for persona in train if persona.id not in leaked], cfg, split, n, seed)
 
 
 def load_personachat(cfg, split: str, n: int | None, seed: int) -> list[Persona]:
     """`load_personas` for PersonaChat; both test splits are the same set, with free slots."""
-    path = _get_path(cfg)
-    everybody = _read_different(cfg.personachat_path or path)
-    n_test = min(TEST_USERS, len(everybody) * 3 // 5)
-    return _take(everybody[n_test:] if split == "train" else everybody[:n_test], cfg, split, n, seed)
+    path = find_path(cfg)
+    everybody = read_different(cfg.personachat_path or path)
+    n_test = _count_test_users(everybody)
+    return take(everybody[n_test:] if split == "train" else everybody[:n_test], cfg, split, n, seed)
 
 
-def _get_path(cfg) -> Path:
+def count_personachat(cfg, split: str) -> Supply:
+    """How many users a split of PersonaChat has."""
+    everybody = read_different(cfg.personachat_path or find_path(cfg))
+    n_test = _count_test_users(everybody)
+    n, role = (len(everybody) - n_test, "training") if split == "train" else (n_test, "test")
+    of = f"{len(everybody)} different personas, {n_test} of them for the test"
+    return Supply(n, f"{cfg.personachat_path or cfg.path} gives {n} {role} users ({of})")
+
+
+def _count_test_users(everybody: Sequence[Persona]) -> int:
+    return min(TEST_USERS, len(everybody) * 3 // 5)
+
+
+def count_train(cfg) -> int:
+    """Training users of a run: `personas.train_users`, or all that there are; the paper's while no file is
+    named. InputError as in `load_personas`; `cfg` is the `personas` section of the params."""
+    if cfg.train_users is None and SOURCES[cfg.source].needs_path and not cfg.path:
+        return PAPER_USERS
+    return cfg.train_users or resolve(SOURCES[cfg.source].count)(cfg, "train").n
+
+
+def tell_train(cfg) -> str:
+    """How the training users were made and how many there are, for the record and notebook 01."""
+    told = resolve(SOURCES[cfg.source].count)(cfg, "train").how
+    return told if cfg.train_users is None else f"{told}; {cfg.train_users:,} are asked for"
+
+
+def find_path(cfg) -> Path:
+    """`personas.path`. InputError: it is not set."""
     if not cfg.path:
         raise InputError(f"personas.path: is needed when personas.source is {cfg.source}")
     return Path(cfg.path)
 
 
-def _take(personas: Sequence[Persona], cfg, split: str, n: int | None, seed: int) -> list[Persona]:
-    if not personas or (n is not None and n > len(personas)):
-        has = f"split {split} of source {cfg.source} has {len(personas)}"
-        raise InputError(f"personas: {n or 'all'} asked for, but {has}")
+def take(people: Sequence[T], cfg, split: str, n: int | None, seed: int) -> list[T]:
+    """The first n (None: all) of a split's `people`, of training users in an order drawn from `seed`.
+    InputError: there are fewer."""
+    if not people or (n is not None and n > len(people)):
+        key, most = SIZES[split], len(people)
+        what = f"{'all' if n is None else n} asked for, but split {split} of source {cfg.source} has {most}"
+        raise InputError(f"{key}: {what}; set it to at most {most}" if most else f"{key}: {what}")
     if split == "train":
-        personas = random.Random(f"{seed}|train").sample(personas, len(personas))
-    return personas[:n]
+        people = random.Random(f"{seed}|train").sample(people, len(people))
+    return list(people[:n])
 
 
 def read_aloe(profile_path: str | Path, personality_path: str | Path) -> list[Persona]:
@@ -83,7 +98,7 @@ def read_aloe(profile_path: str | Path, personality_path: str | Path) -> list[Pe
     Pronouns follow the profile's gender; the slots come from `extract_profile` (appendix C.2).
     InputError: a file cannot be read, or a line is broken (file and line are named).
     """
-    descriptions, personalities = _read_json_texts(profile_path), _read_json_texts(personality_path)
+    descriptions, personalities = read_json_texts(profile_path), read_json_texts(personality_path)
     personas = []
     for index, description in enumerate(descriptions):
         personality = adjust_pronouns(personalities[index % len(personalities)], description)
@@ -119,7 +134,7 @@ def read_personachat(path: str | Path) -> list[Persona]:
     return personas
 
 
-def _read_json_texts(path: str | Path) -> list[str]:
+def read_json_texts(path: str | Path) -> list[str]:
     """All JSON strings of a file without surrounding white space; a line may hold several, or none."""
     texts = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -167,7 +182,7 @@ def find_near_duplicates(
     """Pairs whose descriptions share NEAR_DUPLICATE of their content words or more (Jaccard)."""
     words = [(other, find_stems(other.description)) for other in others]
     mine = [(persona, find_stems(persona.description)) for persona in personas]
-    return [(p, other) for p, own in mine for other, theirs in words if _are_near(own, theirs)]
+    return [(p, other) for p, own in mine for other, theirs in words if are_near(own, theirs)]
 
 
 def hash_split(personas: Sequence[Persona]) -> str:
@@ -186,22 +201,24 @@ def count_slots(personas: Sequence[Persona]) -> pd.DataFrame:
     return table.sort_values(["count", "slot"], ascending=[False, True], ignore_index=True)
 
 
-def _read_different(path: str | Path) -> list[Persona]:
-    """PersonaChat's personas without near duplicates: the file repeats them with a sentence more or less."""
+def read_different(path: str | Path) -> list[Persona]:
+    """PersonaChat's personas without near duplicates: the file repeats them with a sentence more or less.
+    InputError as in `read_personachat`."""
+    return list(_read_different(Path(path), Path(path).stat().st_mtime_ns if Path(path).exists() else 0))
+
+
+@cache
+def _read_different(path: Path, stamp: int) -> tuple[Persona, ...]:
+    """Kept as long as the file (`stamp`) is the same."""
     kept: list[tuple[Persona, frozenset[str]]] = []
     for persona in _sort_by_text(read_personachat(path)):
         mine = find_stems(persona.description)
-        if not any(_are_near(mine, theirs) for _, theirs in kept):
+        if not any(are_near(mine, theirs) for _, theirs in kept):
             kept.append((persona, mine))
-    return [persona for persona, _ in kept]
+    return tuple(persona for persona, _ in kept)
 
 
 def _sort_by_text(personas: Sequence[Persona]) -> list[Persona]:
     """Each text once, by hash: as good as shuffled, and independent of the file's order."""
     unique = {hash_text(persona.description): persona for persona in reversed(personas)}
     return [unique[key] for key in sorted(unique)]
-
-
-def _are_near(a: frozenset[str], b: frozenset[str]) -> bool:
-    common = len(a & b)
-    return common > 0 and common / (len(a) + len(b) - common) >= NEAR_DUPLICATE

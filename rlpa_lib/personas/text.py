@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 
+NEAR_DUPLICATE = 0.6  # share of common words above which two descriptions count as one person
 _DOUBLING = "swim run jog knit shop plan sit chat hop get win dig skip cut".split()
 # "her" stands for "him" before these words and at the end of a clause, for "his" elsewhere.
 _HER_OBJECT = (
@@ -124,3 +125,9 @@ def _use_plural_verbs(text: str) -> str:
 
     text = re.sub(r"\b([Ss]?[Hh]e)['\u2019]s\b", r"\1 is", text)
     return re.sub(r"\b([Ss]?[Hh]e) ((?:also|always|often|never|rarely|usually) )?(\w+s)\b", use_plural, text)
+
+
+def are_near(a: frozenset[str], b: frozenset[str]) -> bool:
+    """Whether two texts, as their content words, share NEAR_DUPLICATE of them or more (Jaccard)."""
+    common = len(a & b)
+    return common > 0 and common / (len(a) + len(b) - common) >= NEAR_DUPLICATE

@@ -16,10 +16,11 @@ from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Reply, parse_reply
 from rlpa_lib.dialogue.protocols import Completion, Policy, SimulatedUser
 from rlpa_lib.dialogue.turns import play_turn
+from rlpa_lib.personas.sources import count_train
 from rlpa_lib.rlpa.rewards import Reward, score_replies
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.seeds import derive_seed
-from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import REWARD_CRITERIA
 
 CONTINUATIONS = ("best", "random", "independent")
@@ -108,6 +109,18 @@ def draw_cohort(pool: Sequence[Persona], users: int, cohort: int, seed: int) -> 
         random.Random(derive_seed(seed, "personas", rounds)).shuffle(order)
         chosen.append(pool[order[place]])
     return chosen
+
+
+def count_cohorts(cfg: Config) -> int:
+    """Cohorts of a training: `ppo.iterations`, or the whole ones in `ppo.episodes` passes (E.2: one) over its
+    users if these are fewer. InputError: a persona file cannot be read, or its users make no cohort."""
+    settings, users = cfg.ppo, cfg.rollout.users
+    if settings.episodes is None:
+        return settings.iterations
+    there = count_train(cfg.personas)
+    if there < users:
+        raise InputError(f"rollout.users: {users} make a cohort, but there are {there} training users")
+    return min(settings.iterations, settings.episodes * there // users)
 
 
 def start(personas: Sequence[Persona], sampling: Sampling) -> Cohort:

@@ -85,8 +85,8 @@ def prepare(
     learner = Learner(model, cfg, seed=run.seed, processes=processes)
     weights = {role: sum(p.numel() for p in learner.parameters(role).values()) for role in ROLES}
     facts = {
-        "users": len(people), "users_hash": hash_split(people), "processes": processes.world,
-        "trained_weights": weights,
+        "users": len(people), "users_hash": hash_split(people), "cohorts": rollout.count_cohorts(cfg),
+        "processes": processes.world, "trained_weights": weights,
     }
     processes.on_main(lambda: run.note(f"training_{name}", facts))
     user = judge = policy = None
@@ -111,9 +111,9 @@ class Progress:
     kl_coef: float | None = None
 
 
-def count_updates(cfg: Config, iterations: int | None = None) -> int:
-    """Updates of the first `iterations` cohorts; by default up to where ablations are compared (or all)."""
-    cohorts = iterations or min(cfg.ablations.iterations or cfg.ppo.iterations, cfg.ppo.iterations)
+def count_updates(cfg: Config, cohorts: int | None = None) -> int:
+    """Updates of the first `cohorts` cohorts; by default up to where ablations are compared (or all)."""
+    cohorts = cohorts or min(cfg.ablations.iterations or cfg.ppo.iterations, rollout.count_cohorts(cfg))
     return cohorts * (1 if cfg.ppo.update_every == "dialogue" else cfg.rollout.turns)
 
 
@@ -154,7 +154,7 @@ class Trainer:
             cfg.ppo.reward_parts, cfg.rollout.temperature, cfg.rollout.max_new_tokens, cfg.rollout.fallback,
         )
         self.turns_per_update = cfg.rollout.turns if cfg.ppo.update_every == "dialogue" else 1
-        self.total_updates = count_updates(cfg, cfg.ppo.iterations)
+        self.total_updates = count_updates(cfg, rollout.count_cohorts(cfg))
         self.compared = count_updates(cfg) if name == "ppo" and cfg.ppo.reward_parts == "PRR" else None
         self.progress = Progress()
         self.waiting = run.path(f"checkpoints/{name}-rollout")

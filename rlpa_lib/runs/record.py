@@ -16,6 +16,7 @@ from typing import Any
 from rlpa_lib.runs.storage import hash_json, lock, sha256, write_bytes, write_json
 from rlpa_lib.settings.config import InputError, flatten
 
+SPENDING = frozenset({"endpoint.max_usd", "endpoint.max_requests", "endpoint.max_tokens"})
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 REPOSITORY = PACKAGE_DIR.parent
 
@@ -47,13 +48,15 @@ def create(directory: Path, seed: int, settings: Mapping[str, Any], params_name:
     write_json(directory / "record.json", facts)
 
 
-def resume(directory: Path) -> None:
-    """Note that a run is resumed, and with which code."""
+def resume(directory: Path, settings: Mapping[str, Any]) -> None:
+    """Note that a run is resumed, with which code, and what it may spend now if that is another amount."""
     code, diff = code_state()
     if diff and code["diff_sha256"] != read(directory)["code"]["diff_sha256"]:
         write_bytes(directory / f"dirty-{code['diff_sha256'][:8]}.diff", diff)
     session = {"start": now(), "code": code}
-    amend(directory, lambda old: {"resumed": [*old["resumed"], session], "status": "open"})
+    capped = {k: v for k, v in flatten(settings).items() if k in SPENDING and v is not None}
+    facts = {"status": "open"} | ({"spending": capped} if capped else {})
+    amend(directory, lambda old: {"resumed": [*old["resumed"], session], **facts})
 
 
 def amend(directory: Path, changes: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
@@ -64,11 +67,14 @@ def amend(directory: Path, changes: Callable[[dict[str, Any]], Mapping[str, Any]
 
 
 def check_same(directory: Path, seed: int, settings: Mapping[str, Any]) -> None:
-    """InputError: the run in `directory` has another seed or settings; names the first that differs."""
+    """InputError: the run in `directory` has another seed or settings; names the first that differs. What it
+    may spend (SPENDING) can be changed: it decides how far a run gets, not what comes out."""
     file, old = directory / "record.json", read(directory)
     before = {"seed": old.get("seed"), **flatten(old.get("params", {}))}
     after = {"seed": seed, **flatten(settings)}
     for key in {**after, **before}:
+        if key in SPENDING:
+            continue
         was, wanted = before.get(key, "absent"), after.get(key, "absent")
         if was != wanted:
             raise InputError(f"{file}: {key} was {was!r}, now {wanted!r}; use another run_dir")

@@ -15,6 +15,7 @@ from rlpa_lib.runs import record, storage
 from rlpa_lib.runs.seeds import set_seed, set_threads
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.settings.people import check_people
 
 OWNER_VARIABLE = "RLPA_RUN_OWNER"
 
@@ -101,8 +102,10 @@ class Run:
         storage.write_json(self._done_file(key), mark)
 
     def fingerprint(self, *parts: str) -> str:
-        """Digest of params, seed, the library's files and `parts`."""
-        own = (storage.hash_json(config.dump_config(self.cfg)), str(self.seed), record.library_hash())
+        """Digest of params (but for what may be spent), seed, the library's files and `parts`."""
+        settings = config.flatten(config.dump_config(self.cfg))
+        deciding = {key: value for key, value in settings.items() if key not in record.SPENDING}
+        own = (storage.hash_json(deciding), str(self.seed), record.library_hash())
         return storage.sha256(*(part.encode() for part in (*own, *parts)))
 
     def _done_file(self, key: str) -> Path:
@@ -118,7 +121,10 @@ def open_run(params: str | Path, seed: int, run_dir: str | Path, overrides: Sequ
     cfg = config.load_config(params, overrides)
     _, label = config.locate_params(params)
     config.check_files(cfg, label)
-    run = claim(cfg, seed, record.REPOSITORY / Path(run_dir).expanduser(), label)
+    directory = record.REPOSITORY / Path(run_dir).expanduser()
+    if not (directory / "record.json").exists():
+        check_people(cfg, label)
+    run = claim(cfg, seed, directory, label)
     set_threads(cfg.run.threads)
     set_seed(seed)
     return run
@@ -139,7 +145,7 @@ def claim(cfg: Config, seed: int, directory: Path, params_name: str) -> Run:
         if not existing:
             record.create(directory, seed, settings, params_name)
         elif owns:
-            record.resume(directory)
+            record.resume(directory, settings)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written: {error.strerror or error}") from None
     return Run(cfg, seed, directory)

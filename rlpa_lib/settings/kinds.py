@@ -89,10 +89,21 @@ WRITERS = tuple(name for name in WITH_PROFILE if not METHODS[name].control)
 
 
 @dataclass(frozen=True)
+class Supply:
+    """How many users a split has in all, and how that came about (a clause for messages and the record)."""
+
+    n: int
+    how: str
+    more: bool = False  # a generator, which makes as many as it is asked for
+
+
+@dataclass(frozen=True)
 class Source:
-    """Where personas come from. `make(cfg.personas, split, n, seed)` gives the personas of a split."""
+    """Where personas come from. `make(cfg.personas, split, n, seed)` gives the personas of a split,
+    `count(cfg.personas, split)` the `Supply` of one."""
 
     make: str
+    count: str
     needs_path: bool = True
     scripted: bool = False  # a world of rules, whose users the miniature's assistants understand
     fills_ten_slots: bool = False  # from prose, by rules or by a model (`personas.conversion`)
@@ -101,9 +112,15 @@ class Source:
 
 
 SOURCES: dict[str, Source] = {
-    "builtin": Source("mini.world:load_personas", needs_path=False, scripted=True),
-    "aloe": Source("personas.sources:load_aloe", fills_ten_slots=True, has_conversations=True),
-    "personachat": Source("personas.sources:load_personachat", one_test_set=True),
+    "builtin": Source(
+        "mini.world:load_personas", "mini.world:count_personas", needs_path=False, scripted=True
+    ),
+    "aloe": Source(
+        "personas.aloe:load_aloe", "personas.aloe:count_aloe", fills_ten_slots=True, has_conversations=True
+    ),
+    "personachat": Source(
+        "personas.sources:load_personachat", "personas.sources:count_personachat", one_test_set=True
+    ),
 }
 
 
