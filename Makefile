@@ -1,4 +1,4 @@
-# make reproduce   run the notebooks in order     SCALE=smoke|mini|smol|paper|released  SEED=0  SET="a.b=v c.d=w"  ARGS="--only 20_ppo"
+# make reproduce   run the notebooks in order     SCALE=smoke|mini|smol|paper|released  SEED=0  SET="a.b=v c.d=w"  ARGS="--only 20_ppo"  (ARGS="--accept-cost USD" where servers cost money)
 # make test        lint, unit tests, notebooks    make test-fast leaves the notebooks and slow tests out
 # make test-vllm   the tests that need real vLLM servers; sets vLLM up in .venv-vllm first
 # Both set everything up by themselves in .venv. PYTHON=/path/to/python3.11 chooses the interpreter,

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--verbose", action="store_true", help="show what the notebooks print while they run")
     told = "notebooks side by side (default: 2 for the tiny model on two cores, else 1)"
     add("--jobs", type=int, metavar="N", help=told)
+    told = "what servers may cost, in place of endpoint.max_usd; asked for when more is planned"
+    add("--accept-cost", type=float, metavar="USD", help=told)
 
     add = begin(_train, "train by PPO alone, as 20_ppo does; also under accelerate launch", seeded=True)
     add("--name", default="ppo", help="of the adapter and the metrics")
@@ -85,12 +88,14 @@ def _run_dir(options: argparse.Namespace) -> Path:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
+    from rlpa_lib.plan import spending
     from rlpa_lib.reproduce import runner
 
     return runner.reproduce(
         scale=options.scale, seed=options.seed, run_dir=_run_dir(options).expanduser().absolute(),
         only=options.only, overrides=options.set, notebooks=(options.notebooks or runner.NOTEBOOKS).resolve(),
         verbose=options.verbose, jobs=options.jobs,
+        agree=partial(spending.agree, accepted=options.accept_cost),
     )  # fmt: skip
 
 

@@ -6,13 +6,16 @@ E users, K turns, N samples. Nobody is asked for the first word, "Hello"; at tur
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rlpa_lib.agents import parties
 from rlpa_lib.evaluation import ablations, long_term, rows
+from rlpa_lib.personas import sources
+from rlpa_lib.rlpa import rollout
 from rlpa_lib.settings import config
-from rlpa_lib.settings.base import Section
+from rlpa_lib.settings.base import ProfileJudgeConfig, Section
 from rlpa_lib.settings.config import Config
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, METHODS, POLICIES, PROMPTING, SOURCES, USERS
+from rlpa_lib.settings.roles import find_section
 
-ALOE_USERS = 331  # profiles in ALOE's files
 KINDS = {"user": USERS, "response_judge": JUDGES, "profile_judge": JUDGES, "evaluator": EVALUATORS}  # by role
 
 
@@ -53,10 +56,16 @@ def list_asks(cfg: Config) -> list[Asks]:
         found += _play(cfg, "10_prompting_baselines", own, sizes[name], given.turns, **options)
         found += _play(cfg, "30_evaluation", others, sizes[name], given.turns, **options)
     if POLICIES[cfg.policy.kind].trainable:
-        found += [*_train_baselines(cfg), *_train_ppo(cfg, "20_ppo", cfg.ppo.iterations)]
+        found += [*_train_baselines(cfg), *_train_ppo(cfg, "20_ppo", rollout.count_cohorts(cfg))]
         found += [*_ablate(cfg), *_train_grpo(cfg)]
-    found = [ask for ask in found if not (ask.role in KINDS and KINDS[ask.role][ask.party.kind].scripted)]
+    found = [ask for ask in found if not _is_scripted(cfg, ask)]
     return sorted((ask for ask in found if sum(ask.by_turn.values())), key=lambda ask: ask.notebook)
+
+
+def _is_scripted(cfg: Config, ask: Asks) -> bool:
+    # section judge says who judges profiles, too
+    party = cfg.judge if isinstance(ask.party, ProfileJudgeConfig) else ask.party
+    return ask.role in KINDS and KINDS[ask.role][party.kind].scripted
 
 
 def _turns(turns: int, n: float, first: float = 0.0) -> dict[int, float]:
@@ -70,7 +79,11 @@ def _user(notebook: str, party: Section, turns: int, n: float) -> Asks:
 
 
 def _overlap(cfg: Config, notebook: str, turns: int, n: float, writes: str = "pairs") -> Asks:
-    return Asks(notebook, "profile_judge", cfg.judge, _turns(turns, n), "profile", writes)
+    return Asks(notebook, *_profile_judge(cfg), _turns(turns, n), "profile", writes)
+
+
+def _profile_judge(cfg: Config) -> tuple[str, Section]:
+    return "profile_judge", find_section(cfg, "profile_judge")[1]
 
 
 def _response(cfg: Config, notebook: str, turns: int, n: float, first: float) -> Asks:
@@ -89,11 +102,13 @@ def _policy(cfg: Config, notebook: str, by_turn: Mapping[int, float], writes_pro
 def _prepare(cfg: Config) -> Iterator[Asks]:
     """01 fills slots by a model (C.2), 03 attacks the judges: the same attacks at every scale."""
     given = cfg.personas
-    if SOURCES[given.source].fills_ten_slots and given.conversion == "llm":
-        train = given.train_users or ALOE_USERS - given.test_users
-        yield Asks("01_profiles_and_data", "converter", cfg.user, {1: train + given.test_users})
+    sizes = {"train": sources.count_train(given), **dict.fromkeys(("vanilla", "extended"), given.test_users)}
+    if SOURCES[given.source].one_test_set:
+        del sizes["extended"]
+    if users := sum(n for split, n in sizes.items() if parties.pick_conversion(cfg, split)):
+        yield Asks("01_profiles_and_data", "converter", cfg.user, {1: users})
     for role in ("response_judge", "profile_judge", "evaluator"):
-        yield Asks("03_rewards_and_judges", role, cfg.evaluator if role == "evaluator" else cfg.judge, {1: 1})
+        yield Asks("03_rewards_and_judges", role, find_section(cfg, role)[1], {1: 1})
 
 
 def _play(
@@ -118,7 +133,7 @@ def _play(
         first = users * ("evaluator" not in answered) if same else verdicts  # equal questions are asked once
         yield Asks(notebook, "evaluator", evaluator, _turns(turns, verdicts, first), seen, limit=limit)
         if told:
-            yield Asks(notebook, "profile_judge", cfg.judge, {1: users})  # the same two at every turn
+            yield Asks(notebook, *_profile_judge(cfg), {1: users})  # the same two at every turn
         elif method.writes_profile:
             yield _overlap(cfg, notebook, turns, users)
 
@@ -141,7 +156,8 @@ def _rewarded(cfg: Config, notebook: str, talks: float, replies: float) -> list[
 
 def _ablate(cfg: Config) -> Iterator[Asks]:
     """The variants' trainings up to the comparison, then these and 20_ppo's (both rewards) on Vanilla."""
-    cohorts, given = min(cfg.ablations.iterations or cfg.ppo.iterations, cfg.ppo.iterations), cfg.evaluation
+    given, most = cfg.evaluation, rollout.count_cohorts(cfg)
+    cohorts = min(cfg.ablations.iterations or most, most)
     for variant in cfg.ablations.variants:
         changes, where = ablations.list_changes(cfg, variant), f"ablations.variants: {variant}"
         yield from _train_ppo(config.change_config(cfg, changes, where), "21_ablations", cohorts)
@@ -160,7 +176,7 @@ def _train_grpo(cfg: Config) -> list[Asks]:
 def _train_baselines(cfg: Config) -> Iterator[Asks]:
     """SFT and DPO pass every turn of each conversation, DPO with two responses."""
     for notebook, given, sides in (("11_sft", cfg.sft, 1), ("12_dpo", cfg.dpo, 2)):
-        n = given.conversations or cfg.personas.train_users or ALOE_USERS
+        n = given.conversations or sources.count_train(cfg.personas)
         by_turn = _turns(cfg.rollout.turns, n, n)
         yield _policy(cfg, notebook, by_turn, False, samples=sides, trained=sides, sampled=False)
 
@@ -181,7 +197,7 @@ def _analyse(cfg: Config) -> Iterator[Asks]:
             yield _overlap(cfg, notebook, given.turns, n, writes="")  # there is but one pair to find
         elif given is cfg.long_term:  # what has been told at the checkpoints
             marks = dict.fromkeys(long_term.list_checkpoints(given.turns, given.every), users * len(some))
-            yield Asks(notebook, "profile_judge", cfg.judge, marks, sees="words")
+            yield Asks(notebook, *_profile_judge(cfg), marks, sees="words")
 
 
 def _study(cfg: Config) -> Iterator[Asks]:
@@ -200,5 +216,5 @@ def _study(cfg: Config) -> Iterator[Asks]:
     by_lexicon = SOURCES[cfg.personas.source].scripted or cfg.user.model is None
     if not by_lexicon:
         yield Asks(notebook, "rewriter", cfg.user, {1: given.profiles})
-    for party in (cfg.judge, *given.profile_judges.values()):
+    for party in (_profile_judge(cfg)[1], *given.profile_judges.values()):
         yield Asks(notebook, "profile_judge", party, {1: given.profiles * (2 if by_lexicon else 1)})

@@ -6,13 +6,13 @@ assumptions, which the plan prints; `compare` holds a plan against what a finish
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlpa_lib.client import transport
-from rlpa_lib.client.usage import Usage, read_prices
+from rlpa_lib.client.usage import Usage
 from rlpa_lib.plan import gpu
+from rlpa_lib.plan.cost import Party, tell_cap, usd
 from rlpa_lib.plan.counts import Asks, list_asks
 from rlpa_lib.plan.gpu import Work
 from rlpa_lib.plan.pilot import Pilot, Rate, read_pilot
@@ -20,12 +20,10 @@ from rlpa_lib.runs.notebooks import list_notebooks
 from rlpa_lib.settings.base import PolicyConfig
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import POLICIES
+from rlpa_lib.settings.roles import SECTIONS
 
 LATENCY = 2.0  # seconds that a server takes for one request
 OPENAI = "https://api.openai.com/v1"
-Party = tuple[str, str, str]  # role, model, server
-SECTIONS = {"converter": "user", "rewriter": "user", "user_judge": "judge", "response_judge": "judge",
-            "profile_judge": "judge"}  # of the settings, by role; else it has the role's name  # fmt: skip
 HEAD = ("notebook", "requests", "prompt tokens", "answer tokens", "USD", "hours", "completions", "generated",
         "trained", "GPU GB", "GPU hours")  # fmt: skip
 
@@ -44,10 +42,13 @@ class Load:
         return sum(self.asked.values(), Work())
 
 
-def plan(cfg: Config, pilot: Pilot | None = None) -> list[Load]:
-    """One row per notebook that asks servers, samples or trains. InputError: a model is missing."""
+def plan(cfg: Config, pilot: Pilot | None = None, only: Container[str] | None = None) -> list[Load]:
+    """One row per notebook (of `only`; None: of all) that asks servers, samples or trains. InputError: a
+    model is missing."""
     pilot, loads = pilot or read_pilot(), {}
     for ask in list_asks(cfg):
+        if only is not None and ask.notebook not in only:
+            continue
         load = loads.setdefault(ask.notebook, Load(ask.notebook))
         rate = (ask.sampled and pilot.find(ask.notebook, ask.role)) or Rate(1.0, 0.0, 0.0)
         work = Work()
@@ -67,22 +68,10 @@ def plan(cfg: Config, pilot: Pilot | None = None) -> list[Load]:
 
 def _party(ask: Asks) -> Party:
     party = ask.party
-    model = getattr(party, "profile_model", None) if ask.role == "profile_judge" else None
-    if (model := model or party.model) is None:
-        section = SECTIONS.get(ask.role, ask.role)
+    if (model := party.model) is None:
+        section = "judge" if ask.role == "profile_judge" else SECTIONS[ask.role]
         raise InputError(f"{section}.model: is needed as {ask.role} of notebook {ask.notebook[:2]}")
     return ask.role, model, party.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
-
-
-def usd(cfg: Config, asked: Mapping[Party, Work]) -> float | None:
-    """Price in USD; a model without a price is free on a local server, elsewhere the result is None."""
-    prices, total = read_prices(cfg.endpoint.prices), 0.0
-    for (_, model, server), work in asked.items():
-        if model in prices:
-            total += prices[model].usd(round(work.prompt), round(work.completion))
-        elif not transport.is_local(server):
-            return None
-    return total
 
 
 def hours(cfg: Config, work: Work, rpm: float, tpm: float) -> float:
@@ -107,8 +96,9 @@ def table(cfg: Config, pilot: Pilot | None = None, *, rpm: float | None = None, 
     rows = ["  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for first, *rest in lines]
     quiet = [path.stem for path in list_notebooks() if path.stem not in {load.notebook for load in loads}]
     skipped = "" if POLICIES[cfg.policy.kind].trainable else "; notebooks that train are skipped"
+    capped = tell_cap(cfg, [(load.notebook, load.asked) for load in loads])
     told = [f"nothing counted for: {', '.join(quiet)}{skipped}", "", *_roles(cfg, whole), "", "Assumptions"]
-    return "\n".join([*rows, "", *told, *_assumptions(cfg, pilot, rpm, tpm)])
+    return "\n".join([*rows, *filter(None, ["", capped]), "", *told, *_assumptions(cfg, pilot, rpm, tpm)])
 
 
 def _epochs(cfg: Config, load: Load) -> int:

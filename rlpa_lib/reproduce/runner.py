@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,19 +20,25 @@ from rlpa_lib.runs.notebooks import NOTEBOOKS, TRAINING, list_notebooks
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
-from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, METHODS, POLICIES, SOURCES, USERS
+from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, METHODS, POLICIES, USERS
+from rlpa_lib.settings.people import check_people
 
 UNTRAINABLE = "an endpoint policy cannot be trained"
+Agree = Callable[[Config, Collection[str], Path], float | None]
+STUDY = "34_user_and_reward_model_evaluation"  # has counts of users of its own
 Failure = tuple[str, int]  # a line about the cell at which a notebook stopped, and the exit code
 
 
 def reproduce(
     scale: str, seed: int, run_dir: Path, only: Sequence[str] = (), overrides: Sequence[str] = (),
     notebooks: Path = NOTEBOOKS, verbose: bool = False, jobs: int | None = None,
+    agree: Agree | None = None,
 ) -> int:  # fmt: skip
     """Exit code: 0 done, 1 a notebook failed, 2 one found bad input. InputError before anything is written.
 
     `jobs` notebooks (None: `default_jobs`) run side by side where they can; the results are the same.
+    `agree(cfg, names of notebooks, run_dir)` compares the cost with the cap (`plan.spending`): InputError, or
+    USD in place of `endpoint.max_usd` (None: as it is).
     """
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs: {jobs} is less than 1")
@@ -42,7 +48,11 @@ def reproduce(
     everything = list_notebooks(notebooks)
     chosen = select_notebooks(everything, only)
     jobs, skipped = jobs or default_jobs(cfg), find_untrainable(cfg, chosen, only)
-    check_needs(cfg, seed, {path.stem for path in chosen}.difference(skipped), run_dir)
+    names = {path.stem for path in chosen}.difference(skipped)
+    check_needs(cfg, label, names, run_dir)
+    if agree and (accepted := agree(cfg, names, run_dir)):
+        overrides = [*overrides, f"endpoint.max_usd={accepted:f}"]
+        cfg = config.load_config(scale, overrides)
     run = runs.claim(cfg, seed, run_dir, label)
     if skipped:
         run.note("skipped_notebooks", dict.fromkeys(skipped, UNTRAINABLE))
@@ -91,15 +101,10 @@ def find_untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str]
     return found
 
 
-def check_needs(cfg: Config, seed: int, notebooks: set[str], run_dir: Path) -> None:
-    """Look now, and not after hours of training, for what notebooks need: persona files, conversations of SFT
+def check_needs(cfg: Config, label: str, notebooks: set[str], run_dir: Path) -> None:
+    """Look now, and not after hours of training, for what notebooks need: enough users, conversations of SFT
     and DPO, RAG's encoder, the servers of other models. InputError: something is missing or broken."""
-    if SOURCES[cfg.personas.source].needs_path:
-        from rlpa_lib.personas import sources
-
-        sources.load_personas(cfg.personas, "train", cfg.rollout.users, seed)
-        for split in cfg.evaluation.benchmarks:
-            sources.load_personas(cfg.personas, split, cfg.evaluation.users, seed)
+    check_people(cfg, label, study=STUDY in notebooks)
     if notebooks & {"11_sft", "12_dpo"}:
         from rlpa_lib.methods import preferences
 
