@@ -15,7 +15,7 @@ from rlpa_lib.plan import plan
 from rlpa_lib.settings import config
 
 NAMES = "宠物 职业 最爱的食物 害怕的事 梦想".split()
-TWO = '"I like fox {w}s.\nThe {w} moon is far.","I hate {w} rain.\nI eat {w} cake.\nI have a {w} dog.",x\n'
+TWO = '"I like {w} {w}boats.\nThe {w}moon is far.","I hate {w}rain.\nI eat {w}cake.\nI have a {w}dog.",x\n'
 WORDS = "amber birch cedar delta ember fjord".split()
 
 

@@ -65,21 +65,21 @@ def find_conversations(cfg: Config) -> Path | None:
 
 def check_conversations(cfg: Config) -> None:
     """Look for what `load_preferences` will need, before anything else is paid for. InputError as there."""
-    for key in ("sft", "dpo"):
-        n = getattr(cfg, key).conversations
-        if (file := find_conversations(cfg)) is not None:
-            found, there = len(_read_training(cfg, file)), f"{file} holds {{n}} that are not about test users"
-        elif not USERS[cfg.user.kind].scripted:
-            wanted = f"11_sft and 12_dpo need ALOE's {FILE} in this folder when user.kind is {cfg.user.kind}"
-            raise InputError(f"personas.path: {wanted}")
-        else:
-            supply = resolve(SOURCES[cfg.personas.source].count)(cfg.personas, "train")
-            found, there = supply.n, f"one is made for each training user, and {supply.how}"
-            if supply.more:
-                continue
+    if (file := find_conversations(cfg)) is not None:
+        found = len(_read_training(cfg, file))
+        there = f"{file} holds {found} that are not about test users"
+    elif not USERS[cfg.user.kind].scripted:
+        wanted = f"11_sft and 12_dpo need ALOE's {FILE} in this folder when user.kind is {cfg.user.kind}"
+        raise InputError(f"personas.path: {wanted}")
+    else:
+        supply = resolve(SOURCES[cfg.personas.source].count)(cfg.personas, "train")
+        found, there = supply.n, f"one is made for each training user, and {supply.how}"
+        if supply.more:
+            return
+    for key, n in (("sft", cfg.sft.conversations), ("dpo", cfg.dpo.conversations)):
         if n is not None and n > found:
-            told = there.format(n=found)
-            raise InputError(f"{key}.conversations: {n} asked for, but {told}; set it to at most {found}")
+            told = f"{n} asked for, but {there}; set it to at most {found}"
+            raise InputError(f"{key}.conversations: {told}")
 
 
 def load_preferences(

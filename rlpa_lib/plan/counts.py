@@ -11,7 +11,7 @@ from rlpa_lib.evaluation import ablations, long_term, rows
 from rlpa_lib.personas import sources
 from rlpa_lib.rlpa import rollout
 from rlpa_lib.settings import config
-from rlpa_lib.settings.base import Section
+from rlpa_lib.settings.base import ProfileJudgeConfig, Section
 from rlpa_lib.settings.config import Config
 from rlpa_lib.settings.kinds import EVALUATORS, JUDGES, METHODS, POLICIES, PROMPTING, SOURCES, USERS
 from rlpa_lib.settings.roles import find_section
@@ -63,7 +63,8 @@ def list_asks(cfg: Config) -> list[Asks]:
 
 
 def _is_scripted(cfg: Config, ask: Asks) -> bool:
-    party = cfg.judge if ask.party is cfg.profile_judge else ask.party  # which says who judges profiles
+    # section judge says who judges profiles, too
+    party = cfg.judge if isinstance(ask.party, ProfileJudgeConfig) else ask.party
     return ask.role in KINDS and KINDS[ask.role][party.kind].scripted
 
 

@@ -49,10 +49,7 @@ def reproduce(
     everything = list_notebooks(notebooks)
     chosen = select_notebooks(everything, only)
     jobs, skipped = jobs or default_jobs(cfg), find_untrainable(cfg, chosen, only)
-    if own_servers.are_needed(cfg):
-        if jobs > 1:
-            raise InputError(f"--jobs: {jobs} notebooks cannot share the servers that one of them starts")
-        own_servers.check(cfg)
+    check_servers(cfg, jobs)
     names = {path.stem for path in chosen}.difference(skipped)
     check_needs(cfg, label, names, run_dir)
     if agree and (accepted := agree(cfg, names, run_dir)):
@@ -104,6 +101,14 @@ def find_untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str]
     if found and only:
         raise InputError(f"--only {found[0]}: {UNTRAINABLE} (policy.kind); use local or vllm")
     return found
+
+
+def check_servers(cfg: Config, jobs: int) -> None:
+    """InputError: vLLM servers of the run's own cannot be started here, or `jobs` notebooks would share them."""
+    if own_servers.are_needed(cfg):
+        if jobs > 1:
+            raise InputError(f"--jobs: {jobs} notebooks cannot share the servers that one of them starts")
+        own_servers.check(cfg)
 
 
 def check_needs(cfg: Config, label: str, notebooks: set[str], run_dir: Path) -> None:
