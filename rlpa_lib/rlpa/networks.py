@@ -139,8 +139,10 @@ class Backbone(nn.Module):
             return self.head(features) * keep
         where = packed.rows_N, packed.places_N
         mixed = self.full and role == POLICY and self.dtype != torch.float32
-        precision = torch.autocast(keep.device.type, dtype=self.dtype) if mixed else nullcontext()
-        with self.activate(role) as network, precision:
+        # a cache would hold a second copy of all weights until the pass is over
+        precision = {"dtype": self.dtype, "cache_enabled": False}
+        cast = torch.autocast(keep.device.type, **precision) if mixed else nullcontext()
+        with self.activate(role) as network, cast:
             self._running = role
             out = network.get_decoder()(
                 input_ids=packed.input_ids_BL,

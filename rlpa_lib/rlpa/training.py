@@ -61,6 +61,7 @@ def work(
         if not processes.main:  # on another machine the folder may be another, and nothing is written there
             run = Run(cfg, seed, (record.REPOSITORY / run_dir.expanduser()).resolve())
             runs.set_threads(cfg.run.threads)
+            runs.set_matmul_precision(cfg.run.matmul_precision)
             runs.set_seed(seed)
         prepare(run, name=name, changes=changes, processes=processes, say=say).train(until=until, say=say)
         processes.accelerator.wait_for_everyone()
@@ -182,6 +183,8 @@ class Trainer:
             self._serve_adapter()
             if self.processes.main:
                 self.run.log_metrics(self.name, metrics)
+                if metrics.get("out_of_memory"):
+                    self.run.note(f"out_of_memory_{self.name}", {"pass_tokens": metrics["pass_tokens"]})
                 for key, value in metrics.items() if board else ():
                     board.add_scalar(f"{self.name}/{key}", value, metrics["update"])
                 say(_progress_line(metrics, self.total_updates))
