@@ -12,9 +12,10 @@ from rlpa_lib import runs
 from rlpa_lib.rlpa import memory, passes, ppo
 from rlpa_lib.rlpa.experience import accumulate_minibatch, gather_experience, update
 from rlpa_lib.rlpa.networks import CRITIC, POLICY
-from rlpa_lib.rlpa.packing import pack_groups
+from rlpa_lib.rlpa.packing import align_rows, pack_groups
 from rlpa_lib.rlpa.passes import Bundle, count_tokens, split_bundles
 from rlpa_lib.settings import config as settings
+from rlpa_lib.settings.config import InputError
 
 LONG, SHORT = GROUPS
 BUNDLES = [Bundle((0, 1, 2), LONG), Bundle((3, 4, 5), SHORT)]
@@ -156,6 +157,21 @@ def test_the_budget_follows_from_free_memory(tiny_random_model, monkeypatch):
     own = memory.shape_from(learner.model.config.to_dict())
     left = 40 * 2**20 - learner._bytes_to_come()
     assert learner.budget.tokens == memory.fit_tokens(own, learner.cfg, left) > 1
+
+
+def test_a_model_of_unknown_shape_asks_for_a_number(tiny_random_model, monkeypatch):
+    monkeypatch.setattr(passes, "free_bytes", lambda device: 40 * 2**20)
+    learner = make(tiny_random_model[0])
+    monkeypatch.setattr(learner.model.config, "to_dict", lambda: {"n_layer": 12})
+    with pytest.raises(InputError, match="ppo.pass_tokens: .* a qwen2 model, whose config has no .*set a number"):
+        gather_experience(learner, turn_groups())
+
+
+@pytest.mark.parametrize("length", [5, 8, 13])
+def test_a_mask_on_a_gpu_has_aligned_rows(length):
+    mask = torch.randn(2, 1, length, length)
+    made = align_rows(mask)
+    assert torch.equal(made, mask) and made.stride(-2) % 8 == 0 and made.stride(-1) == 1
 
 
 def checkpointed(learner):

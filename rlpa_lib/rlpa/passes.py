@@ -8,7 +8,7 @@ import torch
 from rlpa_lib.rlpa import memory
 from rlpa_lib.rlpa.packing import Group
 from rlpa_lib.rlpa.processes import Processes
-from rlpa_lib.settings.config import Config
+from rlpa_lib.settings.config import Config, InputError
 
 Made = TypeVar("Made")
 
@@ -82,12 +82,12 @@ class Budget:
 
     def agree(self, model_config, to_come: int) -> int | None:
         """The budget, the same in all processes; the first call looks at the free memory, of which
-        `to_come` bytes will be gradients and moments."""
+        `to_come` bytes will be gradients and moments. InputError: the prediction does not know the model."""
         if not self.known:
             self.known = True
-            free = free_bytes(self.device)
-            shape = memory.shape_from(model_config.to_dict())
-            own = None if free is None else memory.fit_tokens(shape, self.cfg, free - to_come)
+            free, own = free_bytes(self.device), None
+            if free is not None:
+                own = memory.fit_tokens(_shape(model_config), self.cfg, free - to_come)
             found = [tokens for tokens in self.processes.gather(own) if tokens is not None]
             self.tokens = min(found, default=None)
         return self.tokens
@@ -123,6 +123,14 @@ class Budget:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return work()
+
+
+def _shape(model_config) -> memory.Shape:
+    try:
+        return memory.shape_from(model_config.to_dict())
+    except KeyError as missing:
+        why = f"what fits cannot be told of a {model_config.model_type} model, whose config has no {missing}"
+        raise InputError(f"ppo.pass_tokens: {why}; set a number") from None
 
 
 def free_bytes(device: torch.device) -> int | None:
