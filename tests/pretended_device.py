@@ -118,7 +118,7 @@ def pretended_device(monkeypatch):
     monkeypatch.setattr(torch, "autocast", switch_autocast)
     monkeypatch.setattr(torch.nn.functional, "linear", cast_linear)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
-    monkeypatch.setattr(learners, "Backbone", lambda *args: _fake(*args))
+    monkeypatch.setattr(learners, "Backbone", _fake)
     allow = torch._functorch.config.patch(fake_tensor_allow_meta=True)
     with allow, FakeTensorMode(), Meter() as meter:
         yield meter

@@ -43,7 +43,7 @@ class Learner:
         torch.manual_seed(derive_seed(seed, "adapters"))
         self.network = Backbone(model, cfg)
         self.model = self.network.model  # the policy as transformers or PEFT know it, to sample and save
-        self.device, self.dtype = self.processes.device, model.dtype
+        self.device, self.dtype = self.processes.device, self.network.dtype
         self.network.to(self.device)
         if self.processes.sharded:
             _shard(self.network)

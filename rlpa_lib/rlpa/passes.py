@@ -122,7 +122,7 @@ class Budget:
         forget()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return work()
+        return self.retry(work, forget)
 
 
 def _shape(model_config) -> memory.Shape:
