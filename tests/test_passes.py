@@ -145,7 +145,7 @@ def test_the_budget_follows_from_free_memory(tiny_random_model, monkeypatch):
     shape = memory.KNOWN["Qwen/Qwen2.5-3B-Instruct"]
 
     def needs(tokens):
-        return sum(memory.predict_pass(shape, cfg, 1, tokens).values())
+        return sum(memory.predict_pass(shape, cfg, 1, tokens, tokens).values())
 
     for gib in (10, 40):
         tokens = memory.fit_tokens(shape, cfg, gib * 2**30)
@@ -211,7 +211,7 @@ def test_a_critics_graph_is_run_back_with_its_own_adapter_whenever_that_is(tiny_
 
 
 def test_the_backward_pass_keeps_no_logits(tiny_random_model):
-    learner, kept = make(tiny_random_model[0]), []
+    learner, kept = checkpointed(make(tiny_random_model[0])), []
     vocabulary = learner.model.config.vocab_size
     groups = [((5, 6), (tuple(range(3, 200)),) * 3)]
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):

@@ -85,7 +85,7 @@ def predict(shape: Shape, cfg: Config, prompt: int, completion: int) -> dict[str
     samples, n = cfg.ppo.micro_batch or cfg.ppo.minibatch, cfg.rollout.samples
     tree = cfg.ppo.packing == "tree"
     rows, row = (samples // n, prompt + n * (completion - 1)) if tree else (samples, prompt + completion - 1)
-    return predict_fixed(shape, cfg) | predict_pass(shape, cfg, rows, row)
+    return predict_fixed(shape, cfg) | predict_pass(shape, cfg, rows, row, samples * completion)
 
 
 def predict_fixed(shape: Shape, cfg: Config) -> dict[str, int]:
@@ -103,8 +103,9 @@ def predict_fixed(shape: Shape, cfg: Config) -> dict[str, int]:
     }
 
 
-def predict_pass(shape: Shape, cfg: Config, rows: int, width: int) -> dict[str, int]:
-    """Bytes by part that a pass over `rows` rows of `width` tokens adds at its peak."""
+def predict_pass(shape: Shape, cfg: Config, rows: int, width: int, scored: int) -> dict[str, int]:
+    """Bytes by part that a pass over `rows` rows of `width` tokens adds at its peak, if `scored` tokens are
+    those of completions."""
     size, full, tree = BYTES[cfg.policy.dtype], cfg.policy.tuning == "full", cfg.ppo.packing == "tree"
     tokens, mixed, one = rows * width, full and size < 4, _per_token(shape, cfg, tree)
     casts, table = size * shape.linear_weights() if mixed else 0, shape.vocabulary * shape.hidden
@@ -119,6 +120,7 @@ def predict_pass(shape: Shape, cfg: Config, rows: int, width: int) -> dict[str, 
         "activations": tokens * shape.layers * kept,
         "weights cast": 0 if cfg.policy.gradient_checkpointing else shape.layers * casts,
         "attention masks": size * 2 * rows * width**2 if tree else 0,
+        "vocabulary": 0 if cfg.policy.gradient_checkpointing else 4 * scored * shape.vocabulary,
         "in use backward": max(scoring, layer),
     }
 
@@ -128,7 +130,7 @@ def fit_tokens(shape: Shape, cfg: Config, free: int) -> int:
     low, high = 1, 2**24
     while low < high:
         middle = (low + high + 1) // 2
-        if sum(predict_pass(shape, cfg, 1, middle).values()) <= MARGIN * free:
+        if sum(predict_pass(shape, cfg, 1, middle, middle).values()) <= MARGIN * free:
             low = middle
         else:
             high = middle - 1
