@@ -12,7 +12,7 @@ from rlpa_lib.agents import decoding
 from rlpa_lib.rlpa import memory
 from rlpa_lib.rlpa.experience import Experience, accumulate_minibatch
 from rlpa_lib.rlpa.networks import CRITIC, POLICY, REFERENCE
-from rlpa_lib.settings.config import Config
+from rlpa_lib.settings.config import Config, load_config
 
 PROMPT, COMPLETION, SAMPLES, LAYERS = 1100, 160, 4, 3
 RANK, HEAD = 32, memory.HEAD_HIDDEN
@@ -34,17 +34,20 @@ def meter(monkeypatch):
     gc.collect()
 
 
-GROUPS = [(tuple(range(PROMPT)), (tuple(range(COMPLETION)),) * SAMPLES)]
+def groups_of(prompt, completion):
+    return [(tuple(range(prompt)), (tuple(range(completion)),) * SAMPLES)]
 
 
-def experience(learner):
+GROUPS = groups_of(PROMPT, COMPLETION)
+
+
+def experience(learner, groups=GROUPS):
     """An update's data, on the CPU, as the learner finds them."""
-    numbers = {name: torch.zeros(SAMPLES, COMPLETION) for name in (
-        "old_logprobs", "reference", "values", "advantages", "returns")}
-    marks = {name: torch.ones(SAMPLES, COMPLETION, dtype=torch.bool) for name in ("keep", "taught")}
-    own = learner.network.own_critic
-    features = None if own else torch.zeros(SAMPLES, COMPLETION, learner.network.head.width)
-    return Experience(groups=GROUPS, features=features, **numbers, **marks)
+    shape, names = (SAMPLES, len(groups[0][1][0])), "old_logprobs reference values advantages returns"
+    numbers = {name: torch.zeros(shape) for name in names.split()}
+    marks = {name: torch.ones(shape, dtype=torch.bool) for name in ("keep", "taught")}
+    features = None if learner.network.own_critic else torch.zeros(*shape, learner.network.head.width)
+    return Experience(groups=groups, features=features, **numbers, **marks)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,25 @@ def test_an_update_stays_on_its_device_and_in_its_memory(meter, tuning, packing,
     assert torch.float64 not in meter.dtypes
     # in fp32 run adapters and value head alone, each with a short side
     assert {side for dtype, side in meter.products if dtype == torch.float32} <= {1, RANK, HEAD}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scale", "fits"), [("paper", 20), ("released", 75)])
+def test_all_layers_at_the_longest_reply_fit_on_a_card(meter, scale, fits):
+    """Passes of 36 layers, prompts and replies of 4,096 tokens, as the params of the scale set it."""
+    cfg, longest = load_config(scale), 4096
+    learner = make_learner(cfg)
+    told = sum(memory.predict(memory.KNOWN[cfg.policy.model], cfg, longest, longest).values())
+    groups = groups_of(longest, longest)
+    data = experience(learner, groups)
+    learner.network.train()
+    for _ in range(2):  # the second with gradients and moments in place
+        meter.peak = meter.now
+        accumulate_minibatch(learner, data, [0])
+        peak = meter.peak
+        learner.step(1.0)
+    print(f"{scale}: told {told / 2**30:.1f} GiB, counted {peak / 2**30:.1f}, step {meter.peak / 2**30:.1f}")
+    assert told == pytest.approx(peak, rel=0.1) and meter.peak < fits * 2**30
 
 
 def test_a_tensor_left_on_the_cpu_is_caught(meter, monkeypatch):
