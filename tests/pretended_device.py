@@ -21,6 +21,7 @@ from rlpa_lib.rlpa.networks import Backbone
 from rlpa_lib.rlpa.processes import Processes
 
 DEVICE = torch.device("meta")
+AUTOCAST, LINEAR = torch.autocast, torch.nn.functional.linear
 READ = torch.ops.aten._local_scalar_dense.default
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
 QWEN = {  # Qwen/Qwen2.5-3B-Instruct's config.json
@@ -85,18 +86,41 @@ class Attention(torch.autograd.Function):
 
 def attend(query, key, value, attn_mask=None, **options):
     """In the place of torch's scaled_dot_product_attention."""
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = (x.to(dtype) for x in (query, key, value))
+        attn_mask = attn_mask if attn_mask is None else attn_mask.to(dtype)
     sides = [query, key, value] + ([] if attn_mask is None else [attn_mask])
     if len({x.device for x in sides}) > 1 or len({x.dtype for x in sides}) > 1:
         raise RuntimeError(f"attention of {[(x.device, x.dtype) for x in sides]}")
     return Attention.apply(query, key, value, attn_mask)
 
 
+def cast_linear(x, weight, bias=None):
+    """In the place of torch's linear: torch.autocast knows no device "meta", so the CPU's switch turns its
+    casts on there."""
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = (side if side is None else side.to(dtype) for side in (x, weight, bias))
+    return LINEAR(x, weight, bias)
+
+
+def switch_autocast(kind, **options):
+    """In the place of torch.autocast."""
+    return AUTOCAST("cpu" if kind == DEVICE.type else kind, **options)
+
+
 @contextmanager
 def pretended_device(monkeypatch):
     """Within the context tensors are fake; gives the meter."""
+    # fake tensors are here for eager work, in which no causal mask is made
+    monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda *_: False)
+    monkeypatch.setattr(torch, "autocast", switch_autocast)
+    monkeypatch.setattr(torch.nn.functional, "linear", cast_linear)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
-    monkeypatch.setattr(learners, "Backbone", lambda *args: _fake(*args))
-    with torch._functorch.config.patch(fake_tensor_allow_meta=True), FakeTensorMode(), Meter() as meter:
+    monkeypatch.setattr(learners, "Backbone", _fake)
+    allow = torch._functorch.config.patch(fake_tensor_allow_meta=True)
+    with allow, FakeTensorMode(), Meter() as meter:
         yield meter
 
 

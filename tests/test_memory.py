@@ -12,7 +12,7 @@ from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.protocols import Completion
 from rlpa_lib.mini.world import WEIGHTS
 from rlpa_lib.plan import gpu
-from rlpa_lib.rlpa import experience
+from rlpa_lib.rlpa import experience, memory
 from rlpa_lib.rlpa.learner import Learner
 from rlpa_lib.rlpa.rewards import Reward
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
@@ -20,9 +20,9 @@ from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config
 
 SIZES = {
-    "small": gpu.Shape(layers=3, hidden=128, heads=4, kv_heads=2, intermediate=352, vocabulary=6000),
-    "middle": gpu.Shape(layers=4, hidden=192, heads=6, kv_heads=2, intermediate=576, vocabulary=4000),
-    "large": gpu.Shape(
+    "small": memory.Shape(layers=3, hidden=128, heads=4, kv_heads=2, intermediate=352, vocabulary=6000),
+    "middle": memory.Shape(layers=4, hidden=192, heads=6, kv_heads=2, intermediate=576, vocabulary=4000),
+    "large": memory.Shape(
         layers=6, hidden=256, heads=4, kv_heads=4, intermediate=1024, vocabulary=3000, tied=False
     ),
 }
@@ -84,7 +84,7 @@ def test_the_prediction_is_within_15_percent(size, dtype, tuning, critic, packin
     cfg = Config.model_validate({**tree, "ppo": {"minibatch": 6, "critic": critic, "packing": packing}})
     learner = Learner(model(shape, getattr(torch, dtype)), cfg, seed=0)
     weights = sum(p.numel() * p.element_size() for p in learner.network.parameters())
-    parts = gpu.predict(shape, cfg, PROMPT, COMPLETION)
+    parts = memory.predict(shape, cfg, PROMPT, COMPLETION)
     assert parts["backbone"] + parts["trained weights"] == weights
 
     def two_updates():  # the second one with Adam's moments in place
@@ -101,7 +101,7 @@ def test_the_prediction_is_within_15_percent(size, dtype, tuning, critic, packin
 
 
 def test_published_sizes():
-    found = {name.split("/")[1]: round(gpu.KNOWN[name].weights() / 1e9, 2) for name in gpu.KNOWN}
+    found = {name.split("/")[1]: round(memory.KNOWN[name].weights() / 1e9, 2) for name in memory.KNOWN}
     wanted = {
         "Qwen2.5-0.5B-Instruct": 0.49, "Qwen2.5-1.5B-Instruct": 1.54, "Qwen2.5-3B-Instruct": 3.09,
         "Qwen2.5-7B-Instruct": 7.62,
@@ -112,7 +112,7 @@ def test_published_sizes():
 def test_the_plan_tells_what_an_update_needs():
     told = gpu.table(config.load_config("paper", []))
     assert "Qwen2.5-3B-Instruct" in told and "backbone 5.75" in told and told.count("\n") == 2
-    assert gpu.shape_of(str(WEIGHTS)).layers == 6 and gpu.table(config.load_config("mini", []))
+    assert memory.shape_of(str(WEIGHTS)).layers == 6 and gpu.table(config.load_config("mini", []))
     assert gpu.table(config.load_config("mini", ["policy.model=some/model"])) == "", (
         "an unknown shape is not guessed"
     )

@@ -36,7 +36,8 @@ def test_the_params_train(tmp_path, world, server, scale, updates, made):
     rows = trainer.train(say=lambda line: None)
     assert [row["update"] for row in rows] == list(range(1, updates + 1))
     assert rows[0]["format_rate"] > 0.5 and rows[0]["unjudged_share"] == 0 and 0 < rows[0]["reward_total"] < 2
-    assert all(row["grad_norm_policy"] > 0 and row["grad_norm_critic"] > 0 for row in rows)
+    assert all(row["grad_norm_policy"] > 0 for row in rows)
+    assert all(row.get("grad_norm_critic", 0) > 0 for row in rows) == (scale == "released"), "ppo.baseline"
     assert (tmp_path / "run" / made / "ppo").is_dir()
     asked = {body["model"] for body in server.bodies}
     assert asked == ({"gpt-4o-mini"} if scale == "paper" else {"gpt-4o-mini", "deepseek-v3"})

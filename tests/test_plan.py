@@ -14,6 +14,7 @@ from rlpa_lib.mini.personas import builtin_personas
 from rlpa_lib.plan import gpu, pilot, plan, speeds
 from rlpa_lib.plan.gpu import Work
 from rlpa_lib.plan.pilot import Pilot, Rate, Texts
+from rlpa_lib.rlpa import memory
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
 from rlpa_lib.study import judge_attacks, response_judge, rewrites, user_measures
@@ -109,7 +110,7 @@ def test_trained_tokens_and_memory_take_the_pilots_prompts():
     cfg = config.load_config("paper")
     mean, reply = prompts / 72, completions / 288
     predicted = sum(
-        gpu.predict(gpu.shape(cfg), cfg, round(mean), round(reply)).values()
+        memory.predict(gpu.shape(cfg), cfg, round(mean), round(reply)).values()
     )
     for load in (tree, packed):
         assert gpu.memory(cfg, Work(), load.trained) == pytest.approx(predicted / 1e9), (

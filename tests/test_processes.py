@@ -157,7 +157,7 @@ def test_a_killed_process_is_noticed_and_the_run_goes_on(tmp_path, file):
 def test_every_launch_configuration_says_what_its_name_says():
     sizes = {"1": (1, 1), "4": (4, 1), "8": (8, 1), "2x8": (16, 2), "2": (2, 1)}
     names = {path.stem for path in processes.CONFIGURATIONS.glob("*.yaml")}
-    on_gpus = {f"{kind}-{size}" for kind in ("ddp", "fsdp2") for size in ("1", "4", "8", "2x8")}
+    on_gpus = {f"{kind}-{size}" for kind in ("ddp", "fsdp2") for size in ("1", "2", "4", "8", "2x8")}
     assert names == on_gpus | {"cpu-2", "cpu-2-fsdp2"}
     for name in names:
         # accelerate refuses keys that it does not know

@@ -102,7 +102,7 @@ def _run(
     device = model.get_input_embeddings().weight.device
     shared_P = torch.tensor([shared for _, shared in known], device=device)
     rests = [p[shared:] for p, (_, shared) in zip(prompts, known, strict=True)]
-    width, past = max(map(len, rests)), int(shared_P.max())
+    width, past = max(map(len, rests)), max(shared for _, shared in known)
     ids = torch.tensor([[*rest, *[0] * (width - len(rest))] for rest in rests], device=device)
     cache, given = DynamicCache(config=model.config), {}
     if past:

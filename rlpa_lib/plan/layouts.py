@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 from rlpa_lib.plan import gpu, plan, speeds
-from rlpa_lib.plan.gpu import Shape
 from rlpa_lib.plan.pilot import Pilot
 from rlpa_lib.plan.speeds import Hours
+from rlpa_lib.rlpa import memory
+from rlpa_lib.rlpa.memory import Shape
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import POLICIES
 from rlpa_lib.settings.layout import Layout, layout_of
 
-SPREAD = ("backbone", "trained weights", "gradients", "moments")  # by FSDP, of `gpu.predict`
+SPREAD = ("backbone", "trained weights", "gradients", "moments")  # by FSDP, of `memory.predict`
 
 
 def describe(
@@ -70,7 +71,7 @@ def _name(cards: Sequence[int]) -> str:
 
 
 def _trainer_memory(cfg: Config, layout: Layout, known: Shape, prompt: int, completion: int) -> float:
-    parts = gpu.predict(known, cfg, prompt, completion)
+    parts = memory.predict(known, cfg, prompt, completion)
     spread = len(layout.trainers) if (layout.accelerate or "").startswith("fsdp") else 1
     return sum(size / (spread if name in SPREAD else 1) for name, size in parts.items()) / 1e9
 

@@ -104,7 +104,7 @@ def find_untrainable(cfg: Config, notebooks: Sequence[Path], only: Sequence[str]
 
 
 def check_servers(cfg: Config, jobs: int) -> None:
-    """InputError: vLLM servers of the run's own cannot be started here, or `jobs` notebooks would share them."""
+    """InputError: vLLM servers of the run's own cannot be started here, or `jobs` would share them."""
     if own_servers.are_needed(cfg):
         if jobs > 1:
             raise InputError(f"--jobs: {jobs} notebooks cannot share the servers that one of them starts")

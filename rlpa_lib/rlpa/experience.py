@@ -70,7 +70,7 @@ def gather_experience(
     groups = [(prompt, completions) for prompt, completions in of_groups if completions]
     sampled = pad_rows([(*s.completion.logprobs, *ends) for s in samples])
     keep = pad_rows([(*[1] * len(s.completion.logprobs), *ends) for s in samples]).bool()
-    seen = _run_frozen(learner, groups, keep.shape, policy=elsewhere)
+    seen = learner.within_memory(lambda: _run_frozen(learner, groups, keep.shape, policy=elsewhere))
     old = seen["policy"] * keep if elsewhere else sampled
     kl = ppo.kl_estimate(old, seen["reference"], settings.kl_estimator)
     totals_S = torch.tensor([s.reward.total for s in samples])
@@ -152,19 +152,24 @@ def update(learner: Learner, data: Experience, *, seed: int, scales: Sequence[fl
             steps.append({**logged, **learner.step(scale), "lr_scale": scale})
     means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
     gap = data.gap or {"sampler_gap": steps[0]["sampler_gap"]}
-    return {**_measure(data), **means, **gap, "optimizer_steps": len(steps)}
+    return {**_measure(data), **means, **gap, **learner.budget.facts(), "optimizer_steps": len(steps)}
 
 
 def accumulate_minibatch(learner: Learner, data: Experience, minibatch: list[int]) -> dict[str, float]:
-    """Add the gradients of these groups, in as many passes as micro-batches ask for; numbers for the log."""
+    """Add the gradients of these groups, in as many passes as their samples and tokens need; numbers for the
+    log. Where the device's memory runs out all is done again in smaller passes (`Budget.retry`)."""
     samples = sample_indices(data.groups, minibatch)
     totals = float(data.keep[samples].sum()), float(data.taught[samples].sum())
-    logged: dict[str, float] = {}
-    for in_pass, packed, idle in learner.passes(data.groups, minibatch):
-        part = data.cut(in_pass, packed.keep_ST.shape[1], learner.device)
-        numbers = _accumulate(learner, packed, part, *((math.inf, math.inf) if idle else totals))
-        logged = {name: logged.get(name, 0.0) + value for name, value in numbers.items()}
-    return learner.processes.add_up_numbers(logged)
+
+    def run() -> dict[str, float]:
+        logged: dict[str, float] = {}
+        for in_pass, packed, idle in learner.passes(data.groups, minibatch):
+            part = data.cut(in_pass, packed.keep_ST.shape[1], learner.device)
+            numbers = _accumulate(learner, packed, part, *((math.inf, math.inf) if idle else totals))
+            logged = {name: logged.get(name, 0.0) + value for name, value in numbers.items()}
+        return logged
+
+    return learner.processes.add_up_numbers(learner.within_memory(run))
 
 
 def _accumulate(

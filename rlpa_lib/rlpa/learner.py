@@ -6,10 +6,10 @@ On disk there are no pickles: weights and optimiser moments are safetensors, the
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rlpa_lib.rlpa import ppo
 from rlpa_lib.rlpa.networks import CRITIC, POLICY, ROLES, Backbone
 from rlpa_lib.rlpa.packing import Group, Packed, pack_groups
+from rlpa_lib.rlpa.passes import Budget, Bundle, split_bundles
 from rlpa_lib.rlpa.processes import Processes
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import Config, InputError
 
+Made = TypeVar("Made")
 STATE, PROGRESS = "state.safetensors", "progress.json"
 
 
@@ -42,10 +43,11 @@ class Learner:
         torch.manual_seed(derive_seed(seed, "adapters"))
         self.network = Backbone(model, cfg)
         self.model = self.network.model  # the policy as transformers or PEFT know it, to sample and save
-        self.device, self.dtype = self.processes.device, model.dtype
+        self.device, self.dtype = self.processes.device, self.network.dtype
         self.network.to(self.device)
         if self.processes.sharded:
             _shard(self.network)
+        self.budget = Budget(cfg, self.processes, self.device)
         self.rates = {POLICY: cfg.ppo.lr, CRITIC: cfg.ppo.critic_lr}
         betas = tuple(cfg.ppo.adam_betas)
         self.optimizers: dict[str, torch.optim.Optimizer] = {
@@ -60,17 +62,40 @@ class Learner:
     def passes(self, groups: list[Group], indices: Sequence[int]) -> Iterator[tuple[list[int], Packed, bool]]:
         """This process's forward passes over the groups at `indices`: which samples, packed, whether idle.
 
-        A pass has at most `ppo.micro_batch` samples, short ones together. Where weights are sharded all
-        processes must make equally many: those that have fewer repeat one whose outcome counts for nothing.
+        A pass has at most `ppo.micro_batch` samples and `ppo.pass_tokens` tokens, short ones together. Where
+        weights are sharded all processes must make equally many: those that have fewer repeat one whose
+        outcome counts for nothing.
         """
         settings, processes = self.cfg.ppo, self.processes
         order = sorted(indices, key=lambda g: (len(groups[g][0]) + sum(map(len, groups[g][1])), g))
         limit = min(settings.micro_batch or settings.minibatch, -(-settings.minibatch // processes.world))
-        parts = ppo.split_groups([len(completions) for _, completions in groups], limit, order)
+        bundles = [Bundle(tuple(sample_indices(groups, [g])), groups[g]) for g in order]
+        tokens = self.budget.agree(self.model.config, self._bytes_to_come())
+        parts = split_bundles(bundles, limit, tokens, settings.packing)
         own = [(part, False) for part in processes.share(parts)]
         wanted = -(-len(parts) // processes.world) if processes.sharded else len(own)
         for part, idle in own + [(parts[0], True)] * (wanted - len(own)):
-            yield sample_indices(groups, part), self.pack([groups[g] for g in part]), idle
+            for piece in self.budget.split_further(part):
+                samples = [sample for bundle in piece for sample in bundle.samples]
+                yield samples, self.pack([bundle.group for bundle in piece]), idle
+
+    def within_memory(self, work: Callable[[], Made]) -> Made:
+        """`work`, which runs over `passes`, as `Budget.retry` says; gradients it leaves half-made are
+        forgotten."""
+        return self.budget.retry(work, self._forget_gradients)
+
+    def _forget_gradients(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def _bytes_to_come(self) -> int:
+        """Of gradients, and of moments that are not there yet, on this device."""
+        whole = sum(
+            p.numel() * (4 + 8 * (p not in optimizer.state))
+            for role, optimizer in self.optimizers.items()
+            for p in self.parameters(role).values()
+        )
+        return whole // (self.processes.world if self.processes.sharded else 1)
 
     def pack(self, groups: list[Group]) -> Packed:
         """The groups as `ppo.packing` says, on the learner's device."""

@@ -92,7 +92,7 @@ class Backbone(nn.Module):
         width = model.config.hidden_size
         self.head = ValueHead(width if self.own_critic else 2 * width)
         self.make_trainable()
-        self._running = POLICY
+        self._running, self._again = POLICY, False
         if cfg.policy.gradient_checkpointing:
             self._checkpoint_layers()
 
@@ -104,6 +104,7 @@ class Backbone(nn.Module):
             role = self._running
             return nullcontext(), self.activate(role)
 
+        self._again = True  # so with the output layer
         for host in {self.model, self.frozen}:
             network = host.get_base_model() if isinstance(host, PeftModel) else host
             network.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
@@ -141,8 +142,10 @@ class Backbone(nn.Module):
             return self.head(features) * keep
         where = packed.rows_N, packed.places_N
         mixed = self.mixed and role == POLICY
-        precision = torch.autocast(keep.device.type, dtype=self.dtype) if mixed else nullcontext()
-        with self.activate(role) as network, precision:
+        # a cache would hold a second copy of all weights until the pass is over
+        precision = {"dtype": self.dtype, "cache_enabled": False}
+        cast = torch.autocast(keep.device.type, **precision) if mixed else nullcontext()
+        with self.activate(role) as network, cast:
             self._running = role
             out = network.get_decoder()(
                 input_ids=packed.input_ids_BL,
@@ -155,7 +158,7 @@ class Backbone(nn.Module):
             if role == CRITIC:
                 return spread(self.head(last), packed)
             output = network.get_output_embeddings()
-            logprobs, entropy = _score_tokens(output, last, packed.targets_N, self.temperature)
+            logprobs, entropy = _score_tokens(output, last, packed.targets_N, self.temperature, self._again)
         seen = spread(torch.cat([last, middle], -1), packed) if features is True else None
         return Pass(spread(logprobs, packed), spread(entropy, packed), seen)
 
@@ -191,11 +194,14 @@ class Backbone(nn.Module):
                     parameter.requires_grad_(False)
 
 
-def _score_tokens(output, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _score_tokens(
+    output, hidden_ND: Tensor, targets_N: Tensor, temperature: float, again: bool
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and the entropy of what it was drawn from, [N].
 
-    The vocabulary is by far the largest dimension, so a few tokens at a time go through it, forward and once
-    more backward: nothing of that size is ever held for all tokens.
+    The vocabulary is by far the largest dimension, so a few tokens at a time go through it: a CPU then finds
+    them in its cache, and the backward pass needs no second tensor of that size. With `again` they go through
+    it once more backward, and nothing of that size is ever held for all tokens.
     """
 
     def score(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,7 +213,7 @@ def _score_tokens(output, hidden_ND: Tensor, targets_N: Tensor, temperature: flo
 
     parts = zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True)
     twice = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
-    scored = [(twice if torch.is_grad_enabled() else score)(*part) for part in parts]
+    scored = [(twice if again and torch.is_grad_enabled() else score)(*part) for part in parts]
     chosen, entropies = zip(*scored, strict=True)
     return torch.cat(chosen), torch.cat(entropies)
 

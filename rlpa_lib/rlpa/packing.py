@@ -67,7 +67,17 @@ def pack_groups(
         "keep_ST": pad_rows([[1] * len(c) for c in targets]).bool(),
         "kept_N": kept, "rows_N": rows, "places_N": at, "targets_N": tokens,
     }
-    return Packed(**{name: x if x is None else x.to(device) for name, x in tensors.items()})
+    there = {name: x if x is None else x.to(device) for name, x in tensors.items()}
+    if there["mask_B1LL"] is not None and there["mask_B1LL"].device.type != "cpu":
+        there["mask_B1LL"] = align_rows(there["mask_B1LL"])
+    return Packed(**there)
+
+
+def align_rows(mask: Tensor) -> Tensor:
+    """The same mask with rows that begin at multiples of 8 numbers: of any other torch's memory-efficient
+    attention makes a copy in every layer, and keeps it for the backward pass."""
+    length = mask.shape[-1]
+    return mask.new_empty(*mask.shape[:-1], -(-length // 8) * 8)[..., :length].copy_(mask)
 
 
 def tree_mask(segments_BL: Tensor, dtype: torch.dtype) -> Tensor:

@@ -210,6 +210,7 @@ def work(
         if not processes.main:  # on another machine the folder may be another, and nothing is written there
             run = Run(cfg, seed, (record.REPOSITORY / run_dir.expanduser()).resolve())
             runs.set_threads(cfg.run.threads)
+            runs.set_matmul_precision(cfg.run.matmul_precision)
             runs.set_seed(seed)
         act(run, processes=processes, say=say)
         processes.accelerator.wait_for_everyone()

@@ -174,6 +174,8 @@ class Trainer:
             self._serve_weights()
             if self.processes.main:
                 self.run.log_metrics(self.name, metrics)
+                if metrics.get("out_of_memory"):
+                    self.run.note(f"out_of_memory_{self.name}", {"pass_tokens": metrics["pass_tokens"]})
                 for key, value in metrics.items() if board else ():
                     board.add_scalar(f"{self.name}/{key}", value, metrics["update"])
                 say(_progress_line(metrics, self.total_updates))

@@ -5,6 +5,7 @@ The adapter is where PPO begins, and PPO's reference.
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rlpa_lib.agents import models, world
@@ -48,7 +49,9 @@ def make_adapter(
     starts = range(0, len(groups), BATCH)
     learner.network.train()
     for done, first in enumerate(starts):
-        loss = _accumulate(learner, groups, list(range(first, min(first + BATCH, len(groups)))))
+        batch = list(range(first, min(first + BATCH, len(groups))))
+        loss = learner.within_memory(partial(_accumulate, learner, groups, batch))
+        loss = processes.add_up_numbers({"loss": loss})["loss"]
         norms = learner.step(ppo.lr_scale(done, len(starts), cfg.ppo.warmup, cfg.ppo.lr_floor))
         if processes.main:
             run.log_metrics(NAME, {"step": done + 1, "steps": len(starts), "loss": loss, **norms})
@@ -76,10 +79,11 @@ def make_replies(cfg: Config, tokenizer, people: Sequence[Persona], seed: int) -
 
 
 def _accumulate(learner: Learner, groups: list[Group], batch: list[int]) -> float:
-    """Add the gradients of the mean negative log-likelihood of these replies; the loss."""
+    """Add the gradients of the mean negative log-likelihood of these replies; this process's part of the
+    loss."""
     total, loss = sum(len(groups[i][1][0]) for i in batch), 0.0
     for _, packed, idle in learner.passes(groups, batch):
         error = -(learner.network(packed, POLICY).logprobs_ST * packed.keep_ST).sum() / total
         (error * 0 if idle else error).backward()
         loss += 0.0 if idle else float(error.detach())
-    return learner.processes.add_up_numbers({"loss": loss})["loss"]
+    return loss

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from urllib.parse import quote
 
 from rlpa_lib.runs import record, storage
-from rlpa_lib.runs.seeds import set_seed, set_threads
+from rlpa_lib.runs.seeds import set_matmul_precision, set_seed, set_threads
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.people import check_people
@@ -113,7 +113,7 @@ class Run:
 
 
 def open_run(params: str | Path, seed: int, run_dir: str | Path, overrides: Sequence[str] = ()) -> Run:
-    """Open or reopen a run for writing, and set this process's threads and seeds.
+    """Open or reopen a run for writing, and set this process's threads, matmul precision and seeds.
 
     A relative `run_dir` starts at the repository, so that a notebook means the same folder from anywhere.
     InputError: bad params, no permission, a second writer, another run's directory (names the differing key).
@@ -126,6 +126,7 @@ def open_run(params: str | Path, seed: int, run_dir: str | Path, overrides: Sequ
         check_people(cfg, label)
     run = claim(cfg, seed, directory, label)
     set_threads(cfg.run.threads)
+    set_matmul_precision(cfg.run.matmul_precision)
     set_seed(seed)
     return run
 

@@ -21,6 +21,13 @@ def set_threads(n: int) -> None:
     torch.set_num_threads(n)
 
 
+def set_matmul_precision(precision: str) -> None:
+    """Precision of fp32 matrix products, as `run.matmul_precision` names it."""
+    import torch
+
+    torch.set_float32_matmul_precision(precision)
+
+
 def set_seed(seed: int) -> None:
     """Seed Python's, numpy's and torch's global generators; the library's own code takes explicit seeds."""
     import numpy

@@ -100,8 +100,8 @@ class PolicyConfig(Served):
     revision: Name | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     tuning: Literal["lora", "full"] = "lora"
-    # training keeps each layer's input alone and runs the layer once more backward: a third more work, and a
-    # fraction of the memory; of PPO, SFT, DPO and GRPO
+    # training keeps each layer's input alone and runs the layer (in PPO the output layer, too) once more
+    # backward: a third more work, and a fraction of the memory; of PPO, SFT, DPO and GRPO
     gradient_checkpointing: bool = False
     lora_rank: Count = 32
     lora_alpha: Positive = 64

@@ -77,7 +77,10 @@ class PPO(Section):
     update_every: Literal["turn", "dialogue"] = "turn"
     epochs: Count = 1
     minibatch: Count = 32  # samples per optimiser step
-    micro_batch: Count | None = None  # samples per forward pass; null = the minibatch
+    micro_batch: Count | None = None  # samples per forward pass at most; null = the minibatch
+    # tokens per forward pass at most, padding included; null = what a GPU's free memory allows by the
+    # project's own prediction (rlpa.memory), on a CPU any number
+    pass_tokens: Count | None = None
     advantage_norm: Literal["rollout", "cohort", "none"] = "rollout"
     # eq. 5, table 2, rewards.ABLATED
     reward_parts: Literal["PRR", "PR", "RR", "format", *(f"PRR-{c}" for c in REWARD_CRITERIA)] = "PRR"
@@ -229,6 +232,8 @@ class RunConfig(Section):
     """How a run uses this machine, and which prompts it reads."""
 
     threads: Count = 1
+    # of matrix products in fp32, in torch's words: highest = fp32, high = TF32, medium = bf16
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
     prompt_set: Literal["mini", "en", "zh"] = "mini"
     prompt_dir: Name | None = None  # swaps in prompts of your own
     max_judge_failure_rate: Fraction = 0.02

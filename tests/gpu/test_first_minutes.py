@@ -15,8 +15,7 @@ from rlpa_lib.agents import models, vllm_server
 from rlpa_lib.agents.vllm_policy import VLLMPolicy
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.profile import Profile, Reply
-from rlpa_lib.plan import gpu
-from rlpa_lib.rlpa import experience
+from rlpa_lib.rlpa import experience, memory
 from rlpa_lib.rlpa.rewards import Reward
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.settings import config
@@ -96,8 +95,8 @@ def test_one_step_at_the_longest_reply(tell, cfg):
     tell(what, f"{seconds:.1f} s, {tokens / seconds:,.0f} tokens a second")
     assert all(outcome.metrics[f"grad_norm_{role}"] > 0 for role in ("policy", "critic"))
     if DEVICE.type == "cuda":
-        found, known = torch.cuda.max_memory_allocated() / 2**30, gpu.shape_of(cfg.policy.model)
-        predicted = sum(gpu.predict(known, cfg, prompt, reply).values()) / 2**30 if known else float("nan")
+        found, known = torch.cuda.max_memory_allocated() / 2**30, memory.shape_of(cfg.policy.model)
+        predicted = sum(memory.predict(known, cfg, prompt, reply).values()) / 2**30 if known else float("nan")
         tell(f"{what}: memory", f"{found:.1f} GiB", f"{predicted:.1f} GiB predicted")
         assert found <= 1.1 * predicted or not known, "the plan promises less than a step takes"
 

@@ -1,0 +1,157 @@
+"""An update of Qwen2.5-3B-Instruct's shapes on a GPU that pretends: every operand on the device, dtypes as
+meant, and peaks of memory as predicted."""
+
+import gc
+
+import pretended_device
+import pytest
+import torch
+from pretended_device import DEVICE, QWEN, make_learner, make_model
+
+from rlpa_lib.agents import decoding
+from rlpa_lib.rlpa import memory
+from rlpa_lib.rlpa.experience import Experience, accumulate_minibatch
+from rlpa_lib.rlpa.networks import CRITIC, POLICY, REFERENCE
+from rlpa_lib.settings.config import Config, load_config
+
+PROMPT, COMPLETION, SAMPLES, LAYERS = 1100, 160, 4, 3
+RANK, HEAD = 32, memory.HEAD_HIDDEN
+
+
+def config(tuning="lora", packing="tree", checkpointing=True, critic="lora"):
+    policy = {"tuning": tuning, "dtype": "bfloat16", "lora_rank": RANK}
+    return Config.model_validate({
+        "policy": {**policy, "gradient_checkpointing": checkpointing},
+        "rollout": {"users": 4, "samples": SAMPLES},
+        "ppo": {"minibatch": SAMPLES, "critic": critic, "packing": packing},
+    })
+
+
+@pytest.fixture
+def meter(monkeypatch):
+    with pretended_device.pretended_device(monkeypatch) as made:
+        yield made
+    gc.collect()
+
+
+def groups_of(prompt, completion):
+    return [(tuple(range(prompt)), (tuple(range(completion)),) * SAMPLES)]
+
+
+GROUPS = groups_of(PROMPT, COMPLETION)
+
+
+def experience(learner, groups=GROUPS):
+    """An update's data, on the CPU, as the learner finds them."""
+    shape, names = (SAMPLES, len(groups[0][1][0])), "old_logprobs reference values advantages returns"
+    numbers = {name: torch.zeros(shape) for name in names.split()}
+    marks = {name: torch.ones(shape, dtype=torch.bool) for name in ("keep", "taught")}
+    features = None if learner.network.own_critic else torch.zeros(*shape, learner.network.head.width)
+    return Experience(groups=groups, features=features, **numbers, **marks)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "packing", "checkpointing", "critic"),
+    [
+        ("lora", "tree", True, "lora"), ("lora", "tree", False, "lora"), ("lora", "rows", True, "head"),
+        ("lora", "rows", False, "lora"), ("full", "tree", True, "lora"), ("full", "rows", True, "lora"),
+        ("full", "rows", False, "head"),
+    ],
+)
+def test_an_update_stays_on_its_device_and_in_its_memory(meter, tuning, packing, checkpointing, critic):
+    cfg = config(tuning, packing, checkpointing, critic)
+    learner = make_learner(cfg, LAYERS)
+    shape = memory.shape_from({**QWEN, "num_hidden_layers": LAYERS})
+    told, weights = memory.predict(shape, cfg, PROMPT, COMPLETION), meter.now
+    assert weights == pytest.approx(told["backbone"] + told["trained weights"], rel=0.01)
+    data = experience(learner)
+    learner.network.train()
+    accumulate_minibatch(learner, data, [0])
+    learner.step(1.0)  # now the moments are there, as from the second step on
+    with torch.no_grad():
+        network = learner.network.eval()
+        for _, packed, _ in learner.passes(GROUPS, [0]):
+            reference = network(packed, REFERENCE, features=critic == "head")
+            assert reference.logprobs_ST.device == DEVICE and reference.logprobs_ST.dtype == torch.float32
+            assert network(packed, CRITIC, reference.features_STF).dtype == torch.float32
+        del packed, reference
+    meter.peak = meter.now
+    learner.network.train()
+    accumulate_minibatch(learner, data, [0])
+    print(f"{tuning} {packing} {checkpointing} {critic}: told {sum(told.values()) / 2**30:.2f} GiB, "
+          f"counted {meter.peak / 2**30:.2f}, ratio {sum(told.values()) / meter.peak:.3f}")
+    assert sum(told.values()) == pytest.approx(meter.peak, rel=0.1)
+    trained = [p for role in (POLICY, CRITIC) for p in learner.parameters(role).values()]
+    assert {p.grad.dtype for p in trained} == {torch.float32} and {p.grad.device for p in trained} == {DEVICE}
+    assert torch.float64 not in meter.dtypes
+    # in fp32 run adapters and value head alone, each with a short side
+    assert {side for dtype, side in meter.products if dtype == torch.float32} <= {1, RANK, HEAD}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scale", "fits"), [("paper", 20), ("released", 75)])
+def test_all_layers_at_the_longest_reply_fit_on_a_card(meter, scale, fits):
+    """Passes of 36 layers, prompts and replies of 4,096 tokens, as the params of the scale set it."""
+    cfg, longest = load_config(scale), 4096
+    learner = make_learner(cfg)
+    told = sum(memory.predict(memory.KNOWN[cfg.policy.model], cfg, longest, longest).values())
+    groups = groups_of(longest, longest)
+    data = experience(learner, groups)
+    learner.network.train()
+    for _ in range(2):  # the second with gradients and moments in place
+        meter.peak = meter.now
+        accumulate_minibatch(learner, data, [0])
+        peak = meter.peak
+        learner.step(1.0)
+    print(f"{scale}: told {told / 2**30:.1f} GiB, counted {peak / 2**30:.1f}, step {meter.peak / 2**30:.1f}")
+    assert told == pytest.approx(peak, rel=0.1) and meter.peak < fits * 2**30
+
+
+def test_a_tensor_left_on_the_cpu_is_caught(meter, monkeypatch):
+    learner = make_learner(config(), 1)
+    there = learner.pack
+    monkeypatch.setattr(learner, "device", torch.device("cpu"))
+    with pytest.raises(Exception, match="device"):
+        learner.network(there(GROUPS), POLICY)
+
+
+def test_one_number_left_on_the_cpu_is_caught(meter):
+    learner = make_learner(config(), 1)
+    packed = learner.pack(GROUPS)
+    learner.network.train()
+    logprobs = learner.network(packed, POLICY).logprobs_ST
+    with pytest.raises(Exception, match="device"):
+        logprobs * torch.ones(SAMPLES, COMPLETION)
+
+
+def test_forward_and_backward_read_nothing_back(meter):
+    learner = make_learner(config(), 1)
+    packed = learner.pack([(GROUPS[0][0][:-1], GROUPS[0][1])])  # a length that is no multiple of 8
+    assert packed.mask_B1LL.stride(-2) % 8 == 0
+    meter.reads = 0
+    learner.network.train()
+    learner.network(packed, POLICY).logprobs_ST.sum().backward()
+    assert meter.reads == 0, "the CPU would wait for the device"
+
+
+class Enough(Exception):
+    """A test has seen what it wanted."""
+
+
+def test_a_step_of_sampling_stays_on_its_device(meter, monkeypatch):
+    model = pretended_device.fake(make_model(LAYERS).eval())
+    pick, steps = decoding.choose, []
+
+    def choose(logits, draws, temperature):
+        assert logits.device == draws.device == DEVICE and logits.dtype == torch.bfloat16
+        steps.append(logits.shape)
+        if len(steps) == 2:
+            raise Enough
+        return pick(logits, draws, temperature)
+
+    monkeypatch.setattr(decoding, "choose", choose)
+    monkeypatch.setattr(decoding, "int", lambda running: 8, raising=False)  # all go on
+    prompts = [tuple(range(300)), tuple(range(200))]
+    with pytest.raises(Enough):
+        decoding.decode(model, prompts, 4, torch.zeros(8, 5), temperature=1.0, end_id=2)
+    assert steps == [(8, QWEN["vocab_size"])] * 2
