@@ -81,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_plan_options(add: Callable[..., argparse.Action]) -> None:
     add("--rpm", type=float, help="requests a minute that servers allow (default: endpoint.max_rpm, or 500)")
     add("--tpm", type=float, default=2e6, help="tokens a minute that servers allow")
-    add("--assume", action="append", default=[], metavar="NAME=VALUE", help="put another length in place of the pilot's")
+    told = "put another length in place of the pilot's; repeatable"
+    add("--assume", action="append", default=[], metavar="NAME=VALUE", help=told)
     add("--pilot", type=Path, nargs="+", default=[], metavar="RUN_DIR", help="scale runs of your own")
     told = "cards, such as 8xA100-80 or 2x8xA100-80: the layout, its command, memory, hours and USD"
     add("--gpus", metavar="CARDS", help=told)
