@@ -106,16 +106,18 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from rlpa_lib.methods import stages
-    from rlpa_lib.rlpa import training
     from rlpa_lib.rlpa.processes import MainFailed, ProcessLost, work
 
     if options.stage == "ppo":
+        from rlpa_lib.rlpa import training
+
         asked = {"name": options.name or "ppo", "changes": options.change, "until": options.until}
         act = partial(training.work, **asked)
     elif options.name or options.change or options.until is not None:
         raise InputError(f"--stage {options.stage}: takes no --name, --change or --until, which are PPO's")
     else:
+        from rlpa_lib.methods import stages  # TRL is slow to import
+
         act = partial(stages.train_here, stage=options.stage)
     where = options.scale, options.seed, _run_dir(options), options.set
     try:

@@ -25,7 +25,7 @@ def test_a_fully_tuned_run_is_evaluated_and_compared(tmp_path):
     assert not {"adapters/ppo", "adapters/ablation-PRR", "metrics/ablation-PRR.jsonl"} & trained
     table2 = pd.read_csv(tmp_path / "run/tables/table2.csv")
     assert list(table2["method"]) == ["RLPA", "RLPA w/ PR"]
-    for name in ("table1", "conflict", "long_term"):
-        assert "RLPA" in set(pd.read_csv(tmp_path / f"run/tables/{name}.csv")["method"]), name
+    for name, row in (("table1", "RLPA"), ("conflict", "RLPA"), ("long_term", "rlpa")):
+        assert row in set(pd.read_csv(tmp_path / f"run/tables/{name}.csv")["method"]), name
     roles = record.read(tmp_path / "run")["devices"]
     assert {"sft", "ppo", "ablation-PR", "play"} <= roles.keys()

@@ -170,6 +170,13 @@ def test_a_process_lives_on_the_gpu_of_its_number(two_gpus, monkeypatch):
         placement.place(config.load_config("smoke"), "play")
 
 
+def test_what_others_hold_of_a_gpu_is_not_there(two_gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**20)
+    with pytest.raises(InputError, match="tiny does not fit into the memory free on cuda:0: sft needs"):
+        placement.place(config.load_config("smoke"), "sft")
+
+
 def test_every_model_is_loaded_to_the_device_of_the_process(monkeypatch):
     """The device "meta" stands for a GPU."""
     monkeypatch.setattr(devices, "choose_device", lambda: torch.device("meta"))

@@ -4,6 +4,7 @@ in a notebook."""
 import shutil
 
 import pytest
+import torch
 import yaml
 from baseline_world import open_run as open_small
 from baseline_world import quiet
@@ -47,15 +48,20 @@ def test_two_processes_train_what_one_trains(tmp_path, stage, file):
     assert one.keys() == two.keys() == {stage} and len(one[stage]) == len(two[stage]) >= 2
     assert sum(line.startswith(f"{stage} step ") for line in lines) == len(one[stage]), lines
     for first, second in zip(same(one[stage]), same(two[stage]), strict=True):
+        assert first.get("reward", 0.0) == pytest.approx(second.get("reward", 0.0), abs=1e-6)
         assert first["loss"] == pytest.approx(second["loss"], rel=1e-3, abs=1e-4)
         assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-2)
     first, second = (
         load_file(run.dir / f"adapters/{stage}/adapter_model.safetensors") for run in (alone, together)
     )
     assert first.keys() == second.keys()
-    apart = max(float((first[n] - second[n]).abs().max()) for n in first)
-    print(f"{stage}, {file}: largest difference of a weight {apart:.1e}")
-    assert apart <= 1e-4 and max(float(x.abs().max()) for n, x in second.items() if "lora_B" in n) > 1e-3
+    # lora_B starts at 0. Adam makes much of rounding where a gradient is nearly zero, so not each weight
+    moved, now = (
+        torch.cat([some[n].flatten() for n in sorted(some) if "lora_B" in n]) for some in (first, second)
+    )
+    apart = float((moved - now).norm() / moved.norm())
+    print(f"{stage}, {file}: apart by {apart:.1e} of what training moves")
+    assert apart <= 1e-2 and moved.norm() > 1e-3
     if (stage, file) == ("sft", "cpu-2"):  # both go on from the checkpoint, and nothing is left to do
         shutil.rmtree(together.dir / "adapters/sft")
         assert stages.train(together, "smoke", keys, stage, say=quiet) == two

@@ -105,10 +105,10 @@ def check_needs(cfg: Config, seed: int, notebooks: set[str], run_dir: Path) -> N
         sources.load_personas(cfg.personas, "train", cfg.rollout.users, seed)
         for split in cfg.evaluation.benchmarks:
             sources.load_personas(cfg.personas, split, cfg.evaluation.users, seed)
-    if trained := [stage for name, stage in STAGES.items() if name in notebooks]:
-        from rlpa_lib.methods import stages
+    if cfg.run.accelerate is not None:
+        from rlpa_lib.methods import stages  # slow to import
 
-        stages.check_shares(cfg, trained)
+        stages.check_shares(cfg, [stage for name, stage in STAGES.items() if name in notebooks])
     if notebooks & {"11_sft", "12_dpo"}:
         from rlpa_lib.methods import preferences
 
