@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_plan_options(add: Callable[..., argparse.Action]) -> None:
     add("--rpm", type=float, help="requests a minute that servers allow (default: endpoint.max_rpm, or 500)")
     add("--tpm", type=float, default=2e6, help="tokens a minute that servers allow")
-    add("--assume", action="append", default=[], metavar="NAME=VALUE", help="another length than the pilot's")
+    told = "put another length in place of the pilot's; repeatable"
+    add("--assume", action="append", default=[], metavar="NAME=VALUE", help=told)
     add("--pilot", type=Path, nargs="+", default=[], metavar="RUN_DIR", help="scale runs of your own")
     told = "cards, such as 8xA100-80 or 2x8xA100-80: the layout, its command, memory, hours and USD"
     add("--gpus", metavar="CARDS", help=told)
@@ -109,16 +110,18 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from rlpa_lib.methods import stages
-    from rlpa_lib.rlpa import training
     from rlpa_lib.rlpa.processes import MainFailed, ProcessLost, work
 
     if options.stage == "ppo":
+        from rlpa_lib.rlpa import training
+
         asked = {"name": options.name or "ppo", "changes": options.change, "until": options.until}
         act = partial(training.work, **asked)
     elif options.name or options.change or options.until is not None:
         raise InputError(f"--stage {options.stage}: takes no --name, --change or --until, which are PPO's")
     else:
+        from rlpa_lib.methods import stages  # TRL is slow to import
+
         act = partial(stages.train_here, stage=options.stage)
     where = options.scale, options.seed, _run_dir(options), options.set
     try:

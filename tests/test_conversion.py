@@ -212,8 +212,8 @@ def test_all_parts_of_a_run_meet_the_same_converted_people(tmp_path):
 
 
 def test_nobody_goes_past_the_conversion():
-    """`load_personas` knows rules alone: it is called where files are checked, where texts alone are compared,
-    and where notebooks play the offline world, which speaks of slots that rules have read."""
+    """`load_personas` knows rules alone: it is called where files are checked, texts alone are compared,
+    and notebooks play the offline world, which speaks of slots that rules have read."""
     allowed = {"sources.py", "world.py", "parties.py", "preferences.py", "runner.py", "people.py"}
     allowed |= {"02_simulated_user.ipynb", "03_rewards_and_judges.ipynb"}
     root = Path(parties.__file__).parents[1]

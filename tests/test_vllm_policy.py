@@ -3,6 +3,7 @@ tests/real_vllm has the real ones."""
 
 import asyncio
 import json
+import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +14,13 @@ from conftest import byte_tokenizer
 from pretend_vllm import PretendVLLM
 from test_trainer import config, quiet, same, served
 
+from rlpa_lib import runs
 from rlpa_lib.agents.vllm_client import ServerLost, Weights, read_weights
 from rlpa_lib.agents.vllm_policy import NoServerLeft, StaleSamples, VLLMPolicy, read_completions, too_old
 from rlpa_lib.dialogue.profile import Profile, Reply
+from rlpa_lib.evaluation import rows
 from rlpa_lib.rlpa import ppo
-from rlpa_lib.settings.config import InputError
+from rlpa_lib.settings.config import InputError, load_config
 
 TOKENIZER = byte_tokenizer()
 END = TOKENIZER.eos_token_id
@@ -544,10 +547,25 @@ def test_training_serves_what_it_trains_and_lets_the_servers_rest(
 ):
     monkeypatch.setattr("rlpa_lib.rlpa.rollout.parse_reply", lambda text: Reply(Profile(), text, True))
     server, cfg = servers(updates=True), config(policy={"lora_dropout": 0.0, "tuning": tuning})
-    rows = served(tmp_path, policy_of(server, sleeps=True), cfg).train(say=quiet)
-    assert {row["policy_lag"] for row in rows} == {0} and server.requests
-    assert len([url for url in server.calls if path(url) == "/sleep"]) == len(rows)
+    logged = served(tmp_path, policy_of(server, sleeps=True), cfg).train(say=quiet)
+    assert {row["policy_lag"] for row in logged} == {0} and server.requests
+    assert len([url for url in server.calls if path(url) == "/sleep"]) == len(logged)
     kept = [folder.name for folder in tmp_path.glob("*/ppo-served/*")]
-    assert kept == [f"v{len(rows):06d}"], "what is of no more use is deleted"
+    assert kept == [f"v{len(logged):06d}"], "what is of no more use is deleted"
     if tuning == "full":
-        assert Path(server.whole) == tmp_path / f"models/ppo-served/v{len(rows):06d}"
+        assert Path(server.whole) == tmp_path / f"models/ppo-served/v{len(logged):06d}"
+
+
+def test_rows_are_served_from_the_folder_that_training_has_left(servers, tmp_path, model):
+    """At `policy.tuning: full` PPO leaves models/ppo, and the rows beside it play the base."""
+    server = servers(updates=True)
+    keys = ["policy.kind=vllm", f"policy.servers=[{server.url}]", "policy.tuning=full"]
+    cfg = load_config("smoke", [*keys, "evaluation.methods=[base, rlpa]"])
+    run = runs.claim(cfg, 0, tmp_path / "run", "test")
+    shutil.copytree(model("x"), run.path("models/ppo"))
+    stage = rows.Stage(run)
+    base, tuned = stage.rows
+    assert {c.version for g in sample(stage._policy(tuned)) for c in g} == {1}
+    assert server.whole == str(run.path("models/ppo"))
+    assert {c.version for g in sample(stage._policy(base)) for c in g} == {0}
+    assert server.whole == server.STARTED

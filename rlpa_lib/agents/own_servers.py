@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import torch
 
 from rlpa_lib.agents import vllm_server
 from rlpa_lib.agents.vllm_place import Place
@@ -35,7 +34,14 @@ def are_needed(cfg: Config) -> bool:
 
 def can_sleep(cfg: Config) -> bool:
     """Whether the servers that this process starts give their memory back while it trains."""
-    return are_needed(cfg) and layout_of(cfg).sleeps and torch.cuda.is_available()
+    return are_needed(cfg) and layout_of(cfg).sleeps and count_cards() > 0
+
+
+def count_cards() -> int:
+    """GPUs that this process sees."""
+    import torch  # slow to import, and not needed where servers are elsewhere
+
+    return torch.cuda.device_count()
 
 
 def check(cfg: Config) -> Layout:
@@ -45,7 +51,7 @@ def check(cfg: Config) -> Layout:
         layout = layout_of(cfg)
     except ValueError as error:
         raise InputError(f"run.gpus: {error}") from error
-    seen = torch.cuda.device_count()
+    seen = count_cards()
     if cfg.run.gpus is not None and seen < layout.cards:
         raise InputError(f"run.gpus: {cfg.run.gpus} names {layout.cards} cards, and {seen} can be seen here")
     if layout.machines > 1:
@@ -70,7 +76,7 @@ def open_servers(cfg: Config) -> tuple[str, ...]:
     layout, policy = check(cfg), cfg.policy
     if layout.machines > 1:
         return tuple(os.environ[LENT].split(","))
-    devices = [name_card(card) for card in layout.servers] if torch.cuda.is_available() else [None]
+    devices = [name_card(card) for card in layout.servers] if count_cards() > 0 else [None]
     can = {"updates": policy.tuning == "full", "sleeps": can_sleep(cfg)}
     places = [Place(card, card and layout.share, **can) for card in devices]
     key = repr((policy.model, policy.revision, policy.dtype, policy.lora_rank, places))

@@ -115,10 +115,10 @@ def check_needs(cfg: Config, label: str, notebooks: set[str], run_dir: Path) -> 
     """Look now, and not after hours of training, for what notebooks need: enough users, conversations of SFT
     and DPO, RAG's encoder, the servers of other models. InputError: something is missing or broken."""
     check_people(cfg, label, study=STUDY in notebooks)
-    if trained := [stage for name, stage in STAGES.items() if name in notebooks]:
-        from rlpa_lib.methods import stages
+    if cfg.run.accelerate is not None:
+        from rlpa_lib.methods import stages  # slow to import
 
-        stages.check_shares(cfg, trained)
+        stages.check_shares(cfg, [stage for name, stage in STAGES.items() if name in notebooks])
     if notebooks & {"11_sft", "12_dpo"}:
         from rlpa_lib.methods import preferences
 
