@@ -111,6 +111,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from rlpa_lib.rlpa.processes import MainFailed, ProcessLost, work
+    from rlpa_lib.rlpa.silence import SilentTraining
 
     if options.stage == "ppo":
         from rlpa_lib.rlpa import training
@@ -126,7 +127,7 @@ def _train(options: argparse.Namespace) -> int:
     where = options.scale, options.seed, _run_dir(options), options.set
     try:
         return work(*where, act, shards=options.stage == "ppo")
-    except (MainFailed, ProcessLost) as error:
+    except (MainFailed, ProcessLost, SilentTraining) as error:
         print(f"rlpa_lib: {error}", file=sys.stderr, flush=True)
         return 1
 
