@@ -5,6 +5,7 @@ import torch
 
 from rlpa_lib.rlpa import ppo
 from rlpa_lib.rlpa.ppo import Place
+from rlpa_lib.settings import config
 from rlpa_lib.settings.schema import PPO
 
 
@@ -148,3 +149,15 @@ def test_a_vanishing_discount_is_the_bandit():
     linked = ppo.assign_credit(rewards, values, keep, places, settings(turn_discount=1e-300, lam=0.9))
     single = ppo.assign_credit(rewards, values * keep, keep, places, settings(turn_discount=0.0, lam=0.9))
     assert torch.equal(linked.advantages_ST, single.advantages_ST)
+
+
+def test_the_papers_lambda_lets_the_profile_block_hear_of_the_reward():
+    """160 tokens, the reward on the last: at the release's lambda the first 40, where the profile block
+    stands, get .95^159 to .95^120 of its advantage, 1/470 at most."""
+    reward, zeros = [0.0] * 159 + [1.0], [0.0] * 160
+    shares = {}
+    for scale in ("paper", "released"):
+        cfg = config.load_config(scale).ppo
+        advantages = ppo.gae(reward, zeros, cfg.gamma, cfg.lam)
+        shares[scale] = advantages[39] / advantages[-1]
+    assert shares == {"paper": 1.0, "released": pytest.approx(0.95**120)} and 0.95**120 < 1 / 400

@@ -10,11 +10,9 @@ from typing import Any
 
 import pydantic
 
+from rlpa_lib.client.thinking import split_thinking
 from rlpa_lib.runs.storage import hash_json
 
-_THINK = re.compile(r"\s*<(think|thinking)>(.*?)(?:</\1>|\Z)", re.DOTALL)
-# A template may open the thinking itself. A tag quoted in JSON is safe: no raw line break can follow it.
-_HEADLESS = re.compile(r"(.*?)</(?:think|thinking)>(?:[ \t]*\n|\s*\Z)", re.DOTALL)
 _FENCE = re.compile(r"\s*```\w*\s*\n(.*?)\n\s*```\s*", re.DOTALL)
 _BRACES = 200  # places tried in one text
 
@@ -195,17 +193,6 @@ def read_answer(row: dict[str, Any], schema: type[pydantic.BaseModel] | None) ->
     if reasoning and not counted:  # the server did not count it
         counted = round(generated * len(reasoning) / (len(reasoning) + len(text)))
     return Answer(text, parsed, reasoning, row["prompt_tokens"], generated, counted, row["finish_reason"])
-
-
-def split_thinking(text: str) -> tuple[str, str]:
-    """(thinking, visible text); an opening <think>...</think>, even if it is never closed, is thinking."""
-    thoughts = []
-    while match := _THINK.match(text):
-        thoughts.append(match[2].strip())
-        text = text[match.end() :]
-    if not thoughts and (match := _HEADLESS.match(text)) and "<think" not in match[1]:
-        thoughts, text = [match[1].strip()], text[match.end() :]
-    return "\n\n".join(thoughts), text.lstrip() if thoughts else text
 
 
 def find_object(text: str, schema: type[pydantic.BaseModel]) -> pydantic.BaseModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rlpa_lib.dialogue.profile import Profile, Reply, render_reply
+from rlpa_lib.dialogue.profile import Profile, Reply, Strictness, render_reply
 from rlpa_lib.runs import storage
 
 HISTORY_PROFILES = ("latest", "all", "none")
@@ -98,13 +98,15 @@ class Dialogue:
 
 
 def policy_view(
-    dialogue: Dialogue, system_prompt: str, history_profiles: Literal["latest", "all", "none"] = "latest"
+    dialogue: Dialogue, system_prompt: str, history_profiles: Literal["latest", "all", "none"] = "latest",
+    strictness: Strictness = "strict",
 ) -> list[dict[str, str]]:
     """Chat messages for the policy: system, then user and assistant in turn, the pending utterance last.
 
     With "latest" only the last assistant message keeps its profile block, so a prompt does not extend the one
     before it (as in the released code); "all" keeps every block, "none" none. A reply with a broken format
-    gets an empty block. ValueError: nothing is pending, or `history_profiles` is something else.
+    gets an empty block; `strictness` is how replies are read. ValueError: nothing is pending, or
+    `history_profiles` is something else.
     """
     if history_profiles not in HISTORY_PROFILES:
         raise ValueError(f"history_profiles must be one of {HISTORY_PROFILES}, not {history_profiles!r}")
@@ -112,7 +114,7 @@ def policy_view(
     for index, turn in enumerate(dialogue.turns, start=1):
         content, profile = turn.reply.response, turn.reply.profile if turn.reply.format_ok else Profile()
         if history_profiles == "all" or (history_profiles == "latest" and index == len(dialogue.turns)):
-            content = render_reply(profile, content)
+            content = render_reply(profile, content, strictness)
         messages += [{"role": "user", "content": turn.user.text}, {"role": "assistant", "content": content}]
     return [*messages, {"role": "user", "content": pending.text}]
 

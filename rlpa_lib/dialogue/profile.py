@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from rlpa_lib.client.thinking import split_thinking
 from rlpa_lib.runs import storage
 
 SLOTS = (
@@ -14,10 +17,16 @@ SLOTS = (
 
 _TAG = re.compile(r"</?(?:profile|response)>", re.IGNORECASE)
 _TAGS_IN_ORDER = ["<profile>", "</profile>", "<response>", "</response>"]
-_REPLY = re.compile(r"\s*<profile>(.*?)</profile>\s*<response>(.*?)</response>\s*", re.DOTALL)
-_ITEM = re.compile(r"- ([^:]*):\s(.*)")
+_TAG_AT_END, _LONGEST_TAG = re.compile(rf"{_TAG.pattern}\Z", re.IGNORECASE), len("</response>")
+# What stands before an item and behind its slot, in English and in Chinese.
+_BULLETS = tuple("-\uff0d\u2010\u2013\u2014\u2212*\u2022\u00b7\u30fb")
+_COLON = re.compile("[:\uff1a]")
+_TRAIT = re.compile(r"Trait \d+")  # the slot of a trait that has none
 # Only real line ends: str.splitlines would also cut a value at rarer separators such as U+2028.
 _LINE_END = re.compile(r"\r\n|\r|\n")
+
+Strictness = Literal["strict", "released"]  # setting profile.strictness
+_Reader = Callable[[Sequence[str]], Iterator[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -82,42 +91,82 @@ class Reply:
 def parse_reply(text: str) -> Reply:
     """Read a `<profile>` block followed by a `<response>` block; never raises (appendix E.1).
 
-    The text must be just those two blocks: one "- Key: value" a line, each key once, and a response. Anything
-    else gives an empty profile, as much of the response as can be read, and format_ok=False.
+    The text must be just those two blocks, thinking before them aside: one "- Slot: value" a line, each slot
+    once, and a response. Bullet and colon may be those of either language, with or without blanks. Anything
+    else gives an empty profile, as much of the response as can be read, and format_ok=False. Takes linear
+    time.
     """
+    return _read(text, _read_pairs)
+
+
+def parse_released_reply(text: str) -> Reply:
+    """`parse_reply` as lenient as the released code (`profile.strictness: released`): any line behind a
+    bullet is a trait, and one without a new slot of its own gets "Trait n", n its line."""
+    return _read(text, _read_traits)
+
+
+def render_reply(profile: Profile, response: str, strictness: Strictness = "strict") -> str:
+    """The text that `parse_reply` (or `parse_released_reply`) reads back: profile block, blank line, response
+    block."""
+    lines = profile.lines()
+    if strictness == "released":
+        lines = "\n".join(f"- {v}" if _TRAIT.fullmatch(s) else f"- {s}: {v}" for s, v in profile.items)
+    block = f"{lines}\n" if profile.items else ""
+    return f"<profile>\n{block}</profile>\n\n<response>\n{response}\n</response>"
+
+
+def _read(text: str, read: _Reader) -> Reply:
     text = str(text)
-    match = _REPLY.fullmatch(text)
-    if match is not None and _TAG.findall(text) == _TAGS_IN_ORDER:
-        profile, response = _read_items(match.group(1)), match.group(2).strip()
-        if profile is not None and response:
+    if not text.lstrip().startswith(_TAGS_IN_ORDER[0]):
+        text = split_thinking(text)[1]
+    tags = list(_TAG.finditer(text))
+    if [tag.group() for tag in tags] == _TAGS_IN_ORDER:
+        start, end, said, done = tags
+        outside = text[: start.start()], text[end.end() : said.start()], text[done.end() :]
+        profile = _read_items(text[start.end() : end.start()], read)
+        response = text[said.end() : done.start()].strip()
+        if profile is not None and response and not "".join(outside).strip():
             return Reply(profile, response, True)
     return Reply(Profile(), _salvage_response(text), False)
-
-
-def render_reply(profile: Profile, response: str) -> str:
-    """The text that `parse_reply` reads back: profile block, blank line, response block."""
-    lines = f"{profile.lines()}\n" if profile.items else ""
-    return f"<profile>\n{lines}</profile>\n\n<response>\n{response}\n</response>"
 
 
 def _check_item(slot: str, value: str) -> None:
     if not slot or not value:
         raise ValueError(f"empty slot or value: {slot!r}: {value!r}")
-    if ":" in slot:
+    if _COLON.search(slot):
         raise ValueError(f"colon in slot {slot!r}")
     if _LINE_END.search(slot + value) or _TAG.search(slot) or _TAG.search(value):
         raise ValueError(f"line end or reply tag in {slot!r}: {value!r}")
 
 
-def _read_items(block: str) -> Profile | None:
-    """The profile in a block, or None when a line is not "- Key: value" or a key comes twice."""
+def _read_items(block: str, read: _Reader) -> Profile | None:
+    """The profile in a block, or None when a line is no item or a slot comes twice."""
     # Without blank lines, or a final line end would count as one more item (the released code's defect).
     lines = [line.strip() for line in _LINE_END.split(block) if line.strip()]
-    matches = [_ITEM.fullmatch(line) for line in lines]
+    if not all(line.startswith(_BULLETS) and line[1:].strip() for line in lines):
+        return None
     try:
-        return Profile(tuple(match.groups() for match in matches)) if all(matches) else None
+        return Profile(tuple(read([line[1:].strip() for line in lines])))
     except ValueError:
         return None
+
+
+def _read_pairs(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(slot, value) a line; where there is no colon the value is empty, which no profile takes."""
+    for line in lines:
+        slot, *value = _COLON.split(line, maxsplit=1)
+        yield slot, "".join(value)
+
+
+def _read_traits(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(slot, value) a line where it has a new slot of its own, else ("Trait n", the line)."""
+    seen: set[str] = set()
+    for number, (line, (slot, value)) in enumerate(zip(lines, _read_pairs(lines), strict=True), start=1):
+        slot = slot.strip()
+        if not slot or not value.strip() or slot.casefold() in seen or _TRAIT.fullmatch(slot):
+            slot, value = f"Trait {number}", line
+        seen.add(slot.casefold())
+        yield slot, value
 
 
 def _salvage_response(text: str) -> str:
@@ -127,7 +176,14 @@ def _salvage_response(text: str) -> str:
         text = text[opening[0].end() :]
         closing = re.search("</response>", text, re.IGNORECASE)
         text = text[: closing.start()] if closing else text
-    # Taking out one tag can join its neighbours into another.
-    while _TAG.search(text):
-        text = _TAG.sub("", text)
-    return text.strip()
+    return _drop_tags(text).strip()
+
+
+def _drop_tags(text: str) -> str:
+    """The text without tags, and without those that arise when neighbours of a tag join."""
+    kept: list[str] = []
+    for sign in text:
+        kept.append(sign)
+        if sign == ">" and (tag := _TAG_AT_END.search("".join(kept[-_LONGEST_TAG:]))):
+            del kept[-len(tag[0]) :]
+    return "".join(kept)

@@ -16,7 +16,8 @@ class Completion:
 
     `logprobs`: natural logarithms at the sampling temperature, fp32, one per token id. `version`: updates of
     the server's adapter when it was sampled (0: none yet, or sampled in process). `dropped`: how many oldest
-    turns did not fit into the prompt (see `agents.prompt_tokens.window`).
+    turns did not fit into the prompt (see `agents.prompt_tokens.window`). `text` is what is said aloud,
+    `reasoning` what was thought before it, in a think block ("": nothing).
     """
 
     prompt_ids: tuple[int, ...]
@@ -26,11 +27,18 @@ class Completion:
     finished: bool
     version: int = field(default=0, kw_only=True)
     dropped: int = field(default=0, kw_only=True)
+    reasoning: str = field(default="", kw_only=True)
 
     @property
     def n_generated(self) -> int:
         """How many tokens were generated; a policy behind an endpoint has a count but no ids."""
         return len(self.token_ids)
+
+    @property
+    def n_reasoning(self) -> int:
+        """How many of them were thought rather than said, estimated from the lengths of both."""
+        thought = len(self.reasoning)
+        return round(self.n_generated * thought / (thought + len(self.text))) if thought else 0
 
 
 class Policy(Protocol):

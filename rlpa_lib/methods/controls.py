@@ -93,7 +93,8 @@ class StyleOnly:
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
         profiles = map(self.donor, personas, dialogues)
-        starts = [render_reply(profile, "").removesuffix("\n</response>") for profile in profiles]
+        texts = [render_reply(profile, "", self.inner.strictness) for profile in profiles]
+        starts = [text.removesuffix("\n</response>") for text in texts]
         # A final assistant message is a beginning that the answer continues.
         begun = [{"role": "assistant", "content": start} for start in starts]
         talks = [[*self.inner.messages(d), start] for d, start in zip(dialogues, begun, strict=True)]

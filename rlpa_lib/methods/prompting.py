@@ -6,19 +6,24 @@ kept in `Answer.hidden`, and its tokens are counted. The functions at the end ma
 `settings.kinds.METHODS` lists.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rlpa_lib.dialogue.dialogue import Dialogue, Turn, policy_view
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.profile import Profile, Reply, parse_reply
+from rlpa_lib.dialogue.profile import Profile, Reply, Strictness, parse_released_reply, parse_reply
 from rlpa_lib.dialogue.protocols import Completion, Message, Policy
 from rlpa_lib.methods.retrieval import SentenceEncoder, top_k
 from rlpa_lib.methods.table import Answer, Parts, Step
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.kinds import METHODS
 
-THOUGHT, VISIBLE = "Thought:", "Reply:"  # the labels of the chain-of-thought prompts, in every language
+# "Thought:" and "Reply:", the labels of the chain-of-thought prompts, as models write them in both languages.
+_BEGUN = re.compile(r"\s*\**(?:thoughts?|思考|想法|思路)[ \t\u3000*]*[:：]\**", re.IGNORECASE)
+_SAID = r"(?:reply|回复|答复|回答)[ \t\u3000*]*[:：]\**"
+_SAID_IN_LINE = re.compile(rf"^[ \t\u3000*]*{_SAID}", re.IGNORECASE | re.MULTILINE)
+_SAID_BEHIND = re.compile(rf"(?<=[\s*。！？；，…]){_SAID}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Prompted:
     max_new_tokens: int = 128
     suffix: str = ""
     thinks: bool = False
+    strictness: Strictness = "strict"
 
     def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
         """One sampled answer a dialogue; the same seed gives the same answers."""
@@ -48,7 +54,7 @@ class Prompted:
     def messages(self, dialogue: Dialogue) -> list[Message]:
         """The prompt of a dialogue with a pending utterance."""
         shown = self.history_profiles if self.writes_profile else "none"
-        view = policy_view(dialogue, self.system_prompt, shown)
+        view = policy_view(dialogue, self.system_prompt, shown, self.strictness)
         return with_last(view, f"{view[-1]['content']} {self.suffix}") if self.suffix else view
 
     def ask(self, messages: Sequence[list[Message]], seed: int, n: int = 1) -> list[Completion]:
@@ -61,11 +67,10 @@ class Prompted:
         """The answer in a completion; `start` is the part of the text that the policy was given."""
         text, hidden = start + completion.text, ()
         # Some servers tell what a reasoning model thought, or at least its length, which the count includes.
-        thoughts, spent = getattr(completion, "reasoning", ""), getattr(completion, "n_reasoning", 0)
-        if thoughts or spent:
-            hidden = (Step("reasoning", thoughts, spent),)
+        if completion.reasoning or completion.n_reasoning:
+            hidden = (Step("reasoning", completion.reasoning, completion.n_reasoning),)
         if self.writes_profile:
-            reply = parse_reply(text)
+            reply = (parse_reply if self.strictness == "strict" else parse_released_reply)(text)
         else:
             thought, visible = split_thought(text) if self.thinks else ("", text.strip())
             hidden += (Step("thought", thought),) if thought else ()
@@ -155,20 +160,20 @@ def with_last(messages: Sequence[Message], content: str) -> list[Message]:
 
 def split_thought(text: str) -> tuple[str, str]:
     """(thought, visible reply) of a chain of thought: the user sees what follows the first "Reply:" that
-    begins a line.
+    begins a line ("Reply：", "回复：").
 
     Without that label the whole text is the reply, unless it begins as a thought: then the reply was never
     reached and is empty.
     """
-    before, label, after = f"\n{text.strip()}".partition(f"\n{VISIBLE}")
-    before = before.strip()
-    if label:
-        return before.removeprefix(THOUGHT).strip(), after.strip()
-    # A model that writes on one line still parts the two.
-    thought, label, after = before.partition(f" {VISIBLE}")
-    if before.startswith(THOUGHT):
-        return thought.removeprefix(THOUGHT).strip(), after.strip()
-    return "", before
+    text = text.strip()
+    begun, said = _BEGUN.match(text), _SAID_IN_LINE.search(text)
+    if begun and not said:  # a model that writes on one line still parts the two
+        said = _SAID_BEHIND.search(text, begun.end())
+    if not begun and not said:
+        return "", text
+    end = said.start() if said else len(text)
+    thought = text[begun.end() if begun else 0 : end].rstrip("*").strip()
+    return thought, text[said.end() :].strip() if said else ""
 
 
 def _extend(talks: Sequence[list[Message]], said: Sequence[Completion], request: str) -> list[list[Message]]:
@@ -183,7 +188,7 @@ def make_base(parts: Parts, prompt: str = "base") -> Prompted:
     writes_profile, cfg = METHODS[parts.name].writes_profile, parts.cfg
     return Prompted(
         parts.name, parts.policy, parts.prompt(prompt), writes_profile, cfg.ppo.history_profiles,
-        cfg.evaluation.temperature, cfg.rollout.max_new_tokens,
+        cfg.evaluation.temperature, cfg.rollout.max_new_tokens, strictness=cfg.profile.strictness,
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from rlpa_lib.dialogue.dialogue import Dialogue, policy_view
 from rlpa_lib.dialogue.judging import DIMENSIONS, Judge
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.profile import Reply, parse_reply
+from rlpa_lib.dialogue.profile import Reply, Strictness, parse_released_reply, parse_reply
 from rlpa_lib.dialogue.protocols import Completion, Policy, SimulatedUser
 from rlpa_lib.dialogue.turns import play_turn
 from rlpa_lib.rlpa.rewards import Reward, score_replies
@@ -73,7 +73,8 @@ class Sampling:
     """How a rollout samples: N per prompt, which of them continues, what the policy sees, what is rewarded.
 
     `max_new_tokens` is the longest completion; `fallback` stands for a reply of broken format
-    (`Dialogue.answer`). InputError: an unknown continuation, or no sample at all.
+    (`Dialogue.answer`); `strictness` is how replies are read. InputError: an unknown continuation, or no
+    sample at all.
     """
 
     samples: int
@@ -84,6 +85,7 @@ class Sampling:
     temperature: float = 1.0
     max_new_tokens: int = 128
     fallback: str | None = None
+    strictness: Strictness = "strict"
 
     def __post_init__(self) -> None:
         if self.continuation not in CONTINUATIONS:
@@ -129,7 +131,8 @@ def advance(
     turn = cohort.turn
 
     def sample(_, dialogues: Sequence[Dialogue]) -> list[list[Completion]]:
-        views = [policy_view(d, sampling.system_prompt, sampling.history_profiles) for d in dialogues]
+        shown = sampling.system_prompt, sampling.history_profiles, sampling.strictness
+        views = [policy_view(d, *shown) for d in dialogues]
         return policy.generate(
             views, sampling.per_dialogue, seed=derive_seed(seed, "turn", turn),
             temperature=sampling.temperature, max_new_tokens=sampling.max_new_tokens,
@@ -137,7 +140,8 @@ def advance(
 
     def score_and_choose(personas, dialogues, completions) -> list[TurnGroup]:
         flat = [(i, completion) for i, group in enumerate(completions) for completion in group]
-        replies = [parse_reply(completion.text) for _, completion in flat]
+        read = parse_reply if sampling.strictness == "strict" else parse_released_reply
+        replies = [read(completion.text) for _, completion in flat]
         rewards = score_replies(
             judge, [personas[i] for i, _ in flat], [dialogues[i] for i, _ in flat], replies, sampling.parts
         )
@@ -213,10 +217,12 @@ def reward_metrics(groups: Sequence[TurnGroup]) -> dict[str, float]:
 
 
 def sample_rows(groups: Sequence[TurnGroup]) -> list[dict]:
-    """One row a sample for dialogues/: where it belongs, its text and its reward."""
-    return [
-        {"dialogue": g.dialogue_id, "turn": g.turn, "sample": i, "chosen": i == g.chosen,
-         "completion": s.completion.text, "reward": None if s.reward is None else vars(s.reward)}
-        for g in groups
-        for i, s in enumerate(g.samples)
-    ]
+    """One row a sample for dialogues/: where it belongs, its text (and thought, if any) and its reward."""
+    rows = []
+    for g in groups:
+        for i, s in enumerate(g.samples):
+            thought = {"reasoning": s.completion.reasoning} if s.completion.reasoning else {}
+            place = {"dialogue": g.dialogue_id, "turn": g.turn, "sample": i, "chosen": i == g.chosen}
+            reward = None if s.reward is None else vars(s.reward)
+            rows.append({**place, "completion": s.completion.text, **thought, "reward": reward})
+    return rows

@@ -24,6 +24,13 @@ class Personas(Section):
     conversion: Literal["rules", "llm"] = "rules"
 
 
+class ProfileFormat(Section):
+    """How the profile block of a reply is read: "strict", one "- Slot: value" a line (appendix E.1), or
+    "released", any line behind a dash is a trait, as in the authors' code."""
+
+    strictness: Literal["strict", "released"] = "strict"
+
+
 class Rollout(Section):
     """Lockstep dialogues: `users` dialogues advance one turn at a time, `samples` completions per prompt."""
 
@@ -74,6 +81,9 @@ class PPO(Section):
     packing: Literal["tree", "rows"] = "tree"
     grad_norm: Positive = 1.0
     adam_betas: Annotated[tuple[base.Share, base.Share], Field(strict=False)] = (0.9, 0.95)
+    # updates (of GRPO: steps) in a row without one well-formed reply, after which training stops with an
+    # error; null = never
+    format_patience: Count | None = 2
     checkpoint_every: Count = 1  # updates (with update_every: turn an iteration has rollout.turns of them)
     history_profiles: Literal["latest", "all", "none"] = "latest"
 
@@ -229,6 +239,7 @@ class Config(Section):
     user: base.UserConfig = base.UserConfig()
     judge: base.JudgeConfig = base.JudgeConfig()
     evaluator: base.EvaluatorConfig = base.EvaluatorConfig()
+    profile: ProfileFormat = ProfileFormat()
     rollout: Rollout = Rollout()
     ppo: PPO = PPO()
     sft: SFT = SFT()

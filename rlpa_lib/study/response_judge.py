@@ -11,7 +11,7 @@ import pandas as pd
 from rlpa_lib.dialogue.dialogue import Dialogue, judge_view
 from rlpa_lib.dialogue.judging import Judge, Verdict
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.profile import Profile, Reply, parse_reply
+from rlpa_lib.dialogue.profile import Profile, Reply, parse_released_reply, parse_reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.runs import storage
 from rlpa_lib.runs.run import Run
@@ -58,6 +58,7 @@ def read_training_points(
     The log lacks what the user said, who is asked again along the samples that went on: seed, persona and
     transcript decide the answer, and a model's comes from the run's cache.
     """
+    read = parse_reply if run.cfg.profile.strictness == "strict" else parse_released_reply
     by_id, points, talks = {persona.id: persona for persona in people}, [], {}
     for update in run.read_metrics(name):
         prefix = f"{update['update']:04d}"
@@ -70,7 +71,8 @@ def read_training_points(
             spoken = user.reply([*who.values()], now)
             heard = {d.id: d.hear(utterance) for d, utterance in zip(now, spoken, strict=True)}
             for row in group:
-                dialogue, reply = heard[row["dialogue"]], parse_reply(row["completion"])
+                dialogue = heard[row["dialogue"]]
+                reply = read(row["completion"])
                 if row["reward"] and row["reward"]["format_ok"]:
                     marks = {c: int(row["reward"]["criteria"][c]) for c in REWARD_CRITERIA}
                     label = f"{prefix}-{dialogue.id}-{turn}-{row['sample']}"
