@@ -97,13 +97,14 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from rlpa_lib.rlpa import training
     from rlpa_lib.rlpa.processes import MainFailed, ProcessLost
+    from rlpa_lib.rlpa.silence import SilentTraining
 
     try:
         return training.work(
             scale=options.scale, seed=options.seed, run_dir=_run_dir(options), overrides=options.set,
             name=options.name, changes=options.change, until=options.until,
         )  # fmt: skip
-    except (MainFailed, ProcessLost) as error:
+    except (MainFailed, ProcessLost, SilentTraining) as error:
         print(f"rlpa_lib: {error}", file=sys.stderr, flush=True)
         return 1
 

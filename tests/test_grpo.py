@@ -13,6 +13,7 @@ from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.methods import grpo
 from rlpa_lib.methods.prompting import Prompted
 from rlpa_lib.rlpa.rewards import Reward
+from rlpa_lib.rlpa.silence import SilentTraining
 
 
 @pytest.fixture
@@ -79,6 +80,21 @@ def test_a_judge_failure_is_neither_0_nor_1():
         grpo.make_reward_function(Silent(), moments, "PRR", 2, 1.0)(
             [[{"content": good}]] * 2, moment=[0, 0], log_metric=lambda *_: None
         )
+
+
+def test_steps_without_one_good_reply_stop_the_training():
+    class Never:
+        def matches(self, pairs):
+            return []
+
+        responses = matches
+
+    moments = [(PERSONAS[0], Dialogue("d", "p0").hear(Utterance("Hello")))]
+    reward = grpo.make_reward_function(Never(), moments, "PRR", 2, 0.0, end_ids={2}, patience=2)
+    step = {"moment": [0, 0], "log_metric": lambda *_: None, "completion_ids": [[5, 2], [5, 6]]}
+    assert reward([[{"content": "Hi"}]] * 2, **step) == [0.0, 0.0]
+    with pytest.raises(SilentTraining, match="grpo: no reply of the last 2 .*begins 'Hi': 50% of them"):
+        reward([[{"content": "Hi"}]] * 2, **step)
 
 
 def test_grpo_measures_its_kl_to_the_base_model_in_every_round(tmp_path, any_text_is_well_formed):

@@ -11,7 +11,7 @@ What differs from `rlpa.training.Trainer`:
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -24,7 +24,7 @@ from rlpa_lib.agents import models
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import Judge, JudgeFailed
 from rlpa_lib.dialogue.persona import Persona
-from rlpa_lib.dialogue.profile import parse_reply
+from rlpa_lib.dialogue.profile import Strictness, parse_released_reply, parse_reply
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.dialogue.turns import play_turns
 from rlpa_lib.methods import trainers
@@ -35,6 +35,7 @@ from rlpa_lib.methods.training_data import fit_messages
 from rlpa_lib.rlpa.networks import lora_config
 from rlpa_lib.rlpa.rewards import Reward, score_replies
 from rlpa_lib.rlpa.rollout import draw_cohort
+from rlpa_lib.rlpa.silence import check_format
 from rlpa_lib.runs.run import Run
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
@@ -79,16 +80,22 @@ def make_sampler(assistant: Prompted, samples: int, seed: int) -> Callable:
 
 
 def make_reward_function(
-    judge: Judge, moments: Sequence[Moment], parts: str, samples: int, max_failures: float
+    judge: Judge, moments: Sequence[Moment], parts: str, samples: int, max_failures: float,
+    strictness: Strictness = "strict", end_ids: Collection[int] = (), patience: int | None = None,
 ) -> Callable:
     """The reward as GRPOTrainer asks for it: column `moment` says which moment a completion answers.
 
+    SilentTraining: no completion of `patience` steps in a row (null: never) kept the format; `end_ids` are
+    the tokens with which one may end.
     A completion that the judge could not read gets the mean of its group, and so no advantage; RuntimeError
     when more than the share `max_failures` of a batch is such, JudgeFailed when all are.
     """
 
-    def turn_reward(completions, moment, log_metric, **_) -> list[float]:
-        replies = [parse_reply(c[0]["content"]) for c in completions]
+    steps: list[dict[str, float]] = []
+
+    def turn_reward(completions, moment, log_metric, completion_ids=(), **_) -> list[float]:
+        read = parse_reply if strictness == "strict" else parse_released_reply
+        replies = [read(c[0]["content"]) for c in completions]
         personas, dialogues = zip(*(moments[i] for i in moment), strict=True)
         rewards = score_replies(judge, personas, dialogues, replies, parts)
         judged = [reward for reward in rewards if reward is not None]
@@ -101,6 +108,11 @@ def make_reward_function(
             raise JudgeFailed(f"{none}; look at judgements/")
         for name in ("profile", "response", "format_ok", "n_inferred"):
             log_metric(f"turn_{name}", fmean(float(getattr(reward, name)) for reward in judged))
+        ended = fmean([bool(ids) and ids[-1] in end_ids for ids in completion_ids] or [0.0])
+        rate = fmean(reward.format_ok for reward in judged)
+        steps.append({"format_rate": rate, "finished_share": ended})
+        read = f"The last completion begins {completions[-1][0]['content'][:200]!r}"
+        check_format(NAME, steps, patience, read)
         return fill_rewards(rewards, samples)
 
     return turn_reward
@@ -176,12 +188,13 @@ def _make_trainer(
     views = [assistant.messages(dialogue) for _, dialogue in moments]
     prompts = [fit_messages(tokenizer, view, rollout.max_prompt_tokens) for view in views]
     rows = [{"prompt": prompt, "moment": i} for i, prompt in enumerate(prompts)]
-    scoring = (cfg.ppo.reward_parts, settings.samples, cfg.run.max_judge_failure_rate)
+    scoring = (cfg.ppo.reward_parts, settings.samples, cfg.run.max_judge_failure_rate, cfg.profile.strictness)
+    stop = {"end_ids": parts.policy.end_ids, "patience": cfg.ppo.format_patience}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
         trainer = trainers.make_quiet_trainer(
             PlainGRPO, model, args, tokenizer, rows,
-            reward_funcs=make_reward_function(judge, moments, *scoring),
+            reward_funcs=make_reward_function(judge, moments, *scoring, **stop),
             rollout_func=make_sampler(assistant, settings.samples, seed),
         )
     if "ref" in model.peft_config:

@@ -20,7 +20,7 @@ from rlpa_lib.dialogue.judging import Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import Policy, SimulatedUser
 from rlpa_lib.personas.sources import hash_split
-from rlpa_lib.rlpa import experience, ppo, rollout, warmup
+from rlpa_lib.rlpa import experience, ppo, rollout, silence, warmup
 from rlpa_lib.rlpa.learner import Learner
 from rlpa_lib.rlpa.networks import ROLES
 from rlpa_lib.rlpa.processes import MainOnly, Processes, SharedPolicy, launch
@@ -152,6 +152,7 @@ class Trainer:
         self.sampling = Sampling(
             cfg.rollout.samples, cfg.rollout.continuation, system_prompt, cfg.ppo.history_profiles,
             cfg.ppo.reward_parts, cfg.rollout.temperature, cfg.rollout.max_new_tokens, cfg.rollout.fallback,
+            cfg.profile.strictness,
         )
         self.turns_per_update = cfg.rollout.turns if cfg.ppo.update_every == "dialogue" else 1
         self.total_updates = count_updates(cfg, cfg.ppo.iterations)
@@ -160,10 +161,12 @@ class Trainer:
         self.waiting = run.path(f"checkpoints/{name}-rollout")
 
     def train(self, *, until: int | None = None, say: Callable[[str], None] = print) -> list[dict]:
-        """Train up to update `until` (default: the end) and return the metrics of all updates so far."""
+        """Train up to update `until` (default: the end) and return the metrics of all updates so far.
+        SilentTraining: no reply keeps the format."""
         checkpoint, board = self.run.path(f"checkpoints/{self.name}"), None
         self.progress = TypeAdapter(Progress).validate_python(self.learner.load(checkpoint) or {})
         self.processes.on_main(self._forget_later_metrics)
+        self._check_format()
         self._serve_adapter()
         if self.cfg.run.tensorboard and self.processes.main:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and a run may do without
@@ -185,6 +188,7 @@ class Trainer:
                 for key, value in metrics.items() if board else ():
                     board.add_scalar(f"{self.name}/{key}", value, metrics["update"])
                 say(_progress_line(metrics, self.total_updates))
+            self._check_format()
         if board:
             board.close()
         self._save_policy(self.name)
@@ -261,6 +265,11 @@ class Trainer:
                     storage.write_jsonl(file, [{"update": update, **vars(turns[-1])}])
         groups = [group for turn in turns for group in turn.groups]
         return groups, cohort, sum(turn.prompts_cut for turn in turns)
+
+    def _check_format(self) -> None:
+        rows = self.processes.on_main(lambda: self.run.read_metrics(self.name))
+        read = f"Read the completions in dialogues/{self.name}/update-{self.progress.updates:04d}.jsonl"
+        silence.check_format(self.name, rows, self.cfg.ppo.format_patience, read)
 
     def _count_cuts(self) -> int:
         """Prompts that lost turns so far, as the main process counts them."""
