@@ -4,7 +4,7 @@ copy of its keys and values."""
 import bisect
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,8 @@ import torch
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from rlpa_lib.agents import architecture
 
 KERNEL = "rlpa_shared_prefix"
 BLOCK = 64  # tokens by which the store of sampled keys grows
@@ -230,14 +232,25 @@ def choose(
     return tokens, logprobs.gather(-1, tokens)
 
 
-@torch.inference_mode()
 def decode(
     model: PreTrainedModel, prompts: Sequence[Prompt], n: int, draws_RT: torch.Tensor, *, temperature: float,
-    end_id: int, portion: int | None = None, memory: PromptMemory | None = None,
+    end_ids: Collection[int], portion: int | None = None, memory: PromptMemory | None = None,
 ) -> list[Sampled]:
     """Sample n completions for each prompt: R = len(prompts) * n rows, a prompt's side by side, cut after
     their end tokens. `draws_RT` holds a number in [0, 1) per row and step (T at most). Rows that ended leave
-    the batch once they are half of it. Equal prompts are run once, as `run_prompts` says."""
+    the batch once they are half of it. Equal prompts are run once, as `run_prompts` says. InputError: the
+    model computes something that is not computed here (`architecture.check` and `probe`)."""
+    architecture.check(model, max(map(len, prompts)) + draws_RT.shape[1])
+    architecture.probe(model, lambda *trial: _decode(model, *trial, temperature=1.0, end_ids=end_ids))
+    options = {"portion": portion, "memory": memory}
+    return _decode(model, prompts, n, draws_RT, temperature=temperature, end_ids=end_ids, **options)
+
+
+@torch.inference_mode()
+def _decode(
+    model: PreTrainedModel, prompts: Sequence[Prompt], n: int, draws_RT: torch.Tensor, *, temperature: float,
+    end_ids: Collection[int], portion: int | None = None, memory: PromptMemory | None = None,
+) -> list[Sampled]:
     places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
     last, layers = run_prompts(model, list(places), portion, memory)
     device, (total, longest) = last.device, draws_RT.shape
@@ -247,14 +260,15 @@ def decode(
     del layers
     hidden, lengths_R = last[owners_P].repeat_interleave(n, dim=0)[:, None], lengths_P.repeat_interleave(n)
     head, body, draws_RT = model.get_output_embeddings(), model.get_decoder(), draws_RT.to(device)
-    tokens_RT = torch.full((total, longest), end_id, device=device)
+    ends = torch.tensor(sorted(end_ids), device=device)
+    tokens_RT = torch.full((total, longest), min(end_ids), device=device)
     logprobs_RT = torch.zeros(total, longest, device=device)
     rows, running = torch.arange(total, device=device), torch.ones(total, dtype=torch.bool, device=device)
     with decoding_kernel(model):
         for step in range(longest):
             token, logprob = choose(head(hidden[:, -1]), draws_RT[rows, step], temperature)
             tokens_RT[rows, step], logprobs_RT[rows, step] = token[:, 0], logprob[:, 0]
-            running = running & (token[:, 0] != end_id)
+            running = running & ~torch.isin(token[:, 0], ends)
             n_running = int(running.sum())
             if n_running == 0 or step + 1 == longest:
                 break
@@ -267,6 +281,7 @@ def decode(
             hidden = out.last_hidden_state
     sampled = []
     for tokens, logprobs in zip(tokens_RT.tolist(), logprobs_RT.tolist(), strict=True):
-        size = tokens.index(end_id) + 1 if end_id in tokens else longest  # what follows the end is not read
-        sampled.append((tuple(tokens[:size]), tuple(logprobs[:size]), end_id in tokens))
+        end = next((i for i, token in enumerate(tokens) if token in end_ids), None)
+        size = longest if end is None else end + 1  # what follows the end is not read
+        sampled.append((tuple(tokens[:size]), tuple(logprobs[:size]), end is not None))
     return sampled

@@ -2,15 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 
+from rlpa_lib.agents import architecture
 from rlpa_lib.agents.decoding import Prompt, PromptMemory, Sampled, decode, run_prompts
-from rlpa_lib.agents.prompt_tokens import check_request, count_earlier, decode_reply, fit_prompt
+from rlpa_lib.agents.prompt_tokens import (
+    check_request,
+    count_earlier,
+    decode_reply,
+    find_end_ids,
+    fit_prompt,
+)
 from rlpa_lib.dialogue.protocols import Completion, Message
 from rlpa_lib.runs.seeds import derive_seed
-from rlpa_lib.settings.config import InputError
 
 
 def row_draws(keys: Sequence[object], n: int, steps: int, seed: int) -> torch.Tensor:
@@ -23,14 +30,16 @@ def row_draws(keys: Sequence[object], n: int, steps: int, seed: int) -> torch.Te
 @contextmanager
 def merged_adapters(model) -> Iterator[None]:
     """Within the context active LoRA adapters are merged into the weights (fp32 only: other dtypes would
-    round them away), so a small model decodes about 25 % faster; afterwards the same bits are restored."""
+    round them away), so a small model decodes about 25 % faster; afterwards the same bits are restored. Where
+    an adapter is more than a difference of weights (DoRA, a bias of its own), PEFT's own layer stays."""
     table = model.get_input_embeddings().weight  # may be shared with the output layer
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and hasattr(m, "get_delta_weight")]
     layers = [
         m
-        for m in layers
-        if not (m.merged or m.disable_adapters or m.base_layer.weight is table)
+        for m in model.modules()
+        if isinstance(m, Linear)
+        and not (m.merged or m.disable_adapters or m.base_layer.weight is table)
         and m.base_layer.weight.dtype == torch.float32
+        and all(map(partial(_is_plain, m), m.active_adapters))
     ]
     before = [layer.base_layer.weight.data for layer in layers]
     try:
@@ -45,6 +54,10 @@ def merged_adapters(model) -> Iterator[None]:
             layer.merged_adapters.clear()
 
 
+def _is_plain(layer: LoraLayer, name: str) -> bool:
+    return name not in layer.lora_variant and not layer.lora_bias.get(name)
+
+
 class LocalPolicy:
     """A causal language model of transformers (with or without PEFT adapters) sampled by `decoding.decode`.
 
@@ -52,20 +65,23 @@ class LocalPolicy:
     index), not on the batch, up to rounding. `n_cut` counts prompts that lost turns to `max_prompt_tokens`;
     `portion` is how many prompt tokens pass through the model at once (None: all). With `reuse`, for fixed
     weights, a call that continues the last call's dialogues runs only what is new in each prompt. Rounding
-    then depends on earlier calls; `recall` repeats those that another process made.
+    then depends on earlier calls; `recall` repeats those that another process made. The first completion's
+    log-probabilities are held against the model's own forward pass (InputError: `compare_with_model`).
     """
 
     def __init__(
         self, model, tokenizer, *, max_prompt_tokens: int = 4096, batch_prompts: int = 128,
         portion: int | None = None, reuse: bool = False,
     ):
-        if tokenizer.eos_token_id is None:
-            raise InputError("policy.model: the tokenizer has no end token")
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        config = base.config.get_text_config(decoder=True)
+        self.end_ids = find_end_ids(tokenizer, config, base.generation_config)
         self.model, self.tokenizer, self.portion, self.n_cut = model, tokenizer, portion, 0
         self.max_prompt_tokens, self.batch_prompts = max_prompt_tokens, batch_prompts
         self._memory = PromptMemory() if reuse else None
         self._heard: list[list[str]] = []  # what users and system prompts said in the last call
         self._only_reads = False
+        self._compared = False  # with the model's own forward pass
 
     def generate(
         self, messages: Sequence[list[Message]], n: int, *, seed: int, temperature: float,
@@ -124,12 +140,16 @@ class LocalPolicy:
                 run_prompts(model, list(dict.fromkeys(prompts)), **known)
                 sampled = [((), (), False)] * (len(prompts) * n)
             else:
-                end = self.tokenizer.eos_token_id
-                sampled = decode(model, prompts, n, draws, temperature=temperature, end_id=end, **known)
+                options = {"temperature": temperature, "end_ids": self.end_ids, **known}
+                sampled = decode(model, prompts, n, draws, **options)
+        if not (self._compared or self._only_reads):
+            architecture.compare_with_model(self.model, prompts[0], *sampled[0][:2], temperature)
+            self._compared = True
         model.train(was_training)
         return sampled
 
     def _completion(self, prompt: Prompt, sampled: Sampled, dropped: int) -> Completion:
         token_ids, logprobs, finished = sampled
-        text = decode_reply(self.tokenizer, token_ids, finished)
-        return Completion(prompt, token_ids, logprobs, text, finished, dropped=dropped)
+        thought, text = decode_reply(self.tokenizer, prompt, token_ids, finished)
+        said = (prompt, token_ids, logprobs, text, finished)
+        return Completion(*said, dropped=dropped, reasoning=thought)

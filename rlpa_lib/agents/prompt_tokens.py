@@ -5,9 +5,13 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 
+from rlpa_lib.client.thinking import find_open_thought, split_thinking
 from rlpa_lib.dialogue.protocols import Message
 from rlpa_lib.dialogue.quoting import defuse, exact_signs
 from rlpa_lib.settings.config import InputError
+
+PROBES = "probe of the user", "probe of the assistant"
+PROMPT_END = 12  # tokens of a prompt in which a tag would stand that opens the thinking
 
 
 def check_request(n: int, max_new_tokens: int, temperature: float) -> None:
@@ -73,7 +77,38 @@ def window(
     return kept, dropped
 
 
-def decode_reply(tokenizer, token_ids: Sequence[int], finished: bool) -> str:
-    """The text of a completion without its end token."""
+def find_end_ids(tokenizer, *configs) -> frozenset[int]:
+    """Token ids with which a turn ends: the tokenizer's end token, the one that the chat template writes
+    behind an answer, and `eos_token_id` (one or several) of the given configurations, such as a model's
+    generation_config. InputError: there is none at all."""
+    found = {tokenizer.eos_token_id, _find_template_end(tokenizer)}
+    for config in configs:
+        ids = getattr(config, "eos_token_id", None)
+        found |= set(ids) if isinstance(ids, Sequence) else {ids}
+    if not (found := found - {None}):
+        raise InputError("policy.model: neither its tokenizer nor its configuration names an end token")
+    return frozenset(found)
+
+
+def _find_template_end(tokenizer) -> int | None:
+    """The control token right behind an answer, blanks aside."""
+    if not tokenizer.chat_template:
+        return None
+    talk = [{"role": "user", "content": PROBES[0]}, {"role": "assistant", "content": PROBES[1]}]
+    tail = tokenizer.apply_chat_template(talk, tokenize=False).rpartition(PROBES[1])[2]
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+        if token in special or tokenizer.decode([token]).strip():
+            return token if token in special else None
+    return None
+
+
+def decode_reply(
+    tokenizer, prompt: Sequence[int], token_ids: Sequence[int], finished: bool
+) -> tuple[str, str]:
+    """(thinking, text) of a completion without its end token. A thought that the prompt's template has opened
+    is one, even if it is cut off."""
     said = token_ids[:-1] if finished else token_ids
-    return tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    opened = find_open_thought(tokenizer.decode(prompt[-PROMPT_END:], **options))
+    return split_thinking(opened + tokenizer.decode(said, **options))

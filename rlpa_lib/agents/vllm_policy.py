@@ -1,15 +1,21 @@
 """`VLLMPolicy`: rollouts from vLLM servers with the trainer's adapter, as token ids and log-probabilities."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rlpa_lib.agents import vllm_client
-from rlpa_lib.agents.models import load_tokenizer
-from rlpa_lib.agents.prompt_tokens import check_request, count_earlier, decode_reply, fit_prompt
+from rlpa_lib.agents.models import load_end_ids, load_tokenizer
+from rlpa_lib.agents.prompt_tokens import (
+    check_request,
+    count_earlier,
+    decode_reply,
+    find_end_ids,
+    fit_prompt,
+)
 from rlpa_lib.agents.vllm_client import Adapter, AdapterMissing, AdapterRefused, ServerLost, VLLMClient
 from rlpa_lib.client.transport import run_to_end
 from rlpa_lib.dialogue.protocols import Completion, Message
@@ -41,16 +47,17 @@ class VLLMPolicy:
     index), not on the server, up to rounding. A failing server is dropped until the next `load_adapter`;
     others redo its prompts. `n_cut` counts prompts that lost turns to `max_prompt_tokens`, `n_redone`
     requests sent again. Servers must give log-probabilities as sampled, as those of `vllm_server` do.
+    A turn ends with one of `end_ids` (None: the tokenizer's).
     """
 
     def __init__(
         self, tokenizer, servers: Sequence[str], *, max_prompt_tokens: int = 4096, max_policy_lag: int = 0,
         concurrency: int = 64, retries: int = 2, timeout: float = 600.0,
+        end_ids: frozenset[int] | None = None,
     ):  # fmt: skip
         if not servers or len(set(servers)) != len(servers):
             raise InputError(f"policy.servers: needs one or several different base URLs, got {list(servers)}")
-        if tokenizer.eos_token_id is None:
-            raise InputError("policy.model: the tokenizer has no end token")
+        self.end_ids = end_ids or find_end_ids(tokenizer)
         self.tokenizer, self.servers = tokenizer, [VLLMClient(url, timeout, retries) for url in servers]
         self.max_prompt_tokens, self.max_policy_lag = max_prompt_tokens, max_policy_lag
         self.concurrency, self.n_cut, self.n_redone = concurrency, 0, 0
@@ -72,7 +79,7 @@ class VLLMPolicy:
         fitted = [fit_prompt(self.tokenizer, talk, self.max_prompt_tokens) for talk in messages]
         self.n_cut += sum(dropped > 0 for _, dropped in fitted)
         options = {"n": n, "temperature": temperature, "max_tokens": max_new_tokens, **SAMPLING}
-        options["stop_token_ids"] = [self.tokenizer.eos_token_id]  # samples end only there
+        options["stop_token_ids"] = sorted(self.end_ids)  # samples end only there
         earlier = count_earlier([tuple(ids) for ids, _ in fitted])
         bodies = [  # sample i adds i to the seed: 63 bits
             {"prompt": ids, "seed": derive_seed(seed, before, *ids) >> 1, **options}
@@ -132,7 +139,7 @@ class VLLMPolicy:
             try:
                 adapter = await self._find_adapter(server)
                 answer = await server.complete({"model": adapter.name, **body})
-                return read_completions(answer, body["prompt"], adapter, self.tokenizer)
+                return read_completions(answer, body["prompt"], adapter, self.tokenizer, self.end_ids)
             except AdapterMissing:
                 if server.adapter == adapter:  # otherwise another prompt has noticed before
                     server.adapter = None
@@ -182,9 +189,12 @@ def too_old(versions: Sequence[int], newest: int, allowed: int) -> list[int]:
 
 
 def read_completions(
-    answer: dict[str, Any], prompt: Sequence[int], adapter: Adapter, tokenizer
+    answer: dict[str, Any], prompt: Sequence[int], adapter: Adapter, tokenizer,
+    end_ids: Collection[int] | None = None,
 ) -> list[Completion]:
-    """Completions of an answer. Raises ServerLost if its weights, prompt or shapes are not as requested."""
+    """Completions of an answer. Raises ServerLost if its weights, prompt or shapes are not as requested.
+    They end with one of `end_ids` (None: the tokenizer's)."""
+    end_ids = end_ids or find_end_ids(tokenizer)
     if answer["model"] != adapter.name:
         raise ServerLost(f"asked for {adapter.name}, it answered with {answer['model']}")
     completions = []
@@ -194,17 +204,19 @@ def read_completions(
         if choice.get("prompt_token_ids") != list(prompt) or not ids or len(ids) != len(logprobs):
             missing = "does not hold this prompt's token ids with one log-probability each"
             raise ServerLost(f"its answer {missing}; is it vLLM?")
-        finished = choice["finish_reason"] == "stop" and ids[-1] == tokenizer.eos_token_id
-        text = decode_reply(tokenizer, ids, finished)
+        finished = choice["finish_reason"] == "stop" and ids[-1] in end_ids
+        thought, text = decode_reply(tokenizer, prompt, ids, finished)
         said = (tuple(prompt), ids, logprobs, text, finished)
-        completions.append(Completion(*said, version=adapter.version))
+        completions.append(Completion(*said, version=adapter.version, reasoning=thought))
     return completions
 
 
 def make_policy(cfg: Config, run: Run | Path | None, adapter: Path | None = None) -> VLLMPolicy:
     """The policy on `policy.servers`, which hold the adapter on return if one is given."""
     limits = {"max_prompt_tokens": cfg.rollout.max_prompt_tokens, "max_policy_lag": cfg.policy.max_policy_lag}
-    policy = VLLMPolicy(load_tokenizer(cfg), cfg.policy.servers, **limits)
+    tokenizer = load_tokenizer(cfg)
+    ends = load_end_ids(cfg, tokenizer)
+    policy = VLLMPolicy(tokenizer, cfg.policy.servers, end_ids=ends, **limits)
     if adapter is not None:
         policy.load_adapter(adapter, 1)
     return policy

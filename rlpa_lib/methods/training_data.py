@@ -15,7 +15,7 @@ DPO  6. the rejected answer is a random choice from the stored text: one charact
 import random
 from collections.abc import Sequence
 
-from rlpa_lib.agents.prompt_tokens import fit_prompt, harmless, prompt_ids
+from rlpa_lib.agents.prompt_tokens import find_end_ids, fit_prompt, harmless, prompt_ids
 from rlpa_lib.methods.preferences import Conversation, Talks, build_history, pick_first
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
@@ -86,13 +86,13 @@ def label_answers(tokenizer, messages: Messages, answers: Sequence[int]) -> Row:
     InputError: the chat template changes a message when others follow it, so that its tokens are unknown.
     """
     ids = _encode(tokenizer, messages)
-    labels = [IGNORED] * len(ids)
+    labels, end_ids = [IGNORED] * len(ids), find_end_ids(tokenizer)
     for place in answers:
         start, until = prompt_ids(tokenizer, messages[:place]), _encode(tokenizer, messages[: place + 1])
         if ids[: len(start)] != start or ids[: len(until)] != until:
             why = "its chat template rewrites earlier messages; assistant tokens cannot be found"
             raise InputError(f"policy.model: {why}")
-        ends = [i for i in range(len(start), len(until)) if until[i] == tokenizer.eos_token_id]
+        ends = [i for i in range(len(start), len(until)) if until[i] in end_ids]
         end = ends[-1] + 1 if ends else len(until)  # a line end behind the end token is never sampled
         labels[len(start) : end] = ids[len(start) : end]
     return {"input_ids": ids, "labels": labels}
