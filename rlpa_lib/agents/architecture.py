@@ -16,7 +16,7 @@ PLAIN_LAYERS = {"full_attention", "sliding_attention", "attention"}
 COMPARED = 64  # tokens of a completion
 # Mean difference allowed between the sampler's log-probabilities and the model's own, nats a token.
 MAX_GAP = {torch.float32: 1e-3}
-MAX_GAP_HALF = 0.2  # bfloat16, float16: two orders of the same sums
+MAX_GAP_HALF = 0.3  # bfloat16, float16: other orders of the same sums (SmolLM2-135M in bfloat16: 0.03 to 0.1)
 PROBE, PROBED = 8, weakref.WeakSet()  # tokens of a trial; models that have passed it
 TROUBLE = (
     AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError,
