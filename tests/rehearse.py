@@ -32,9 +32,8 @@ from sampling_vllm import SamplingVLLM
 from scripted_server import ScriptedServer
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from rlpa_lib.methods.preferences import FILE
+from rlpa_lib import read_aloe
 from rlpa_lib.methods.retrieval import ENCODERS
-from rlpa_lib.personas import sources
 from rlpa_lib.runs import OWNER_VARIABLE, storage
 from rlpa_lib.runs.record import REPOSITORY
 from rlpa_lib.settings import config
@@ -111,7 +110,7 @@ def make_world(folder: Path) -> None:
     files = [ALOE / "profile.jsonl", ALOE / "personality.jsonl"]
     for file in files:
         (folder / "aloe" / file.name).symlink_to(file)
-    draw, people = random.Random(0), sources.read_aloe(*files)
+    draw, people = random.Random(0), read_aloe(*files)
 
     def exchange() -> dict:
         said = {"preferred": draw.choice(chinese_parties.ANSWERED), "rejected": "好的。"}
@@ -125,7 +124,7 @@ def make_world(folder: Path) -> None:
         }
         for who in draw.choices(people, k=300)
     ]  # fmt: skip
-    storage.write_jsonl(folder / "aloe" / FILE, talks)
+    storage.write_jsonl(folder / "aloe" / "conversations.jsonl", talks)
 
 
 def _make_encoder(hub: Path) -> None:
