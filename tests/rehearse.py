@@ -31,6 +31,7 @@ import torch
 from sampling_vllm import SamplingVLLM
 from scripted_server import ScriptedServer
 from transformers import BertConfig, BertModel, BertTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from rlpa_lib import read_aloe
 from rlpa_lib.methods.retrieval import ENCODERS
@@ -255,6 +256,7 @@ def main() -> int:
     if reason := find_missing():
         print(reason)
         return 0
+    disable_progress_bar()
     folder, started = (options.folder / options.scale).absolute(), time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
     make_world(folder / "world")
