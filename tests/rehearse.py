@@ -65,8 +65,10 @@ OTHERS = (  # other models beside the run's own: rows of table 1, users and judg
     "study.user_models={{other-user: {{kind: llm, model: gpt-4o, base_url: '{url}'}}}}",
     "study.profile_judges={{other-judge: {{kind: llm, model: gpt-4o, base_url: '{url}'}}}}",
 )
-LEARNING = ("11", "12", "20", "21", "22", "30", "50")
-TWO_PROCESSES = ("run.accelerate=cpu-2",)
+LEARNING = ("11", "12", "20", "22", "30", "50")
+TWO_PROCESSES = (  # and the rows that were trained so
+    "run.accelerate=cpu-2", "evaluation.methods=[base, sft, dpo, grpo, rlpa, style_only_other]",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
