@@ -106,6 +106,6 @@ def _make_distinct(name, said, draw):
         if key in said:
             said[key] = [f"{mark}{value}{draw.randint(1, 99)}" for value in said[key]]
     if name == "TenSlots":
-        for key, unit in (("location", "区"), ("others", "号")):
-            said[key]["value"] += f" {draw.randint(1, 999)} {unit}"
+        for key in ("location", "others"):
+            said[key]["value"] += f" {draw.randint(1, 999)}"
     return said
