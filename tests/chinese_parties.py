@@ -28,6 +28,7 @@ ENGLISH = (
     "34", "female", "hill walking", "a degree in nursing", "calm", "pediatric nurse", "married",
     "one daughter", "Chengdu", "keeps a cat",
 )  # fmt: skip
+NAMES = {VALUES: ("爱好", "职业", "家庭", "宠物"), ENGLISH: ("Hobby", "Work", "Family", "Pets")}
 REASONS = ("语言自然，接得上上一句话。", "与画像一致，没有矛盾。", "有具体内容，也让人愿意聊下去。")
 
 
@@ -92,6 +93,8 @@ def _fill_part(key, part, root, draw, words, i):
     found = _fill(part, root, draw, words)
     if key == "reason":
         return draw.choice(REASONS)
+    if key == "slot":  # of the model's own naming
+        return draw.choice(NAMES[words])
     if isinstance(found, dict) and "value" in found:  # the i-th of a profile's slots
         return {**found, "value": words[i % len(words)]}
     return found
@@ -103,6 +106,6 @@ def _make_distinct(name, said, draw):
         if key in said:
             said[key] = [f"{mark}{value}{draw.randint(1, 99)}" for value in said[key]]
     if name == "TenSlots":
-        for key, unit in (("location", "区"), ("others", "号")):
-            said[key]["value"] += f" {draw.randint(1, 999)} {unit}"
+        for key in ("location", "others"):
+            said[key]["value"] += f" {draw.randint(1, 999)}"
     return said

@@ -99,6 +99,7 @@ def make_tokenizer(wide: bool) -> Qwen2Tokenizer:
     vocabulary = dict(learned["vocab"])
     if wide:  # Qwen's special tokens come after 151,643 others
         vocabulary |= {f"<|unused {i}|>": i for i in range(len(vocabulary), 151643)}
+    vocabulary |= {special: len(vocabulary) + i for i, special in enumerate(SPECIALS)}
     tokenizer = Qwen2Tokenizer(
         vocab=vocabulary, merges=[tuple(pair) for pair in learned["merges"]], eos_token="<|im_end|>",
         pad_token="<|endoftext|>", extra_special_tokens=["<|im_start|>"], chat_template=TEMPLATE,

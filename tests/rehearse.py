@@ -31,10 +31,10 @@ import torch
 from sampling_vllm import SamplingVLLM
 from scripted_server import ScriptedServer
 from transformers import BertConfig, BertModel, BertTokenizer
+from transformers.utils.logging import disable_progress_bar
 
-from rlpa_lib.methods.preferences import FILE
+from rlpa_lib import read_aloe
 from rlpa_lib.methods.retrieval import ENCODERS
-from rlpa_lib.personas import sources
 from rlpa_lib.runs import OWNER_VARIABLE, storage
 from rlpa_lib.runs.record import REPOSITORY
 from rlpa_lib.settings import config
@@ -65,8 +65,10 @@ OTHERS = (  # other models beside the run's own: rows of table 1, users and judg
     "study.user_models={{other-user: {{kind: llm, model: gpt-4o, base_url: '{url}'}}}}",
     "study.profile_judges={{other-judge: {{kind: llm, model: gpt-4o, base_url: '{url}'}}}}",
 )
-LEARNING = ("11", "12", "20", "21", "22", "30", "50")
-TWO_PROCESSES = ("run.accelerate=cpu-2",)
+LEARNING = ("11", "12", "20", "22", "30", "50")
+TWO_PROCESSES = (  # and the rows that were trained so
+    "run.accelerate=cpu-2", "evaluation.methods=[base, sft, dpo, grpo, rlpa, style_only_other]",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def make_world(folder: Path) -> None:
     files = [ALOE / "profile.jsonl", ALOE / "personality.jsonl"]
     for file in files:
         (folder / "aloe" / file.name).symlink_to(file)
-    draw, people = random.Random(0), sources.read_aloe(*files)
+    draw, people = random.Random(0), read_aloe(*files)
 
     def exchange() -> dict:
         said = {"preferred": draw.choice(chinese_parties.ANSWERED), "rejected": "好的。"}
@@ -125,7 +127,7 @@ def make_world(folder: Path) -> None:
         }
         for who in draw.choices(people, k=300)
     ]  # fmt: skip
-    storage.write_jsonl(folder / "aloe" / FILE, talks)
+    storage.write_jsonl(folder / "aloe" / "conversations.jsonl", talks)
 
 
 def _make_encoder(hub: Path) -> None:
@@ -256,6 +258,7 @@ def main() -> int:
     if reason := find_missing():
         print(reason)
         return 0
+    disable_progress_bar()
     folder, started = (options.folder / options.scale).absolute(), time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
     make_world(folder / "world")

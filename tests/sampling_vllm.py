@@ -41,9 +41,9 @@ class SamplingVLLM(PretendVLLM):
             self.model = PeftModel.from_pretrained(self.model, self.adapters[name], adapter_name=name)
         elif name not in self.model.peft_config:
             self.model.load_adapter(self.adapters[name], adapter_name=name)
+        self.model.set_adapter(name)
         for old in [known for known in self.model.peft_config if known not in self.adapters]:
             self.model.delete_adapter(old)
-        self.model.set_adapter(name)
         return nullcontext()
 
     @torch.no_grad()

@@ -55,7 +55,8 @@ def test_the_tolerances_tell_exact_from_rounded_and_allow_rounding(monkeypatch):
     checks, work, outcomes = load("test_first_minutes"), sys.modules["work"], []
     torch.set_num_threads(1)
     for dtype in checks.TOLERANCES:
-        cfg = config.load_config("smoke", [*checks.TINY, f"policy.dtype={dtype}"])
+        keys = ["ppo.critic=lora", "ppo.packing=rows", f"policy.dtype={dtype}"]
+        cfg = config.load_config("smoke", [*checks.TINY, *keys])
         model, tokenizer = models.load_model(cfg)
         groups = work.make_groups(2, 4, 60, 30, len(tokenizer))
         outcomes.append(work.run_update(work.make_learner(model, cfg, "cpu", noise=0.02), groups))
