@@ -6,9 +6,8 @@ import gc
 import pretended_device
 import pytest
 import torch
-from pretended_device import DEVICE, QWEN, make_learner, make_model
+from pretended_device import DEVICE, QWEN, make_learner
 
-from rlpa_lib.agents import decoding
 from rlpa_lib.rlpa import memory
 from rlpa_lib.rlpa.experience import Experience, accumulate_minibatch
 from rlpa_lib.rlpa.networks import CRITIC, POLICY, REFERENCE
@@ -132,26 +131,3 @@ def test_forward_and_backward_read_nothing_back(meter):
     learner.network.train()
     learner.network(packed, POLICY).logprobs_ST.sum().backward()
     assert meter.reads == 0, "the CPU would wait for the device"
-
-
-class Enough(Exception):
-    """A test has seen what it wanted."""
-
-
-def test_a_step_of_sampling_stays_on_its_device(meter, monkeypatch):
-    model = pretended_device.fake(make_model(LAYERS).eval())
-    pick, steps = decoding.choose, []
-
-    def choose(logits, draws, temperature):
-        assert logits.device == draws.device == DEVICE and logits.dtype == torch.bfloat16
-        steps.append(logits.shape)
-        if len(steps) == 2:
-            raise Enough
-        return pick(logits, draws, temperature)
-
-    monkeypatch.setattr(decoding, "choose", choose)
-    monkeypatch.setattr(decoding, "int", lambda running: 8, raising=False)  # all go on
-    prompts = [tuple(range(300)), tuple(range(200))]
-    with pytest.raises(Enough):
-        decoding.decode(model, prompts, 4, torch.zeros(8, 5), temperature=1.0, end_id=2)
-    assert steps == [(8, QWEN["vocab_size"])] * 2

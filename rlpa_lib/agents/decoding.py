@@ -100,10 +100,10 @@ def _run(
 ) -> tuple[torch.Tensor, Layers]:
     """`run_prompts` of one portion, whose beginnings may be known."""
     device = model.get_input_embeddings().weight.device
-    shared_P = torch.tensor([shared for _, shared in known], device=device)
+    shared_P = torch.tensor([shared for _, shared in known]).to(device)
     rests = [p[shared:] for p, (_, shared) in zip(prompts, known, strict=True)]
     width, past = max(map(len, rests)), max(shared for _, shared in known)
-    ids = torch.tensor([[*rest, *[0] * (width - len(rest))] for rest in rests], device=device)
+    ids = torch.tensor([[*rest, *[0] * (width - len(rest))] for rest in rests]).to(device)
     cache, given = DynamicCache(config=model.config), {}
     if past:
         for layer in range(model.config.num_hidden_layers):
@@ -116,7 +116,7 @@ def _run(
         given = {"attention_mask": mask[:, None], "position_ids": shared_P[:, None] + rest_S}
     # without a past, causal attention ignores padding behind: no mask needed
     out = model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True, **given)
-    ends = torch.tensor([len(rest) - 1 for rest in rests], device=device)
+    ends = torch.tensor([len(rest) - 1 for rest in rests]).to(device)
     last = out.last_hidden_state[torch.arange(len(prompts), device=device), ends]
     layers = [(layer.keys, layer.values) for layer in cache.layers]
     if past:  # a gap lies between a known beginning and the rest
@@ -254,13 +254,13 @@ def _decode(
     places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
     last, layers = run_prompts(model, list(places), portion, memory)
     device, (total, longest) = last.device, draws_RT.shape
-    owners_P = torch.tensor([places[prompt] for prompt in prompts], device=device)
-    lengths_P = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    owners_P = torch.tensor([places[prompt] for prompt in prompts]).to(device)
+    lengths_P = torch.tensor([len(prompt) for prompt in prompts]).to(device)
     shared = SharedPrefix([[x[owners_P] for x in pair] for pair in layers], lengths_P, n)
     del layers
     hidden, lengths_R = last[owners_P].repeat_interleave(n, dim=0)[:, None], lengths_P.repeat_interleave(n)
     head, body, draws_RT = model.get_output_embeddings(), model.get_decoder(), draws_RT.to(device)
-    ends = torch.tensor(sorted(end_ids), device=device)
+    ends = torch.tensor(sorted(end_ids)).to(device)
     tokens_RT = torch.full((total, longest), min(end_ids), device=device)
     logprobs_RT = torch.zeros(total, longest, device=device)
     rows, running = torch.arange(total, device=device), torch.ones(total, dtype=torch.bool, device=device)

@@ -110,17 +110,20 @@ def predict_pass(shape: Shape, cfg: Config, rows: int, width: int, scored: int) 
     tokens, mixed, one = rows * width, full and size < 4, _per_token(shape, cfg, tree)
     casts, table = size * shape.linear_weights() if mixed else 0, shape.vocabulary * shape.hidden
     # the backward pass has the output layer in use first, and then one layer
-    scoring = SCORED * shape.vocabulary * 16 + (2 * size * table + 4 * table if mixed else 0)
+    again = cfg.policy.gradient_checkpointing
+    scoring = SCORED * shape.vocabulary * 16 + ((2 * size * again + 4) * table if mixed else 0)
+    # without checkpointing each part of the logits keeps a cast of the output layer of its own
+    parts = size * table * -(-scored // SCORED) if mixed else 0
     layer = tokens * (size if size == 4 or full else size + 4) * shape.intermediate
-    if cfg.policy.gradient_checkpointing:  # each layer's input, and all of the one that runs once more
+    if again:  # each layer's input, and all of the one that runs once more
         kept, layer = (4 if full else size) * shape.hidden, layer + tokens * one + casts
     else:
         kept = one
     return {
         "activations": tokens * shape.layers * kept,
-        "weights cast": 0 if cfg.policy.gradient_checkpointing else shape.layers * casts,
+        "weights cast": 0 if again else shape.layers * casts,
         "attention masks": size * 2 * rows * width**2 if tree else 0,
-        "vocabulary": 0 if cfg.policy.gradient_checkpointing else 4 * scored * shape.vocabulary,
+        "vocabulary": 0 if again else 4 * scored * shape.vocabulary + parts,
         "in use backward": max(scoring, layer),
     }
 

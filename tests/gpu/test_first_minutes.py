@@ -124,7 +124,7 @@ def test_vllm_samples_from_the_trainers_distribution(tell, cfg, tmp_path):
     url, stop = _find_server(cfg)
     try:
         policy = VLLMPolicy(tokenizer, [url], max_prompt_tokens=cfg.rollout.max_prompt_tokens)
-        getattr(policy, "load_weights", getattr(policy, "load_adapter", None))(adapter, 1)
+        policy.load_weights(adapter, 1)
         talks, length = _talks(cfg, 16), min(128, cfg.rollout.max_new_tokens)
         options = {"seed": 1, "temperature": cfg.rollout.temperature, "max_new_tokens": length}
         started = _start()
