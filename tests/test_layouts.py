@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlpa_lib import __main__ as command_line
-from rlpa_lib.plan import layouts
-from rlpa_lib.rlpa import processes
+from rlpa_lib.plan import layouts, speeds
+from rlpa_lib.rlpa import memory, processes
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import InputError
 from rlpa_lib.settings.layout import lay_out, layout_of
@@ -185,3 +185,17 @@ def test_the_slurm_script_refuses_one_machine(tmp_path, monkeypatch):
     monkeypatch.setitem(STUBS, "scontrol", "echo node1")
     done, log = submit(tmp_path, "paper")
     assert done.returncode == 2 and 'SET="run.gpus=8xA100-80"' in done.stderr and not log
+
+
+def test_a_critic_that_is_not_trained_costs_neither_hours_nor_memory():
+    with_critic, without = (
+        config.load_config("paper", ["personas.path=.", f"ppo.baseline={name}"])
+        for name in ("critic", "samples")
+    )
+    # before: the reference 2 and, as servers sample, the policy 2; its update 4; the critic's 2 and 4
+    assert [speeds.operations(cfg, "20_ppo", 1) for cfg in (with_critic, without)] == [14, 8]
+    shape = memory.shape_of("Qwen/Qwen2.5-3B-Instruct")
+    parts = [memory.predict(shape, cfg, 1024, 256) for cfg in (with_critic, without)]
+    spared = parts[0]["gradients"] - parts[1]["gradients"]
+    assert spared > 4 * shape.adapter(32) and parts[0]["moments"] - parts[1]["moments"] == 2 * spared
+    assert parts[0]["trained weights"] == parts[1]["trained weights"], "it is there, it only does not learn"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
+from typing import Self
 
 from rlpa_lib.rlpa.memory import BYTES, Shape, predict, shape_of
 from rlpa_lib.settings.config import Config
@@ -10,16 +11,21 @@ from rlpa_lib.settings.kinds import POLICIES
 
 
 @dataclass(frozen=True)
-class Work:
+class Amounts:
+    """Numbers that are added field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Work(Amounts):
     """Prompts put to a model with their tokens, and its replies with theirs."""
 
     requests: float = 0.0
     prompt: float = 0.0
     replies: float = 0.0
     completion: float = 0.0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def times(self, factor: float) -> Work:
         """The same work `factor` times."""

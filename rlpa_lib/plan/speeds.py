@@ -5,10 +5,10 @@ Rates are published ones of models of that size, or read off them; no run of thi
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from rlpa_lib.plan import gpu
-from rlpa_lib.plan.gpu import BYTES, Work
+from rlpa_lib.plan.gpu import BYTES, Amounts, Work
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import POLICIES
 from rlpa_lib.settings.layout import Layout
@@ -52,7 +52,7 @@ SOURCES = [
 
 
 @dataclass(frozen=True)
-class Hours:
+class Hours(Amounts):
     """Hours of one notebook: `sampling` and `training` as they pass, `waiting` the part of sampling in which
     only the longest replies are still written, `busy` of one card at a time."""
 
@@ -60,9 +60,6 @@ class Hours:
     training: float = 0.0
     waiting: float = 0.0
     busy: float = 0.0
-
-    def __add__(self, other: Hours) -> Hours:
-        return Hours(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def find_card(name: str) -> Card:
@@ -102,8 +99,9 @@ def hours(
 
 def operations(cfg: Config, notebook: str, epochs: int) -> float:
     """Operations a weight and trained token: forward 2, backward 2 through frozen weights and 2 more for
-    trained ones. PPO adds passes before the update, and its critic's."""
-    full, critic = cfg.policy.tuning == "full", cfg.ppo.critic == "lora"
+    trained ones. PPO adds passes before the update, and its critic's if it has one to train."""
+    full = cfg.policy.tuning == "full"
+    critic = cfg.ppo.critic == "lora" and cfg.ppo.baseline == "critic"
     if notebook in ("11_sft", "12_dpo", "22_grpo"):  # a LoRA; the last two need the reference, too
         extra = {"11_sft": 0, "12_dpo": 2, "22_grpo": 2}[notebook]
         return epochs * 4 + extra

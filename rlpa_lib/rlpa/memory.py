@@ -94,12 +94,13 @@ def predict_fixed(shape: Shape, cfg: Config) -> dict[str, int]:
     adapter, width = shape.adapter(cfg.policy.lora_rank), shape.hidden * (1 if own else 2)
     trained = shape.weights() if full else adapter
     critic = adapter * own + 2 * width + (width + 1) * HEAD_HIDDEN + HEAD_HIDDEN + 1
+    learning = trained + critic * (cfg.ppo.baseline == "critic")
     copies = size * shape.weights() if full else size * (cfg.policy.adapter is not None) * trained
     return {
         "backbone": (4 if full else size) * shape.weights() + copies,
         "trained weights": 4 * critic + (0 if full else 4 * trained),
-        "gradients": 4 * (trained + critic),
-        "moments": 8 * (trained + critic),
+        "gradients": 4 * learning,
+        "moments": 8 * learning,
     }
 
 

@@ -19,6 +19,7 @@ from rlpa_lib.agents import models, parties
 from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.evaluation import rows
 from rlpa_lib.methods.retrieval import load_encoder
+from rlpa_lib.methods.table import Parts, build_method
 from rlpa_lib.personas.sources import load_personas
 from rlpa_lib.settings import config
 
@@ -74,7 +75,7 @@ def main(users: int = 24, turns: int = 10) -> None:
             )
             seconds = play(
                 run,
-                rows.build_method(name, None if name in ("random", "oracle") else timed, cfg, encoder),
+                build_method(Parts(name, cfg, None if name in ("random", "oracle") else timed, encoder)),
                 users,
             )
             total, generating = total + seconds, generating + timed.seconds
