@@ -224,7 +224,7 @@ def busy(cfg, own, trained, notebook="20_ppo", epochs=1):
 
 
 def test_gpu_rules_by_hand():
-    cfg = config.load_config("paper", ["policy.kind=local"])
+    cfg = config.load_config("paper", ["policy.kind=local", "ppo.baseline=critic"])
     known = gpu.shape(cfg)
     assert gpu.shape(config.load_config("mini")) is None and 3.0e9 < known.weights() < 3.2e9
     # in a Python loop at most 30 steps a second, of 16 prompts at a time, and the longest reply has 4 means
@@ -233,8 +233,10 @@ def test_gpu_rules_by_hand():
     reached = 3600 * 0.20 * 312e12 / known.weights()
     assert busy(cfg, Work(), Work(1, 0, 1, reached / 12)) == pytest.approx(1.0)
     # where servers sample, the trainer computes the old log-probabilities itself
-    served = config.load_config("paper")
+    served = config.load_config("paper", ["ppo.baseline=critic"])
     assert busy(served, Work(), Work(1, 0, 1, reached / 14)) == pytest.approx(1.0)
+    # as the params are no critic looks or takes a step: 6 less
+    assert busy(config.load_config("paper"), Work(), Work(1, 0, 1, reached / 8)) == pytest.approx(1.0)
     # all weights: a backward pass of 4
     full = config.load_config("released")
     assert busy(full, Work(), Work(1, 0, 1, reached / 16)) == pytest.approx(1.0)
