@@ -98,6 +98,7 @@ OVERRIDES = [
     ("evaluation.users=75", "75 is more than personas.test_users = 74"),
     ("personas.train_users=4", "4 is fewer than rollout.users = 8"),
     ("judge.kind=llm", "judge.model: is needed when judge.kind is llm"),
+    ("personas.language=zh", "personas.language: zh needs personas.conversion=llm"),
     ("run.prompt_set=zh", "run.prompt_set"), ("ppo.adam_betas=[0.9]", "ppo.adam_betas"),
 ]
 

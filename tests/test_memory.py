@@ -25,16 +25,20 @@ SIZES = {
     "large": memory.Shape(
         layers=6, hidden=256, heads=4, kv_heads=4, intermediate=1024, vocabulary=3000, tied=False
     ),
+    "wide heads": memory.Shape(  # as Qwen3's, twice hidden / heads
+        layers=3, hidden=128, heads=4, kv_heads=2, intermediate=352, vocabulary=6000, head_dim=64
+    ),
 }
 PROMPT, COMPLETION = 120, 40
 
 
 def model(shape, dtype):
     torch.manual_seed(0)
-    layers, hidden, heads, kv_heads, intermediate, vocabulary, tied = astuple(shape)
+    layers, hidden, heads, kv_heads, intermediate, vocabulary, tied, head_dim = astuple(shape)
     made = Qwen2Config(
         num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, num_key_value_heads=kv_heads,
         intermediate_size=intermediate, vocab_size=vocabulary, tie_word_embeddings=tied,
+        head_dim=head_dim or hidden // heads,
     )  # fmt: skip
     return Qwen2ForCausalLM(made).to(dtype).eval()
 

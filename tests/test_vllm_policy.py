@@ -96,6 +96,18 @@ def test_adapter_names_tell_weights_and_version_apart(adapter, tmp_path):
         read_weights(tmp_path / "nothing", 1)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("use_dora", True), ("bias", "all"), ("lora_bias", True), ("modules_to_save", ["x"])]
+)
+def test_adapters_that_servers_would_apply_in_part_are_refused_by_name(adapter, key, value):
+    file = adapter("x") / "adapter_config.json"
+    file.write_text(json.dumps({"r": 8, key: value}))
+    with pytest.raises(InputError, match=f"adapter_config.json: vLLM servers do not apply its {key}"):
+        read_weights(file.parent, 1)
+    file.write_text(json.dumps({"r": 8, key: None, "bias": "none"}))
+    assert read_weights(file.parent, 1)
+
+
 def answer_with(**changes):
     choice = {
         "index": 0, "token_ids": [70, 71, END], "logprobs": {"token_logprobs": [-1.0, -2.0, -0.5]},

@@ -7,6 +7,7 @@ that `VLLM_SERVER_DEV_MODE` opens, without the key that guards /v1: not for a ne
 """
 
 import asyncio
+import json
 import os
 import warnings
 from dataclasses import dataclass, replace
@@ -23,6 +24,10 @@ STARTED = "default"  # vLLM's own word for the weights that a server was started
 LOST = "none"  # ours for weights that are half read or were given up
 LOADING_SECONDS = 1800.0  # a whole model may come from a slow disk
 PROBE_SECONDS = 30.0  # a server that is alive lists its models within this, however busy it is
+UNSERVED = (  # of an adapter_config.json: what vLLM 0.32 refuses, or passes over
+    "use_dora", "bias", "lora_bias", "modules_to_save", "trainable_token_indices",
+    "alora_invocation_tokens", "layer_replication",
+)  # fmt: skip
 ENDED = {"stop", "length"}  # a server that is going down ends its requests with "abort"
 
 
@@ -70,9 +75,19 @@ def read_weights(folder: Path, version: int) -> Weights:
         needed = "adapter_config.json with adapter_model.safetensors, or config.json with *.safetensors"
         raise InputError(f"{folder}: no adapter here and no model ({needed})")
     if not whole:
+        _check_adapter(files[0])
         told = [path.read_bytes() for path in files]
     name = f"{owner}v{version}-{storage.sha256(*told)[:12]}"
     return Weights(name, folder.resolve(), version, owner, whole)
+
+
+def _check_adapter(file: Path) -> None:
+    """InputError: an adapter that a server would refuse after minutes, or apply in part without a word."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["bias"] = settings.get("bias") not in (None, "none")
+    if found := [key for key in UNSERVED if settings.get(key)]:
+        why = f"vLLM servers do not apply its {', '.join(found)}; use policy.kind=local"
+        raise InputError(f"{file}: {why}")
 
 
 class VLLMClient:

@@ -28,20 +28,26 @@ class Shape:
     intermediate: int
     vocabulary: int
     tied: bool = True
+    head_dim: int | None = None  # None: hidden / heads
+
+    @property
+    def q_width(self) -> int:
+        """Width of the queries of all heads: not `hidden` where a config names its head_dim (Qwen3)."""
+        return self.heads * (self.head_dim or self.hidden // self.heads)
 
     @property
     def kv_width(self) -> int:
         """Width of the keys (or values) of all heads."""
-        return self.kv_heads * (self.hidden // self.heads)
+        return self.kv_heads * (self.head_dim or self.hidden // self.heads)
 
     def linears(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of the linear maps of one layer: q, k, v, o, gate, up, down."""
-        h, kv, i = self.hidden, self.kv_width, self.intermediate
-        return [(h, h), (h, kv), (h, kv), (h, h), (h, i), (h, i), (i, h)]
+        h, q, kv, i = self.hidden, self.q_width, self.kv_width, self.intermediate
+        return [(h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h)]
 
     def weights(self) -> int:
         """All weights: embeddings, linear maps, biases of q, k, v (Qwen2), norms."""
-        layer = sum(a * b for a, b in self.linears()) + self.hidden + 2 * self.kv_width + 2 * self.hidden
+        layer = sum(a * b for a, b in self.linears()) + self.q_width + 2 * self.kv_width + 2 * self.hidden
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.layers * layer + self.hidden
 
     def linear_weights(self) -> int:
@@ -76,6 +82,7 @@ def shape_from(c: Mapping[str, Any]) -> Shape:
         c["num_hidden_layers"], c["hidden_size"], c["num_attention_heads"],
         c.get("num_key_value_heads", c["num_attention_heads"]), intermediate=c["intermediate_size"],
         vocabulary=c["vocab_size"], tied=c.get("tie_word_embeddings", False),
+        head_dim=c.get("head_dim"),
     )  # fmt: skip
 
 
@@ -144,12 +151,13 @@ def fit_tokens(shape: Shape, cfg: Config, free: int) -> int:
 def _per_token(shape: Shape, cfg: Config, tree: bool) -> int:
     """Bytes that one layer keeps of one token for the backward pass."""
     size, h, i = BYTES[cfg.policy.dtype], shape.hidden, shape.intermediate
-    keys = 2 * (h if tree else shape.kv_width)  # spread to all heads under a mask
+    q = shape.q_width
+    keys = 2 * (q if tree else shape.kv_width)  # spread to all heads under a mask
     # q, k, v and attention's output; gate, silu(gate), up, their product; the norms' inputs and outputs
-    attention, mlp = size * (2 * h + keys), size * 3 * i
+    attention, mlp = size * (2 * q + keys), size * 3 * i
     if cfg.policy.tuning == "full":
         return 16 * h + attention + mlp
     low = 4 * len(shape.linears()) * cfg.policy.lora_rank
     # below fp32 the norms keep fp32 copies, and each adapter one of its input (PEFT computes in fp32)
-    inputs = 4 * (4 * h + 2 * h + i) if size < 4 else 4 * (2 * h + i)
+    inputs = 4 * (4 * h + h + q + i) if size < 4 else 4 * (h + q + i)
     return 8 * h + attention + mlp + inputs + low

@@ -269,6 +269,9 @@ def _other_problems(cfg: Config) -> Iterator[tuple[str, str]]:
         yield f"profile_judge.{given[0]}", why
     if personas.conversion == "llm" and cfg.user.model is None:
         yield "user.model", "is needed when personas.conversion is llm"
+    if personas.conversion == "rules" and personas.language != "en":
+        why = f"{personas.language} needs personas.conversion=llm (the rules read and write English)"
+        yield "personas.language", why
     if not POLICIES[policy.kind].trainable and all(METHODS[name].trained for name in methods):
         why = "all of these rows need weights that are trained here"
         yield "evaluation.methods", f"{why}, which a policy.kind={policy.kind} has not; name base, say"
