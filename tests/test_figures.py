@@ -40,6 +40,22 @@ def test_chinese_values_are_written_in_a_font_that_has_them_or_a_warning_says_wh
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert family("Noto Sans CJK SC", "Other") == ["DejaVu Sans", "Noto Sans CJK SC"]
+    rows = pd.DataFrame({"slot": ["职业"], "count": [4], "share": [1.0], "filled_share": [0.0]})
+    family()
+    with pytest.warns(UserWarning, match="fonts-noto-cjk"):  # in any kind of figure
+        figures.slot_distribution(rows, "t")
+
+
+def test_a_font_installed_after_matplotlib_made_its_list_is_found(monkeypatch):
+    fonts = frame.font_manager.fontManager
+    listed = [font for font in fonts.ttflist if font.name != "DejaVu Serif"]
+    missing = next(font.fname for font in fonts.ttflist if font.name == "DejaVu Serif")
+    monkeypatch.setattr(fonts, "ttflist", listed)
+    monkeypatch.setattr(frame, "CHINESE_FONTS", ("DejaVu Serif",))
+    monkeypatch.setattr(frame.font_manager, "findSystemFonts", lambda: [missing, __file__])
+    frame._meet_new_fonts.cache_clear()
+    assert frame.find_fonts() == ["DejaVu Sans", "DejaVu Serif"]
+    frame._meet_new_fonts.cache_clear()
 
 
 def test_reveal_curve_by_hand():

@@ -36,7 +36,6 @@ def profile_card(profile: Profile, title: str) -> Drawn:
     rows = [(slot, value, slot in profile.filled) for slot, value in profile.items]
     cells = [[slot, fill(value, 62) + (" (filled)" if filled else "")] for slot, value, filled in rows]
     heights = [1, *(1 + text.count("\n") for _, text in cells)]
-    frame.check_signs(text for _, text in cells)
     places = {"colWidths": [0.3, 0.7], "cellLoc": "left", "colLoc": "left", "bbox": (0, 0, 1, 1)}
     with panels(1, 1, (7, 0.6 + 0.27 * sum(heights))) as (figure, [axes]):
         axes.axis("off")

@@ -5,8 +5,9 @@ Sizes are inches at 150 dpi, about 7 wide. The palette is safe for colour-blind 
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,6 +16,8 @@ import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.table import Cell
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 Drawn = tuple[Figure, pd.DataFrame]
@@ -33,15 +36,30 @@ STYLE = {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_
 def find_fonts() -> list[str]:
     """Families for text, each for what the one before lacks: matplotlib's own, then those of CHINESE_FONTS
     that are installed here."""
+    _meet_new_fonts()
     there = set(font_manager.get_font_names())
     return ["DejaVu Sans", *(name for name in CHINESE_FONTS if name in there)]
 
 
-def check_signs(texts: Iterable[str]) -> None:
-    """Warn where texts of a figure are Chinese and no font here can write them."""
-    if CHINESE.search("".join(texts)) and len(find_fonts()) == 1:
+@cache
+def _meet_new_fonts() -> None:
+    """matplotlib keeps a list of this machine's fonts: add those that were installed after it was made."""
+    known = {font.fname for font in font_manager.fontManager.ttflist}
+    for file in set(font_manager.findSystemFonts()) - known:
+        with suppress(RuntimeError, OSError):  # not a font that matplotlib reads
+            font_manager.fontManager.addfont(file)
+
+
+def _check_signs(figure: Figure) -> None:
+    """Warn where a text of the figure is Chinese and no font here can write it."""
+    if len(find_fonts()) > 1:
+        return
+    texts = [*figure.findobj(Text), *(cell.get_text() for cell in figure.findobj(Cell))]
+    for axes in figure.axes:
+        texts += axes.get_xticklabels() + axes.get_yticklabels()
+    if CHINESE.search("".join(text.get_text() for text in texts)):
         how = "install one (Debian and Ubuntu: apt install fonts-noto-cjk) and run this notebook again"
-        warnings.warn(f"no font here has Chinese characters, which are drawn as boxes; {how}", stacklevel=3)
+        warnings.warn(f"no font here has Chinese characters, which are drawn as boxes; {how}", stacklevel=4)
 
 
 @contextmanager
@@ -63,6 +81,7 @@ def panels(
             for axes in list(grid.flat[:n])[-columns:]:
                 axes.tick_params(labelbottom=True)  # also where the row below is not full
             yield figure, list(grid.flat[:n])
+            _check_signs(figure)
         finally:
             plt.close(figure)
 
