@@ -21,6 +21,7 @@ STAMP := $(VENV)/.installed
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 # pytest, and each notebook's kernel, use one thread: two processes with two threads each on two cores are far slower
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false
+SHARED := -n 2 --dist loadfile
 
 # Compiled modules stay in .venv and beside the library, whatever the shell says: each of a run's kernels and a test's processes would
 # otherwise compile torch and transformers anew, about ten seconds of its time.
@@ -57,15 +58,15 @@ lint: install
 	$(PY) -m ruff check .
 
 # runs/smoke-0 is the notebooks' default run directory; it is emptied, so that every test run executes everything. The notebooks run beside
-# the unit tests, one core each.
+# the unit tests, which two processes share, a file each: when the notebooks are done, both cores are still busy.
 test: lint
 	rm -rf runs/smoke-0
 	@mkdir -p runs; $(OFFLINE) $(ONE_THREAD) $(PY) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=900 -p no:cacheprovider >runs/notebooks.log 2>&1 & \
-	books=$$!; $(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests -m "not slow"; units=$$?; \
+	books=$$!; $(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests -m "not slow" $(SHARED); units=$$?; \
 	wait $$books; books=$$?; echo "notebooks:"; cat runs/notebooks.log; exit $$((units || books))
 
 test-fast: lint
-	$(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests -m "not slow"
+	$(OFFLINE) $(ONE_THREAD) $(PY) -m pytest tests -m "not slow" $(SHARED)
 
 test-vllm: install
 	$(PY) -m rlpa_lib.agents.vllm_server setup $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
