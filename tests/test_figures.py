@@ -58,6 +58,17 @@ def test_a_font_installed_after_matplotlib_made_its_list_is_found(monkeypatch):
     frame._meet_new_fonts.cache_clear()
 
 
+@pytest.mark.parametrize("last", [1, 2, 9])
+def test_steps_are_whole_numbers_however_few(last):
+    with frame.panels(1, 1, (3, 3)) as (figure, [axes]):
+        axes.plot(range(1, last + 1), [1.0] * last, marker="o")
+        frame.use_whole_numbers(axes)
+        figure.canvas.draw()
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert ticks and all(tick == int(tick) for tick in ticks)
+
+
 def test_reveal_curve_by_hand():
     shares = pd.DataFrame(
         {"user": list("abab"), "pace": ["reserved"] * 4, "turn": [1, 1, 2, 2], "share": [0.0, 0.0, 0.1, 0.3]}

@@ -136,8 +136,11 @@ def _ends(table: pd.DataFrame, column: str) -> list[pd.Series]:
 
 
 def use_whole_numbers(axes: Axes) -> None:
-    """Ticks at whole numbers: there is no turn 2.5."""
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    """Ticks at whole numbers, also under a single point: there is no turn 2.5."""
+    low, high = axes.get_xlim()
+    if high - low < 1:
+        axes.set_xlim((low + high - 1) / 2, (low + high + 1) / 2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def legend_below(figure: Figure, axes: list[Axes], columns: int) -> None:

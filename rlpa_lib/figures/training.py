@@ -173,6 +173,7 @@ def reward_progress(rows: pd.DataFrame) -> Drawn:
             axes.set(title=label, ylim=(0, None))
         for axes in grid[2:]:
             axes.set_xlabel("training step (update)")
+            use_whole_numbers(axes)
         grid[0].legend(frameon=False, ncols=4, loc="lower right")
     return figure, pd.concat(drawn, ignore_index=True)
 
