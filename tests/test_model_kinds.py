@@ -18,6 +18,7 @@ from rlpa_lib.agents import architecture, models, templates, world
 from rlpa_lib.agents.decoding import decode
 from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.agents.prompt_tokens import decode_reply, find_end_ids, prompt_ids
+from rlpa_lib.rlpa import silence
 from rlpa_lib.rlpa.learner import Learner
 from rlpa_lib.rlpa.silence import SilentTraining
 from rlpa_lib.rlpa.training import Trainer
@@ -90,12 +91,25 @@ def test_the_system_prompt_is_heard_without_a_system_role(tmp_path, template):
     assert without == text.replace("Be kind.\n\n", "")
 
 
-@pytest.mark.parametrize("template", [None, "{{ raise_exception('No chat here') }}", "{{ 'fixed' }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        None, "{{ raise_exception('No chat here') }}", "{{ 'fixed' }}", "{{ 1 // 0 }}",
+        "{{ range(10**9)|length }}", "{{ [messages|length, messages|length + 1]|random }}" * 40 + BASE,
+    ],
+)  # fmt: skip
 def test_a_template_that_makes_no_prompt_is_refused_by_name(template):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     with pytest.raises(InputError, match="policy.model: .*template"):
         templates.fit_template(tokenizer)
+
+
+def test_a_template_may_want_a_system_prompt(tmp_path):
+    strict = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    cfg = variant(tmp_path / "m", template=strict + BASE)
+    tokenizer = models.load_tokenizer(cfg)
+    assert prompt_ids(tokenizer, TALK) and models.load_end_ids(cfg, tokenizer) == {1}
 
 
 def test_a_template_that_needs_nothing_stays_as_it_is():
@@ -273,3 +287,43 @@ def test_a_training_without_one_good_reply_stops_and_says_what_to_look_at(tmp_pa
             train(3)
     assert not (tmp_path / "run-3/adapters/ppo").exists()
     assert len(train(None)[1]) == 4
+
+
+@pytest.mark.parametrize("scheme", ["bandit", "mdp"])
+def test_a_short_training_without_one_good_reply_is_no_success(tmp_path, scheme):
+    """It has fewer updates than the patience; an ablation's ends where all are compared."""
+    mdp = {"turn_discount": 0.9, "update_every": "dialogue"} if scheme == "mdp" else {}
+    cfg = settings_of(
+        rollout={"turns": 2, "continuation": "random"}, ppo={"iterations": 2, "format_patience": 9, **mdp},
+        ablations={"iterations": 1},
+    )
+    total, first = (2, 1) if mdp else (4, 2)
+
+    def train(name):
+        run = runs.claim(cfg, 5, tmp_path / name, "test")
+        learner, parties = Learner(random_model(), cfg, seed=5), (EchoUser(), VowelJudge(), PERSONAS)
+        return Trainer(run, learner, byte_tokenizer(), *parties, system_prompt="Be kind.", name=name)
+
+    assert len(train("ppo").train(until=first, say=lambda line: None)) == first, "it may still learn"
+    for _ in range(2):
+        with pytest.raises(SilentTraining, match=f"of the last {total} updates"):
+            train("ppo").train(say=lambda line: None)
+    with pytest.raises(SilentTraining, match=f"of the last {first} updates"):
+        train("ablation-PR").train(until=first, say=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("rates", "patience", "over", "stops"),
+    [
+        ([0, 0], 2, False, True), ([0], 2, False, False), ([0], 2, True, True), ([0, 0, 0.1], 2, True, False),
+        ([0.1, 0, 0], 2, False, True), ([0.1, 0], 2, True, False), ([0.1, 0], 3, True, False),
+        ([0] * 9, None, True, False), ([], 2, True, False),
+    ],
+)  # fmt: skip
+def test_when_a_training_counts_as_silent(rates, patience, over, stops):
+    rows = [{"format_rate": rate, "finished_share": 1.0} for rate in rates]
+    if stops:
+        with pytest.raises(SilentTraining):
+            silence.check_format("ppo", rows, patience, "Read", over=over)
+    else:
+        silence.check_format("ppo", rows, patience, "Read", over=over)
