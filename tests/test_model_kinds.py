@@ -3,6 +3,7 @@ refused by name."""
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.agents.prompt_tokens import decode_reply, find_end_ids, prompt_ids
 from rlpa_lib.rlpa import silence
 from rlpa_lib.rlpa.learner import Learner
+from rlpa_lib.rlpa.networks import Backbone
 from rlpa_lib.rlpa.silence import SilentTraining
 from rlpa_lib.rlpa.training import Trainer
 from rlpa_lib.settings import config
@@ -252,6 +254,72 @@ def test_an_adapter_is_sampled_as_peft_runs_it(tmp_path, name):
         logprobs = torch.log_softmax(tuned(input_ids=ids).logits[0, len(c.prompt_ids) - 1 : -1], -1)
     own = logprobs.gather(-1, torch.tensor(c.token_ids)[:, None])[:, 0]
     assert torch.allclose(own, torch.tensor(c.logprobs), atol=1e-3)
+
+
+def made_adapter(folder, model=None, **options):
+    options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options}
+    made = get_peft_model(model or random_model(), LoraConfig(task_type="CAUSAL_LM", **options))
+    with torch.no_grad():
+        for _, p in made.named_parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p, dtype=torch.float32) * 0.1)
+    made.save_pretrained(folder)
+    return folder
+
+
+def another_base(**changes):
+    known = random_model().config.to_dict()
+    known.pop("layer_types")
+    return AutoModelForCausalLM.from_config(transformers.Qwen2Config(**{**known, **changes}))
+
+
+def warm(folder, tuning):
+    keys = [f"policy.adapter={folder}", "policy.lora_rank=4", "policy.lora_alpha=8"]
+    return Backbone(random_model(), config.load_config("smoke", [*keys, f"policy.tuning={tuning}"]))
+
+
+OTHERS = {"wider": {"hidden_size": 64}, "deeper": {"num_hidden_layers": 3}}
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "gpt2"])
+def test_an_adapter_of_another_model_is_refused_by_name(tmp_path, name):
+    """Also one that PEFT would load in part: a deeper model's, whose further layers have no place."""
+    gpt2 = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=60, eos_token_id=1)
+    base = AutoModelForCausalLM.from_config(gpt2) if name == "gpt2" else another_base(**OTHERS[name])
+    folder = made_adapter(tmp_path, base)
+    for use in (lambda: models.attach_adapter(random_model(), folder), partial(warm, folder, "lora"),
+                partial(warm, folder, "full")):  # fmt: skip
+        with pytest.raises(InputError, match="does not fit policy.model"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("options", "tuning", "why"),
+    [
+        ({"bias": "all"}, "lora", "has bias all"), ({"bias": "lora_only"}, "lora", "has bias lora_only"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, "lora", "lora_embedding_A.* not trained on here"),
+        ({"trainable_token_indices": [3]}, "lora", "trainable_tokens_delta.* not trained on here"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, "full", "tie_word_embeddings"),
+        ({"modules_to_save": ["lm_head"]}, "full", "tie_word_embeddings"),
+    ],
+)  # fmt: skip
+def test_a_warm_start_that_would_be_lost_in_part_is_refused_by_name(tmp_path, options, tuning, why):
+    with pytest.raises(InputError, match=why):
+        warm(made_adapter(tmp_path, **options), tuning)
+
+
+@pytest.mark.parametrize("name", ["dora", "rslora", "patterns", "saved modules", "one module"])
+def test_a_warm_start_is_trained_and_saved_whole(tmp_path, name):
+    folder = made_adapter(tmp_path / "warm", **ADAPTERS[name])
+    keys = [f"policy.adapter={folder}", "policy.lora_rank=4", "policy.lora_alpha=8"]
+    learner = Learner(random_model(), config.load_config("smoke", keys), seed=5)
+    with torch.no_grad():
+        for p in learner.parameters("policy").values():
+            p.add_(torch.randn_like(p) * 0.05)
+    again = models.attach_adapter(random_model(), learner.save_policy(tmp_path / "saved"))
+    ids = torch.tensor([[3, 9, 7, 5]])
+    with torch.no_grad(), learner.network.activate("policy") as network:
+        assert torch.allclose(network.eval()(ids).logits, again(ids).logits, atol=1e-5)
 
 
 def test_another_kind_of_adapter_is_refused_by_name(tmp_path):
