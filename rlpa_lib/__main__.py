@@ -1,6 +1,7 @@
 """Commands: reproduce, train, plan, audit, publish. Exit codes: 0 done, 1 failed, 2 bad input or params."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -138,9 +139,13 @@ def _plan(options: argparse.Namespace) -> int:
     if options.record:
         print(pilot.write_pilot(options.record))
         return 0
+    for name in ("rpm", "tpm"):
+        limit = getattr(options, name)
+        if limit is not None and not (math.isfinite(limit) and limit > 0):
+            raise InputError(f"--{name}: wants a number above 0; got {limit:g}")
     cfg = config.load_config(options.scale, options.set)
     known = pilot.read_pilot(options.pilot).assume(options.assume)
-    if options.gpus:
+    if options.gpus is not None:
         rpm = options.rpm or cfg.endpoint.max_rpm or plan.RPM
         scale = (options.scale, options.set)
         print(layouts.describe(cfg, options.gpus, *scale, known, rpm, options.tpm))

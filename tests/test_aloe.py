@@ -151,3 +151,16 @@ def test_the_paper_scale_takes_what_there_is():
     for scale in ("paper", "released"):
         cfg = config.load_config(scale)
         assert cfg.personas.train_users is None and cfg.ppo.episodes == 1
+
+
+@pytest.mark.parametrize("name", ["profile.jsonl", "personality.jsonl"])
+def test_a_file_that_is_missing_is_named_with_the_key(tmp_path, name):
+    (folder(tmp_path / "aloe") / name).unlink()
+    cfg = config.load_config("smoke", ["personas.source=aloe", f"personas.path={tmp_path}/aloe"])
+    with pytest.raises(InputError, match=f"personas.path: .*aloe holds no {name}"):
+        people.check_people(cfg, "params/smoke.yaml")
+
+
+def test_chinese_slots_need_a_model_that_writes_them():
+    with pytest.raises(InputError, match="personas.language: zh needs personas.conversion=llm"):
+        config.load_config("smoke", ["personas.language=zh"])

@@ -178,6 +178,21 @@ def test_a_baseline_of_samples_under_the_bandit_is_leave_one_out():
     assert advantages[:, 0].tolist() == [-3.0, -1.5, 4.5, 2.0]
 
 
+@pytest.mark.parametrize("lam", [1.0, 0.95, 0.0])
+@pytest.mark.parametrize(("discount", "lengths"), [(0.0, (1, 4, 2, 3)), (0.9, (3, 3, 3, 3))])
+def test_equal_rewards_leave_no_advantage_over_a_baseline_of_samples(discount, lengths, lam):
+    """Whatever the credit scheme: also where tokens are discounted, and in a turn of one sample."""
+    places = [Place(d, turn, d != "b") for d in "ab" for turn in (1, 2)]
+    sizes = torch.tensor(lengths)
+    keep = torch.arange(5) < sizes[:, None]
+    rewards = torch.zeros(4, 5)
+    rewards[torch.arange(4), sizes - 1] = 1.0
+    changes = {"gamma": 0.9, "lam": lam, "turn_discount": discount, "turn_lam": lam}
+    values = ppo.baseline_values(rewards, keep, places, discount, 0.9)
+    advantages = ppo.assign_credit(rewards, values, keep, places, settings(**changes)).advantages_ST
+    assert torch.allclose(advantages, torch.zeros(4, 5), atol=1e-6)
+
+
 def test_what_explains_the_advantages():
     places = [Place("a", 1, True), Place("a", 1, False), Place("b", 1, True), Place("b", 1, False)]
     keep, rewards = torch.ones(4, 1, dtype=torch.bool), torch.tensor([0.0, 1.0, 1.0, 0.0])

@@ -98,6 +98,18 @@ def test_steps_without_one_good_reply_stop_the_training():
         reward([[{"content": "Hi"}]] * 2, **step)
 
 
+@pytest.mark.parametrize(
+    ("given", "patience"), [({"rounds": 1}, 9), ({"rounds": 3, "users": 1, "batch": 2}, 3)]
+)
+def test_a_training_without_one_good_reply_stops_whatever_its_rounds(tmp_path, given, patience):
+    """Fewer steps than the patience in all, or a step a round; the same again does not pass as finished."""
+    cfg = settings(policy={"lora_dropout": 0.0}, grpo=given, ppo={"format_patience": patience})
+    for _ in range(2):
+        with pytest.raises(SilentTraining, match="grpo: no reply of the last [23] updates"):
+            train("grpo", open_run(tmp_path, cfg))
+    assert not (tmp_path / "adapters/grpo").exists()
+
+
 def test_grpo_measures_its_kl_to_the_base_model_in_every_round(tmp_path, any_text_is_well_formed):
     rows = train("grpo", open_run(tmp_path, settings(policy={"lora_dropout": 0.0})))
     assert [row["step"] for row in rows] == [1, 2, 3, 4]

@@ -64,12 +64,29 @@ THOUGHTS = [
     ("想法:对方是面包师。回复:好香！", "对方是面包师。"),
     ("**Thought:** 对方是面包师。\n**Reply:** 好香！", "对方是面包师。"),
     ("Reply：好香！", ""), ("好香！", ""),
+    # the labels as headings, in lists, quotation marks and brackets, and behind the reply
+    ("### 思考\n对方是面包师。\n\n### 回复\n好香！", "对方是面包师。"),
+    ("## Thought:\n对方是面包师。\n## Reply:\n好香！", "对方是面包师。"),
+    ("- Thought: 对方是面包师。\n- Reply: 好香！", "对方是面包师。"),
+    ("1. Thought：对方是面包师。\n2. Reply：好香！", "对方是面包师。"),
+    ("【思考】对方是面包师。\n【回复】好香！", "对方是面包师。"),
+    ("“Thought:” 对方是面包师。\n“Reply:” 好香！", "对方是面包师。"),
+    ("__Thought:__ 对方是面包师。\n__Reply:__ 好香！", "对方是面包师。"),
+    ("思考过程：对方是面包师。\n最终回复：好香！", "对方是面包师。"),
+    ("Thought: 对方是面包师。\nResponse: 好香！", "对方是面包师。"),
+    ("Reply: 好香！\nThought: 对方是面包师。", "对方是面包师。"),
+    ("思考：甲\n回复：好香！\n思考：乙\n回复：丙", "甲\n乙\n回复：丙"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "thought"), THOUGHTS)
 def test_a_chain_of_thought_in_either_language(text, thought):
     assert split_thought(text) == (thought, "好香！")
+
+
+@pytest.mark.parametrize("text", ["Facts.\nAnswer: 42", "先想一想\n思路：三步。", "In reply: no."])
+def test_other_labels_leave_a_plain_reply_alone(text):
+    assert split_thought(text) == ("", text)
 
 
 def test_a_thought_without_a_reply_shows_nothing():
@@ -97,12 +114,39 @@ def test_thinking_that_a_template_opens_is_found():
     assert find_open_thought("<|im_start|>assistant\n<think>\n\n</think>\n\n") == ""
 
 
+ITEMS = [
+    "- **Age**: 25岁", "- **Age:** 25岁", "- **Age：**25岁", "* **Age**：25岁", "- *Age*: 25岁",
+    "- __Age__: 25岁", "- `Age`: 25岁", "● Age：25岁", "◆ Age: 25岁", "■Age：25岁", "+ Age: 25岁",
+    "﹣Age：25岁", "- Age﹕25岁", "- Age∶25岁",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("read", [parse_reply, parse_released_reply])
+@pytest.mark.parametrize("line", ITEMS)
+def test_marks_around_a_slot_are_no_part_of_it(line, read):
+    reply = read(block(line))
+    assert reply.format_ok and reply.profile.items == (("Age", "25岁"),)
+
+
+@pytest.mark.parametrize("read", [parse_reply, parse_released_reply])
+@pytest.mark.parametrize("line", ["**Age**: 25", "**Age：** 25", "---", "***", "-- Age: 25"])
+def test_emphasis_and_rules_are_no_bullets(line, read):
+    assert not read(block(line)).format_ok
+
+
+@pytest.mark.parametrize("lines", ["- **Age:**", "- **年龄**：", "- Age: 25\n- **Age**: 26", "- ****: 25"])
+def test_emphasis_hides_no_broken_item(lines):
+    assert not parse_reply(block(lines)).format_ok
+
+
 HOSTILE = {
     "pairs": "<profile>" + "</profile><response>" * 20000 + "</response>x" * 20000,
     "nested": "<respo" * 20000 + "<response>" + "nse>" * 20000,
     "thoughts": "<think></think>" * 20000, "ends": "</think>" * 20000, "opened": "<think>" * 20000,
     "blanks": "<profile>\n-" + " " * 100000 + "x\n</profile><response>a</response>",
     "items": block("- a:b\n" * 20000), "labels": "Thought:" + " Reply" * 20000, "stars": "*" * 100000,
+    "emphasis": block("- " + "*" * 50000 + "a:" + "*" * 50000),
+    "titles": "Thought:" + "\n# ** 1. reply" * 8000,
 }  # fmt: skip
 
 

@@ -44,7 +44,23 @@ def test_with_servers_elsewhere_all_cards_train():
     assert lay_out("1xA100-80", "full", elsewhere=True).trainers == (0,)
 
 
-@pytest.mark.parametrize("gpus", ["3xA100-80", "A100", "8xA100", "0xA100-80", "8x A100-80"])
+@pytest.mark.parametrize(
+    "gpus",
+    [
+        "3xA100-80",
+        "A100",
+        "8xA100",
+        "0xA100-80",
+        "8x A100-80",
+        "0x8xA100-80",
+        "08xA100-80",
+        "８xA100-80",
+        "8xA100-0",
+        "8xA100-080",
+        "",
+        "8xA100-80\n",
+    ],
+)
 def test_other_cards_are_refused_with_the_notation(gpus):
     with pytest.raises(ValueError, match="write 1xA100-80"):
         lay_out(gpus)
@@ -116,11 +132,43 @@ def test_more_cards_take_less_time(capsys):
         (["--gpus", "8xT4-16"], "no rates for T4; known are A100, H100"),
         (["--scale", "mini", "--gpus", "8xA100-80"], "no shape"),
         (["--scale", "released", "--gpus", "1xA100-80"], "use two cards"),
+        (["--gpus", ""], "--gpus: : write 1xA100-80"),
+        (["--gpus", "0x8xA100-80"], "write 1xA100-80"),
+        (["--gpus", "8xA100-80", "--set", "run.gpus=1xA100-80"], "--gpus: 8xA100-80, but --set run.gpus=1x"),
+        (["--gpus", "8xA100-80", "--set", "run.accelerate=ddp-8"], "run.gpus = 8xA100-80 sets ddp-4"),
+        (["--gpus", "1xA100-80", "--set", "run.accelerate=ddp-8"], "run.gpus = 1xA100-80 sets none"),
+        (["--gpus", "8xA100-6"], "an update needs 8 GB for 1,024 + 256 tokens, a card has 6 GB"),
+        (["--gpus", "1xA100-12"], "no server's share of 5 GB holds weights"),
+        (["--rpm", "0"], "--rpm: wants"),
+        (["--tpm", "-1"], "--tpm: wants"),
+        (["--rpm", "nan"], "--rpm: wants"),
+        (["--against", "/nowhere"], "--against: /nowhere holds no finished notebook"),
     ],
 )
 def test_a_plan_for_other_cards_is_refused(arguments, why, capsys):
     assert command_line.main(["plan", "--scale", "paper", *arguments]) == 2
     assert why in capsys.readouterr().err
+
+
+def test_the_command_is_one_that_a_shell_and_make_take(capsys):
+    """Settings with a blank, which make would part; cards named twice alike; too small for the longest."""
+    servers = "policy.servers=[http://a:8000/v1, http://b:8000/v1]"
+    options = [
+        "--gpus",
+        "1xA100-80",
+        "--set",
+        "run.gpus=1xA100-80",
+        "--set",
+        servers,
+        "--set",
+        "ppo.lr=1.0e-6",
+    ]
+    assert command_line.main(["plan", "--scale", "paper", *options]) == 0
+    told = capsys.readouterr().out
+    assert f"""SET="run.gpus=1xA100-80 ppo.lr=1.0e-6" ARGS="--set '{servers}'"\n""" in told
+    assert layouts.command(lay_out("2x8xA100-80"), "paper", [servers]).endswith(f" paper '{servers}'")
+    assert command_line.main(["plan", "--scale", "paper", "--gpus", "2xA100-12"]) == 0
+    assert "the longest do not fit: lower rollout.max_new_tokens" in capsys.readouterr().out
 
 
 def test_fsdp_spreads_what_a_trainer_holds():

@@ -1,23 +1,25 @@
 """Predicted peak memory against what the allocator gives out during a real update, on three sizes of
 Qwen2."""
 
+import json
 from dataclasses import astuple
 
 import pytest
 import torch
+import transformers
 from torch.profiler import ProfilerActivity, profile
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rlpa_lib.dialogue.profile import Profile, Reply
 from rlpa_lib.dialogue.protocols import Completion
 from rlpa_lib.mini.world import WEIGHTS
-from rlpa_lib.plan import gpu
-from rlpa_lib.rlpa import experience, memory
+from rlpa_lib.plan import gpu, layouts
+from rlpa_lib.rlpa import experience, memory, passes
 from rlpa_lib.rlpa.learner import Learner
 from rlpa_lib.rlpa.rewards import Reward
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.settings import config
-from rlpa_lib.settings.config import Config
+from rlpa_lib.settings.config import Config, InputError
 
 SIZES = {
     "small": memory.Shape(layers=3, hidden=128, heads=4, kv_heads=2, intermediate=352, vocabulary=6000),
@@ -26,7 +28,7 @@ SIZES = {
         layers=6, hidden=256, heads=4, kv_heads=4, intermediate=1024, vocabulary=3000, tied=False
     ),
     "wide heads": memory.Shape(  # as Qwen3's, twice hidden / heads
-        layers=3, hidden=128, heads=4, kv_heads=2, intermediate=352, vocabulary=6000, head_dim=64
+        layers=3, hidden=128, heads=4, kv_heads=2, intermediate=352, vocabulary=6000, head=64
     ),
 }
 PROMPT, COMPLETION = 120, 40
@@ -34,11 +36,11 @@ PROMPT, COMPLETION = 120, 40
 
 def model(shape, dtype):
     torch.manual_seed(0)
-    layers, hidden, heads, kv_heads, intermediate, vocabulary, tied, head_dim = astuple(shape)
+    layers, hidden, heads, kv_heads, intermediate, vocabulary, tied, head = astuple(shape)
     made = Qwen2Config(
         num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, num_key_value_heads=kv_heads,
         intermediate_size=intermediate, vocab_size=vocabulary, tie_word_embeddings=tied,
-        head_dim=head_dim or hidden // heads,
+        head_dim=head or hidden // heads,
     )  # fmt: skip
     return Qwen2ForCausalLM(made).to(dtype).eval()
 
@@ -120,3 +122,36 @@ def test_the_plan_tells_what_an_update_needs():
     assert gpu.table(config.load_config("mini", ["policy.model=some/model"])) == "", (
         "an unknown shape is not guessed"
     )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_heads_of_a_width_of_their_own_are_counted(tmp_path, tied):
+    """Qwen3's are wider than hidden / heads; its norms of queries and keys stand where Qwen2 has biases."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": tied}
+    made = transformers.Qwen3Config(**sizes, **heads)
+    made.save_pretrained(tmp_path)
+    shape, model = memory.shape_of(str(tmp_path)), AutoModelForCausalLM.from_config(made)
+    assert (shape.width, shape.kv_width) == (64, 32)
+    small = sum(p.numel() for name, p in model.named_parameters() if "q_norm" in name or "k_norm" in name)
+    biases = 2 * (64 + 2 * 32)
+    assert shape.weights() - biases == sum(p.numel() for p in model.parameters()) - small
+
+
+@pytest.mark.parametrize("kind", ["GPT2", "Qwen3Moe", "Mixtral"])
+def test_a_model_of_another_shape_is_not_known(tmp_path, kind):
+    """Told as such by the plan, and by whoever asks for passes of a GPU's size."""
+    made = getattr(transformers, f"{kind}Config")()
+    made.save_pretrained(tmp_path)
+    assert memory.shape_of(str(tmp_path)) is None
+    with pytest.raises(InputError, match="ppo.pass_tokens: .*set a number"):
+        passes._shape(made)
+    with pytest.raises(InputError, match="no shape of a model"):
+        cfg = config.load_config("paper", [f"policy.model={tmp_path}"])
+        layouts.describe(cfg, "8xA100-80", "paper", [f"policy.model={tmp_path}"], None, 500.0, 2e6)
+
+
+def test_a_model_with_a_part_for_text_has_that_parts_shape(tmp_path):
+    text = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {**text, "num_attention_heads": 4}}))
+    assert memory.shape_of(str(tmp_path)) == memory.Shape(2, 32, 4, 4, 48, 64, tied=False)

@@ -3,6 +3,7 @@ refused by name."""
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from rlpa_lib.agents import architecture, models, templates, world
 from rlpa_lib.agents.decoding import decode
 from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.agents.prompt_tokens import decode_reply, find_end_ids, prompt_ids
+from rlpa_lib.rlpa import silence
 from rlpa_lib.rlpa.learner import Learner
+from rlpa_lib.rlpa.networks import Backbone
 from rlpa_lib.rlpa.silence import SilentTraining
 from rlpa_lib.rlpa.training import Trainer
 from rlpa_lib.settings import config
@@ -90,12 +93,25 @@ def test_the_system_prompt_is_heard_without_a_system_role(tmp_path, template):
     assert without == text.replace("Be kind.\n\n", "")
 
 
-@pytest.mark.parametrize("template", [None, "{{ raise_exception('No chat here') }}", "{{ 'fixed' }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        None, "{{ raise_exception('No chat here') }}", "{{ 'fixed' }}", "{{ 1 // 0 }}",
+        "{{ range(10**9)|length }}", "{{ [messages|length, messages|length + 1]|random }}" * 40 + BASE,
+    ],
+)  # fmt: skip
 def test_a_template_that_makes_no_prompt_is_refused_by_name(template):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     with pytest.raises(InputError, match="policy.model: .*template"):
         templates.fit_template(tokenizer)
+
+
+def test_a_template_may_want_a_system_prompt(tmp_path):
+    strict = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    cfg = variant(tmp_path / "m", template=strict + BASE)
+    tokenizer = models.load_tokenizer(cfg)
+    assert prompt_ids(tokenizer, TALK) and models.load_end_ids(cfg, tokenizer) == {1}
 
 
 def test_a_template_that_needs_nothing_stays_as_it_is():
@@ -240,6 +256,72 @@ def test_an_adapter_is_sampled_as_peft_runs_it(tmp_path, name):
     assert torch.allclose(own, torch.tensor(c.logprobs), atol=1e-3)
 
 
+def made_adapter(folder, model=None, **options):
+    options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options}
+    made = get_peft_model(model or random_model(), LoraConfig(task_type="CAUSAL_LM", **options))
+    with torch.no_grad():
+        for _, p in made.named_parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p, dtype=torch.float32) * 0.1)
+    made.save_pretrained(folder)
+    return folder
+
+
+def another_base(**changes):
+    known = random_model().config.to_dict()
+    known.pop("layer_types")
+    return AutoModelForCausalLM.from_config(transformers.Qwen2Config(**{**known, **changes}))
+
+
+def warm(folder, tuning):
+    keys = [f"policy.adapter={folder}", "policy.lora_rank=4", "policy.lora_alpha=8"]
+    return Backbone(random_model(), config.load_config("smoke", [*keys, f"policy.tuning={tuning}"]))
+
+
+OTHERS = {"wider": {"hidden_size": 64}, "deeper": {"num_hidden_layers": 3}}
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "gpt2"])
+def test_an_adapter_of_another_model_is_refused_by_name(tmp_path, name):
+    """Also one that PEFT would load in part: a deeper model's, whose further layers have no place."""
+    gpt2 = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=60, eos_token_id=1)
+    base = AutoModelForCausalLM.from_config(gpt2) if name == "gpt2" else another_base(**OTHERS[name])
+    folder = made_adapter(tmp_path, base)
+    for use in (lambda: models.attach_adapter(random_model(), folder), partial(warm, folder, "lora"),
+                partial(warm, folder, "full")):  # fmt: skip
+        with pytest.raises(InputError, match="does not fit policy.model"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("options", "tuning", "why"),
+    [
+        ({"bias": "all"}, "lora", "has bias all"), ({"bias": "lora_only"}, "lora", "has bias lora_only"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, "lora", "lora_embedding_A.* not trained on here"),
+        ({"trainable_token_indices": [3]}, "lora", "trainable_tokens_delta.* not trained on here"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, "full", "tie_word_embeddings"),
+        ({"modules_to_save": ["lm_head"]}, "full", "tie_word_embeddings"),
+    ],
+)  # fmt: skip
+def test_a_warm_start_that_would_be_lost_in_part_is_refused_by_name(tmp_path, options, tuning, why):
+    with pytest.raises(InputError, match=why):
+        warm(made_adapter(tmp_path, **options), tuning)
+
+
+@pytest.mark.parametrize("name", ["dora", "rslora", "patterns", "saved modules", "one module"])
+def test_a_warm_start_is_trained_and_saved_whole(tmp_path, name):
+    folder = made_adapter(tmp_path / "warm", **ADAPTERS[name])
+    keys = [f"policy.adapter={folder}", "policy.lora_rank=4", "policy.lora_alpha=8"]
+    learner = Learner(random_model(), config.load_config("smoke", keys), seed=5)
+    with torch.no_grad():
+        for p in learner.parameters("policy").values():
+            p.add_(torch.randn_like(p) * 0.05)
+    again = models.attach_adapter(random_model(), learner.save_policy(tmp_path / "saved"))
+    ids = torch.tensor([[3, 9, 7, 5]])
+    with torch.no_grad(), learner.network.activate("policy") as network:
+        assert torch.allclose(network.eval()(ids).logits, again(ids).logits, atol=1e-5)
+
+
 def test_another_kind_of_adapter_is_refused_by_name(tmp_path):
     made = get_peft_model(random_model(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     made.save_pretrained(tmp_path)
@@ -273,3 +355,43 @@ def test_a_training_without_one_good_reply_stops_and_says_what_to_look_at(tmp_pa
             train(3)
     assert not (tmp_path / "run-3/adapters/ppo").exists()
     assert len(train(None)[1]) == 4
+
+
+@pytest.mark.parametrize("scheme", ["bandit", "mdp"])
+def test_a_short_training_without_one_good_reply_is_no_success(tmp_path, scheme):
+    """It has fewer updates than the patience; an ablation's ends where all are compared."""
+    mdp = {"turn_discount": 0.9, "update_every": "dialogue"} if scheme == "mdp" else {}
+    cfg = settings_of(
+        rollout={"turns": 2, "continuation": "random"}, ppo={"iterations": 2, "format_patience": 9, **mdp},
+        ablations={"iterations": 1},
+    )
+    total, first = (2, 1) if mdp else (4, 2)
+
+    def train(name):
+        run = runs.claim(cfg, 5, tmp_path / name, "test")
+        learner, parties = Learner(random_model(), cfg, seed=5), (EchoUser(), VowelJudge(), PERSONAS)
+        return Trainer(run, learner, byte_tokenizer(), *parties, system_prompt="Be kind.", name=name)
+
+    assert len(train("ppo").train(until=first, say=lambda line: None)) == first, "it may still learn"
+    for _ in range(2):
+        with pytest.raises(SilentTraining, match=f"of the last {total} updates"):
+            train("ppo").train(say=lambda line: None)
+    with pytest.raises(SilentTraining, match=f"of the last {first} updates"):
+        train("ablation-PR").train(until=first, say=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("rates", "patience", "over", "stops"),
+    [
+        ([0, 0], 2, False, True), ([0], 2, False, False), ([0], 2, True, True), ([0, 0, 0.1], 2, True, False),
+        ([0.1, 0, 0], 2, False, True), ([0.1, 0], 2, True, False), ([0.1, 0], 3, True, False),
+        ([0] * 9, None, True, False), ([], 2, True, False),
+    ],
+)  # fmt: skip
+def test_when_a_training_counts_as_silent(rates, patience, over, stops):
+    rows = [{"format_rate": rate, "finished_share": 1.0} for rate in rates]
+    if stops:
+        with pytest.raises(SilentTraining):
+            silence.check_format("ppo", rows, patience, "Read", over=over)
+    else:
+        silence.check_format("ppo", rows, patience, "Read", over=over)

@@ -55,6 +55,15 @@ def test_ppo_starts_from_the_warm_up_which_is_made_once(cold_run):
     assert len(lines) == 3, "it is not made again"
 
 
+def test_a_scripted_reply_ends_as_the_template_ends_one(cold_run):
+    """Where the tokenizer's end token is another, as with Phi-3.5 and Gemma."""
+    people = parties.load_people(cold_run.cfg, "train", 2, 0, cold_run)
+    tokenizer = byte_tokenizer()
+    usual = warmup.make_replies(cold_run.cfg, tokenizer, people, 0)
+    end, tokenizer.eos_token = tokenizer.eos_token_id, "<pad>"
+    assert tokenizer.eos_token_id != end and usual == warmup.make_replies(cold_run.cfg, tokenizer, people, 0)
+
+
 def test_the_first_loss_is_that_of_the_replies(cold_run):
     cfg = cold_run.cfg
     people = parties.load_people(cfg, "train", None, 0, cold_run)

@@ -106,20 +106,10 @@ def has_complete_tokenizer(folder: Path) -> bool:
 
 
 def attach_adapter(model, folder: Path):
-    """The model with a trained LoRA adapter (PEFT format; DoRA, rsLoRA and the like are LoRA, too).
-    InputError: the folder holds none, or one of another kind."""
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        raise InputError(f"{folder}: no adapter here; run 20_ppo with this run directory first")
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    if (found := settings.get("peft_type")) != "LORA":
-        raise InputError(f"{folder}: an adapter of peft_type {found}; only LORA can be sampled here")
-    if settings.get("alora_invocation_tokens"):
-        why = "works only behind its alora_invocation_tokens, which no prompt here holds"
-        raise InputError(f"{folder}: this adapter {why}")
-    from peft import PeftModel
+    """The model with a trained LoRA adapter, to be played. InputError: as in `adapters.load_adapter`."""
+    from rlpa_lib.agents.adapters import load_adapter
 
-    return PeftModel.from_pretrained(model, folder).eval()
+    return load_adapter(model, folder).eval()
 
 
 def make_local_policy(model, tokenizer, cfg: Config, **options) -> LocalPolicy:

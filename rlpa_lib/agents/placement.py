@@ -100,7 +100,7 @@ def _count_bytes(cfg: Config, work: str, samples: bool) -> dict[str, int]:
         warm = 4 * adapter if work == PPO and cfg.policy.adapter else 0
         needed = {"policy": size * weights + TRAINED * adapter, "reference": warm}
     if work == PPO and cfg.ppo.critic == "lora":
-        needed["critic"] = TRAINED * adapter
+        needed["critic"] = (TRAINED if cfg.ppo.baseline == "critic" else 4) * adapter
     if samples:
         shape = model.config.get_text_config()
         heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads

@@ -10,7 +10,9 @@ from rlpa_lib.dialogue.protocols import Message
 from rlpa_lib.dialogue.quoting import defuse, exact_signs
 from rlpa_lib.settings.config import InputError
 
-PROBES = "probe of the user", "probe of the assistant"
+PROBES = (
+    ("system", "probe of the system"), ("user", "probe of the user"), ("assistant", "probe of the assistant"),
+)  # fmt: skip
 PROMPT_END = 12  # tokens of a prompt in which a tag would stand that opens the thinking
 
 
@@ -90,12 +92,21 @@ def find_end_ids(tokenizer, *configs) -> frozenset[int]:
     return frozenset(found)
 
 
+def find_answer_end(tokenizer) -> int:
+    """The token with which an answer ends under the chat template, else the tokenizer's end token.
+    InputError: there is neither."""
+    found = _find_template_end(tokenizer)
+    if found is None and tokenizer.eos_token_id is None:
+        raise InputError("policy.model: neither its chat template nor its tokenizer names an end token")
+    return tokenizer.eos_token_id if found is None else found
+
+
 def _find_template_end(tokenizer) -> int | None:
     """The control token right behind an answer, blanks aside."""
     if not tokenizer.chat_template:
         return None
-    talk = [{"role": "user", "content": PROBES[0]}, {"role": "assistant", "content": PROBES[1]}]
-    tail = tokenizer.apply_chat_template(talk, tokenize=False).rpartition(PROBES[1])[2]
+    talk = [{"role": role, "content": text} for role, text in PROBES]  # some templates want a system prompt
+    tail = tokenizer.apply_chat_template(talk, tokenize=False).rpartition(PROBES[-1][1])[2]
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
         if token in special or tokenizer.decode([token]).strip():

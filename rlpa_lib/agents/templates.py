@@ -9,6 +9,8 @@ from rlpa_lib.settings.config import InputError
 
 # What a template that asks for today is told: Llama 3's own fallback, at noon.
 DATE = datetime.datetime(2024, 7, 26, 12)
+# what a template may raise: it computes, and takes keys and attributes
+FAULTS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 DIRECTIVES = "aAbBcdDeFgGHIjklmMnpPrRsStTuUVwWxXyYzZ"
 TALK = (
     ("system", "probe of the system"), ("user", "probe of the user"), ("assistant", "probe of the assistant"),
@@ -50,9 +52,11 @@ def _find_problem(tokenizer, template: str) -> str:
     messages = [{"role": role, "content": text} for role, text in TALK]
     options = {"chat_template": template, "tokenize": False, "add_generation_prompt": True}
     try:
-        shown = tokenizer.apply_chat_template(messages, **options)
-    except (TemplateError, TypeError, ValueError) as error:
+        shown, again = (tokenizer.apply_chat_template(messages, **options) for _ in range(2))
+    except FAULTS as error:
         return _shorten(error)
+    if shown != again:
+        return "it writes something else each time"
     missing = [role for role, text in TALK if text not in shown]
     return f"it leaves out what the {missing[0]} says" if missing else ""
 

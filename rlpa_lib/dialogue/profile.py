@@ -19,8 +19,12 @@ _TAG = re.compile(r"</?(?:profile|response)>", re.IGNORECASE)
 _TAGS_IN_ORDER = ["<profile>", "</profile>", "<response>", "</response>"]
 _TAG_AT_END, _LONGEST_TAG = re.compile(rf"{_TAG.pattern}\Z", re.IGNORECASE), len("</response>")
 # What stands before an item and behind its slot, in English and in Chinese.
-_BULLETS = tuple("-\uff0d\u2010\u2013\u2014\u2212*\u2022\u00b7\u30fb")
-_COLON = re.compile("[:\uff1a]")
+_BULLETS = tuple(
+    "-+*\uff0d\ufe63\u2010\u2011\u2013\u2014\u2015\u2212\u2022\u2023\u2027\u2219\u00b7\u30fb"
+    "\u25cf\u25cb\u25e6\u25aa\u25a0\u25c6\u25c7\u25b6"
+)
+_COLON = re.compile("[:\uff1a\ufe55\ufe13\u2236]")
+_MARKS = "*_`"  # of emphasis, which models put around slots: **Age**
 _TRAIT = re.compile(r"Trait \d+")  # the slot of a trait that has none
 # Only real line ends: str.splitlines would also cut a value at rarer separators such as U+2028.
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -33,15 +37,17 @@ _Reader = Callable[[Sequence[str]], Iterator[tuple[str, str]]]
 class Profile:
     """Ordered (slot, value) pairs; `filled` names the slots invented for lack of evidence (appendix C.2).
 
-    Strips slots and values. ValueError: an empty slot or value, a slot twice (whatever its case), a line end
-    or reply tag, a colon in a slot, an unknown `filled` name. So every profile survives render and parse.
+    Strips slots and values, and slots of marks of emphasis ("**Age**"). ValueError: an empty slot or value, a
+    slot twice (whatever its case), a line end or reply tag, a colon in a slot, an unknown `filled` name. So
+    every profile survives render and parse.
     """
 
     items: tuple[tuple[str, str], ...] = ()
     filled: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "items", tuple((slot.strip(), value.strip()) for slot, value in self.items))
+        items = tuple((_strip_slot(slot), value.strip()) for slot, value in self.items)
+        object.__setattr__(self, "items", items)
         object.__setattr__(self, "filled", frozenset(self.filled))
         for slot, value in self.items:
             _check_item(slot, value)
@@ -92,9 +98,9 @@ def parse_reply(text: str) -> Reply:
     """Read a `<profile>` block followed by a `<response>` block; never raises (appendix E.1).
 
     The text must be just those two blocks, thinking before them aside: one "- Slot: value" a line, each slot
-    once, and a response. Bullet and colon may be those of either language, with or without blanks. Anything
-    else gives an empty profile, as much of the response as can be read, and format_ok=False. Takes linear
-    time.
+    once, and a response. Bullet and colon may be those of either language, with or without blanks, and a slot
+    may be emphasised ("**Age**"). Anything else gives an empty profile, as much of the response as can be
+    read, and format_ok=False. Takes linear time.
     """
     return _read(text, _read_pairs)
 
@@ -143,7 +149,7 @@ def _read_items(block: str, read: _Reader) -> Profile | None:
     """The profile in a block, or None when a line is no item or a slot comes twice."""
     # Without blank lines, or a final line end would count as one more item (the released code's defect).
     lines = [line.strip() for line in _LINE_END.split(block) if line.strip()]
-    if not all(line.startswith(_BULLETS) and line[1:].strip() for line in lines):
+    if not all(map(_is_item, lines)):
         return None
     try:
         return Profile(tuple(read([line[1:].strip() for line in lines])))
@@ -151,18 +157,30 @@ def _read_items(block: str, read: _Reader) -> Profile | None:
         return None
 
 
+def _is_item(line: str) -> bool:
+    """Whether a line begins with one bullet; two of a kind are a rule ("---") or emphasis ("**Age**")."""
+    return line.startswith(_BULLETS) and not line.startswith(2 * line[0]) and bool(line[1:].strip())
+
+
+def _strip_slot(slot: str) -> str:
+    return slot.strip().strip(_MARKS).strip()
+
+
 def _read_pairs(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(slot, value) a line; where there is no colon the value is empty, which no profile takes."""
     for line in lines:
-        slot, *value = _COLON.split(line, maxsplit=1)
-        yield slot, "".join(value)
+        slot, *values = _COLON.split(line, maxsplit=1)
+        value = "".join(values)
+        opened = slot[: len(slot) - len(slot.lstrip(_MARKS))]
+        if opened and not slot.rstrip().endswith(opened[::-1]):  # it ends behind the colon: **Age:** 25
+            value = value.lstrip().removeprefix(opened[::-1])
+        yield _strip_slot(slot), value
 
 
 def _read_traits(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(slot, value) a line where it has a new slot of its own, else ("Trait n", the line)."""
     seen: set[str] = set()
     for number, (line, (slot, value)) in enumerate(zip(lines, _read_pairs(lines), strict=True), start=1):
-        slot = slot.strip()
         if not slot or not value.strip() or slot.casefold() in seen or _TRAIT.fullmatch(slot):
             slot, value = f"Trait {number}", line
         seen.add(slot.casefold())

@@ -94,26 +94,27 @@ def _own_part(rows: list, size: int, processes: Processes) -> list:
 def make_reward_function(
     judge: Judge, moments: Sequence[Moment], parts: str, samples: int, max_failures: float,
     processes: Processes, strictness: Strictness = "strict", end_ids: Collection[int] = (),
-    patience: int | None = None,
+    patience: int | None = None, earlier: Sequence[float] = (), total: int | None = None,
 ) -> Callable:
     """The reward as GRPOTrainer asks for it: column `moment` says which moment a completion answers.
 
-    SilentTraining: no completion of `patience` steps in a row (null: never) kept the format; `end_ids` are
-    the tokens with which one may end.
+    SilentTraining: no completion of `patience` steps in a row (null: never) kept the format, or none at all
+    when `total` steps are over; `earlier` are the rates of the steps before these, `end_ids` the tokens with
+    which a completion may end.
     A completion that the judge could not read gets the mean of its group, and so no advantage; RuntimeError
     when more than the share `max_failures` of a batch is such, JudgeFailed when all are. Only the main
     process asks the judge, about the completions of all.
     """
 
-    steps: list[dict[str, float]] = []
+    steps = [{"format_rate": rate} for rate in earlier]
 
     def turn_reward(completions, moment, log_metric, completion_ids=(), **_) -> list[float]:
         ends = [bool(ids) and ids[-1] in end_ids for ids in completion_ids or [()] * len(completions)]
         own = [(c[0]["content"], i, end) for c, i, end in zip(completions, moment, ends, strict=True)]
         texts, places, ended = zip(*(row for part in processes.gather(own) for row in part), strict=True)
         personas, dialogues = zip(*(moments[i] for i in places), strict=True)
-        read = parse_reply if strictness == "strict" else parse_released_reply
-        replies = [read(text) for text in texts]
+        parse = parse_reply if strictness == "strict" else parse_released_reply
+        replies = [parse(text) for text in texts]
         rewards = processes.on_main(lambda: score_replies(judge, personas, dialogues, replies, parts))
         judged = [reward for reward in rewards if reward is not None]
         failed, n = len(rewards) - len(judged), len(rewards)
@@ -127,7 +128,8 @@ def make_reward_function(
             log_metric(f"turn_{name}", fmean(float(getattr(reward, name)) for reward in judged))
         rate = fmean(reward.format_ok for reward in judged)
         steps.append({"format_rate": rate, "finished_share": fmean(ended)})
-        check_format(NAME, steps, patience, f"The last completion begins {texts[-1][:200]!r}")
+        read = f"The last completion begins {texts[-1][:200]!r}"
+        check_format(NAME, steps, patience, read, over=len(steps) == total)
         return _own_part(fill_rewards(rewards, samples), len(own), processes)
 
     return turn_reward
@@ -185,6 +187,15 @@ def train_grpo(
     return rows
 
 
+def _recall_steps(run: Run, number: int, folder: Path) -> dict:
+    """What `check_format` needs of the steps before those that round `number` still has to do."""
+    a_round = run.cfg.grpo.users * run.cfg.rollout.turns // run.cfg.grpo.batch
+    newest = find_newest(folder)
+    done = number * a_round + (int(newest.name.split("-")[1]) if newest else 0)
+    rates = [row["turn_format_ok"] for row in run.read_metrics(NAME) if row["step"] <= done]
+    return {"earlier": rates, "total": run.cfg.grpo.rounds * a_round}
+
+
 def _make_trainer(
     run: Run, model, tokenizer, user, judge, personas: Sequence[Persona], number: int, folder: Path,
     processes: Processes,
@@ -195,6 +206,7 @@ def _make_trainer(
     policy = models.make_local_policy(model, tokenizer, cfg)
     stop = {"strictness": cfg.profile.strictness, "patience": cfg.ppo.format_patience}
     stop["end_ids"] = policy.end_ids
+    stop |= processes.on_main(lambda: _recall_steps(run, number, folder))
     if processes.world > 1:
         policy, user = SharedPolicy(policy, processes), MainOnly(user, processes)
     parts = Parts(NAME, cfg, policy)

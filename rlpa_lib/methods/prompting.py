@@ -19,11 +19,22 @@ from rlpa_lib.methods.table import Answer, Parts, Step
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.kinds import METHODS
 
-# "Thought:" and "Reply:", the labels of the chain-of-thought prompts, as models write them in both languages.
-_BEGUN = re.compile(r"\s*\**(?:thoughts?|思考|想法|思路)[ \t\u3000*]*[:：]\**", re.IGNORECASE)
-_SAID = r"(?:reply|回复|答复|回答)[ \t\u3000*]*[:：]\**"
-_SAID_IN_LINE = re.compile(rf"^[ \t\u3000*]*{_SAID}", re.IGNORECASE | re.MULTILINE)
-_SAID_BEHIND = re.compile(rf"(?<=[\s*。！？；，…]){_SAID}", re.IGNORECASE)
+# "Thought:" and "Reply:", the labels of the chain-of-thought prompts, as models write them in both languages:
+# behind signs of a heading, list, quotation or emphasis, and with a colon, in brackets, or as a heading.
+_BEFORE, _AFTER = r"[ \t\u3000#>*_`\"“”'+•·\-\d.、()（）\[【]*", r"[ \t\u3000*_`\"“”')）\]】]*"
+_THOUGHT, _REPLY = "thoughts?|思考", "reply|回复|答复|回答"
+
+
+def _find_label(names: str, behind: str = rf"^{_BEFORE}") -> re.Pattern[str]:
+    heading = rf"^[ \t]*(?:#+|\*\*)[ \t]*(?:{names})[ \t*]*$"
+    label = rf"{behind}(?:{names}){_AFTER}(?:[:：]{_AFTER}|(?<=[】\]]))"
+    return re.compile(rf"{label}|{heading}", re.IGNORECASE | re.MULTILINE)
+
+
+_BEGUN = _find_label(f"{_THOUGHT}|thinking|thought process|思考过程|想法|思路")
+_SAID, _THOUGHT_AGAIN = _find_label(f"(?:final )?(?:{_REPLY})|最终(?:{_REPLY})"), _find_label(_THOUGHT)
+_ANSWERED = _find_label(f"(?:final )?(?:{_REPLY}|response|answer)|最终(?:{_REPLY})|回应")
+_SAID_BEHIND = _find_label(_REPLY, r"(?<=[\s*。！？；，…])")
 
 
 @dataclass(frozen=True)
@@ -160,20 +171,24 @@ def with_last(messages: Sequence[Message], content: str) -> list[Message]:
 
 def split_thought(text: str) -> tuple[str, str]:
     """(thought, visible reply) of a chain of thought: the user sees what follows the first "Reply:" that
-    begins a line ("Reply：", "回复：").
+    begins a line ("Reply：", "### 回复"), up to a further thought.
 
     Without that label the whole text is the reply, unless it begins as a thought: then the reply was never
     reached and is empty.
     """
     text = text.strip()
-    begun, said = _BEGUN.match(text), _SAID_IN_LINE.search(text)
+    begun = _BEGUN.match(text)
+    said = (_ANSWERED if begun else _SAID).search(text)
     if begun and not said:  # a model that writes on one line still parts the two
         said = _SAID_BEHIND.search(text, begun.end())
-    if not begun and not said:
-        return "", text
-    end = said.start() if said else len(text)
-    thought = text[begun.end() if begun else 0 : end].rstrip("*").strip()
-    return thought, text[said.end() :].strip() if said else ""
+    if not said:
+        return (text[begun.end() :].strip(), "") if begun else ("", text)
+    thought = text[begun.end() if begun else 0 : said.start()].rstrip("*").strip()
+    more = _THOUGHT_AGAIN.search(text, said.end())
+    if not more:
+        return thought, text[said.end() :].strip()
+    again = text[more.end() :].strip()
+    return "\n".join(filter(None, (thought, again))), text[said.end() : more.start()].strip()
 
 
 def _extend(talks: Sequence[list[Message]], said: Sequence[Completion], request: str) -> list[list[Message]]:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from peft import PeftModel
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from rlpa_lib.agents import devices
+from rlpa_lib.agents.adapters import load_adapter
 from rlpa_lib.agents.prompt_tokens import prompt_ids
 from rlpa_lib.agents.trained import load_trained
 from rlpa_lib.methods import training_data
@@ -122,7 +122,7 @@ def make_dpo_trainer(
     if settings.start == "sft":
         wanted, start = "dpo.start is sft; run 11_sft with this run directory first", {}
         trained = load_trained(run.dir, name_row("sft", variant), wanted)
-        model = PeftModel.from_pretrained(model, trained.as_adapter(), is_trainable=True)
+        model = load_adapter(model, trained.as_adapter(), trainable=True)
         made_from += trained.hash()
     micro = math.gcd(batch, settings.micro_batch or batch)
     args = DPOConfig(

@@ -106,6 +106,8 @@ def read_texts(cfg) -> Texts:
     if not folder.is_dir():
         raise InputError(f"personas.path: {folder} is not a folder with profile.jsonl and personality.jsonl")
     names = ("profile.jsonl", "personality.jsonl", FILE)
+    if missing := [name for name in names[:2] if not (folder / name).is_file()]:
+        raise InputError(f"personas.path: {folder} holds no {missing[0]}")
     stamps = tuple((folder / name).stat().st_mtime_ns for name in names if (folder / name).is_file())
     return _read_texts(folder, stamps)
 

@@ -152,8 +152,11 @@ def _assumptions(cfg: Config, pilot: Pilot, rpm: float, tpm: float) -> list[str]
 
 
 def compare(cfg: Config, run_dir: Path, pilot: Pilot | None = None) -> dict[str, tuple[float, float]]:
-    """name -> (predicted, actual) requests and tokens of a run's finished notebooks, by role and in all."""
+    """name -> (predicted, actual) requests and tokens of a run's finished notebooks, by role and in all.
+    InputError: there is none."""
     finished = {path.stem for path in (run_dir / "notebooks").glob("*.ipynb")}
+    if not finished:
+        raise InputError(f"--against: {run_dir} holds no finished notebook")
     loads = [load for load in plan(cfg, pilot) if load.notebook in finished]
     parties = [party for load in loads for party in load.asked.items()]
     planned = [(role, work.requests, work.prompt, work.completion) for (role, _, _), work in parties]

@@ -78,7 +78,7 @@ def gather_experience(
     places = [ppo.Place(g.dialogue_id, g.turn, i == g.chosen, g.turn >= last_turn) for g, i, _ in rewarded]
     values = seen["values"]
     if settings.baseline == "samples":
-        values = ppo.baseline_values(rewards, keep, places, settings.turn_discount)
+        values = ppo.baseline_values(rewards, keep, places, settings.turn_discount, settings.gamma)
     advantages, returns, taught = ppo.assign_credit(rewards, values, keep, places, settings)
     shares = ppo.explain_advantages(advantages, keep, places, totals_S)
     if settings.advantage_norm != "none":

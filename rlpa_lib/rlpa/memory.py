@@ -12,6 +12,7 @@ from rlpa_lib.agents.world import WEIGHTS
 from rlpa_lib.settings.config import Config
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+EXPERTS = "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"  # keys of a config
 HEAD_HIDDEN = 256  # `networks.ValueHead`
 SCORED = 64  # tokens that go through the output layer at once: `networks.ROWS`
 MARGIN = 0.9  # share of the free memory that is planned with: the rest is for kernels and fragments
@@ -28,26 +29,26 @@ class Shape:
     intermediate: int
     vocabulary: int
     tied: bool = True
-    head_dim: int | None = None  # None: hidden / heads
+    head: int | None = None  # width of one head; None: the heads share `hidden`
 
     @property
-    def q_width(self) -> int:
-        """Width of the queries of all heads: not `hidden` where a config names its head_dim (Qwen3)."""
-        return self.heads * (self.head_dim or self.hidden // self.heads)
+    def width(self) -> int:
+        """Width of the queries of all heads."""
+        return self.heads * (self.head or self.hidden // self.heads)
 
     @property
     def kv_width(self) -> int:
         """Width of the keys (or values) of all heads."""
-        return self.kv_heads * (self.head_dim or self.hidden // self.heads)
+        return self.kv_heads * (self.head or self.hidden // self.heads)
 
     def linears(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of the linear maps of one layer: q, k, v, o, gate, up, down."""
-        h, q, kv, i = self.hidden, self.q_width, self.kv_width, self.intermediate
+        h, q, kv, i = self.hidden, self.width, self.kv_width, self.intermediate
         return [(h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h)]
 
     def weights(self) -> int:
         """All weights: embeddings, linear maps, biases of q, k, v (Qwen2), norms."""
-        layer = sum(a * b for a, b in self.linears()) + self.q_width + 2 * self.kv_width + 2 * self.hidden
+        layer = sum(a * b for a, b in self.linears()) + self.width + 2 * self.kv_width + 2 * self.hidden
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.layers * layer + self.hidden
 
     def linear_weights(self) -> int:
@@ -73,16 +74,22 @@ def shape_of(source: str) -> Shape | None:
     file = Path(WEIGHTS if source == "tiny" else source).expanduser() / "config.json"
     if source in KNOWN or not file.is_file():
         return KNOWN.get(source)
-    return shape_from(json.loads(file.read_text(encoding="utf-8")))
+    try:
+        return shape_from(json.loads(file.read_text(encoding="utf-8")))
+    except KeyError:
+        return None
 
 
-def shape_from(c: Mapping[str, Any]) -> Shape:
-    """The shape that a transformers config, as a mapping, says."""
+def shape_from(config: Mapping[str, Any]) -> Shape:
+    """The shape that a transformers config, as a mapping, says. KeyError: it does not say all, or layers have
+    several experts."""
+    c = config.get("text_config") or config
+    if any(isinstance(n := c.get(key), int) and n > 1 for key in EXPERTS):
+        raise KeyError("one MLP a layer")
     return Shape(
         c["num_hidden_layers"], c["hidden_size"], c["num_attention_heads"],
-        c.get("num_key_value_heads", c["num_attention_heads"]), intermediate=c["intermediate_size"],
-        vocabulary=c["vocab_size"], tied=c.get("tie_word_embeddings", False),
-        head_dim=c.get("head_dim"),
+        c.get("num_key_value_heads") or c["num_attention_heads"], intermediate=c["intermediate_size"],
+        vocabulary=c["vocab_size"], tied=c.get("tie_word_embeddings", False), head=c.get("head_dim"),
     )  # fmt: skip
 
 
@@ -151,13 +158,12 @@ def fit_tokens(shape: Shape, cfg: Config, free: int) -> int:
 def _per_token(shape: Shape, cfg: Config, tree: bool) -> int:
     """Bytes that one layer keeps of one token for the backward pass."""
     size, h, i = BYTES[cfg.policy.dtype], shape.hidden, shape.intermediate
-    q = shape.q_width
-    keys = 2 * (q if tree else shape.kv_width)  # spread to all heads under a mask
+    keys = 2 * (shape.width if tree else shape.kv_width)  # spread to all heads under a mask
     # q, k, v and attention's output; gate, silu(gate), up, their product; the norms' inputs and outputs
-    attention, mlp = size * (2 * q + keys), size * 3 * i
+    attention, mlp = size * (2 * shape.width + keys), size * 3 * i
     if cfg.policy.tuning == "full":
         return 16 * h + attention + mlp
     low = 4 * len(shape.linears()) * cfg.policy.lora_rank
     # below fp32 the norms keep fp32 copies, and each adapter one of its input (PEFT computes in fp32)
-    inputs = 4 * (4 * h + h + q + i) if size < 4 else 4 * (h + q + i)
+    inputs = 4 * (4 * h + h + shape.width + i) if size < 4 else 4 * (h + shape.width + i)
     return 8 * h + attention + mlp + inputs + low

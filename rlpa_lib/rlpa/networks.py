@@ -4,7 +4,6 @@ Axes: S samples, T tokens of the longest completion, N completion tokens, F feat
 """
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -16,12 +15,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rlpa_lib.agents import adapters
 from rlpa_lib.rlpa.packing import Packed, spread
 from rlpa_lib.settings.config import Config, InputError
 
 POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 ROLES = (POLICY, CRITIC)  # those that are trained
-ADAPTER_FILE = "adapter_config.json"
 ROWS = 64  # tokens that go through the output layer at once
 
 
@@ -77,12 +76,13 @@ class Backbone(nn.Module):
         self.warm = adapter is not None and not self.full
         model.requires_grad_(False)
         if self.full:
-            started = PeftModel.from_pretrained(model, adapter).merge_and_unload() if adapter else model
+            started = adapters.merge_adapter(model, adapter) if adapter else model
             frozen = copy.deepcopy(started)
             self.start = get_peft_model(frozen, lora_config(cfg), CRITIC) if self.own_critic else frozen
             self.model = started.float().requires_grad_(True)
         elif adapter:  # the warm start twice: as policy and as reference
-            self.model = PeftModel.from_pretrained(model, adapter, POLICY, is_trainable=True)
+            self.model = adapters.load_adapter(model, adapter, POLICY, trainable=True)
+            _check_trainable(self.model, adapter)
             self.model.load_adapter(adapter, REFERENCE, is_trainable=False)
             self.model.set_adapter(POLICY)
         else:
@@ -219,13 +219,27 @@ def _score_tokens(
 
 
 def _check_adapter(cfg: Config) -> str:
-    """The folder `policy.adapter`. InputError: no adapter, or (LoRA tuning) one of another rank or alpha."""
+    """The folder `policy.adapter`. InputError: no adapter, or (LoRA tuning) one of another rank or alpha, or
+    with biases of the model's own layers, which PEFT allows to one adapter alone."""
     folder = Path(cfg.policy.adapter)
-    if not (folder / ADAPTER_FILE).is_file():
-        raise InputError(f"policy.adapter: {folder} holds no {ADAPTER_FILE}")
-    found = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    if not (folder / adapters.FILE).is_file():
+        raise InputError(f"policy.adapter: {folder} holds no {adapters.FILE}")
+    found = adapters.read_settings(folder)
+    if cfg.policy.tuning == "full":
+        return str(folder)
     for key, name in (("r", "lora_rank"), ("lora_alpha", "lora_alpha")):
         is_now, wanted = found.get(key), getattr(cfg.policy, name)
-        if cfg.policy.tuning == "lora" and is_now != wanted:
+        if is_now != wanted:
             raise InputError(f"policy.adapter: {folder} has {key} {is_now}, but policy.{name} is {wanted}")
+    if (bias := found.get("bias", "none")) != "none":
+        why = "which policy and reference cannot have side by side"
+        raise InputError(f"policy.adapter: {folder} has bias {bias}, {why}")
     return str(folder)
+
+
+def _check_trainable(model: PeftModel, folder: str) -> None:
+    """InputError: a warm start has weights that training here would leave as they are and not save."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and f".{POLICY}." not in name:
+            why = "which is not trained on here; use an adapter of linear layers"
+            raise InputError(f"policy.adapter: {folder} has {name}, {why}")

@@ -104,27 +104,33 @@ def assign_credit(
 
 
 def baseline_values(
-    rewards_ST: Tensor, keep_ST: Tensor, places: Sequence[Place], turn_discount: float
+    rewards_ST: Tensor, keep_ST: Tensor, places: Sequence[Place], turn_discount: float, gamma: float = 1.0
 ) -> Tensor:
     """Values [S, T] made of rewards alone, in place of a critic's (leave-one-out; Kool et al. 2019).
 
     V(k) is the mean over all samples of turn k of R + G V(k+1), with G the turn's discount and nothing behind
-    the last turn. A sample's tokens have G V(k+1) plus the mean R of its siblings (alone: of the turn's other
-    samples), the state after it has V(k+1). So a reward is compared with what the same prompt brought
-    otherwise, and what follows a turn with what follows it in other dialogues.
+    the last turn. A sample's last token has G V(k+1) plus the mean R of its siblings (alone: of the turn's
+    other samples), the state after it has V(k+1); `gamma` discounts to earlier tokens, in V(k) to the first
+    one. So a reward is compared with what the same prompt brought otherwise, and what follows a turn with
+    what follows it in other dialogues.
     """
     totals_S, turns_S = (rewards_ST * keep_ST).sum(1).double(), torch.tensor([p.turn for p in places])
+    places_T = torch.arange(keep_ST.shape[1], device=keep_ST.device)
+    to_come_ST = (keep_ST.sum(1, keepdim=True) - 1 - places_T).clamp_min(0)
+    powers_ST = gamma ** to_come_ST.double()
     worth = {}
     for turn in sorted(set(turns_S.tolist()), reverse=True):
-        worth[turn] = float(totals_S[turns_S == turn].mean()) + turn_discount * worth.get(turn + 1, 0.0)
+        first = powers_ST[turns_S == turn, 0]
+        mean = float((totals_S[turns_S == turn] * first).mean())
+        worth[turn] = mean + turn_discount * worth.get(turn + 1, 0.0) * float(first.mean())
     values_ST = torch.zeros_like(rewards_ST)
     for place in dict.fromkeys((p.dialogue, p.turn) for p in places):
         rows = [row for row, p in enumerate(places) if (p.dialogue, p.turn) == place]
         peers = totals_S[rows if len(rows) > 1 else turns_S == place[1]]
         after = worth.get(place[1] + 1, 0.0)
         others_S = (peers.sum() - totals_S[rows]) / max(len(peers) - 1, 1)
-        before_S = others_S + turn_discount * after
-        values_ST[rows] = torch.where(keep_ST[rows], before_S[:, None], after).to(values_ST.dtype)
+        before_ST = (others_S + turn_discount * after)[:, None] * powers_ST[rows]
+        values_ST[rows] = torch.where(keep_ST[rows], before_ST, after).to(values_ST.dtype)
     return values_ST
 
 

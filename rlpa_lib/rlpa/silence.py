@@ -7,11 +7,14 @@ class SilentTraining(RuntimeError):
     """No reply keeps the format; the message says what to look at."""
 
 
-def check_format(name: str, rows: Sequence[dict], patience: int | None, read: str) -> None:
-    """SilentTraining: the last `patience` updates saw no well-formed reply (null: never). `rows` are the
-    metrics of all updates so far, with `format_rate` and `finished_share`; `read` says where replies are."""
+def check_format(
+    name: str, rows: Sequence[dict], patience: int | None, read: str, *, over: bool = False
+) -> None:
+    """SilentTraining: the last `patience` updates (null: never) saw no well-formed reply, or if training is
+    `over` none of fewer updates did. `rows` are the metrics of all updates so far, with `format_rate` and
+    (the last) `finished_share`; `read` says where replies are."""
     last = rows[-patience:] if patience else []
-    if not last or len(last) < patience or any(row["format_rate"] for row in last):
+    if not last or (len(last) < patience and not over) or any(row["format_rate"] for row in last):
         return
     ended = last[-1]["finished_share"]
     remedy = (
@@ -22,7 +25,7 @@ def check_format(name: str, rows: Sequence[dict], patience: int | None, read: st
         "the format, set policy.warm_up, or check run.prompt_set and profile.strictness"
     )
     raise SilentTraining(
-        f"training {name}: no reply of the last {patience} updates kept the format (format 0.00), so every "
+        f"training {name}: no reply of the last {len(last)} updates kept the format (format 0.00), so every "
         f"reward is 0. {read}: {ended:.0%} of them end; {remedy}. "
         "ppo.format_patience says after how many such updates training stops"
     )

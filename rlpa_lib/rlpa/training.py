@@ -265,7 +265,9 @@ class Trainer:
     def _check_format(self) -> None:
         rows = self.processes.on_main(lambda: self.run.read_metrics(self.name))
         read = f"Read the completions in dialogues/{self.name}/update-{self.progress.updates:04d}.jsonl"
-        silence.check_format(self.name, rows, self.cfg.ppo.format_patience, read)
+        end = self.total_updates if self.name == "ppo" else min(self.total_updates, count_updates(self.cfg))
+        over = self.progress.updates >= end  # an ablation ends where all are compared
+        silence.check_format(self.name, rows, self.cfg.ppo.format_patience, read, over=over)
 
     def _count_cuts(self) -> int:
         """Prompts that lost turns so far, as the main process counts them."""

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from rlpa_lib.agents import models, world
-from rlpa_lib.agents.prompt_tokens import fit_prompt
+from rlpa_lib.agents.prompt_tokens import find_answer_end, fit_prompt
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import policy_view
 from rlpa_lib.dialogue.persona import Persona
@@ -65,6 +65,7 @@ def make_replies(cfg: Config, tokenizer, people: Sequence[Persona], seed: int) -
     The assistants are the miniature's mixed crowd: well formed, of middling quality.
     """
     system, made = prompt_files.load_prompt("policy", cfg.run.prompt_set, cfg.run.prompt_dir), []
+    end = find_answer_end(tokenizer)
     for person in people:
         moments = world.play_crowd(person, derive_seed(seed, NAME), "rlpa")
         draw = random.Random(derive_seed(seed, NAME, person.id))
@@ -72,7 +73,7 @@ def make_replies(cfg: Config, tokenizer, people: Sequence[Persona], seed: int) -
             view = policy_view(dialogue, system, cfg.ppo.history_profiles)
             ids, _ = fit_prompt(tokenizer, view, cfg.rollout.max_prompt_tokens)
             reply = tokenizer(render_reply(profile, response), add_special_tokens=False)["input_ids"]
-            made.append((tuple(ids), ((*reply, tokenizer.eos_token_id),)))
+            made.append((tuple(ids), ((*reply, end),)))
         if len(made) >= cfg.policy.warm_up:
             break
     return made[: cfg.policy.warm_up]

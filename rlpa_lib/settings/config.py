@@ -242,8 +242,8 @@ def _layout_problems(cfg: Config) -> Iterator[tuple[str, str]]:
         yield "run.gpus", str(error)
         return
     if cfg.run.accelerate not in (None, asked):
-        why = f"{cfg.run.accelerate}, where run.gpus = {cfg.run.gpus} sets {asked}; leave one of them out"
-        yield "run.accelerate", why
+        why = f"{cfg.run.accelerate}, where run.gpus = {cfg.run.gpus} sets {asked or 'none'}"
+        yield "run.accelerate", f"{why}; leave one of them out"
 
 
 def _other_problems(cfg: Config) -> Iterator[tuple[str, str]]:
@@ -269,8 +269,8 @@ def _other_problems(cfg: Config) -> Iterator[tuple[str, str]]:
         yield f"profile_judge.{given[0]}", why
     if personas.conversion == "llm" and cfg.user.model is None:
         yield "user.model", "is needed when personas.conversion is llm"
-    if personas.conversion == "rules" and personas.language != "en":
-        why = f"{personas.language} needs personas.conversion=llm (the rules read and write English)"
+    if personas.language != "en" and personas.conversion == "rules":
+        why = f"{personas.language} needs personas.conversion=llm: the rules write English slots alone"
         yield "personas.language", why
     if not POLICIES[policy.kind].trainable and all(METHODS[name].trained for name in methods):
         why = "all of these rows need weights that are trained here"

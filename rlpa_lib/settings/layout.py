@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-NOTATION = r"(?:(\d+)x)?(\d+)x([A-Za-z]\w*)-(\d+)"  # 8xA100-80, or 2x8xA100-80 for two machines
+# 8xA100-80, or 2x8xA100-80 for two machines
+NOTATION = r"(?:([1-9][0-9]*)x)?([1248])x([A-Za-z][A-Za-z0-9]*)-([1-9][0-9]*)"
 ONE_CARD = "1xGPU-80"  # where run.gpus is not set
 # Of a card that a server has to itself: vLLM's own default is .92, and the driver wants some.
 OWN_SHARE = 0.9
@@ -54,7 +55,7 @@ def lay_out(gpus: str, tuning: str = "lora", served: bool = True, elsewhere: boo
     machines, so that all cards train. ValueError: no such notation, no layout for that number, no room.
     """
     found = re.fullmatch(NOTATION, gpus)
-    if not found or int(found[2]) not in (1, 2, 4, 8):
+    if not found:
         raise ValueError(f"{gpus}: write 1xA100-80, 2x, 4x or 8x; machines come first, as in 2x8xA100-80")
     machines, cards, card, size = int(found[1] or 1), int(found[2]), found[3], int(found[4])
     every = tuple(range(cards))

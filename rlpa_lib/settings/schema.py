@@ -91,7 +91,7 @@ class PPO(Section):
     grad_norm: Positive = 1.0
     adam_betas: Annotated[tuple[base.Share, base.Share], Field(strict=False)] = (0.9, 0.95)
     # updates (of GRPO: steps) in a row without one well-formed reply, after which training stops with an
-    # error; null = never
+    # error, as it does where it has fewer in all; null = never
     format_patience: Count | None = 2
     checkpoint_every: Count = 1  # updates (with update_every: turn an iteration has rollout.turns of them)
     history_profiles: Literal["latest", "all", "none"] = "latest"
