@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 KERNEL = "rlpa_tree"
@@ -211,14 +211,15 @@ def attend(
     if len(tree.spans) > 1:
         key, value = (_Gather.apply(x, tree.spans) for x in (key, value))
     sides = query.split(tree.queries, dim=2), key.split(tree.keys, dim=2), value.split(tree.keys, dim=2)
-    options, made = {"scale": scaling, "dropout_p": dropout}, []
+    made = []
     for q, k, v, mask in zip(*sides, tree.masks, strict=True):
         if mask is None:
-            seen = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared > 1, **options)
+            kind = {"is_causal": True, "enable_gqa": shared > 1}
         else:  # under a mask no fast kernel of a GPU lets heads share keys
+            kind = {"attn_mask": mask}
             k, v = (x.repeat_interleave(shared, dim=1) if shared > 1 else x for x in (k, v))
-            seen = scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
-        made.append(seen.transpose(1, 2))
+        out = functional.scaled_dot_product_attention(q, k, v, scale=scaling, dropout_p=dropout, **kind)
+        made.append(out.transpose(1, 2))
     return made[0] if len(made) == 1 else torch.cat(made, dim=1), None
 
 
