@@ -17,7 +17,7 @@ from rlpa_lib.rlpa import ppo
 from rlpa_lib.rlpa.experience import accumulate_minibatch, gather_experience, update
 from rlpa_lib.rlpa.learner import Learner, sample_indices
 from rlpa_lib.rlpa.networks import CRITIC, POLICY
-from rlpa_lib.rlpa.packing import pack_groups, spread, tree_mask
+from rlpa_lib.rlpa.packing import pack_groups, spread
 from rlpa_lib.rlpa.rewards import Reward
 from rlpa_lib.rlpa.rollout import Sample, TurnGroup
 from rlpa_lib.settings.config import Config, InputError
@@ -64,22 +64,19 @@ def test_tree_packing_by_hand():
     # the last token of a completion is only predicted
     assert packed.input_ids_BL.tolist() == [[5, 6, 7, 8, 9]]
     assert packed.position_ids_BL.tolist() == [[0, 1, 2, 3, 2]]
-    assert packed.rows_N.tolist() == [0] * 5 and packed.places_N.tolist() == [1, 2, 3, 1, 4]
-    assert packed.targets_N.tolist() == [7, 8, 2, 9, 2] and packed.kept_N.tolist() == [0, 1, 2, 3, 4]
+    assert packed.rows_U.tolist() == [0] * 5 and packed.places_U.tolist() == [1, 2, 3, 1, 4]
+    assert packed.targets_U.tolist() == [7, 8, 2, 9, 2] and packed.kept_N.tolist() == [0, 1, 2, 3, 4]
+    assert packed.steps_N.tolist() == [0, 1, 2, 3, 4]
     assert packed.keep_ST.tolist() == [[True, True, True], [True, True, False]]
-    seen = (packed.mask_B1LL[0, 0] == 0).int().tolist()
+    (mask,) = packed.tree.masks
+    seen = (mask[0, 0] == 0).int().tolist()
     assert seen == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
-
-
-def test_padding_sees_itself_alone():
-    seen = (tree_mask(torch.tensor([[0, 1, -1, -1]]), torch.float32)[0, 0] == 0).int().tolist()
-    assert seen == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 
 def test_row_packing_by_hand():
     packed = pack_groups([((5, 6), ((7, 8, 2), (9, 2)))], "rows", torch.float32)
-    assert packed.input_ids_BL.tolist() == [[5, 6, 7, 8], [5, 6, 9, 0]] and packed.mask_B1LL is None
-    assert packed.rows_N.tolist() == [0, 0, 0, 1, 1] and packed.places_N.tolist() == [1, 2, 3, 1, 2]
+    assert packed.input_ids_BL.tolist() == [[5, 6, 7, 8], [5, 6, 9, 0]] and packed.tree is None
+    assert packed.rows_U.tolist() == [0, 0, 0, 1, 1] and packed.places_U.tolist() == [1, 2, 3, 1, 2]
 
 
 def test_a_short_sample_before_a_long_one_is_put_in_its_places():

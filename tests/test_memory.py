@@ -46,17 +46,18 @@ def model(shape, dtype):
 
 
 def talk(n):
-    """Two prompts with n samples each, of the very lengths that the prediction is asked for."""
-    prompt = tuple(range(PROMPT))
-    samples = [
-        Sample(
-            Completion(prompt, (i,) * COMPLETION, (-1.0,) * COMPLETION, "", True),
-            Reply(Profile(), "x", True),
-            Reward(format_ok=True, total=float(i)),
-        )
-        for i in range(n)
+    """Two prompts that share nothing with n samples each, of the very lengths that the prediction is asked
+    for."""
+
+    def sample(prompt, i):
+        completion = Completion(prompt, (i,) * COMPLETION, (-1.0,) * COMPLETION, "", True)
+        return Sample(completion, Reply(Profile(), "x", True), Reward(format_ok=True, total=float(i)))
+
+    prompts = {"a": tuple(range(PROMPT)), "b": tuple(range(PROMPT, 2 * PROMPT))}
+    return [
+        TurnGroup(name, 1, prompt, tuple(sample(prompt, i) for i in range(n)), 0)
+        for name, prompt in prompts.items()
     ]
-    return [TurnGroup(dialogue, 1, prompt, tuple(samples), 0) for dialogue in "ab"]
 
 
 def measured(work):

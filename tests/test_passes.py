@@ -12,7 +12,7 @@ from rlpa_lib import runs
 from rlpa_lib.rlpa import memory, passes, ppo
 from rlpa_lib.rlpa.experience import accumulate_minibatch, gather_experience, update
 from rlpa_lib.rlpa.networks import CRITIC, POLICY
-from rlpa_lib.rlpa.packing import align_rows, pack_groups
+from rlpa_lib.rlpa.packing import pack_groups
 from rlpa_lib.rlpa.passes import Bundle, count_tokens, split_bundles
 from rlpa_lib.settings import config as settings
 from rlpa_lib.settings.config import InputError
@@ -26,9 +26,9 @@ def indices(parts):
 
 
 def test_tokens_by_hand():
-    # a tree's row: the prompt, and all but the last token of each sample; the shorter row is padded
+    # a tree: the prompt, and all but the last token of each sample, which share nothing here; no padding
     assert [count_tokens([b], "tree") for b in BUNDLES] == [4 + 2 + 1 + 3, 2 + 1 + 0 + 2]
-    assert count_tokens(BUNDLES, "tree") == 2 * 10
+    assert count_tokens(BUNDLES, "tree") == 10 + 5
     assert count_tokens([BUNDLES[0]], "rows") == 3 * (4 + 3) and count_tokens(BUNDLES, "rows") == 6 * 7
     for packing in ("tree", "rows"):
         packed = pack_groups([LONG, SHORT], packing, torch.float32)
@@ -37,7 +37,7 @@ def test_tokens_by_hand():
 
 def test_a_budget_of_tokens_by_hand():
     assert indices(split_bundles(BUNDLES, 6, None, "tree")) == [[(0, 1, 2), (3, 4, 5)]]
-    assert indices(split_bundles(BUNDLES, 6, 19, "tree")) == [[(0, 1, 2)], [(3, 4, 5)]]
+    assert indices(split_bundles(BUNDLES, 6, 14, "tree")) == [[(0, 1, 2)], [(3, 4, 5)]]
     assert indices(split_bundles(BUNDLES, 3, 100, "tree")) == [[(0, 1, 2)], [(3, 4, 5)]], "the cap stays"
     # 4 + 2 + 1 = 7 tokens hold two samples of the first prompt, the third needs the prompt once more
     assert indices(split_bundles(BUNDLES, 6, 7, "tree")) == [[(0, 1)], [(2,)], [(3, 4, 5)]]
@@ -144,8 +144,11 @@ def test_the_budget_follows_from_free_memory(tiny_random_model, monkeypatch):
     cfg = settings.load_config("paper")
     shape = memory.KNOWN["Qwen/Qwen2.5-3B-Instruct"]
 
+    longest = ((1,) * cfg.rollout.max_prompt_tokens, tuple((i,) * cfg.rollout.max_new_tokens for i in "abcd"))
+    load = memory.weigh([longest], "tree")
+
     def needs(tokens):
-        return sum(memory.predict_pass(shape, cfg, 1, tokens, tokens).values())
+        return sum(memory.predict_pass(shape, cfg, load.resize(tokens)).values())
 
     for gib in (10, 40):
         tokens = memory.fit_tokens(shape, cfg, gib * 2**30)
@@ -165,13 +168,6 @@ def test_a_model_of_unknown_shape_asks_for_a_number(tiny_random_model, monkeypat
     monkeypatch.setattr(learner.model.config, "to_dict", lambda: {"n_layer": 12})
     with pytest.raises(InputError, match="ppo.pass_tokens: .* a qwen2 model, .* has no .*; set a number"):
         gather_experience(learner, turn_groups())
-
-
-@pytest.mark.parametrize("length", [5, 8, 13])
-def test_a_mask_on_a_gpu_has_aligned_rows(length):
-    mask = torch.randn(2, 1, length, length)
-    made = align_rows(mask)
-    assert torch.equal(made, mask) and made.stride(-2) % 8 == 0 and made.stride(-1) == 1
 
 
 def checkpointed(learner):

@@ -5,8 +5,8 @@
 3. `rewards`: profile reward (eq. 2-3), response reward (eq. 4) and their sum (eq. 5), of a reply and a batch.
 4. `experience`: one update, from scored turns to optimiser steps.
 5. `ppo`: credit (eq. 1), KL to the reference (eq. 6), clipped surrogate (eq. 7), value loss, schedule.
-6. `learner`, `networks`, `packing`: optimisers, state on disk; policy, reference and critic on one backbone;
-   batches.
+6. `learner`, `networks`, `packing`, `tree`: optimisers, state on disk; policy, reference and critic on one
+   backbone; batches; what sequences begin with alike, run once.
 7. `processes`: one run on many processes.
 
 What a trained policy is worth is measured elsewhere: AL(k) and eq. 8 in `rlpa_lib.evaluation.metrics`.

@@ -116,7 +116,7 @@ def _run_frozen(learner: Learner, groups: list[Group], shape: torch.Size, policy
     seen = {name: torch.zeros(shape) for name in ("reference", "values", *(["policy"] if policy else []))}
     if with_features:
         seen["features"] = torch.zeros(*shape, learner.network.head.width)
-    for samples, packed, idle in learner.passes(groups, range(len(groups))):
+    for samples, packed, idle in learner.passes(groups, range(len(groups)), trained=False):
         run = learner.network(packed, REFERENCE, features=with_features)
         found = {"reference": run.logprobs_ST}
         if learner.cfg.ppo.baseline == "critic":

@@ -59,16 +59,23 @@ class Learner:
         """Name -> trainable weights of the policy or of the critic."""
         return self.network.parameters_of(role)
 
-    def passes(self, groups: list[Group], indices: Sequence[int]) -> Iterator[tuple[list[int], Packed, bool]]:
+    def passes(
+        self, groups: list[Group], indices: Sequence[int], trained: bool = True
+    ) -> Iterator[tuple[list[int], Packed, bool]]:
         """This process's forward passes over the groups at `indices`: which samples, packed, whether idle.
 
-        A pass has at most `ppo.micro_batch` samples and `ppo.pass_tokens` tokens, short ones together. Where
-        weights are sharded all processes must make equally many: those that have fewer repeat one whose
-        outcome counts for nothing.
+        A pass has at most `ppo.micro_batch` samples and `ppo.pass_tokens` tokens. In trees those that begin
+        alike go together, as rows those of like length. Passes that are not `trained` on keep no activations:
+        in a tree all samples of an update's turns of a dialogue go together. Where weights are sharded all
+        processes must make equally many: those that have fewer repeat one whose outcome counts for nothing.
         """
         settings, processes = self.cfg.ppo, self.processes
-        order = sorted(indices, key=lambda g: (len(groups[g][0]) + sum(map(len, groups[g][1])), g))
         limit = min(settings.micro_batch or settings.minibatch, -(-settings.minibatch // processes.world))
+        if settings.packing == "tree":
+            order = sorted(indices, key=lambda g: (groups[g][0], g))
+            limit = limit if trained else max(limit, self._count_dialogue_samples())
+        else:
+            order = sorted(indices, key=lambda g: (len(groups[g][0]) + sum(map(len, groups[g][1])), g))
         bundles = [Bundle(tuple(sample_indices(groups, [g])), groups[g]) for g in order]
         tokens = self.budget.agree(self.model.config, self._bytes_to_come())
         parts = split_bundles(bundles, limit, tokens, settings.packing)
@@ -78,6 +85,11 @@ class Learner:
             for piece in self.budget.split_further(part):
                 samples = [sample for bundle in piece for sample in bundle.samples]
                 yield samples, self.pack([bundle.group for bundle in piece]), idle
+
+    def _count_dialogue_samples(self) -> int:
+        """Samples of one dialogue that an update learns from."""
+        rollout = self.cfg.rollout
+        return rollout.samples * (rollout.turns if self.cfg.ppo.update_every == "dialogue" else 1)
 
     def within_memory(self, work: Callable[[], Made]) -> Made:
         """`work`, which runs over `passes`, as `Budget.retry` says; gradients it leaves half-made are

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlpa_lib.agents.world import WEIGHTS
+from rlpa_lib.rlpa.packing import Group, feed
+from rlpa_lib.rlpa.tree import cut, grow
 from rlpa_lib.settings.config import Config
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -93,13 +95,48 @@ def shape_from(config: Mapping[str, Any]) -> Shape:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Load:
+    """What decides the size of a pass: its tokens, how many of them the vocabulary is computed for, keys that
+    attention keeps, those of them that stand under a mask, and the masks' numbers."""
+
+    tokens: int
+    scored: int
+    keys: int
+    masked: int = 0
+    scores: int = 0
+
+    def resize(self, tokens: int) -> Load:
+        """A load of that many tokens in the same proportions; all of them may be scored."""
+        others = (-(-n * tokens // self.tokens) for n in (self.keys, self.masked, self.scores))
+        return Load(tokens, tokens, *others)
+
+
+def weigh(groups: Sequence[Group], packing: str) -> Load:
+    """The load of these groups packed together."""
+    fed, scored = feed(groups), sum(len(c) for _, completions in groups for c in completions)
+    if packing == "rows":
+        tokens = len(fed) * max(map(len, fed))
+        return Load(tokens, scored, tokens)
+    tree = grow(fed)
+    blocks = cut(tree)
+    masked = [block.size for block in blocks if not block.causal]
+    keys = sum(block.size[1] for block in blocks)
+    return Load(len(tree.tokens), scored, keys, sum(k for _, k in masked), sum(q * k for q, k in masked))
+
+
 def predict(shape: Shape, cfg: Config, prompt: int, completion: int) -> dict[str, int]:
     """Bytes by part at an update's peak, the policy's backward pass over one micro-batch, for prompts of
-    `prompt` tokens and completions of `completion`. In-process sampling is not part of it."""
+    `prompt` tokens and completions of `completion` that share nothing. In-process sampling is not part of
+    it."""
     samples, n = cfg.ppo.micro_batch or cfg.ppo.minibatch, cfg.rollout.samples
-    tree = cfg.ppo.packing == "tree"
-    rows, row = (samples // n, prompt + n * (completion - 1)) if tree else (samples, prompt + completion - 1)
-    return predict_fixed(shape, cfg) | predict_pass(shape, cfg, rows, row, samples * completion)
+    groups = [_make_group(prompt, completion, n, start) for start in range(0, samples, n)]
+    return predict_fixed(shape, cfg) | predict_pass(shape, cfg, weigh(groups, cfg.ppo.packing))
+
+
+def _make_group(prompt: int, completion: int, samples: int, start: int = 0) -> Group:
+    """A group of these lengths whose sequences share nothing with those of another `start`."""
+    return (start,) * prompt, tuple((start + i + 1,) * completion for i in range(samples))
 
 
 def predict_fixed(shape: Shape, cfg: Config) -> dict[str, int]:
@@ -118,52 +155,60 @@ def predict_fixed(shape: Shape, cfg: Config) -> dict[str, int]:
     }
 
 
-def predict_pass(shape: Shape, cfg: Config, rows: int, width: int, scored: int) -> dict[str, int]:
-    """Bytes by part that a pass over `rows` rows of `width` tokens adds at its peak, if `scored` tokens are
-    those of completions."""
-    size, full, tree = BYTES[cfg.policy.dtype], cfg.policy.tuning == "full", cfg.ppo.packing == "tree"
-    tokens, mixed, one = rows * width, full and size < 4, _per_token(shape, cfg, tree)
+def predict_pass(shape: Shape, cfg: Config, load: Load) -> dict[str, int]:
+    """Bytes by part that a pass adds at its peak."""
+    size, full, tokens = BYTES[cfg.policy.dtype], cfg.policy.tuning == "full", load.tokens
+    mixed, one = full and size < 4, _keep_layer(shape, cfg, load)
     casts, table = size * shape.linear_weights() if mixed else 0, shape.vocabulary * shape.hidden
-    # the backward pass has the output layer in use first, and then one layer
+    # the output layer is in use first, and then one layer after another
     again = cfg.policy.gradient_checkpointing
     scoring = SCORED * shape.vocabulary * 16 + ((2 * size * again + 4) * table if mixed else 0)
     # without checkpointing each part of the logits keeps a cast of the output layer of its own
-    parts = size * table * -(-scored // SCORED) if mixed else 0
+    parts = size * table * -(-load.scored // SCORED) if mixed else 0
     layer = tokens * (size if size == 4 or full else size + 4) * shape.intermediate
     if again:  # each layer's input, and all of the one that runs once more
-        kept, layer = (4 if full else size) * shape.hidden, layer + tokens * one + casts
+        kept, layer = tokens * (4 if full else size) * shape.hidden, layer + one + casts
     else:
         kept = one
+    if full:
+        vocabulary = 0 if again else 4 * load.scored * shape.vocabulary + parts
+    else:  # the gradient by each state
+        vocabulary = size * load.scored * shape.hidden
     return {
-        "activations": tokens * shape.layers * kept,
+        "activations": shape.layers * kept,
         "weights cast": 0 if again else shape.layers * casts,
-        "attention masks": size * 2 * rows * width**2 if tree else 0,
-        "vocabulary": 0 if again else 4 * scored * shape.vocabulary + parts,
+        "attention masks": size * load.scores,
+        "vocabulary": vocabulary,
         "in use backward": max(scoring, layer),
     }
 
 
 def fit_tokens(shape: Shape, cfg: Config, free: int) -> int:
-    """Tokens of the longest row that a pass can hold in `free` bytes, less a margin; at least 1."""
-    low, high = 1, 2**24
+    """Tokens that a pass of the longest prompts and replies can hold in `free` bytes, less a margin; at least
+    1."""
+    rollout, low, high = cfg.rollout, 1, 2**24
+    group = _make_group(rollout.max_prompt_tokens, rollout.max_new_tokens, rollout.samples)
+    load = weigh([group], cfg.ppo.packing)
     while low < high:
         middle = (low + high + 1) // 2
-        if sum(predict_pass(shape, cfg, 1, middle, middle).values()) <= MARGIN * free:
+        if sum(predict_pass(shape, cfg, load.resize(middle)).values()) <= MARGIN * free:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _per_token(shape: Shape, cfg: Config, tree: bool) -> int:
-    """Bytes that one layer keeps of one token for the backward pass."""
-    size, h, i = BYTES[cfg.policy.dtype], shape.hidden, shape.intermediate
-    keys = 2 * (shape.width if tree else shape.kv_width)  # spread to all heads under a mask
-    # q, k, v and attention's output; gate, silu(gate), up, their product; the norms' inputs and outputs
-    attention, mlp = size * (2 * shape.width + keys), size * 3 * i
+def _keep_layer(shape: Shape, cfg: Config, load: Load) -> int:
+    """Bytes that one layer keeps of a pass for the backward pass."""
+    size, h, i, tree = BYTES[cfg.policy.dtype], shape.hidden, shape.intermediate, cfg.ppo.packing == "tree"
+    # keys and values of all blocks, and under a mask once more, spread to all heads
+    spread = shape.width * load.masked if shape.heads > shape.kv_heads else 0
+    keys = 2 * size * (shape.kv_width * load.keys + spread)
+    # queries and attention's output, of a tree also put together from its blocks
+    attention, mlp = size * (2 + tree) * shape.width, size * 3 * i  # gate, silu(gate), up, their product
     if cfg.policy.tuning == "full":
-        return 16 * h + attention + mlp
+        return keys + load.tokens * (16 * h + attention + mlp)
     low = 4 * len(shape.linears()) * cfg.policy.lora_rank
     # below fp32 the norms keep fp32 copies, and each adapter one of its input (PEFT computes in fp32)
     inputs = 4 * (4 * h + h + shape.width + i) if size < 4 else 4 * (h + shape.width + i)
-    return 8 * h + attention + mlp + inputs + low
+    return keys + load.tokens * (8 * h + attention + mlp + inputs + low)

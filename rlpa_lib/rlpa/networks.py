@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlpa_lib.agents import adapters
 from rlpa_lib.rlpa.packing import Packed, spread
+from rlpa_lib.rlpa.tree import Blocks, tree_attention
 from rlpa_lib.settings.config import Config, InputError
 
 POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
@@ -92,17 +93,17 @@ class Backbone(nn.Module):
         width = model.config.hidden_size
         self.head = ValueHead(width if self.own_critic else 2 * width)
         self.make_trainable()
-        self._running, self._again = POLICY, False
+        self._running: tuple[str, Blocks | None] = POLICY, None
+        self._again = False
         if cfg.policy.gradient_checkpointing:
             self._checkpoint_layers()
 
     def _checkpoint_layers(self) -> None:
         """Keep only each layer's input for the backward pass, which then runs the layer once more: with the
-        adapter of the forward pass, whichever is active by then."""
+        adapter and attention of the forward pass, whichever are active by then."""
 
         def contexts():
-            role = self._running
-            return nullcontext(), self.activate(role)
+            return nullcontext(), self._prepare(*self._running)
 
         self._again = True  # so with the output layer
         for host in {self.model, self.frozen}:
@@ -140,17 +141,17 @@ class Backbone(nn.Module):
         keep = packed.keep_ST
         if role == CRITIC and not self.own_critic:
             return self.head(features) * keep
-        where = packed.rows_N, packed.places_N
+        where = packed.rows_U, packed.places_U
         mixed = self.mixed and role == POLICY
         # a cache would hold a second copy of all weights until the pass is over
         precision = {"dtype": self.dtype, "cache_enabled": False}
         cast = torch.autocast(keep.device.type, **precision) if mixed else nullcontext()
-        with self.activate(role) as network, cast:
-            self._running = role
+        branched = {"position_ids": packed.position_ids_BL, "tree": packed.tree} if packed.tree else {}
+        with self._prepare(role, packed.tree) as network, cast:
+            self._running = role, packed.tree
             out = network.get_decoder()(
-                input_ids=packed.input_ids_BL,
-                position_ids=None if packed.mask_B1LL is None else packed.position_ids_BL,
-                attention_mask=packed.mask_B1LL, use_cache=False, output_hidden_states=features is True,
+                input_ids=packed.input_ids_BL, use_cache=False, output_hidden_states=features is True,
+                **branched,
             )
             last = out.last_hidden_state[where]
             middle = out.hidden_states[len(out.hidden_states) // 2][where] if features is True else None
@@ -158,9 +159,15 @@ class Backbone(nn.Module):
             if role == CRITIC:
                 return spread(self.head(last), packed)
             output = network.get_output_embeddings()
-            logprobs, entropy = _score_tokens(output, last, packed.targets_N, self.temperature, self._again)
+            logprobs, entropy = _score_tokens(output, last, packed.targets_U, self.temperature, self._again)
         seen = spread(torch.cat([last, middle], -1), packed) if features is True else None
         return Pass(spread(logprobs, packed), spread(entropy, packed), seen)
+
+    @contextmanager
+    def _prepare(self, role: str, tree: Blocks | None) -> Iterator[nn.Module]:
+        """`activate`, with attention as the tokens are packed."""
+        with self.activate(role) as network, tree_attention(network) if tree else nullcontext():
+            yield network
 
     @contextmanager
     def activate(self, role: str) -> Iterator[nn.Module]:
@@ -194,24 +201,64 @@ class Backbone(nn.Module):
                     parameter.requires_grad_(False)
 
 
-def _score_tokens(
-    output, hidden_ND: Tensor, targets_N: Tensor, temperature: float, again: bool
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and the entropy of what it was drawn from, [N].
+class _Frozen(torch.autograd.Function):
+    """Log-probabilities of targets and entropies, [U], by an output layer that is not trained.
 
-    The vocabulary is by far the largest dimension, so a few tokens at a time go through it: a CPU then finds
-    them in its cache, and the backward pass needs no second tensor of that size. With `again` they go through
-    it once more backward, and nothing of that size is ever held for all tokens.
+    The gradient by a hidden state is known before the loss is: (W_target - sum_v p_v W_v) / temperature,
+    times what the log-probability's own gradient will be. That is all that is kept, D numbers a token and
+    none of the vocabulary's size, and the backward pass has no work left. Entropies have no gradient.
     """
 
-    def score(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = output(hidden).float()
-        logprobs = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
-        with torch.no_grad():
-            entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(-1, targets[:, None])[:, 0], entropy
+    @staticmethod
+    def forward(ctx, hidden_UD: Tensor, targets_U: Tensor, output: nn.Linear, temperature: float):
+        scored, directions = [], []
+        for hidden, targets in zip(hidden_UD.split(ROWS), targets_U.split(ROWS), strict=True):
+            logprobs, chosen, entropy = _score(output, hidden, targets, temperature)
+            scored.append((chosen, entropy))
+            if ctx.needs_input_grad[0]:
+                ones_U1 = torch.ones_like(chosen)[:, None]
+                by_logit = logprobs.exp_().neg_().scatter_add_(1, targets[:, None], ones_U1)
+                directions.append(by_logit.to(output.weight.dtype) @ output.weight)
+        ctx.temperature = temperature
+        ctx.save_for_backward(*([torch.cat(directions)] if directions else []))
+        chosen, entropies = (torch.cat(parts) for parts in zip(*scored, strict=True))
+        ctx.mark_non_differentiable(entropies)
+        return chosen, entropies
 
-    parts = zip(hidden_ND.split(ROWS), targets_N.split(ROWS), strict=True)
+    @staticmethod
+    def backward(ctx, gradient_U: Tensor, _):
+        (directions_UD,) = ctx.saved_tensors
+        scale_U1 = (gradient_U / ctx.temperature)[:, None]
+        return directions_UD * scale_U1.to(directions_UD.dtype), None, None, None
+
+
+def _score(
+    output: nn.Module, hidden: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of all tokens, those of the targets, and entropies."""
+    logits = output(hidden).float()
+    logprobs = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
+    with torch.no_grad():
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs, logprobs.gather(-1, targets[:, None])[:, 0], entropy
+
+
+def _score_tokens(
+    output: nn.Module, hidden_UD: Tensor, targets_U: Tensor, temperature: float, again: bool
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and the entropy of what it was drawn from, [U].
+
+    The vocabulary is by far the largest dimension, so a few tokens at a time go through it: a CPU then finds
+    them in its cache. A layer that is trained keeps what its gradient needs, or with `again` runs once more
+    backward; of one that is not, nothing of that size is ever held for all tokens.
+    """
+    if type(output) is nn.Linear and not any(p.requires_grad for p in output.parameters()):
+        return _Frozen.apply(hidden_UD, targets_U, output, temperature)
+
+    def score(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return _score(output, hidden, targets, temperature)[1:]
+
+    parts = zip(hidden_UD.split(ROWS), targets_U.split(ROWS), strict=True)
     twice = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
     scored = [(twice if again and torch.is_grad_enabled() else score)(*part) for part in parts]
     chosen, entropies = zip(*scored, strict=True)

@@ -6,8 +6,9 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from rlpa_lib.rlpa import memory
-from rlpa_lib.rlpa.packing import Group
+from rlpa_lib.rlpa.packing import Group, feed
 from rlpa_lib.rlpa.processes import Processes
+from rlpa_lib.rlpa.tree import count_places
 from rlpa_lib.settings.config import Config, InputError
 
 Made = TypeVar("Made")
@@ -22,12 +23,8 @@ class Bundle(NamedTuple):
 
 def count_tokens(bundles: Sequence[Bundle], packing: str) -> int:
     """Tokens of these bundles packed together, padding included."""
-    sizes = [(len(prompt), [len(c) - 1 for c in completions]) for _, (prompt, completions) in bundles]
-    if packing == "tree":
-        rows = [prompt + sum(fed) for prompt, fed in sizes]
-    else:
-        rows = [prompt + n for prompt, fed in sizes for n in fed]
-    return len(rows) * max(rows)
+    fed = feed([bundle.group for bundle in bundles])
+    return count_places(fed) if packing == "tree" else len(fed) * max(map(len, fed))
 
 
 def split_bundles(
