@@ -1,8 +1,10 @@
 """A GPU that pretends: torch's device "meta" inside FakeTensorMode. Shapes, dtypes and devices are those of a
 real run and an operand on another device is an error, but no number is computed and no memory is used.
 
-What is not known to it is a number read back (`float(loss)`): that is 1.0 here, and counted. Attention is
-counted as GPU kernels keep it: queries, keys, values, outputs and one number a query, never a square.
+What is not known to it is a number read back (`float(loss)`): that is 1.0 here, or as the meter's `told`
+says, and counted; what depends on numbers in its shape (`nonzero`, `unique`) is as long as it can be.
+Attention is counted as GPU kernels keep it: queries, keys, values, outputs and one number a query, never a
+square.
 """
 
 import weakref
@@ -21,14 +23,47 @@ from rlpa_lib.rlpa.networks import Backbone
 from rlpa_lib.rlpa.processes import Processes
 
 DEVICE = torch.device("meta")
-AUTOCAST, LINEAR = torch.autocast, torch.nn.functional.linear
-READ = torch.ops.aten._local_scalar_dense.default
+AUTOCAST, LINEAR, TENSOR = torch.autocast, torch.nn.functional.linear, torch.tensor
+# the second in inference mode
+READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default}
+# where fake tensors on two devices pass
+TOGETHER = {
+    torch.ops.aten.embedding.default, torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+}
 PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
 QWEN = {  # Qwen/Qwen2.5-3B-Instruct's config.json
     "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
     "num_attention_heads": 16, "num_key_value_heads": 2, "tie_word_embeddings": True, "rope_theta": 1e6,
     "max_position_embeddings": 32768,
 }
+
+
+def _nonzero(x):
+    """Places as if there were no zero."""
+    return x.new_empty((x.numel(), x.ndim), dtype=torch.int64)
+
+
+def _unique(x, *options):
+    """Values, where each stands among them, counts."""
+    return x.new_empty(x.numel()), torch.empty_like(x, dtype=torch.int64), x.new_empty(0, dtype=torch.int64)
+
+
+def _check_together(function, leaves):
+    """RuntimeError: operands on two devices. A real GPU refuses most of these; a place on the CPU in a tensor
+    of its own it takes, and waits for it each time."""
+    devices = {x.device for x in leaves if isinstance(x, torch.Tensor)}
+    if len(devices) > 1:
+        raise RuntimeError(f"{function}: operands on more than one device: {devices}")
+
+
+LENGTHS = {torch.ops.aten.nonzero.default: _nonzero, torch.ops.aten._unique2.default: _unique}
+
+
+def make_tensor(data, *, device=None, **options):
+    """In the place of torch.tensor, which on device "meta" gives a tensor that is not fake."""
+    made = TENSOR(data, **options)
+    return made if device is None else made.to(device)
 
 
 class Meter(TorchDispatchMode):
@@ -39,6 +74,7 @@ class Meter(TorchDispatchMode):
         self.now = self.peak = self.reads = 0
         self.products = set()  # (dtype, smallest side)
         self.dtypes = set()
+        self.told = {float: 1.0, int: 1}  # what every number read back is
         self._seen = {}
 
     def _count(self, tensor):
@@ -56,12 +92,17 @@ class Meter(TorchDispatchMode):
         self.now -= self._seen.pop(key)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is READ:
+        if function in READS:
             self.reads += args[0].device == DEVICE
-            return 1.0 if args[0].is_floating_point() else 1
+            return self.told[float if args[0].is_floating_point() else int]
+        if function in LENGTHS:  # the CPU waits for these, too
+            self.reads += args[0].device == DEVICE
+            return LENGTHS[function](*args)
         if function in PRODUCTS and args[0].device == DEVICE:
             sides = [side for x in args[-2:] for side in x.shape]
             self.products.add((args[-1].dtype, min(sides)))
+        if function in TOGETHER:
+            _check_together(function, tree_leaves(args))
         out = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             self._count(leaf)
@@ -116,6 +157,7 @@ def pretended_device(monkeypatch):
     # fake tensors are here for eager work, in which no causal mask is made
     monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda *_: False)
     monkeypatch.setattr(torch, "autocast", switch_autocast)
+    monkeypatch.setattr(torch, "tensor", make_tensor)
     monkeypatch.setattr(torch.nn.functional, "linear", cast_linear)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
     monkeypatch.setattr(learners, "Backbone", _fake)

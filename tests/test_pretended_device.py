@@ -2,12 +2,17 @@
 meant, and peaks of memory as predicted."""
 
 import gc
+import inspect
+import re
+import types
 
 import pretended_device
 import pytest
 import torch
+from conftest import byte_tokenizer
 from pretended_device import DEVICE, QWEN, make_learner
 
+from rlpa_lib.agents import architecture, decoding, local_policy
 from rlpa_lib.rlpa import memory
 from rlpa_lib.rlpa.experience import Experience, accumulate_minibatch
 from rlpa_lib.rlpa.networks import CRITIC, POLICY, REFERENCE
@@ -17,8 +22,8 @@ PROMPT, COMPLETION, SAMPLES, LAYERS = 1100, 160, 4, 3
 RANK, HEAD = 32, memory.HEAD_HIDDEN
 
 
-def config(tuning="lora", packing="tree", checkpointing=True, critic="lora"):
-    policy = {"tuning": tuning, "dtype": "bfloat16", "lora_rank": RANK}
+def config(tuning="lora", packing="tree", checkpointing=True, critic="lora", dtype="bfloat16"):
+    policy = {"tuning": tuning, "dtype": dtype, "lora_rank": RANK}
     return Config.model_validate({
         "policy": {**policy, "gradient_checkpointing": checkpointing},
         "rollout": {"users": 4, "samples": SAMPLES},
@@ -104,6 +109,53 @@ def test_all_layers_at_the_longest_reply_fit_on_a_card(meter, scale, fits):
         learner.step(1.0)
     print(f"{scale}: told {told / 2**30:.1f} GiB, counted {peak / 2**30:.1f}, step {meter.peak / 2**30:.1f}")
     assert told == pytest.approx(peak, rel=0.1) and meter.peak < fits * 2**30
+
+
+def sample(meter, monkeypatch, tuning="lora", dtype="bfloat16", running=1):
+    """Two calls of the sampler in process, the second with longer dialogues; the completions of both.
+    `running`: what it reads back as the number of rows without an end."""
+    meter.told = {float: 0.0, int: running}
+    monkeypatch.setattr(architecture, "PROBE", 2)
+    model, options = make_learner(config(tuning, dtype=dtype), 1).model, {"portion": 40, "reuse": True}
+    policy = local_policy.LocalPolicy(model, byte_tokenizer(), **options)
+    request = {"n": 2, "seed": 0, "temperature": 1.0, "max_new_tokens": 2}
+    begun = [[("system", "Chat."), ("user", said)] for said in ("Hi!", "A longer sentence")]
+    longer = [[*talk, ("assistant", "Who are you?"), ("user", "Ann")] for talk in begun]
+    return [
+        policy.generate([[{"role": r, "content": c} for r, c in talk] for talk in talks], **request)
+        for talks in (begun, longer)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tuning", "dtype", "running"),
+    [
+        ("lora", "bfloat16", 1), ("lora", "bfloat16", 100), ("full", "bfloat16", 1), ("lora", "float32", 100)
+    ],
+)
+def test_sampling_stays_on_its_device(meter, monkeypatch, tuning, dtype, running):
+    """With one running row of four, rows leave the batch; with 100 none does."""
+    for answers in sample(meter, monkeypatch, tuning, dtype, running):
+        assert [[len(c.token_ids) for c in samples] for samples in answers] == [[2, 2]] * 2
+    assert torch.float64 not in meter.dtypes
+
+
+SAMPLER = inspect.getsource(decoding)
+MOVES = list(re.finditer(r"\.to\(device\)|, device=(lengths_P\.)?device", SAMPLER))
+QUICK = range(0, len(MOVES), 6)
+
+
+@pytest.mark.parametrize(
+    "place", [pytest.param(i, marks=() if i in QUICK else pytest.mark.slow) for i in range(len(MOVES))]
+)
+def test_any_tensor_that_sampling_leaves_on_the_cpu_is_caught(meter, monkeypatch, place):
+    """The sampler without one of its moves to the device."""
+    move, changed = MOVES[place], types.ModuleType("changed")
+    exec(SAMPLER[: move.start()] + SAMPLER[move.end() :], changed.__dict__)
+    for name in ("decode", "run_prompts", "PromptMemory"):
+        monkeypatch.setattr(local_policy, name, getattr(changed, name))
+    with pytest.raises(Exception, match="device"):
+        sample(meter, monkeypatch)
 
 
 def test_a_tensor_left_on_the_cpu_is_caught(meter, monkeypatch):
