@@ -341,6 +341,27 @@ def test_the_first_batch_is_held_against_the_models_own_forward_pass(tiny_random
         policy.generate([TALK], 2, seed=1, temperature=1.0, max_new_tokens=8)
 
 
+class Louder(transformers.Qwen2ForCausalLM):
+    """Its logits are more than the output layer's, which no setting says."""
+
+    def forward(self, *args, **options):
+        out = super().forward(*args, **options)
+        out.logits = 1.5 * out.logits
+        return out
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("packing", ["tree", "rows"])
+def test_passes_of_training_are_held_against_the_models_own(packing, tuning):
+    """Where servers sample, nothing else would notice."""
+    cfg = settings_of(ppo={"packing": packing}, policy={"tuning": tuning})
+    louder = Louder(random_model().config)
+    louder.load_state_dict(random_model().state_dict())
+    Learner(random_model(), cfg, seed=5).check_passes()
+    with pytest.raises(InputError, match="policy.model: qwen2: log-probabilities as trained here differ"):
+        Learner(louder, cfg, seed=5).check_passes()
+
+
 def test_a_training_without_one_good_reply_stops_and_says_what_to_look_at(tmp_path):
     def train(patience):
         cfg = settings_of(rollout={"turns": 2}, ppo={"iterations": 2, "format_patience": patience})

@@ -19,7 +19,7 @@ from rlpa_lib.settings.config import InputError
 KEYS = [
     "policy.warm_up=20", "policy.lora_rank=4", "policy.warm_up_lr=0.01", "sft.micro_batch=2",
     "rollout.users=2", "rollout.turns=1", "rollout.max_new_tokens=8", "rollout.max_prompt_tokens=4000",
-    "ppo.minibatch=8", "ppo.iterations=1", "run.tensorboard=false",
+    "ppo.minibatch=8", "ppo.iterations=1", "run.tensorboard=false", "ppo.format_patience=null",
 ]
 
 

@@ -56,9 +56,12 @@ def probe(model, sample: Callable) -> None:
     PROBED.add(model)
 
 
-def compare_with_model(model, prompt, token_ids, logprobs, temperature: float) -> None:
-    """InputError: what was sampled has other log-probabilities than in the model's own forward pass, by more
-    than `MAX_GAP` nats a token on average. `model` may have adapters, which are applied as PEFT does."""
+def compare_with_model(
+    model, prompt, token_ids, logprobs, temperature: float, done: str = "sampled"
+) -> None:
+    """InputError: what was sampled (or `done` here otherwise) has other log-probabilities than in the model's
+    own forward pass, by more than `MAX_GAP` nats a token on average. `model` may have adapters, which are
+    applied as PEFT does."""
     kept = token_ids[:COMPARED]
     device = model.get_input_embeddings().weight.device
     ids = torch.tensor([[*prompt, *kept]], device=device)
@@ -74,8 +77,8 @@ def compare_with_model(model, prompt, token_ids, logprobs, temperature: float) -
     if not gap <= limit:
         told = f"differ from its own forward pass by {gap:.3g} nats a token (allowed: {limit})"
         raise InputError(
-            f"policy.model: {own.config.model_type}: log-probabilities as sampled here {told}; sampling here "
-            "does not compute this model or adapter rightly"
+            f"policy.model: {own.config.model_type}: log-probabilities as {done} here {told}; this model or "
+            "adapter is not computed rightly"
         )
 
 

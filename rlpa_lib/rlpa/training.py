@@ -73,6 +73,7 @@ def prepare(
         cfg = cfg.model_copy(update={"policy": cfg.policy.model_copy(update={"adapter": warm})})
     model, tokenizer = models.load_model(cfg)  # on the learner's device
     learner = Learner(model, cfg, seed=run.seed, processes=processes)
+    learner.check_passes()
     weights = {role: sum(p.numel() for p in learner.parameters(role).values()) for role in ROLES}
     facts = {
         "users": len(people), "users_hash": hash_split(people), "cohorts": rollout.count_cohorts(cfg),

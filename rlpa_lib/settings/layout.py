@@ -80,5 +80,5 @@ def lay_out(gpus: str, tuning: str = "lora", served: bool = True, elsewhere: boo
 
 def layout_of(cfg: Any, gpus: str | None = None, served: bool = True) -> Layout:
     """The layout of a run's settings (`Config`); `gpus` in place of `run.gpus`. ValueError: see `lay_out`."""
-    chosen = gpus or cfg.run.gpus or ONE_CARD
+    chosen = cfg.run.gpus or ONE_CARD if gpus is None else gpus
     return lay_out(chosen, cfg.policy.tuning, served, elsewhere=bool(cfg.policy.servers))
