@@ -11,7 +11,7 @@ from typing import Any
 from rlpa_lib.agents.world import WEIGHTS
 from rlpa_lib.settings.config import Config
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}  # auto: a plan takes the larger
 HEAD_HIDDEN = 256  # `networks.ValueHead`
 SCORED = 64  # tokens that go through the output layer at once: `networks.ROWS`
 MARGIN = 0.9  # share of the free memory that is planned with: the rest is for kernels and fragments
