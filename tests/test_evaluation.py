@@ -11,7 +11,7 @@ from rlpa_lib import runs
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import Verdict
 from rlpa_lib.dialogue.protocols import Completion
-from rlpa_lib.evaluation import rows, scoring, tables
+from rlpa_lib.evaluation import played, rows, scoring, tables
 from rlpa_lib.methods.controls import OracleControl, RandomControl
 from rlpa_lib.methods.prompting import Prompted
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
@@ -172,7 +172,7 @@ class Mortal(OracleControl):
 
 
 def evaluated(run, method, version="v1"):
-    return rows.evaluate_row(
+    return played.evaluate_row(
         run, method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(),
         version,
     )
@@ -227,6 +227,6 @@ def test_a_judge_that_fails_too_often_stops_the_row_early(open_run):
         match="oracle-vanilla: the judge failed on 12 of 48 turns, "
         "more than run.max_judge_failure_rate = 0.02",
     ):
-        rows.evaluate_row(
+        played.evaluate_row(
             run, OracleControl(), "vanilla", PEOPLE, AgendaUser(0, "user_test"), Counting(None), RuleJudge()
         )

@@ -18,7 +18,7 @@ from rlpa_lib.agents.local_policy import LocalPolicy
 from rlpa_lib.dialogue.dialogue import Dialogue, Turn, Utterance
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply
-from rlpa_lib.evaluation import conflict, long_term, rows
+from rlpa_lib.evaluation import conflict, long_term, played
 from rlpa_lib.methods.controls import OracleControl
 from rlpa_lib.methods.prompting import Prompted
 from rlpa_lib.mini.attacks import PERSONA
@@ -230,11 +230,11 @@ def play(folder, method):
         parties.make_user(cfg, "vanilla", 0),
     )
     judges, common = (parties.make_evaluation_judge(cfg), parties.make_reward_judge(cfg)), {"swap": False}
-    rows.evaluate_row(
+    played.evaluate_row(
         run, method, "conflict", people, shifting, *judges, turns=10, valid=shifting.valid, log="conflict",
         **common,
     )
-    rows.evaluate_row(
+    played.evaluate_row(
         run, method, "long_term", people, willing, *judges, turns=12, log="long_term", **common
     )
 

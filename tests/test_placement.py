@@ -12,7 +12,7 @@ from test_rows import PEOPLE, SMALL, evaluated, train
 from rlpa_lib import runs
 from rlpa_lib.agents import devices, models, parties, placement
 from rlpa_lib.agents.trained import find_trained, load_trained
-from rlpa_lib.evaluation import rows
+from rlpa_lib.evaluation import rows, scoring
 from rlpa_lib.evaluation.rows import Row, Stage
 from rlpa_lib.mini.judge import RuleEvaluationJudge, RuleJudge
 from rlpa_lib.mini.user import AgendaUser
@@ -57,7 +57,7 @@ def test_a_row_plays_the_weights_that_there_are_whatever_their_form(tmp_path):
     # the same in any order: a whole model, an adapter, the base model, the whole model again
     for name in ("rlpa", "sft", "base", "rlpa"):
         method = stage.method(Row(name), "vanilla")
-        played = rows.scoring.evaluate(
+        played = scoring.evaluate(
             method, "vanilla", PEOPLE, AgendaUser(0, "user_test"), RuleEvaluationJudge(), RuleJudge(),
             turns=2, seed=0,
         )[1]

@@ -249,20 +249,69 @@ def test_what_goes_on_is_run_from_there_on_alone_with_the_same_outcome(tiny_rand
 
 
 
-def test_what_does_not_go_on_is_run_in_full(tiny_random_model):
-    """Other prompts in between, or as many dialogues that say something else: the memory is of no use and
-    changes nothing."""
-    turns, policy, apart = growing(turns=4), LocalPolicy(*tiny_random_model, reuse=True), []
+def assert_same(one, two):
+    """The same tokens; log-probabilities up to rounding."""
+    for a, b in zip((c for g in one for c in g), (c for g in two for c in g), strict=True):
+        assert a.token_ids == b.token_ids and a.prompt_ids == b.prompt_ids
+        assert torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=2e-5)
+
+
+def test_what_does_not_go_on_gets_the_same_answers(tiny_random_model):
+    """Other prompts in between, or as many dialogues that say something else: only what begins with the same
+    tokens is taken from memory."""
+    turns, policy, plain = growing(turns=4), LocalPolicy(*tiny_random_model, reuse=True), []
     for k, prompts in enumerate(turns):
-        apart.append(policy.generate(prompts, 2, seed=k, temperature=1.0, max_new_tokens=6))
+        plain.append(policy.generate(prompts, 2, seed=k, temperature=1.0, max_new_tokens=6))
         policy.generate(PROMPTS, 1, seed=0, temperature=1.0, max_new_tokens=2)
-    assert apart == played(LocalPolicy(*tiny_random_model), turns)
+    for one, two in zip(plain, played(LocalPolicy(*tiny_random_model), turns), strict=True):
+        assert_same(one, two)
     others = [talk(f"Somebody else {u}.", "Yes.", "And you?") for u in range(len(turns[0]))]
     policy.generate(turns[0], 2, seed=0, temperature=1.0, max_new_tokens=6)
     options = {"seed": 5, "temperature": 1.0, "max_new_tokens": 6}
-    assert policy.generate(others, 2, **options) == LocalPolicy(*tiny_random_model).generate(
-        others, 2, **options
-    )
+    alone = LocalPolicy(*tiny_random_model).generate(others, 2, **options)
+    assert_same(policy.generate(others, 2, **options), alone)
+
+
+def criticised(turns):
+    """The calls of Self-Critic: each turn's prompts, then with a draft and a request, then with a second."""
+    calls = []
+    for k, prompts in enumerate(turns):
+        calls.append(prompts)
+        for step in ("Review it.", "Write it again."):
+            said = [{"role": "assistant", "content": f"{step} {k}"}, {"role": "user", "content": step}]
+            calls.append([[*prompt, *said] for prompt in calls[-1]])
+    return calls
+
+
+def windowed(turns, kept=2):
+    """The same prompts with the last `kept` exchanges alone, as a window that slides shows them."""
+    return [[[prompt[0], *prompt[1:][-2 * kept - 1 :]] for prompt in prompts] for prompts in turns]
+
+
+@pytest.mark.parametrize(
+    ("calls", "share"), [(criticised(growing(turns=6)), 0.35), (windowed(growing(turns=8)), 0.99)]
+)
+def test_beginnings_are_found_by_their_tokens(tiny_random_model, calls, share):
+    """A draft's request is dropped again, a window moves: what is still common is not run again, and the
+    answers are those of a policy without memory."""
+    model, tokenizer = tiny_random_model
+    widths = Widths(model)
+    plain = played(LocalPolicy(model, tokenizer), calls)
+    all_tokens, widths.tokens = widths.tokens, 0
+    going = played(LocalPolicy(model, tokenizer, reuse=True), calls)
+    for one, two in zip(plain, going, strict=True):
+        assert_same(one, two)
+    assert widths.tokens < share * all_tokens
+
+
+def test_a_call_may_have_a_seed_a_prompt(tiny_random_model):
+    """Then each prompt's answers are those of a call of its own, equal prompts of another seed or not."""
+    policy, prompts = LocalPolicy(*tiny_random_model), [*PROMPTS, *PROMPTS[:2]]
+    whole = sample(policy, prompts, seed=[4, 4, 4, 4, 9, 9])
+    apart = [*sample(policy, PROMPTS, seed=4), *sample(policy, PROMPTS[:2], seed=9)]
+    assert_same(whole, apart)
+    with pytest.raises(ValueError, match="zip"):
+        sample(policy, prompts, seed=[4, 9])
 
 
 def test_another_process_goes_on_with_the_same_bits(tiny_random_model):

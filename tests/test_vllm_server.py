@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rlpa_lib.agents import vllm_server
-from rlpa_lib.agents.vllm_server import PINS, ServerFailed, last_lines, setup
+from rlpa_lib.agents import vllm_server, vllm_setup
+from rlpa_lib.agents.vllm_setup import PINS, ServerFailed, last_lines, setup
 from rlpa_lib.settings.config import InputError
 
 HEALTHY = """
@@ -155,13 +155,61 @@ def test_model_names():
 def test_setup_does_nothing_when_nothing_changed(tmp_path, monkeypatch):
     """The commands are counted, not run: the real installation is what tests/real_vllm begins with."""
     ran = []
-    monkeypatch.setattr("rlpa_lib.agents.vllm_server._run", lambda command, hint="": ran.append(command))
+    monkeypatch.setattr("rlpa_lib.agents.vllm_setup._run", lambda command, hint="": ran.append(command))
     (tmp_path / "bin").mkdir()
     os.symlink(sys.executable, tmp_path / "bin" / "python")
     assert setup(tmp_path, say=str) and str(PINS) in ran[0] and "--no-deps" in ran[0]
     ran.clear()
     assert not setup(tmp_path, say=str) and not ran
     assert setup(tmp_path, gpu=True, say=str) and "vllm==0.32.0" in ran[0]
+
+
+KERNELS = {
+    "load": "kept = torch.library.Library('_C', 'DEF'); kept.define('rms_norm(Tensor x) -> Tensor')",
+    "warn": "print('Failed to import from vllm._C')",
+    "crash": "import vllm._C",
+}
+PLATFORM = """
+import torch
+class Here:
+    def import_kernels(self):
+        global kept
+        {}
+current_platform = Here()
+"""
+
+
+@pytest.mark.parametrize(
+    ("kernels", "said"),
+    [
+        ("load", None),
+        ("warn", "failed; on Linux.*no kernel of vLLM loads on this machine .platform Here."),
+        ("crash", "was ended by SIGILL: a program for another processor .this one lacks .*printed nothing"),
+    ],
+)
+def test_setup_checks_the_kernels_that_vllm_chooses(tmp_path, monkeypatch, kernels, said):
+    """A stand-in for vLLM on a processor for which `vllm._C` was not built: it is not imported unless vLLM
+    itself would, and a crash without a word gets one."""
+    package, venv, real = tmp_path / "vllm", tmp_path / "venv", vllm_setup._run
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "_C.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    (package / "platforms.py").write_text(PLATFORM.format(KERNELS[kernels]))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (venv / "bin").mkdir(parents=True)
+    os.symlink(sys.executable, venv / "bin" / "python")
+
+    def only_check(command, hint=""):
+        if "-c" in command:
+            real([sys.executable, *command[1:]], hint)
+
+    monkeypatch.setattr(vllm_setup, "_run", only_check)
+    if said is None:
+        assert setup(venv, say=str)
+    else:
+        with pytest.raises(ServerFailed, match=f"(?s){said}"):
+            setup(venv, say=str)
+        assert not (venv / vllm_setup.STAMP).exists()
 
 
 def test_pins_are_exact():

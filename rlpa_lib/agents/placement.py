@@ -90,7 +90,7 @@ def _count_bytes(cfg: Config, work: str, samples: bool) -> dict[str, int]:
     with models.locate(cfg) as source, torch.device("meta"):
         config = AutoConfig.from_pretrained(source, revision=cfg.policy.revision)
         model = AutoModelForCausalLM.from_config(config)
-    size, weights = getattr(torch, cfg.policy.dtype).itemsize, sum(p.numel() for p in model.parameters())
+    size, weights = models.find_dtype(cfg).itemsize, sum(p.numel() for p in model.parameters())
     adapter = _count_adapter(cfg, model)
     if work == PLAY:
         needed = {"policy": size * weights}

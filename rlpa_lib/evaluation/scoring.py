@@ -1,16 +1,17 @@
 """A method meets the users of a benchmark for K turns, and every response is judged (appendix C.3)."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
-from rlpa_lib.dialogue.dialogue import Dialogue
+from rlpa_lib.dialogue.dialogue import Dialogue, Utterance
 from rlpa_lib.dialogue.judging import EvaluationJudge, Judge, Verdict
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.protocols import SimulatedUser
 from rlpa_lib.dialogue.turns import PlayedTurn, play_turns
-from rlpa_lib.methods.table import Answer, Method
+from rlpa_lib.methods.table import Answer, Method, respond_together
 from rlpa_lib.rlpa.rewards import profile_f1
 from rlpa_lib.runs.seeds import derive_seed
 
@@ -60,26 +61,95 @@ class Judgement:
         return {**self.__dict__, "profile_f1": self.profile_f1}
 
 
+@dataclass(frozen=True)
+class Part:
+    """The users of one benchmark, who answers them, who speaks for them, and their dialogues so far (none:
+    from the beginning)."""
+
+    method: Method
+    benchmark: str
+    personas: Sequence[Persona]
+    user: SimulatedUser
+    dialogues: Sequence[Dialogue] = ()
+
+    def start(self) -> list[Dialogue]:
+        """Where its dialogues go on."""
+        return list(self.dialogues) or [Dialogue(f"{self.benchmark}-{p.id}", p.id) for p in self.personas]
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """The users of several parts in one row, and each part's share of what belongs to the row."""
+
+    parts: Sequence[Part]
+
+    def reply(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue]) -> list[Utterance]:
+        """The next utterance of every user, by the simulated user of its part."""
+        return self.each(lambda part, *share: part.user.reply(*share), personas, dialogues)
+
+    def answer(self, personas: Sequence[Persona], heard: Sequence[Dialogue], seed: int) -> list[Answer]:
+        """The answers to all of them, each part's drawn with a seed of its own."""
+        turn = len(heard[0].turns) + 1
+        cases = [
+            (part.method, *share, derive_seed(seed, part.method.name, part.benchmark, turn))
+            for part, *share in zip(self.parts, self._cut(personas), self._cut(heard), strict=True)
+        ]
+        return [answer for answers in respond_together(cases) for answer in answers]
+
+    def each(self, function: Callable[..., Sequence[Any]], *everything: Sequence[Any]) -> list[Any]:
+        """`function(part, its share of each)` of every part, in a row."""
+        shares = zip(self.parts, *map(self._cut, everything), strict=True)
+        return [item for part, *share in shares for item in function(part, *share)]
+
+    def split(self, played: PlayedTurn) -> list[PlayedTurn]:
+        """The turn as each part has seen it."""
+        names, turns = ("heard", "answers", "judgements", "dialogues"), []
+        for *share, part in zip(*(self._cut(getattr(played, n)) for n in names), self.parts, strict=True):
+            portion = len(part.personas) / len(played.heard)
+            seconds = {who: lasted * portion for who, lasted in played.seconds.items()}
+            turns.append(replace(played, **dict(zip(names, share, strict=True)), seconds=seconds))
+        return turns
+
+    def _cut(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        rest = iter(items)
+        return (list(islice(rest, len(part.personas))) for part in self.parts)
+
+
 def play(
     method: Method, benchmark: str, personas: Sequence[Persona], user: SimulatedUser,
-    evaluator: EvaluationJudge, judge: Judge, *, turns: int, seed: int, swap: bool = True,
-    dialogues: Sequence[Dialogue] | None = None, valid: Valid | None = None, fallback: str | None = None,
+    evaluator: EvaluationJudge, judge: Judge, *, dialogues: Sequence[Dialogue] | None = None, **options: Any,
 ) -> Iterator[PlayedTurn]:
-    """Play E dialogues in lockstep up to turn K, going on where `dialogues` stop; a turn's judgements are one
-    `Judgement` a user.
+    """`play_together` of one benchmark alone; its dialogues go on where `dialogues` stop."""
+    part = Part(method, benchmark, personas, user, dialogues or ())
+    for [played] in play_together([part], evaluator, judge, **options):
+        yield played
 
-    The evaluator sees the true persona, the method only the transcript. A turn depends on seed, users,
-    weights and the dialogues so far, so going on gives what playing through would have given. With `swap`
-    each response is judged a second time, against the next user's persona. `valid` gives the persona that
-    holds at a turn, where it changes in mid-dialogue: judges and controls see that one. `fallback`: see
-    `Dialogue.answer`."""
+
+def play_together(
+    parts: Sequence[Part], evaluator: EvaluationJudge, judge: Judge, *, turns: int, seed: int,
+    swap: bool = True, valid: Valid | None = None, fallback: str | None = None,
+) -> Iterator[list[PlayedTurn]]:
+    """Play the dialogues of all parts in lockstep up to turn K, a `PlayedTurn` a part; all parts stand at the
+    same turn. A turn's judgements are one `Judgement` a user, its seconds those of all by numbers of users.
+
+    Methods that share a policy ask it in one batch; each part is seeded, judged and swapped by itself, so
+    that it gets what it would get alone, up to the rounding of another batch. The evaluator sees the true
+    persona, the method only the transcript. A turn depends on seed, users, weights and the dialogues so far,
+    so going on gives what playing through would have given. With `swap` each response is judged a second
+    time, against the next user's persona. `valid` gives the persona that holds at a turn, where it changes in
+    mid-dialogue: judges and controls see that one. `fallback`: see `Dialogue.answer`."""
+    crowd = Crowd(parts)
+    people, start = crowd.each(lambda part: part.personas), crowd.each(Part.start)
 
     def answer(true: Sequence[Persona], heard: Sequence[Dialogue]) -> list[Answer]:
-        return method.respond(true, heard, derive_seed(seed, method.name, benchmark, len(heard[0].turns) + 1))
+        return crowd.answer(true, heard, seed)
 
-    start = dialogues or [Dialogue(f"{benchmark}-{p.id}", p.id) for p in personas]
-    score = partial(_judge, method.name, benchmark, evaluator, judge, swap)
-    return play_turns(personas, start, user, answer, score, turns=turns, fallback=fallback, persona_at=valid)
+    def score(*everything: Sequence[Any]) -> list[Judgement]:
+        return crowd.each(partial(_judge, evaluator, judge, swap), *everything)
+
+    options = {"turns": turns, "fallback": fallback, "persona_at": valid}
+    for played in play_turns(people, start, crowd, answer, score, **options):
+        yield crowd.split(played)
 
 
 def evaluate(
@@ -92,7 +162,7 @@ def evaluate(
 
 
 def _judge(
-    method: str, benchmark: str, evaluator: EvaluationJudge, judge: Judge, swap: bool,
+    evaluator: EvaluationJudge, judge: Judge, swap: bool, part: Part,
     personas: Sequence[Persona], dialogues: Sequence[Dialogue], answers: Sequence[Answer],
 ) -> list[Judgement]:
     """Both judgements of every response go to the evaluator in one batch."""
@@ -115,7 +185,7 @@ def _judge(
             if (slots[matched[j]] if j in matched else slot) not in told
         ]  # fmt: skip
         rows.append(Judgement(
-            method=method, benchmark=benchmark, user=persona.id, turn=len(dialogue.turns) + 1,
+            method=part.method.name, benchmark=part.benchmark, user=persona.id, turn=len(dialogue.turns) + 1,
             score=_score(answer, verdict), marks=verdict and verdict.marks,
             reasons=verdict and verdict.reasons, format_ok=answer.reply.format_ok, n_inferred=len(inferred),
             n_matched=None if pairs[i] is None else len(pairs[i]), n_true=len(persona.profile),

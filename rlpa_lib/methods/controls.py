@@ -12,7 +12,7 @@ from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply, render_reply
 from rlpa_lib.methods.prompting import Prompted, make_base, make_rlpa
-from rlpa_lib.methods.table import Answer, Donor, Parts
+from rlpa_lib.methods.table import Answer, Asking, Asks, Donor, Parts
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.config import InputError
 
@@ -46,7 +46,7 @@ class RandomControl:
 
 
 @dataclass(frozen=True)
-class PromptedOracle:
+class PromptedOracle(Asks):
     """The ceiling of a real model: Base with the true profile in its system prompt (`template` holds
     {profile}), which is also the profile that is counted for its answers."""
 
@@ -55,18 +55,19 @@ class PromptedOracle:
     name: str = "oracle"
     writes_profile: bool = True
 
-    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
+    def questions(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> Asking:
         talks = []
         for persona, dialogue in zip(personas, dialogues, strict=True):
             system, *rest = self.inner.messages(dialogue)
             told = self.template.format(profile=persona.profile.lines())
             talks.append([{**system, "content": f"{system['content']}\n\n{told}"}, *rest])
-        answers = zip(personas, map(self.inner.read, self.inner.ask(talks, seed)), strict=True)
+        said = yield self.inner.question(talks, seed)
+        answers = zip(personas, map(self.inner.read, said), strict=True)
         return [replace(a, reply=replace(a.reply, profile=p.profile)) for p, a in answers]
 
 
 @dataclass(frozen=True)
-class MisdirectedAnswers:
+class MisdirectedAnswers(Asks):
     """The floor of a real model: every user gets what Base says to the next one. InputError: there is one
     user only."""
 
@@ -74,15 +75,15 @@ class MisdirectedAnswers:
     name: str = "random"
     writes_profile: bool = False
 
-    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
+    def questions(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> Asking:
         if len(dialogues) < 2:
             raise InputError("evaluation.users: the random control needs at least two users")
-        answers = self.inner.respond(personas, dialogues, seed)
+        answers = yield from self.inner.questions(personas, dialogues, seed)
         return [*answers[1:], answers[0]]
 
 
 @dataclass(frozen=True)
-class StyleOnly:
+class StyleOnly(Asks):
     """The trained policy, which has to answer after a profile block that is not its own: what remains of its
     score owes nothing to the profile that it would have written. Only the response's tokens are counted."""
 
@@ -91,14 +92,14 @@ class StyleOnly:
     name: str
     writes_profile: bool = True
 
-    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
+    def questions(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> Asking:
         profiles = map(self.donor, personas, dialogues)
         texts = [render_reply(profile, "", self.inner.strictness) for profile in profiles]
         starts = [text.removesuffix("\n</response>") for text in texts]
         # A final assistant message is a beginning that the answer continues.
         begun = [{"role": "assistant", "content": start} for start in starts]
         talks = [[*self.inner.messages(d), start] for d, start in zip(dialogues, begun, strict=True)]
-        return list(map(self.inner.read, self.inner.ask(talks, seed), starts))
+        return list(map(self.inner.read, (yield self.inner.question(talks, seed)), starts))
 
 
 def no_profile(persona: Persona, dialogue: Dialogue) -> Profile:

@@ -9,13 +9,14 @@ kept in `Answer.hidden`, and its tokens are counted. The functions at the end ma
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from rlpa_lib.dialogue.dialogue import Dialogue, Turn, policy_view
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply, Strictness, parse_released_reply, parse_reply
 from rlpa_lib.dialogue.protocols import Completion, Message, Policy
 from rlpa_lib.methods.retrieval import SentenceEncoder, top_k
-from rlpa_lib.methods.table import Answer, Parts, Step
+from rlpa_lib.methods.table import Answer, Asking, Asks, Parts, Question, Step
 from rlpa_lib.runs.seeds import derive_seed
 from rlpa_lib.settings.kinds import METHODS
 
@@ -38,7 +39,7 @@ _SAID_BEHIND = _find_label(_REPLY, r"(?<=[\s*。！？；，…])")
 
 
 @dataclass(frozen=True)
-class Prompted:
+class Prompted(Asks):
     """A policy behind one system prompt. With `writes_profile` the answer is a profile block and a response
     (RLPA, and RLPA prompting: the same without training); without, the whole text is the response (Base, SFT,
     DPO).
@@ -58,9 +59,9 @@ class Prompted:
     thinks: bool = False
     strictness: Strictness = "strict"
 
-    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
-        """One sampled answer a dialogue; the same seed gives the same answers."""
-        return [self.read(c) for c in self.ask([self.messages(d) for d in dialogues], seed)]
+    def questions(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> Asking:
+        said = yield self.question([self.messages(d) for d in dialogues], seed)
+        return list(map(self.read, said))
 
     def messages(self, dialogue: Dialogue) -> list[Message]:
         """The prompt of a dialogue with a pending utterance."""
@@ -68,10 +69,17 @@ class Prompted:
         view = policy_view(dialogue, self.system_prompt, shown, self.strictness)
         return with_last(view, f"{view[-1]['content']} {self.suffix}") if self.suffix else view
 
-    def ask(self, messages: Sequence[list[Message]], seed: int, n: int = 1) -> list[Completion]:
+    @property
+    def _options(self) -> dict[str, float]:
+        return {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
+
+    def question(self, messages: Sequence[list[Message]], seed: int) -> Question:
+        """One completion of each prompt."""
+        return Question(self.policy, messages, seed, self._options)
+
+    def ask(self, messages: Sequence[list[Message]], seed: int, n: int) -> list[Completion]:
         """n completions of each prompt, those of one prompt in a row."""
-        options = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
-        groups = self.policy.generate(messages, n, seed=seed, **options)
+        groups = self.policy.generate(messages, n, seed=seed, **self._options)
         return [completion for group in groups for completion in group]
 
     def read(self, completion: Completion, start: str = "") -> Answer:
@@ -90,27 +98,28 @@ class Prompted:
 
 
 @dataclass(frozen=True)
-class SelfCritic:
+class SelfCritic(Asks):
     """Draft, critique, revision: three calls, of which the user sees the last (appendix D.2). Later turns see
     revisions alone."""
 
+    drafts: ClassVar = ("draft", "critique")  # hidden steps that the policy has said, call by call
     inner: Prompted
     critique_request: str
     revision_request: str
     name: str = "self_critic"
     writes_profile: bool = False
 
-    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
-        """The revision as the answer, draft and critique as hidden steps, the tokens of all three."""
+    def questions(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> Asking:
+        """The revision is the answer, draft and critique are hidden steps; the tokens of all three count."""
         talks = [self.inner.messages(d) for d in dialogues]
-        drafts = self.inner.ask(talks, derive_seed(seed, "draft"))
+        drafts = yield self.inner.question(talks, derive_seed(seed, "draft"))
         talks = _extend(talks, drafts, self.critique_request)
-        critiques = self.inner.ask(talks, derive_seed(seed, "critique"))
+        critiques = yield self.inner.question(talks, derive_seed(seed, "critique"))
         talks = _extend(talks, critiques, self.revision_request)
+        revisions = yield self.inner.question(talks, derive_seed(seed, "revision"))
         answers = []
-        revisions = self.inner.ask(talks, derive_seed(seed, "revision"))
         for draft, critique, revision in zip(drafts, critiques, revisions, strict=True):
-            final, before = self.inner.read(revision), {"draft": draft, "critique": critique}
+            final, before = self.inner.read(revision), dict(zip(self.drafts, (draft, critique), strict=True))
             steps = [Step(kind, c.text, c.n_generated) for kind, c in before.items()]
             tokens = final.n_tokens + sum(step.n_tokens for step in steps)
             hidden = (*steps, *final.hidden)
@@ -119,7 +128,7 @@ class SelfCritic:
 
 
 @dataclass(frozen=True)
-class Retrieval:
+class Retrieval(Asks):
     """The exchanges of this dialogue that are closest to the message, up to `k` of them, before the message
     (appendix D.2).
 
@@ -136,8 +145,8 @@ class Retrieval:
     name: str = "rag"
     writes_profile: bool = False
 
-    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
-        """One sampled answer a dialogue; which turns were retrieved is a hidden step."""
+    def questions(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> Asking:
+        """Which turns were retrieved is a hidden step of the answer."""
         # One call for all texts is faster than one a dialogue; the encoder remembers them.
         said = [[d.pending.text, *(f"{t.user.text} {t.reply.response}" for t in d.turns)] for d in dialogues]
         self.encoder.encode([text for texts in said for text in texts])
@@ -149,7 +158,7 @@ class Retrieval:
             talks.append(self._insert(dialogue, [dialogue.turns[i] for i, _ in found]))
             nearest = ", ".join(f"turn {i + 1} ({cosine:.3f})" for i, cosine in found)
             steps.append(Step("retrieved", nearest))
-        answers = map(self.inner.read, self.inner.ask(talks, seed))
+        answers = map(self.inner.read, (yield self.inner.question(talks, seed)))
         return [replace(a, hidden=(step, *a.hidden)) for a, step in zip(answers, steps, strict=True)]
 
     def _insert(self, dialogue: Dialogue, turns: Sequence[Turn]) -> list[Message]:

@@ -3,15 +3,16 @@ made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rlpa_lib.dialogue import prompt_files
 from rlpa_lib.dialogue.dialogue import Dialogue
 from rlpa_lib.dialogue.persona import Persona
 from rlpa_lib.dialogue.profile import Profile, Reply
-from rlpa_lib.dialogue.protocols import Policy
+from rlpa_lib.dialogue.protocols import Completion, Message, Policy
 from rlpa_lib.settings.config import InputError
 from rlpa_lib.settings.kinds import EVALUATORS, METHODS, resolve
 from rlpa_lib.settings.schema import Config
@@ -42,6 +43,32 @@ class Answer:
     n_dropped: int = 0
 
 
+@dataclass(frozen=True)
+class Question:
+    """Prompts that a method puts to its policy together, one completion each; `options` of `generate`."""
+
+    policy: Policy
+    messages: Sequence[list[Message]]
+    seed: int
+    options: Mapping[str, Any]
+
+
+# Questions out, completions in, answers at the end: so several methods' questions can be asked at once.
+Asking = Generator[Question, list[Completion], list[Answer]]
+
+
+class Asks(ABC):
+    """A method that asks a policy, in `questions`."""
+
+    @abstractmethod
+    def questions(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> Asking:
+        """What it asks about these dialogues, one question after the other."""
+
+    def respond(self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int) -> list[Answer]:
+        """One sampled answer a dialogue; the same seed gives the same answers."""
+        return respond_together([(self, personas, dialogues, seed)])[0]
+
+
 class Method(Protocol):
     """Answers the pending utterance of each dialogue. Only a control may look at the personas."""
 
@@ -51,6 +78,53 @@ class Method(Protocol):
     def respond(
         self, personas: Sequence[Persona], dialogues: Sequence[Dialogue], seed: int
     ) -> list[Answer]: ...
+
+
+Case = tuple[Method, Sequence[Persona], Sequence[Dialogue], int]  # what `respond` takes, method first
+
+
+def respond_together(cases: Sequence[Case]) -> list[list[Answer]]:
+    """The answers of each case, as its own `respond` gives them. Questions that share a policy which takes a
+    seed a prompt are put to it in one batch."""
+    answers: list[list[Answer]] = [[] for _ in cases]
+    asking, said = {}, dict[int, list[Completion] | None]()
+    for i, (method, *case) in enumerate(cases):
+        if isinstance(method, Asks):
+            asking[i], said[i] = method.questions(*case), None
+        else:
+            answers[i] = method.respond(*case)
+    while asking:
+        asked = dict[int, Question]()
+        for i, talk in list(asking.items()):
+            try:
+                asked[i] = talk.send(said[i])
+            except StopIteration as end:
+                answers[i] = end.value
+                del asking[i]
+        said = _put(asked)
+    return answers
+
+
+def _put(asked: Mapping[int, Question]) -> dict[int, list[Completion]]:
+    """The completions of each question, in as few batches as the policies allow."""
+    batches, said = list[list[int]](), dict[int, list[Completion]]()
+    for i, question in asked.items():
+        for batch in batches:
+            first = asked[batch[0]]
+            same = question.policy is first.policy and question.options == first.options
+            if same and getattr(question.policy, "seed_each", False):
+                batch.append(i)
+                break
+        else:
+            batches.append([i])
+    for batch in batches:
+        policy, options = asked[batch[0]].policy, asked[batch[0]].options
+        messages = [talk for i in batch for talk in asked[i].messages]
+        seeds = [asked[i].seed for i in batch for _ in asked[i].messages]
+        seed = seeds if len(batch) > 1 else asked[batch[0]].seed
+        groups = iter(policy.generate(messages, 1, seed=seed, **options))
+        said |= {i: [next(groups)[0] for _ in asked[i].messages] for i in batch}
+    return said
 
 
 Donor = Callable[[Persona, Dialogue], Profile]  # whose profile stands before the answer of a borrower

@@ -142,7 +142,8 @@ def default_jobs(cfg: Config) -> int:
     parties = USERS[cfg.user.kind], JUDGES[cfg.judge.kind], EVALUATORS[cfg.evaluator.kind]
     small = cfg.policy.model == "tiny" and POLICIES[cfg.policy.kind].in_process
     small = small and all(party.scripted for party in parties)
-    return 2 if small and record.cores() >= 2 * cfg.run.threads else 1
+    threads = record.cores() if cfg.run.threads == "auto" else cfg.run.threads
+    return 2 if small and record.cores() >= 2 * threads else 1
 
 
 @contextmanager

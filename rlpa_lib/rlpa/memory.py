@@ -13,7 +13,7 @@ from rlpa_lib.rlpa.packing import Group, feed
 from rlpa_lib.rlpa.tree import cut, grow
 from rlpa_lib.settings.config import Config
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}  # auto: a plan takes the larger
 EXPERTS = "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"  # keys of a config
 HEAD_HIDDEN = 256  # `networks.ValueHead`
 SCORED = 64  # tokens that go through the output layer at once: `networks.ROWS`

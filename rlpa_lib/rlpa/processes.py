@@ -203,12 +203,11 @@ def work(
     weights."""
     if not shards:
         os.environ["ACCELERATE_USE_FSDP"] = "false"
-    cfg = config.load_config(scale, overrides)
     processes, say = Processes(), partial(print, flush=True)  # a notebook reads it through a pipe
     with processes.watched():
         run = processes.on_main(lambda: runs.open_run(scale, seed, run_dir, overrides))
         if not processes.main:  # on another machine the folder may be another, and nothing is written there
-            run = Run(cfg, seed, (record.REPOSITORY / run_dir.expanduser()).resolve())
+            run = Run(cfg := run.cfg, seed, (record.REPOSITORY / run_dir.expanduser()).resolve())
             runs.set_threads(cfg.run.threads)
             runs.set_matmul_precision(cfg.run.matmul_precision)
             runs.set_seed(seed)

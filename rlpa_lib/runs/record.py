@@ -17,6 +17,7 @@ from rlpa_lib.runs.storage import hash_json, lock, sha256, write_bytes, write_js
 from rlpa_lib.settings.config import InputError, flatten
 
 SPENDING = frozenset({"endpoint.max_usd", "endpoint.max_requests", "endpoint.max_tokens"})
+VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # what matrix products are fast with
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 REPOSITORY = PACKAGE_DIR.parent
 
@@ -35,8 +36,11 @@ def read(directory: Path) -> dict[str, Any]:
         raise InputError(f"{file}: cannot be read: {error}") from None
 
 
-def create(directory: Path, seed: int, settings: Mapping[str, Any], params_name: str) -> None:
-    """Write the record of a new run, and dirty.diff when the code holds uncommitted changes."""
+def create(
+    directory: Path, seed: int, settings: Mapping[str, Any], params_name: str, **measured: Any
+) -> None:
+    """Write the record of a new run, and dirty.diff when the code holds uncommitted changes. `measured`: what
+    `auto` came to mean, if a setting says so."""
     code, diff = code_state()
     if diff:
         write_bytes(directory / "dirty.diff", diff)
@@ -44,6 +48,7 @@ def create(directory: Path, seed: int, settings: Mapping[str, Any], params_name:
         "params_name": params_name, "params": settings, "params_sha256": hash_json(settings), "seed": seed,
         "code": code, "hardware": hardware(), "packages": packages(), "start": now(), "end": None,
         "status": "open", "resumed": [],
+        **({"measured": measured} if measured else {}),
     }
     write_json(directory / "record.json", facts)
 
@@ -118,13 +123,15 @@ def packages() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, usable cores, memory in GB and graphics cards, without importing torch."""
-    processors = _read_facts(Path("/proc/cpuinfo"), "model name")
+    """Processor, which of VECTORS it has, usable cores, memory in GB and graphics cards, without importing
+    torch."""
+    processors, told = (_read_facts(Path("/proc/cpuinfo"), name) for name in ("model name", "flags"))
+    flags = set(told[0].split() if told else ())
     cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     return {
         "system": f"{platform.system()} {platform.release()}", "python": sys.version.split()[0],
         "processor": processors[0] if processors else platform.processor() or platform.machine(),
-        "cores": cores(),
+        "instructions": [name for name in VECTORS if name in flags], "cores": cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": [model for card in cards for model in _read_facts(card, "Model")],
     }

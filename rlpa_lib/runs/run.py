@@ -15,6 +15,8 @@ from rlpa_lib.runs import record, storage
 from rlpa_lib.runs.seeds import set_matmul_precision, set_seed, set_threads
 from rlpa_lib.settings import config
 from rlpa_lib.settings.config import Config, InputError
+from rlpa_lib.settings.kinds import POLICIES, resolve
+from rlpa_lib.settings.measured import list_open, settle
 from rlpa_lib.settings.people import check_people
 
 OWNER_VARIABLE = "RLPA_RUN_OWNER"
@@ -25,7 +27,8 @@ _LOCKS: dict[Path, TextIO] = {}
 
 @dataclass(frozen=True)
 class Run:
-    """An open run: its settings, its seed and its directory. All writes are atomic and stay inside `dir`."""
+    """An open run: its settings (`auto` replaced by what was measured), its seed and its directory. All
+    writes are atomic and stay inside `dir`."""
 
     cfg: Config
     seed: int
@@ -125,7 +128,7 @@ def open_run(params: str | Path, seed: int, run_dir: str | Path, overrides: Sequ
     if not (directory / "record.json").exists():
         check_people(cfg, label)
     run = claim(cfg, seed, directory, label)
-    set_threads(cfg.run.threads)
+    set_threads(run.cfg.run.threads)
     set_matmul_precision(cfg.run.matmul_precision)
     set_seed(seed)
     return run
@@ -133,6 +136,7 @@ def open_run(params: str | Path, seed: int, run_dir: str | Path, overrides: Sequ
 
 def claim(cfg: Config, seed: int, directory: Path, params_name: str) -> Run:
     """Lock the directory and write or check record.json; child processes share the lock (RLPA_RUN_OWNER).
+    Where a setting says `auto`, a new run measures, and every later process takes what its record says.
     InputError: as in `open_run`, or a seed outside 0 to 2**32 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"seed: wants an integer from 0 to 2**32 - 1; got {seed!r}")
@@ -140,16 +144,19 @@ def claim(cfg: Config, seed: int, directory: Path, params_name: str) -> Run:
     existing = (directory / "record.json").exists()
     if existing:
         record.check_same(directory, seed, settings)
+        measured = record.read(directory).get("measured", {})
+    else:
+        measured = resolve(POLICIES[cfg.policy.kind].measure)(cfg) if list_open(cfg) else {}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         owns = _lock(directory)
         if not existing:
-            record.create(directory, seed, settings, params_name)
+            record.create(directory, seed, settings, params_name, **measured)
         elif owns:
             record.resume(directory, settings)
     except OSError as error:
         raise InputError(f"{directory}: cannot be written: {error.strerror or error}") from None
-    return Run(cfg, seed, directory)
+    return Run(settle(cfg, measured.get("chosen", {})), seed, directory)
 
 
 def _lock(directory: Path) -> bool:

@@ -98,7 +98,8 @@ class PolicyConfig(Served):
     reasoning_tokens: CountOrZero = 0  # room for thinking, on top of rollout.max_new_tokens
     model: Name = "tiny"
     revision: Name | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    # auto: what computes fastest on the machine that begins the run, float32 or bfloat16 (agents.speed)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     tuning: Literal["lora", "full"] = "lora"
     # training keeps each layer's input alone and runs the layer (in PPO the output layer, too) once more
     # backward: a third more work, and a fraction of the memory; of PPO, SFT, DPO and GRPO

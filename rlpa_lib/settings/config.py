@@ -232,6 +232,8 @@ def _training_problems(cfg: Config) -> Iterator[tuple[str, str]]:
 def _layout_problems(cfg: Config) -> Iterator[tuple[str, str]]:
     """The same of cards and servers."""
     served = POLICIES[cfg.policy.kind].needs_servers
+    if cfg.run.threads == "auto" and cfg.run.accelerate is not None:
+        yield "run.threads", "auto is measured for one process; with run.accelerate write how many each has"
     if cfg.policy.servers and not served:
         yield "policy.servers", f"are read only when policy.kind is vllm; policy.kind is {cfg.policy.kind}"
     if cfg.run.gpus is None:

@@ -156,9 +156,11 @@ EVALUATORS: dict[str, Party] = {
 
 @dataclass(frozen=True)
 class PolicyKind:
-    """Where the policy is sampled. `make(cfg, run, adapter)` gives the policy of a row."""
+    """Where the policy is sampled. `make(cfg, run, adapter)` gives the policy of a row; `measure(cfg)` says
+    what `auto` means on this machine."""
 
     make: str
+    measure: str = "agents.speed:measure"
     trainable: bool = True
     in_process: bool = False
     needs_servers: bool = False  # vLLM: `policy.servers`, or servers that the run starts itself
@@ -166,7 +168,9 @@ class PolicyKind:
 
 POLICIES: dict[str, PolicyKind] = {
     "local": PolicyKind("agents.placement:make_policy", in_process=True),
-    "endpoint": PolicyKind("agents.endpoint_policy:make_policy", trainable=False),
+    "endpoint": PolicyKind(
+        "agents.endpoint_policy:make_policy", "agents.speed:measure_nothing", trainable=False
+    ),
     "vllm": PolicyKind("agents.vllm_policy:make_policy", needs_servers=True),
 }
 

@@ -231,7 +231,7 @@ class Endpoint(Section):
 class RunConfig(Section):
     """How a run uses this machine, and which prompts it reads."""
 
-    threads: Count = 1
+    threads: Count | Literal["auto"] = 1  # auto: as many as pay off on the machine that begins the run
     # of matrix products in fp32, in torch's words: highest = fp32, high = TF32, medium = bf16
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     prompt_set: Literal["mini", "en", "zh"] = "mini"

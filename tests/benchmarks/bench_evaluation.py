@@ -17,7 +17,7 @@ import torch
 from rlpa_lib import runs
 from rlpa_lib.agents import models, parties
 from rlpa_lib.agents.local_policy import LocalPolicy
-from rlpa_lib.evaluation import rows
+from rlpa_lib.evaluation import played, rows
 from rlpa_lib.methods.retrieval import load_encoder
 from rlpa_lib.methods.table import Parts, build_method
 from rlpa_lib.personas.sources import load_personas
@@ -50,7 +50,7 @@ def play(run, method, users) -> float:
     cfg, start = run.cfg, time.process_time()
     for benchmark in cfg.evaluation.benchmarks:
         people, user = load_personas(cfg.personas, benchmark, users, 0), parties.make_user(cfg, "test", 0)
-        rows.evaluate_row(
+        played.evaluate_row(
             run, method, benchmark, people, user, parties.make_evaluation_judge(cfg),
             parties.make_reward_judge(cfg),
         )
