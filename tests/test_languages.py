@@ -84,6 +84,12 @@ def test_a_chain_of_thought_in_either_language(text, thought):
     assert split_thought(text) == (thought, "好香！")
 
 
+@pytest.mark.parametrize("said", ["“好香！”他说。", '"Hi," he said.', "**Hi** you", "_Hi_", "(Hm) hi"])
+@pytest.mark.parametrize("label", ["Reply: ", "回复： ", "**Reply:** ", "“Reply:” ", "### Reply\n"])
+def test_what_a_reply_opens_itself_stays(label, said):
+    assert split_thought(f"Thought: a baker\n{label}{said}") == ("a baker", said)
+
+
 @pytest.mark.parametrize("text", ["Facts.\nAnswer: 42", "先想一想\n思路：三步。", "In reply: no."])
 def test_other_labels_leave_a_plain_reply_alone(text):
     assert split_thought(text) == ("", text)

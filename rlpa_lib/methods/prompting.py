@@ -23,12 +23,13 @@ from rlpa_lib.settings.kinds import METHODS
 # "Thought:" and "Reply:", the labels of the chain-of-thought prompts, as models write them in both languages:
 # behind signs of a heading, list, quotation or emphasis, and with a colon, in brackets, or as a heading.
 _BEFORE, _AFTER = r"[ \t\u3000#>*_`\"“”'+•·\-\d.、()（）\[【]*", r"[ \t\u3000*_`\"“”')）\]】]*"
+_CLOSED = r"(?:\*+|_+|`|”|\"(?=\s))?"  # what was opened before the label; a reply may open something itself
 _THOUGHT, _REPLY = "thoughts?|思考", "reply|回复|答复|回答"
 
 
 def _find_label(names: str, behind: str = rf"^{_BEFORE}") -> re.Pattern[str]:
     heading = rf"^[ \t]*(?:#+|\*\*)[ \t]*(?:{names})[ \t*]*$"
-    label = rf"{behind}(?:{names}){_AFTER}(?:[:：]{_AFTER}|(?<=[】\]]))"
+    label = rf"{behind}(?:{names}){_AFTER}(?:[:：]{_CLOSED}|(?<=[】\]]))"
     return re.compile(rf"{label}|{heading}", re.IGNORECASE | re.MULTILINE)
 
 
