@@ -144,7 +144,8 @@ def test_the_budget_follows_from_free_memory(tiny_random_model, monkeypatch):
     cfg = settings.load_config("paper")
     shape = memory.KNOWN["Qwen/Qwen2.5-3B-Instruct"]
 
-    longest = ((1,) * cfg.rollout.max_prompt_tokens, tuple((i,) * cfg.rollout.max_new_tokens for i in "abcd"))
+    replies = tuple((i,) * cfg.rollout.max_new_tokens for i in range(4))
+    longest = (9,) * cfg.rollout.max_prompt_tokens, replies
     load = memory.weigh([longest], "tree")
 
     def needs(tokens):

@@ -130,7 +130,8 @@ def predict(shape: Shape, cfg: Config, prompt: int, completion: int) -> dict[str
     `prompt` tokens and completions of `completion` that share nothing. In-process sampling is not part of
     it."""
     samples, n = cfg.ppo.micro_batch or cfg.ppo.minibatch, cfg.rollout.samples
-    groups = [_make_group(prompt, completion, n, start) for start in range(0, samples, n)]
+    starts = range(0, samples, n)
+    groups = [_make_group(prompt, completion, min(n, samples - start), start) for start in starts]
     return predict_fixed(shape, cfg) | predict_pass(shape, cfg, weigh(groups, cfg.ppo.packing))
 
 

@@ -34,7 +34,7 @@ from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 KERNEL = "rlpa_tree"
-CALL, KEY = 4096, 16  # in scores (query times key), what it takes to begin a block and to copy a key
+CALL, KEY = 4096, 64  # in scores (query times key), what it takes to begin a block and to keep a key
 
 Span = tuple[int, int]  # places from the first to before the last
 
