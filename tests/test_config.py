@@ -41,6 +41,7 @@ def test_published_hyper_parameters():
         assert (cfg.dpo.epochs, cfg.dpo.batch, cfg.dpo.lr, cfg.dpo.beta) == (1, 32, 5e-6, 0.01)
         assert (cfg.personas.train_users, cfg.ppo.iterations, cfg.ppo.episodes) == (None, 14, 1)
         assert (cfg.evaluation.users, cfg.evaluation.turns) == (74, 10)
+        assert (cfg.policy.kind, cfg.policy.model) == ("vllm", "Qwen/Qwen2.5-3B-Instruct")
     released = config.load_config("released")
     assert (released.ppo.lr, released.ppo.critic_lr, released.policy.tuning) == (5e-7, 9e-6, "full")
     assert (released.ppo.clip, released.ppo.value_clip, released.ppo.kl_coef, released.ppo.lam) == (

@@ -47,6 +47,7 @@ OTHER = [  # key, value; defaults are in schema.py
     ("ppo.grad_norm", 0.01),
     ("ppo.adam_betas", (0.5, 0.9)),
     ("ppo.critic", "lora"),
+    ("ppo.baseline", "samples"),
     ("ppo.history_profiles", "all"),
     ("ppo.history_profiles", "none"),
     ("ppo.update_every", "dialogue"),
@@ -130,7 +131,13 @@ def test_an_adaptive_coefficient_trains_other_weights(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [("ppo.packing", "rows"), ("ppo.micro_batch", 2)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("ppo.packing", "rows"), ("ppo.micro_batch", 2), ("ppo.pass_tokens", 300),
+        ("policy.gradient_checkpointing", True),
+    ],
+)
 def test_how_the_work_is_cut_up_changes_nothing(folder, change):
     base = (("ppo.minibatch", 4), ("ppo.lr", 1e-3), ("ppo.critic_lr", 1e-3))
     assert torch.allclose(trained(folder, *base), trained(folder, *base, change), atol=1e-5)

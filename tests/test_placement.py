@@ -177,10 +177,12 @@ def test_what_others_hold_of_a_gpu_is_not_there(two_gpus, monkeypatch):
         placement.place(config.load_config("smoke"), "sft")
 
 
-def test_every_model_is_loaded_to_the_device_of_the_process(monkeypatch):
-    """The device "meta" stands for a GPU."""
+def test_every_model_is_loaded_to_the_device_of_the_process(tmp_path, monkeypatch):
+    """The device "meta" stands for a GPU. RAG's encoder is a model, too."""
     monkeypatch.setattr(devices, "choose_device", lambda: torch.device("meta"))
     assert models.load_model(config.load_config("smoke"))[0].device.type == "meta"
+    run = open_run(tmp_path, "evaluation.methods=[rag]", "evaluation.encoder=minilm")
+    assert Stage(run).encoder.model.device.type == "meta"
 
 
 def test_what_servers_sample_needs_no_memory_here(small_machine):

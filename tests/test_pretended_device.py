@@ -166,6 +166,14 @@ def test_a_tensor_left_on_the_cpu_is_caught(meter, monkeypatch):
         learner.network(there(GROUPS), POLICY)
 
 
+def test_an_updates_data_left_on_the_cpu_are_caught(meter, monkeypatch):
+    learner, cut = make_learner(config(), 1), Experience.cut
+    here = torch.device("cpu")
+    monkeypatch.setattr(Experience, "cut", lambda self, some, longest, _: cut(self, some, longest, here))
+    with pytest.raises(Exception, match="device"):
+        accumulate_minibatch(learner, experience(learner), [0])
+
+
 def test_one_number_left_on_the_cpu_is_caught(meter):
     learner = make_learner(config(), 1)
     packed = learner.pack(GROUPS)

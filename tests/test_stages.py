@@ -70,6 +70,17 @@ def test_two_processes_train_what_one_trains(tmp_path, stage, file):
     assert together.record["devices"][stage]["roles"]["policy"] == "cpu"
 
 
+@pytest.mark.parametrize("stage", ["sft", "dpo", "grpo"])
+def test_a_stage_is_launched_where_accelerate_is_set(tmp_path, monkeypatch, stage):
+    launched, here = [], []
+    monkeypatch.setattr(stages, "launch", lambda run, params, keys, stage, say: launched.append(stage))
+    monkeypatch.setattr(stages, "train_here", lambda run, stage, say: here.append(stage))
+    stages.train(open_run(tmp_path / "alone"), "smoke", SMALL, stage, say=quiet)
+    assert (launched, here) == ([], [stage])
+    stages.train(open_run(tmp_path / "two", "run.accelerate=cpu-2"), "smoke", SMALL, stage, say=quiet)
+    assert (launched, here) == ([stage], [stage])
+
+
 def test_of_several_gpus_in_sight_a_process_uses_one(tmp_path):
     """TRL refuses what transformers would do with all: DataParallel."""
     run = open_small(tmp_path)
