@@ -77,6 +77,11 @@ def test_a_turn_ends_with_any_end_token_of_the_model(tmp_path, ends):
     assert all(c.finished and c.token_ids[-1] == 1 and "<|end|>" not in c.text for c in drawn)
 
 
+def test_an_end_token_that_the_configuration_alone_knows_ends_a_turn(tmp_path):
+    cfg = variant(tmp_path / "m", generation_eos=[1, 5])
+    assert models.load_end_ids(cfg, models.load_tokenizer(cfg)) == {1, 5}
+
+
 def test_a_model_without_any_end_is_refused():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template, tokenizer.eos_token = None, None
