@@ -5,6 +5,7 @@ import inspect
 import re
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -80,6 +81,21 @@ def compare_with_model(
             f"policy.model: {own.config.model_type}: log-probabilities as {done} here {told}; this model or "
             "adapter is not computed rightly"
         )
+
+
+@contextmanager
+def use_attention(model, name: str, attend: Callable) -> Iterator[None]:
+    """Within the context the model's layers compute attention by `attend`, which transformers knows as `name`
+    and makes no mask for."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(name, attend)
+    before = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
 
 
 def _find_problems(model, config) -> Iterator[str]:

@@ -5,13 +5,11 @@ import bisect
 import math
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlpa_lib.agents import architecture
 
@@ -206,18 +204,6 @@ def shared_prefix_attention(module, query, key, value, attention_mask, scaling=N
     return joined.to(query.dtype).reshape(rows, 1, heads, dim), None
 
 
-@contextmanager
-def decoding_kernel(model: PreTrainedModel) -> Iterator[None]:
-    """Within the context the model's layers use `shared_prefix_attention`."""
-    ALL_ATTENTION_FUNCTIONS.register(KERNEL, shared_prefix_attention)
-    before = model.config._attn_implementation
-    model.config._attn_implementation = KERNEL
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before
-
-
 def choose(
     logits_RV: torch.Tensor, draws_R: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -265,7 +251,7 @@ def _decode(
     tokens_RT = torch.full((total, longest), min(end_ids), device=device)
     logprobs_RT = torch.zeros(total, longest, device=device)
     rows, running = torch.arange(total, device=device), torch.ones(total, dtype=torch.bool, device=device)
-    with decoding_kernel(model):
+    with architecture.use_attention(model, KERNEL, shared_prefix_attention):
         for step in range(longest):
             token, logprob = choose(head(hidden[:, -1]), draws_RT[rows, step], temperature)
             tokens_RT[rows, step], logprobs_RT[rows, step] = token[:, 0], logprob[:, 0]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlpa_lib.agents import adapters
+from rlpa_lib.agents.architecture import use_attention
 from rlpa_lib.rlpa.packing import Packed, spread
-from rlpa_lib.rlpa.tree import Blocks, tree_attention
+from rlpa_lib.rlpa.tree import KERNEL, Blocks, attend
 from rlpa_lib.settings.config import Config, InputError
 
 POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
@@ -166,7 +167,8 @@ class Backbone(nn.Module):
     @contextmanager
     def _prepare(self, role: str, tree: Blocks | None) -> Iterator[nn.Module]:
         """`activate`, with attention as the tokens are packed."""
-        with self.activate(role) as network, tree_attention(network) if tree else nullcontext():
+        attention = partial(use_attention, name=KERNEL, attend=attend) if tree else nullcontext
+        with self.activate(role) as network, attention(network):
             yield network
 
     @contextmanager

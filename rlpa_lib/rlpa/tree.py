@@ -22,8 +22,7 @@ one, or a whole subtree, whichever is least work. A chain at the root is plain c
 Axes: L places, Q queries and K keys of a block, H heads, D dimensions of a head.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -31,9 +30,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-KERNEL = "rlpa_tree"
+KERNEL = "rlpa_tree"  # transformers' name for `attend`
 CALL, KEY = 4096, 64  # in scores (query times key), what it takes to begin a block and to keep a key
 
 Span = tuple[int, int]  # places from the first to before the last
@@ -221,15 +219,3 @@ def attend(
         out = functional.scaled_dot_product_attention(q, k, v, scale=scaling, dropout_p=dropout, **kind)
         made.append(out.transpose(1, 2))
     return made[0] if len(made) == 1 else torch.cat(made, dim=1), None
-
-
-@contextmanager
-def tree_attention(model: nn.Module) -> Iterator[None]:
-    """Within the context the model's layers use `attend`, and transformers makes no mask."""
-    ALL_ATTENTION_FUNCTIONS.register(KERNEL, attend)
-    before = model.config._attn_implementation
-    model.config._attn_implementation = KERNEL
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before

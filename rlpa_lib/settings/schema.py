@@ -77,7 +77,9 @@ class PPO(Section):
     update_every: Literal["turn", "dialogue"] = "turn"
     epochs: Count = 1
     minibatch: Count = 32  # samples per optimiser step
-    micro_batch: Count | None = None  # samples per forward pass at most; null = the minibatch
+    # samples per forward pass at most; null = the minibatch. In a tree, passes that are not trained on take
+    # all samples of a dialogue that an update learns from: they keep nothing for a gradient
+    micro_batch: Count | None = None
     # tokens per forward pass at most, padding included; null = what a GPU's free memory allows by the
     # project's own prediction (rlpa.memory), on a CPU any number
     pass_tokens: Count | None = None
